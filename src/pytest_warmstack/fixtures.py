@@ -1,0 +1,216 @@
+"""The fixtures: a migrated database and an empty Redis for every test, as URLs and as clients.
+
+URLs become engines and clients here, in the test's own event loop. Nothing asynchronous outlives
+a test.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Callable, Iterator
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Final
+
+import pytest
+import pytest_asyncio
+
+from pytest_warmstack.errors import WarmstackError
+
+if TYPE_CHECKING:
+    from redis.asyncio import Redis
+    from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession
+
+    from pytest_warmstack.redis.leases import Lease
+    from pytest_warmstack.runtime.base import Endpoint, Server
+    from pytest_warmstack.workbench import Workbench
+
+WORKBENCH: Final = pytest.StashKey[Callable[[], "Workbench"]]()
+"""Where the pytest config keeps the way to the set-up of this process."""
+
+NEEDS_POSTGRES: Final = frozenset({"postgres_container", "db_url"})
+NEEDS_REDIS: Final = frozenset({"redis_container", "redis_url"})
+
+
+@dataclass(frozen=True)
+class ServerHandle:
+    """A server that is ready, whether it was started or found, in Docker or embedded.
+
+    The methods are those that users of testcontainers know.
+    """
+
+    host: str
+    port: int
+    id: str
+    runtime: str
+    version: str
+    _endpoint: Endpoint
+    _postgres: bool
+
+    def get_container_host_ip(self) -> str:
+        """Return the host to connect to."""
+        return self.host
+
+    def get_exposed_port(self, port: int = 0) -> int:
+        """Return the port to connect to, whatever *port* the server has in its container."""
+        return self.port
+
+    def get_connection_url(self, host: str | None = None, driver: str | None = "asyncpg") -> str:
+        """Return the URL of the server: PostgreSQL's maintenance database, or Redis' database 0.
+
+        *driver* is PostgreSQL's, as SQLAlchemy names it; None gives a plain URL.
+        """
+        place = f"{host or self.host}:{self.port}"
+        if not self._postgres:
+            return f"redis://:{self._endpoint.password}@{place}/0"
+        scheme = f"postgresql+{driver}" if driver else "postgresql"
+        return f"{scheme}://postgres:{self._endpoint.password}@{place}/postgres"
+
+
+def _handle(server: Server[Any], *, postgres: bool) -> ServerHandle:
+    return ServerHandle(
+        host=server.endpoint.host,
+        port=server.endpoint.port,
+        id=server.id,
+        runtime=server.runtime,
+        version=server.client.version,
+        _endpoint=server.endpoint,
+        _postgres=postgres,
+    )
+
+
+@pytest.fixture(scope="session")
+def postgres_container(pytestconfig: pytest.Config) -> ServerHandle:
+    """The PostgreSQL server."""
+    return _handle(_had(pytestconfig.stash[WORKBENCH]().postgres), postgres=True)
+
+
+@pytest.fixture(scope="session")
+def redis_container(pytestconfig: pytest.Config) -> ServerHandle:
+    """The Redis server."""
+    return _handle(_had(pytestconfig.stash[WORKBENCH]().redis), postgres=False)
+
+
+@pytest.fixture
+def db_url(pytestconfig: pytest.Config) -> Iterator[str]:
+    """The SQLAlchemy URL of a migrated database that is this test's own."""
+    workbench = pytestconfig.stash[WORKBENCH]()
+    clone = _had(workbench.take_clone)
+    yield clone.url
+    workbench.give_back(clone)
+
+
+@pytest.fixture
+def redis_url(pytestconfig: pytest.Config) -> str:
+    """The URL of a Redis database that is empty now and that no other process uses."""
+    lease: Lease = _had(pytestconfig.stash[WORKBENCH]().take_lease)
+    return lease.url
+
+
+@pytest.fixture
+def db_engine(request: pytest.FixtureRequest, db_url: str) -> AsyncEngine:
+    """An engine of the test's own database, disposed of when the test is done."""
+    engine: AsyncEngine = _in_the_loop_of_the_test(request, "engine")
+    return engine
+
+
+@pytest.fixture
+def db_session(request: pytest.FixtureRequest, db_engine: AsyncEngine) -> AsyncSession:
+    """A session on the test's own database; what it commits, no other test sees."""
+    session: AsyncSession = _in_the_loop_of_the_test(request, "session")
+    return session
+
+
+@pytest.fixture
+def redis_client(request: pytest.FixtureRequest, redis_url: str) -> Redis:
+    """A client of an empty Redis database, closed when the test is done."""
+    client: Redis = _in_the_loop_of_the_test(request, "redis")
+    return client
+
+
+def _had(get: Callable[[], Any]) -> Any:
+    """Return what *get* gives; an error of ours fails the test with its text alone."""
+    try:
+        return get()
+    except WarmstackError as error:
+        text = str(error)
+    # Outside the handler: what led to the error is in its text, and no chain of tracebacks helps.
+    pytest.fail(text, pytrace=False)
+
+
+def _in_the_loop_of_the_test(request: pytest.FixtureRequest, name: str) -> Any:
+    """Return the fixture *name* of the family that runs in the same event loop as the test.
+
+    pytest-asyncio gives a fixture its loop by a scope that is fixed when it is declared, while
+    the test's loop depends on its marker; a connection used in another loop than its own breaks.
+    So each of the asynchronous fixtures is declared once for each loop, and here one is picked.
+    """
+    return request.getfixturevalue(f"_warmstack_{name}_{_loop(request)}")
+
+
+def _loop(request: pytest.FixtureRequest) -> str:
+    """Return which loop the test runs in: a scope of pytest-asyncio's, or `anyio`."""
+    # No asyncio marker, and the fixture that tells anyio's plugin to run coroutines.
+    marker = request.node.get_closest_marker("asyncio")
+    if marker is None and "anyio_backend" in request.fixturenames:
+        return "anyio"
+    if marker is not None and (
+        scope := marker.kwargs.get("loop_scope") or marker.kwargs.get("scope")
+    ):
+        return str(scope)
+    if not request.config.pluginmanager.hasplugin("asyncio"):
+        pytest.fail(
+            f"{request.fixturename} needs an event loop, and neither pytest-asyncio nor anyio's"
+            " plugin gives this test one. Use db_url or redis_url, or switch one of them on.",
+            pytrace=False,
+        )
+    return str(request.config.getini("asyncio_default_test_loop_scope") or "function")
+
+
+def _declared(name: str, loop: str) -> Callable[[Callable[..., Any]], Any]:
+    """Return the decorator that declares a fixture for tests that run in that *loop*."""
+    full = f"_warmstack_{name}_{loop}"
+    if loop == "anyio":
+        return pytest.fixture(name=full)
+    return pytest_asyncio.fixture(name=full, loop_scope=loop)  # type: ignore[call-overload, no-any-return]
+
+
+def _engine_in(loop: str) -> Any:
+    @_declared("engine", loop)
+    async def engine(db_url: str) -> AsyncIterator[AsyncEngine]:
+        from sqlalchemy.ext.asyncio import create_async_engine
+
+        # The server speaks no TLS; asking it on every connection costs a millisecond.
+        engine = create_async_engine(db_url, connect_args={"ssl": False})
+        yield engine
+        await engine.dispose()
+
+    return engine
+
+
+def _session_in(loop: str) -> Any:
+    @_declared("session", loop)
+    async def session(db_engine: AsyncEngine) -> AsyncIterator[AsyncSession]:
+        from sqlalchemy.ext.asyncio import AsyncSession
+
+        # An attribute that was expired would be loaded when it is read, which asyncio can't do.
+        async with AsyncSession(db_engine, expire_on_commit=False) as session:
+            yield session
+
+    return session
+
+
+def _redis_in(loop: str) -> Any:
+    @_declared("redis", loop)
+    async def redis(redis_url: str) -> AsyncIterator[Redis]:
+        from redis.asyncio import Redis
+
+        client: Redis = Redis.from_url(redis_url)
+        yield client
+        await client.aclose()
+
+    return redis
+
+
+for _each in ("function", "class", "module", "package", "session", "anyio"):
+    for _make in (_engine_in, _session_in, _redis_in):
+        # pytest finds fixtures by looking through a module's names.
+        globals()[f"{_make.__name__}_{_each}"] = _make(_each)

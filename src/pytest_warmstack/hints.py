@@ -1,0 +1,73 @@
+"""Where the last run found its kept servers, so that the next one can knock there first.
+
+A hint is never believed: whoever uses it asks the server itself. It holds a password, so the
+file can be read by its owner only.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from pytest_warmstack.identity import Service
+
+
+@dataclass(frozen=True, kw_only=True)
+class Hint:
+    """The address and the looks of a kept server."""
+
+    runtime: str
+    fingerprint: str
+    host: str
+    port: int
+    password: str
+    id: str
+    what: str
+    since: float
+
+
+class Hints:
+    """The hints of one project, in a file in pytest's cache folder.
+
+    Without a *folder* (pytest's cache is switched off) there are none, and none are written.
+    """
+
+    def __init__(self, folder: Path | None) -> None:
+        self._folder = folder
+
+    def read(self, service: Service) -> Hint | None:
+        """Return the hint for *service*; None also when its file can't be understood."""
+        if self._folder is None:
+            return None
+        try:
+            return Hint(**json.loads(self._path(self._folder, service).read_bytes()))
+        except (OSError, ValueError, TypeError):
+            return None
+
+    def write(self, service: Service, hint: Hint) -> None:
+        """Leave *hint* for the next run; a folder that can't be written to is no error."""
+        if self._folder is None or self.read(service) == hint:
+            return
+        path = self._path(self._folder, service)
+        # Moved into place when complete: a reader sees the old hint or the new one.
+        draft = path.with_suffix(f".{os.getpid()}")
+        try:
+            self._folder.mkdir(parents=True, exist_ok=True)
+            with os.fdopen(
+                os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w"
+            ) as file:
+                json.dump(asdict(hint), file)
+            draft.replace(path)
+        except OSError:
+            draft.unlink(missing_ok=True)
+
+    def forget(self, service: Service) -> None:
+        """Remove the hint for *service*."""
+        if self._folder is not None:
+            self._path(self._folder, service).unlink(missing_ok=True)
+
+    @staticmethod
+    def _path(folder: Path, service: Service) -> Path:
+        return folder / f"{service}.json"

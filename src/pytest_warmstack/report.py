@@ -1,0 +1,88 @@
+"""Facts to text: what the user reads before and after the tests. Pure; nothing is written here."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Sequence
+from typing import Final
+
+from pytest_warmstack.steps import Ledger, Step
+
+_SERVERS: Final = ("postgres", "redis")
+_ORIGINS: Final = ("replaced", "started again", "started", "built", "reused", "found", "shared")
+"""Most telling first: of several workers, one started what the others then found."""
+
+
+def header(steps: Sequence[Step], *, reuse: bool, reuse_source: str) -> Iterator[str]:
+    """Yield a line for each server and for the template, as far as they were asked for."""
+    for name in (*_SERVERS, "template"):
+        told = [step for step in steps if step.name == name]
+        if told:
+            step = min(told, key=lambda each: _ORIGINS.index(each.facts["origin"]))
+            yield _template(step) if name == "template" else _server(step)
+    if reuse and any(step.name in _SERVERS for step in steps):
+        source = f" ({reuse_source})" if reuse_source else ""
+        yield f"the servers stay{source}; to remove them: warmstack clean"
+
+
+def summary(ledger: Ledger, *, workers: int) -> Iterator[str]:
+    """Yield the line that tells what the set-up cost, if there was any."""
+    seconds = {
+        name: max((step.seconds for step in ledger.steps if step.name == name), default=None)
+        for name in (*_SERVERS, "template", "end")
+    }
+    servers = [cost for name in _SERVERS if (cost := seconds[name]) is not None]
+    if not servers:
+        return
+    # The two servers start side by side, the template follows PostgreSQL.
+    parts = [f"servers {_duration(max(servers))}"]
+    if seconds["template"] is not None:
+        parts.append(f"template {_duration(seconds['template'])}")
+    for name, noun in (("clone", "clone"), ("flush", "flush")):
+        count, median = ledger.repeated(name)
+        if count:
+            plural = "" if count == 1 else "es" if noun == "flush" else "s"
+            parts.append(f"{count} {noun}{plural} of {_duration(median)}")
+    if seconds["end"] is not None:
+        parts.append(f"end {_duration(seconds['end'])}")
+    by = f" by {workers} workers" if workers > 1 else ""
+    yield f"set-up{by}: {', '.join(parts)}"
+
+
+def _server(step: Step) -> str:
+    """Return the line of one server."""
+    facts = step.facts
+    runtime = facts["runtime"]
+    why = f" (auto: {facts['why']})" if facts["why"] else ""
+    origin = facts["origin"]
+    if origin in {"reused", "shared"}:
+        state = f"reused, {_age(time.time() - float(facts['since']))} old"
+    else:
+        state = f"{origin} in {_duration(step.seconds)}"
+    reason = f" ({facts['reason']})" if facts["reason"] else ""
+    return f"{facts['title']} on {facts['place']}, {runtime}{why}, {facts['what']}: {state}{reason}"
+
+
+def _template(step: Step) -> str:
+    """Return the line of the template."""
+    text = f" of {step.facts['text']}" if step.facts["text"] else ""
+    return f"template{text}: {step.facts['origin']} in {_duration(step.seconds)}"
+
+
+def _duration(seconds: float) -> str:
+    """Return a time as one reads it: `1.31 s`, `14 ms`."""
+    return (
+        f"{seconds:.2f} s"
+        if seconds >= 1
+        else f"{seconds * 1000:.0f} ms"
+        if (seconds >= 0.00095)
+        else "under 1 ms"
+    )
+
+
+def _age(seconds: float) -> str:
+    """Return an age in its largest unit: `3 h`."""
+    for unit, size in (("d", 86400), ("h", 3600), ("min", 60)):
+        if seconds >= size:
+            return f"{seconds / size:.0f} {unit}"
+    return f"{max(seconds, 0):.0f} s"

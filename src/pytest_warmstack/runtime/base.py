@@ -1,0 +1,304 @@
+"""What a runtime is: something that can find, start and remove the servers a spec describes."""
+
+from __future__ import annotations
+
+import json
+import re
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any, Final, Generic, Protocol, TypeVar
+
+from pytest_warmstack.errors import ServerFailed
+from pytest_warmstack.identity import (
+    KEPT,
+    NAMESPACE,
+    SERVER_FORMAT,
+    Label,
+    Project,
+    Service,
+    fingerprint,
+)
+from pytest_warmstack.processes import Process
+from pytest_warmstack.settings import RuntimeName
+
+POLL: Final = 0.05
+"""Seconds between two attempts to query a server that is starting."""
+
+PATIENCE: Final = 3.0
+"""Seconds that a server which has been up for a while may take to answer, before it is broken."""
+
+
+class NotReady(Exception):
+    """The server does not answer yet; it may soon."""
+
+
+class NotOurs(Exception):
+    """Something answers, and it is not the server that was meant."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Endpoint:
+    """Where a server answers, and the password it takes."""
+
+    host: str
+    port: int
+    password: str = field(repr=False)
+
+
+class Client(Protocol):
+    """The connection whose query told that a server is ready; work goes on over it."""
+
+    @property
+    def version(self) -> str:
+        """The version that the server itself gives, such as `16.14`."""
+
+    def users(self) -> int:
+        """Return how many other processes of ours are connected to the server."""
+
+    def close(self) -> None:
+        """End the connection."""
+
+
+C = TypeVar("C", bound=Client)
+C_co = TypeVar("C_co", bound=Client, covariant=True)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Container:
+    """How a server runs in Docker.
+
+    *data* is where its data lies if the image declares no volume, *shm_size* is in bytes.
+    """
+
+    environment: Mapping[str, str] = field(repr=False)
+    command: Sequence[str]
+    data: str
+    shm_size: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class Command:
+    """How a server runs as a native process: its arguments and, if not ours, its user."""
+
+    arguments: Sequence[str]
+    user: str | None = None
+
+
+class Native(Protocol):
+    """How to find a server's programs on this machine, and to prepare a folder for it."""
+
+    def prepare(self, folder: Path, password: str) -> Callable[[int], Command]:
+        """Make *folder* ready, and return what gives the command for a port.
+
+        Raises `RuntimeUnavailable` when no usable program is found.
+        """
+
+    def check(self) -> None:
+        """Raise `RuntimeUnavailable` when no usable program is found."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ServerSpec(Generic[C]):
+    """What a server of ours looks like, whatever runs it.
+
+    *major* is the version asked for (None when any will do), *programs* a folder named by the
+    user, *options* are the server's own settings, *port* is where it listens in a container.
+
+    *container* takes a password and a fingerprint, *native* a fingerprint. *connect* makes the
+    client with a real query: it takes the endpoint, the fingerprint to expect and a time in
+    seconds, and raises `NotReady` or `NotOurs`.
+    """
+
+    service: Service
+    title: str
+    image: str
+    image_variable: str
+    major: int | None
+    programs: str
+    options: Mapping[str, str]
+    port: int
+    container: Callable[[str, str], Container]
+    native: Callable[[str], Native]
+    connect: Callable[[Endpoint, str, float], C]
+
+    def config(self, runtime: str) -> dict[str, str]:
+        """Return all that makes a running server the one asked for, by name."""
+        if runtime == RuntimeName.DOCKER:
+            origin = {"image": self.image}
+        else:
+            origin = {"version": str(self.major or "any")}
+            if self.programs:
+                origin["programs"] = self.programs
+        return {"format": SERVER_FORMAT, **origin, **self.options}
+
+    def fingerprint(self, runtime: str) -> str:
+        """Return the fingerprint of `config`."""
+        return fingerprint(
+            json.dumps([self.service, runtime, self.config(runtime)], sort_keys=True)
+        )
+
+    def check_version(self, client: Client) -> None:
+        """Raise `ServerFailed` when the server that answers is not of the version asked for."""
+        if self.major is not None and client.version.partition(".")[0] != str(self.major):
+            raise ServerFailed.wrong_version(
+                title=self.title, found=client.version, wanted=f"version {self.major}"
+            )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Server(Generic[C_co]):
+    """A server that is ready, the client it answered, and how it came to be ready.
+
+    *origin* is one of `reused`, `started`, `started again`, `replaced`; *reason* says why, where
+    that is not obvious. *since* is when it was made, in seconds since the epoch.
+    """
+
+    service: Service
+    title: str
+    runtime: str
+    id: str
+    fingerprint: str
+    endpoint: Endpoint
+    client: C_co
+    what: str
+    origin: str
+    reason: str = ""
+    since: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class Found:
+    """A server of ours, as its labels describe it, whether it runs or not."""
+
+    runtime: str
+    id: str
+    name: str
+    running: bool
+    labels: Mapping[str, str]
+
+    @property
+    def kept(self) -> bool:
+        """Whether it is meant to survive its run."""
+        return self.labels.get(Label.RUN) == KEPT
+
+    @property
+    def orphaned(self) -> bool:
+        """Whether it belongs to a run that has certainly ended."""
+        owner = Process.parse(self.labels.get(Label.OWNER, ""))
+        return not self.kept and owner is not None and owner.is_gone()
+
+
+@dataclass(frozen=True, kw_only=True)
+class Household:
+    """For whom a runtime works: the project, the run, its owner, and whether servers are kept."""
+
+    project: Project
+    run: str
+    owner: Process
+    keep: bool
+    start_timeout: float
+
+    def labels(self, spec: ServerSpec[Any], runtime: str) -> dict[str, str]:
+        """Return the labels of a server that is made for this household."""
+        return {
+            Label.PROJECT: self.project.id,
+            Label.PATH: self.project.path,
+            Label.SERVICE: spec.service,
+            Label.FINGERPRINT: spec.fingerprint(runtime),
+            Label.CONFIG: json.dumps(spec.config(runtime), sort_keys=True),
+            Label.VERSION: version(NAMESPACE),
+            Label.RUN: KEPT if self.keep else self.run,
+            Label.OWNER: str(self.owner),
+        }
+
+    def owns(self, found: Found, service: Service) -> bool:
+        """Tell whether *found* is this household's server of that service, outdated or not."""
+        return (
+            found.labels.get(Label.PROJECT) == self.project.id
+            and found.labels.get(Label.SERVICE) == service
+            and found.labels.get(Label.RUN) == (KEPT if self.keep else self.run)
+        )
+
+    def name(self, spec: ServerSpec[Any], runtime: str) -> str:
+        """Return the one name that such a server can have, so that no two are ever made."""
+        run = KEPT if self.keep else self.run
+        parts = ["warmstack", self.project.slug, self.project.id, run, spec.service]
+        return "-".join([*filter(None, parts), spec.fingerprint(runtime)[:8]])
+
+
+class Runtime(Protocol):
+    """Finds, starts and removes servers."""
+
+    @property
+    def name(self) -> str:
+        """The word for it in the settings."""
+
+    def check(self, specs: Sequence[ServerSpec[Any]], say: Callable[[str], None]) -> None:
+        """Raise `RuntimeUnavailable` unless servers of all *specs* can be run here.
+
+        What takes long, a pull, is told through *say*.
+        """
+
+    def ensure(self, spec: ServerSpec[C]) -> Server[C]:
+        """Return the household's server of this *spec*, found or made.
+
+        Raises `ServerFailed` when it does not become ready, and leaves no failed one behind.
+        """
+
+    def list(self) -> list[Found]:
+        """Return every server of ours that this runtime can see, of any project."""
+
+    def remove(self, found: Found) -> None:
+        """Remove a server with its data; one that is gone already is no error."""
+
+    def close(self) -> None:
+        """Let go of what the runtime holds itself, such as a connection to its engine."""
+
+
+def wait_ready(
+    spec: ServerSpec[C],
+    endpoint: Endpoint,
+    fingerprint: str,
+    *,
+    seconds: float,
+    death: Callable[[], str | None],
+    log: Callable[[], str],
+) -> C:
+    """Return the client of a server as soon as it answers a query.
+
+    *death* tells how the server ended, or None while it runs; *log* gives its last lines. Raises
+    `ServerFailed` when it ended, and when it has not answered within *seconds*.
+    """
+    deadline = time.monotonic() + seconds
+    while True:
+        try:
+            client = spec.connect(endpoint, fingerprint, max(deadline - time.monotonic(), POLL))
+        except NotReady as refusal:
+            cause = refusal
+        else:
+            try:
+                spec.check_version(client)
+            except ServerFailed:
+                client.close()
+                raise
+            return client
+        if (how := death()) is not None:
+            raise ServerFailed.died(title=spec.title, how=how, log=log()) from cause
+        if time.monotonic() >= deadline:
+            raise ServerFailed.too_slow(
+                title=spec.title, seconds=seconds, cause=str(cause), log=log()
+            ) from cause
+        time.sleep(POLL)
+
+
+def major_of(image: str) -> int | None:
+    """Return the major version that an image's tag names, or None when it names none.
+
+    >>> major_of("postgres:16-alpine")
+    16
+    """
+    match = re.match(r"(\d+)", image.rpartition(":")[2]) if ":" in image else None
+    return int(match[1]) if match else None

@@ -1,0 +1,427 @@
+"""Servers in Docker containers: found by label, reused, replaced, started, removed.
+
+testcontainers knows where the engine is and how its containers are reached (contexts, sockets,
+ssh hosts, Docker in Docker); this is the only room that speaks to it.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
+from datetime import datetime
+from ipaddress import ip_network
+from typing import Any, Final, Self
+
+from docker.errors import APIError, DockerException, ImageNotFound, NotFound
+from docker.models.containers import Container as EngineContainer
+from requests.exceptions import RequestException
+from testcontainers.core.config import ConnectionMode
+from testcontainers.core.container import DockerContainer
+from testcontainers.core.docker_client import DockerClient, get_docker_host
+
+from pytest_warmstack.errors import RuntimeUnavailable, ServerFailed
+from pytest_warmstack.identity import Label, changes
+from pytest_warmstack.runtime.base import (
+    PATIENCE,
+    POLL,
+    C,
+    Endpoint,
+    Found,
+    Household,
+    NotOurs,
+    NotReady,
+    Server,
+    ServerSpec,
+    wait_ready,
+)
+from pytest_warmstack.settings import RuntimeName
+
+_LOCAL: Final = {"localhost", "127.0.0.1", "::1"}
+_LOG_LINES: Final = 30
+_PASSWORD: Final = "WARMSTACK_PASSWORD"  # noqa: S105 - the name of a variable
+"""Where a container's password is kept: its environment, which only the engine can read."""
+
+
+class Docker:
+    """The runtime `docker`."""
+
+    name = RuntimeName.DOCKER
+
+    def __init__(self, household: Household) -> None:
+        self._household = household
+        self._engine = _engine()
+
+    def check(self, specs: Sequence[ServerSpec[Any]], say: Callable[[str], None]) -> None:
+        """Raise `RuntimeUnavailable` unless the images of all *specs* are there or were pulled."""
+        for spec in specs:
+            image = DockerContainer(spec.image).image
+            try:
+                self._engine.client.images.get(image)
+            except ImageNotFound:
+                self._pull(image, spec, say)
+
+    def ensure(self, spec: ServerSpec[C]) -> Server[C]:
+        """Return the server of *spec* in the household's one container for it."""
+        household = self._household
+        name = household.name(spec, self.name)
+        outdated = self._remove_outdated(spec, name)
+        container = _Container(spec, household.labels(spec, self.name), name)
+        deadline = time.monotonic() + household.start_timeout
+        with container:
+            while True:
+                if container.find():
+                    try:
+                        origin, reason = container.wake()
+                        client = container.ready(household.start_timeout)
+                        break
+                    except (ServerFailed, NotOurs) as failure:
+                        container.remove()
+                        if not household.keep:
+                            raise
+                        outdated = f"the old one was broken: {failure}".splitlines()[0]
+                elif container.create():
+                    origin, reason = ("replaced", outdated) if outdated else ("started", "")
+                    try:
+                        client = container.ready(household.start_timeout)
+                    except BaseException:
+                        container.remove()
+                        raise
+                    break
+                # Another process of ours is creating or removing it at this moment.
+                if time.monotonic() > deadline:
+                    raise ServerFailed.locked(
+                        title=spec.title, seconds=household.start_timeout, place=f"container {name}"
+                    )
+                time.sleep(POLL)
+            return Server(
+                service=spec.service,
+                title=spec.title,
+                runtime=self.name,
+                id=container.get_container_id(),
+                fingerprint=spec.fingerprint(self.name),
+                endpoint=container.endpoint(),
+                client=client,
+                what=f"image {spec.image}",
+                origin="shared" if origin == "reused" and not household.keep else origin,
+                reason=reason,
+                since=container.since(),
+            )
+
+    def list(self) -> list[Found]:
+        """Return every container of ours in the engine."""
+        containers = self._engine.client.api.containers(
+            all=True, filters={"label": Label.PROJECT.value}
+        )
+        return [
+            Found(
+                runtime=self.name,
+                id=each["Id"],
+                name=each["Names"][0].lstrip("/") if each["Names"] else each["Id"][:12],
+                running=each["State"] == "running",
+                labels=each["Labels"],
+            )
+            for each in containers
+        ]
+
+    def remove(self, found: Found) -> None:
+        """Remove a container with its anonymous volumes."""
+        _remove(self._engine, found.id)
+
+    def close(self) -> None:
+        """Close the connection to the engine."""
+        self._engine.client.close()
+
+    def _remove_outdated(self, spec: ServerSpec[Any], name: str) -> str:
+        """Remove containers that an earlier configuration left; return what differs.
+
+        One that a living run still uses is left to it.
+        """
+        reason = ""
+        for found in self.list():
+            if found.name == name or not self._household.owns(found, spec.service):
+                continue
+            if found.running and self._in_use(spec, found):
+                continue
+            self.remove(found)
+            old = json.loads(found.labels.get(Label.CONFIG, "{}"))
+            reason = ", ".join(changes(old, spec.config(self.name)))
+        return reason
+
+    def _in_use(self, spec: ServerSpec[Any], found: Found) -> bool:
+        """Tell whether another process of ours is connected to the server in *found*."""
+        with _Container(spec, found.labels, found.name) as container:
+            if not container.find():
+                return False
+            try:
+                client = container.connect(PATIENCE)
+            except (NotReady, NotOurs):
+                return False
+            try:
+                return bool(client.users())
+            finally:
+                client.close()
+
+    def _pull(self, image: str, spec: ServerSpec[Any], say: Callable[[str], None]) -> None:
+        """Pull *image*, telling of each layer that is done."""
+        say(f"pulling {image} ...")
+        # As `docker pull` does: without a tag the client would fetch every tag there is.
+        reference = image if ":" in image.rpartition("/")[2] or "@" in image else f"{image}:latest"
+        try:
+            for line in self._engine.client.api.pull(reference, stream=True, decode=True):
+                if "error" in line:
+                    raise RuntimeUnavailable.no_image(
+                        image=image, cause=line["error"], variable=spec.image_variable
+                    )
+                if line.get("status") == "Pull complete":
+                    say(f"pulling {image}: layer {line['id']} is here")
+        except (DockerException, RequestException) as error:
+            raise RuntimeUnavailable.no_image(
+                image=image, cause=_explanation(error), variable=spec.image_variable
+            ) from error
+
+
+class _Container(DockerContainer):
+    """One server's container, as testcontainers makes them, but for its life.
+
+    testcontainers' own `start` brings up its reaper and marks the container for it; the reaper
+    then removes whatever carries the mark, also what should survive. So ours are created without
+    the mark, and the reaper of the user's own containers is left alone.
+    """
+
+    def __init__(self, spec: ServerSpec[Any], labels: Any, name: str) -> None:
+        with _unchanged_environment():
+            super().__init__(spec.image)
+        self._spec = spec
+        self._labels = labels
+        self.with_name(name)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.get_docker_client().client.close()
+
+    def find(self) -> bool:
+        """Take hold of the container with these labels, if there is one."""
+        keys = (Label.PROJECT, Label.SERVICE, Label.RUN, Label.FINGERPRINT)
+        wanted = [f"{key}={self._labels[key]}" for key in keys]
+        self._container = None
+        for each in self._client.api.containers(all=True, filters={"label": wanted}):
+            # It may have been removed since it was listed.
+            with suppress(NotFound):
+                self._container = self._client.containers.get(each["Id"])
+        return self._container is not None
+
+    def create(self) -> bool:
+        """Create the container and start it; False when another process was faster.
+
+        The name is the arbiter: the engine gives it to one container only.
+        """
+        spec = self._spec
+        password = os.urandom(16).hex()
+        plan = spec.container(password, self._labels[Label.FINGERPRINT])
+        bind, _ = self._route()
+        image = self._client.images.get(self.image).attrs["Config"]
+        # tmpfs on every folder that the image declares as a volume: then the data lies in memory
+        # wherever this image puts it, and no anonymous volume is made.
+        data = list(image.get("Volumes") or []) or [plan.data]
+        network = None if get_docker_host() else self.get_docker_client().find_host_network()
+        try:
+            self._container = self._client.containers.create(
+                self.image,
+                name=self._name,
+                command=list(plan.command),
+                environment={**plan.environment, _PASSWORD: password},
+                labels=self._labels,
+                ports={} if bind is None else {f"{spec.port}/tcp": (bind, None)},
+                tmpfs=dict.fromkeys(data, ""),
+                shm_size=plan.shm_size,
+                **({"network": network} if network else {}),
+            )
+            self._container.start()
+        except APIError as error:
+            if error.status_code == 409 and self._container is None:
+                return False
+            self.remove()
+            raise ServerFailed.died(
+                title=spec.title, how=_explanation(error), log=f"the image is {self.image}"
+            ) from error
+        return True
+
+    def wake(self) -> tuple[str, str]:
+        """Bring a container that was found back to running; return origin and reason."""
+        container = self._held
+        status = container.status
+        if status == "running":
+            return "reused", ""
+        if status == "paused":
+            container.unpause()
+            return "reused", "it was paused"
+        if status in {"created", "exited"}:
+            container.start()
+            return "started again", "it had stopped"
+        raise NotOurs(f"it is {status}")
+
+    def ready(self, seconds: float) -> Any:
+        """Return the client of the server as soon as it answers.
+
+        A server that has been up for longer than a start may take has only a little patience
+        coming; one that another process has just started has as long as our own.
+        """
+        self.reload()
+        up = time.time() - _timestamp(self._held.attrs["State"]["StartedAt"])
+        return wait_ready(
+            self._spec,
+            self.endpoint(),
+            self._labels[Label.FINGERPRINT],
+            seconds=seconds if up < seconds else PATIENCE,
+            death=self._death,
+            log=self._log,
+        )
+
+    def connect(self, seconds: float) -> Any:
+        """Return the client of the server that these labels describe, at the first try."""
+        return self._spec.connect(self.endpoint(), self._labels[Label.FINGERPRINT], seconds)
+
+    def endpoint(self) -> Endpoint:
+        """Return where the server answers, seen from this process."""
+        container = self._held
+        port = self._spec.port
+        bind, host = self._route()
+        if bind is None:
+            return Endpoint(
+                host=self.get_docker_client().bridge_ip(self.get_container_id()),
+                port=port,
+                password=self._password(),
+            )
+        published = container.attrs["NetworkSettings"]["Ports"].get(f"{port}/tcp") or [{}]
+        return Endpoint(
+            host=host, port=int(published[0].get("HostPort", 0)), password=self._password()
+        )
+
+    def since(self) -> float:
+        """Return when the container was created, in seconds since the epoch."""
+        return _timestamp(self._held.attrs["Created"])
+
+    def remove(self) -> None:
+        """Remove the container with its data."""
+        if self._container is not None:
+            _remove(self.get_docker_client(), self.get_container_id())
+
+    def _route(self) -> tuple[str | None, str]:
+        """Return the address to publish the port on, and the one to connect to.
+
+        Loopback wherever it leads to the engine's machine. testcontainers takes the bridge's
+        gateway when the marker file of a container exists; that file is there on machines that
+        run an engine of their own too. What counts is whether the gateway's address is an
+        address of this machine: then loopback is shared with the engine.
+        """
+        client = self.get_docker_client()
+        mode = client.get_connection_mode()
+        if mode is ConnectionMode.bridge_ip:
+            return None, ""
+        if mode is ConnectionMode.docker_host:
+            host = client.host()
+            return ("127.0.0.1", "127.0.0.1") if host in _LOCAL else ("", host)
+        gateway = _gateway(self._client.networks.get("bridge").attrs["IPAM"]["Config"][0])
+        return ("127.0.0.1", "127.0.0.1") if _is_ours(gateway) else (gateway, gateway)
+
+    def _death(self) -> str | None:
+        """Return how the container ended, or None while it runs."""
+        try:
+            self.reload()
+        except NotFound:
+            return "its container was removed"
+        state = self._held.attrs["State"]
+        if state["Running"] and not state.get("Restarting"):
+            return None
+        killed = ", the engine killed it for lack of memory" if state.get("OOMKilled") else ""
+        return f"its container is {state['Status']}, exit status {state['ExitCode']}{killed}"
+
+    def _log(self) -> str:
+        """Return the last lines that the server wrote, without its password."""
+        try:
+            text = self._held.logs(tail=_LOG_LINES).decode(errors="replace")
+        except DockerException as error:
+            return _explanation(error)
+        return str(text).strip().replace(self._password(), "***")
+
+    def _password(self) -> str:
+        entries: list[str] = self._held.attrs["Config"]["Env"]
+        return dict(entry.split("=", 1) for entry in entries).get(_PASSWORD, "")
+
+    @property
+    def _client(self) -> Any:
+        return self.get_docker_client().client
+
+    @property
+    def _held(self) -> EngineContainer:
+        return self.get_wrapped_container()
+
+
+def _engine() -> DockerClient:
+    """Return testcontainers' client of the engine, or raise `RuntimeUnavailable`."""
+    try:
+        with _unchanged_environment():
+            return DockerClient()
+    except (DockerException, RequestException, OSError) as error:
+        host = get_docker_host() or "the engine's default socket, unix:///var/run/docker.sock"
+        source = "DOCKER_HOST, the docker context and ~/.testcontainers.properties name"
+        raise RuntimeUnavailable.no_docker(
+            cause=_explanation(error), tried=[f"{host} (as {source} it)"]
+        ) from error
+
+
+@contextmanager
+def _unchanged_environment() -> Iterator[None]:
+    """Undo what testcontainers' client writes into the environment: the user's code reads it."""
+    before = os.environ.get("DOCKER_HOST")
+    try:
+        yield
+    finally:
+        if before is None:
+            os.environ.pop("DOCKER_HOST", None)
+        else:
+            os.environ["DOCKER_HOST"] = before
+
+
+def _remove(engine: DockerClient, container_id: str) -> None:
+    """Remove a container with its anonymous volumes; one that is going or gone is no error."""
+    try:
+        engine.client.api.remove_container(container_id, force=True, v=True)
+    except APIError as error:
+        if error.status_code not in {404, 409}:
+            raise
+
+
+def _gateway(pool: dict[str, str]) -> str:
+    """Return the bridge's address on the engine's machine.
+
+    An engine that chose the network itself does not always tell the gateway; it is the network's
+    first address then.
+    """
+    return pool.get("Gateway") or str(next(ip_network(pool["Subnet"]).hosts()))
+
+
+def _is_ours(address: str) -> bool:
+    """Tell whether *address* is one of this machine: only then can a socket be bound to it."""
+    with socket.socket() as probe:
+        try:
+            probe.bind((address, 0))
+        except OSError:
+            return False
+        return True
+
+
+def _timestamp(text: str) -> float:
+    """Return a time of the engine's, such as `2026-11-22T10:00:00.123456789Z`, as epoch seconds."""
+    return datetime.fromisoformat(text).timestamp()
+
+
+def _explanation(error: Exception) -> str:
+    """Return the engine's own words."""
+    return str(getattr(error, "explanation", None) or error)

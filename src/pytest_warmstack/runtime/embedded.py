@@ -1,0 +1,412 @@
+"""Servers as native processes: the same life as a container's, with a folder that bears the labels.
+
+A server's folder lies in memory where there is a `/dev/shm`, and holds its data, its log and its
+record: the labels, the process, the port and the password, readable by its owner only. Whoever
+starts, judges or removes a server holds the lock on its folder.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+import pwd
+import shutil
+import signal
+import socket
+import subprocess
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any, Final, Self
+
+from pytest_warmstack.errors import RuntimeUnavailable, ServerFailed
+from pytest_warmstack.identity import Label, changes, random_password
+from pytest_warmstack.processes import Process
+from pytest_warmstack.runtime.base import (
+    PATIENCE,
+    POLL,
+    C,
+    Command,
+    Endpoint,
+    Found,
+    Household,
+    NotOurs,
+    Server,
+    ServerSpec,
+    wait_ready,
+)
+from pytest_warmstack.settings import RuntimeName
+
+_LOG_LINES: Final = 30
+_HOST: Final = "127.0.0.1"
+_PORTS: Final = 5
+"""How many free ports are tried: between our look and the server's bind another may take one."""
+
+_STOP: Final = 10.0
+"""Seconds that a server has to end before it is killed."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Record:
+    """What a server's folder says about it."""
+
+    labels: dict[str, str]
+    process: str
+    port: int
+    password: str
+    since: float
+    program: str
+
+    @classmethod
+    def read(cls, folder: Path) -> Self | None:
+        """Return the record in *folder*, or None when there is none that can be understood."""
+        try:
+            return cls(**json.loads((folder / "server.json").read_bytes()))
+        except (OSError, ValueError, TypeError):
+            return None
+
+    def write(self, folder: Path) -> None:
+        """Put the record into *folder*; it can be read by its owner only."""
+        draft = folder / "server.json.new"
+        with os.fdopen(os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "w") as file:
+            json.dump(asdict(self), file)
+        draft.replace(folder / "server.json")
+
+    @property
+    def runs(self) -> bool:
+        """Whether the server's process still lives."""
+        process = Process.parse(self.process)
+        return process is not None and not process.is_gone()
+
+    @property
+    def endpoint(self) -> Endpoint:
+        """Where the server answers."""
+        return Endpoint(host=_HOST, port=self.port, password=self.password)
+
+
+class _Daemon(subprocess.Popen[bytes]):
+    """A process that is meant to outlive this object, and perhaps this interpreter."""
+
+    def __del__(self) -> None:
+        """Say nothing: the usual warning about a process that still runs is not for a server."""
+
+
+class Embedded:
+    """The runtime `embedded`."""
+
+    name = RuntimeName.EMBEDDED
+
+    def __init__(self, household: Household) -> None:
+        self._household = household
+
+    def check(self, specs: Sequence[ServerSpec[Any]], say: Callable[[str], None]) -> None:
+        """Raise `RuntimeUnavailable` unless the programs of all *specs* are on this machine."""
+        for spec in specs:
+            spec.native(spec.fingerprint(self.name)).check()
+
+    def ensure(self, spec: ServerSpec[C]) -> Server[C]:
+        """Return the server of *spec* in the household's one folder for it."""
+        household = self._household
+        name = household.name(spec, self.name)
+        fingerprint = spec.fingerprint(self.name)
+        outdated = self._remove_outdated(spec, name)
+        with _locked(_root() / name, spec.title, household.start_timeout) as folder:
+            record = _Record.read(folder)
+            client = None
+            origin, reason = ("replaced", outdated) if outdated else ("started", "")
+            if record is not None and record.runs:
+                try:
+                    client = spec.connect(record.endpoint, fingerprint, PATIENCE)
+                    spec.check_version(client)
+                    origin, reason = "reused" if household.keep else "shared", ""
+                except Exception as failure:
+                    origin, reason = "replaced", f"the old one was broken: {failure}"
+                    _stop(record)
+            elif record is not None:
+                origin, reason = "started again", "its process had ended"
+            if record is None or client is None:
+                _empty(folder)
+                record, client = self._start(spec, folder)
+        return Server(
+            service=spec.service,
+            title=spec.title,
+            runtime=self.name,
+            id=record.process,
+            fingerprint=fingerprint,
+            endpoint=record.endpoint,
+            client=client,
+            what=f"process {record.process.split('/')[1]} of {_short(record.program)}",
+            origin=origin,
+            reason=reason,
+            since=record.since,
+        )
+
+    def list(self) -> list[Found]:
+        """Return every embedded server of this user on this machine."""
+        found = []
+        for folder in _folders():
+            record = _Record.read(folder)
+            if record is not None:
+                found.append(
+                    Found(
+                        runtime=self.name,
+                        id=record.process,
+                        name=folder.name,
+                        running=record.runs,
+                        labels=record.labels,
+                    )
+                )
+        return found
+
+    def remove(self, found: Found) -> None:
+        """Stop the server's process and remove its folder."""
+        with _locked(_root() / found.name, found.name, _STOP) as folder:
+            record = _Record.read(folder)
+            if record is not None and record.runs:
+                _stop(record)
+            shutil.rmtree(folder)
+        # The root goes with its last server; it is in use by another one otherwise.
+        with suppress(OSError):
+            _root().rmdir()
+
+    def close(self) -> None:
+        """Do nothing: there is no engine to let go of."""
+
+    def _remove_outdated(self, spec: ServerSpec[Any], name: str) -> str:
+        """Remove servers that an earlier configuration left; return what differs.
+
+        One that a living run still uses is left to it.
+        """
+        reason = ""
+        for found in self.list():
+            if found.name == name or not self._household.owns(found, spec.service):
+                continue
+            if found.running and self._in_use(spec, found):
+                continue
+            self.remove(found)
+            old = json.loads(found.labels.get(Label.CONFIG, "{}"))
+            reason = ", ".join(changes(old, spec.config(self.name)))
+        return reason
+
+    def _in_use(self, spec: ServerSpec[Any], found: Found) -> bool:
+        """Tell whether another process of ours is connected to the server that was found."""
+        record = _Record.read(_root() / found.name)
+        if record is None:
+            return False
+        try:
+            client = spec.connect(record.endpoint, found.labels[Label.FINGERPRINT], PATIENCE)
+        except Exception:
+            return False
+        try:
+            return bool(client.users())
+        finally:
+            client.close()
+
+    def _start(self, spec: ServerSpec[C], folder: Path) -> tuple[_Record, C]:
+        """Start the server in the empty *folder* and wait until it answers."""
+        household = self._household
+        fingerprint = spec.fingerprint(self.name)
+        password = random_password()
+        record = _Record(
+            labels=household.labels(spec, self.name),
+            process="",
+            port=0,
+            password=password,
+            since=time.time(),
+            program="",
+        )
+        # Before anything is done: whoever finds the folder after a kill knows whose it was.
+        record.write(folder)
+        try:
+            command_for = spec.native(fingerprint).prepare(folder, password)
+            attempts = _PORTS
+            while True:
+                attempts -= 1
+                try:
+                    return self._attempt(spec, folder, record, command_for)
+                except (ServerFailed, NotOurs) as failure:
+                    log = _log(folder, password)
+                    if attempts == 0 or not (isinstance(failure, NotOurs) or "in use" in log):
+                        raise
+        except BaseException:
+            shutil.rmtree(folder)
+            with suppress(OSError):
+                _root().rmdir()
+            raise
+
+    def _attempt(
+        self,
+        spec: ServerSpec[C],
+        folder: Path,
+        record: _Record,
+        command_for: Callable[[int], Command],
+    ) -> tuple[_Record, C]:
+        """Start the server on a port that is free now, and wait until it answers."""
+        port = _free_port()
+        command = command_for(port)
+        daemon = _launch(command, folder)
+        process = str(Process.of(daemon.pid))
+        record = replace(record, process=process, port=port, program=command.arguments[0])
+        # Before it is ready, so that whoever finds the folder after a kill can stop it.
+        record.write(folder)
+        try:
+            client = wait_ready(
+                spec,
+                record.endpoint,
+                spec.fingerprint(self.name),
+                seconds=self._household.start_timeout,
+                death=lambda: _death(daemon),
+                log=lambda: _log(folder, record.password),
+            )
+        except BaseException:
+            _stop(record)
+            raise
+        return record, client
+
+
+def _launch(command: Command, folder: Path) -> _Daemon:
+    """Start *command* in a session of its own, so that the terminal's Ctrl-C passes it by."""
+    privileges: dict[str, Any] = {}
+    if command.user is not None:
+        user = pwd.getpwnam(command.user)
+        privileges = {"user": user.pw_uid, "group": user.pw_gid, "extra_groups": []}
+    with (folder / "log").open("ab") as log:
+        return _Daemon(
+            list(command.arguments),
+            stdin=subprocess.DEVNULL,
+            stdout=log,
+            stderr=subprocess.STDOUT,
+            cwd=folder,
+            # Nothing of ours: PostgreSQL's and Redis' programs read settings from there too.
+            env={"PATH": os.defpath, "LC_ALL": "C", "TZ": "UTC"},
+            start_new_session=True,
+            **privileges,
+        )
+
+
+def _death(daemon: _Daemon) -> str | None:
+    """Return how the process ended, or None while it runs."""
+    status = daemon.poll()
+    if status is None:
+        return None
+    return f"its process ended with exit status {status}"
+
+
+def _stop(record: _Record) -> None:
+    """End the server's process: at once, since its data is thrown away."""
+    process = Process.parse(record.process)
+    if process is None or process.is_gone():
+        return
+    # SIGINT is PostgreSQL's fast shutdown, which waits for no client (documentation, "Shutting
+    # Down the Server"), and Redis' ordinary one.
+    for number in (signal.SIGINT, signal.SIGKILL):
+        with suppress(ProcessLookupError):
+            os.kill(process.pid, number)
+        deadline = time.monotonic() + _STOP
+        while time.monotonic() < deadline:
+            if process.is_gone():
+                return
+            with suppress(ChildProcessError):
+                os.waitpid(process.pid, os.WNOHANG)
+            time.sleep(POLL / 5)
+
+
+def _log(folder: Path, password: str) -> str:
+    """Return the last lines of the server's log, without its password."""
+    try:
+        text = (folder / "log").read_text(encoding="utf-8", errors="replace")
+    except OSError as error:
+        return str(error)
+    return "\n".join(text.splitlines()[-_LOG_LINES:]).replace(password, "***")
+
+
+def _short(program: str) -> str:
+    """Return the end of a path, enough to know the program by."""
+    return "/".join(Path(program).parts[-3:])
+
+
+def _free_port() -> int:
+    """Return a port that nobody listens on at this moment."""
+    with socket.socket() as probe:
+        probe.bind((_HOST, 0))
+        return int(probe.getsockname()[1])
+
+
+def _root() -> Path:
+    """Return the folder that holds this user's embedded servers; it may not exist."""
+    shared_memory = Path("/dev/shm")  # noqa: S108 - its safety is looked at below
+    base = shared_memory if os.access(shared_memory, os.W_OK) else Path(tempfile.gettempdir())
+    return base / f"pytest-warmstack-{os.getuid()}"
+
+
+def _folders() -> list[Path]:
+    """Return the folders of this user's embedded servers."""
+    root = _root()
+    return sorted(path for path in root.iterdir() if path.is_dir()) if root.is_dir() else []
+
+
+def _made_root() -> Path:
+    """Return the root, made if need be; raise `RuntimeUnavailable` when it is somebody else's.
+
+    It lies where everybody may write, under a name that everybody can guess.
+    """
+    root = _root()
+    # Others may pass through, to a folder whose name they know: PostgreSQL does, as nobody.
+    root.mkdir(mode=0o711, exist_ok=True)
+    found = root.lstat()
+    if (
+        found.st_uid != os.getuid()
+        or found.st_mode & 0o022
+        or not root.is_dir()
+        or root.is_symlink()
+    ):
+        raise RuntimeUnavailable.unsafe_folder(
+            folder=str(root),
+            cause=f"it belongs to user {found.st_uid}, with mode {found.st_mode & 0o7777:o}",
+        )
+    return root
+
+
+@contextmanager
+def _locked(folder: Path, title: str, seconds: float) -> Iterator[Path]:
+    """Hold the lock on *folder*, making it if need be; the lock ends with the process.
+
+    Raises `ServerFailed` when another process holds it for longer than *seconds*.
+    """
+    deadline = time.monotonic() + seconds
+    while True:
+        _made_root()
+        with suppress(FileExistsError, FileNotFoundError):
+            folder.mkdir(mode=0o711)
+        try:
+            handle = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+        except FileNotFoundError:
+            continue
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            # The one who held it before may have removed the folder, and another made it anew.
+            if folder.is_dir() and os.path.samestat(os.fstat(handle), folder.stat()):
+                break
+        except BlockingIOError:
+            if time.monotonic() > deadline:
+                os.close(handle)
+                raise ServerFailed.locked(title=title, seconds=seconds, place=str(folder)) from None
+            time.sleep(POLL)
+        os.close(handle)
+    try:
+        yield folder
+    finally:
+        os.close(handle)
+
+
+def _empty(folder: Path) -> None:
+    """Remove all that is in *folder*."""
+    for path in folder.iterdir():
+        if path.is_dir() and not path.is_symlink():
+            shutil.rmtree(path)
+        else:
+            path.unlink()

@@ -1,0 +1,61 @@
+"""What the set-up did and what it cost, as plain facts that another process can read."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field
+from typing import Any, Self
+
+
+@dataclass(frozen=True)
+class Step:
+    """One thing that the set-up did: its *name*, the *seconds* it took, and *facts* about it."""
+
+    name: str
+    seconds: float
+    facts: dict[str, str] = field(default_factory=dict)
+
+
+@dataclass
+class Ledger:
+    """The steps of one process, and how often and how long the repeated ones ran.
+
+    `steps` holds what happened once, `times` the seconds of each clone and each flush.
+    """
+
+    steps: list[Step] = field(default_factory=list)
+    times: dict[str, list[float]] = field(default_factory=dict)
+
+    def note(self, step: Step) -> None:
+        """Enter a step that happened once."""
+        self.steps.append(step)
+
+    @contextmanager
+    def timed(self, name: str) -> Iterator[None]:
+        """Measure what runs inside as one more repetition of *name*."""
+        begin = time.perf_counter()
+        yield
+        self.times.setdefault(name, []).append(time.perf_counter() - begin)
+
+    def repeated(self, name: str) -> tuple[int, float]:
+        """Return how often *name* ran, and the median of its seconds."""
+        # Not the statistics module: its import costs more than most of our set-up.
+        times = sorted(self.times.get(name, []))
+        return len(times), times[len(times) // 2] if times else 0.0
+
+    def as_plain(self) -> dict[str, Any]:
+        """Return this ledger as simple values, as execnet and JSON can carry them."""
+        return asdict(self)
+
+    @classmethod
+    def from_plain(cls, plain: dict[str, Any]) -> Self:
+        """Return the ledger that `as_plain` gave."""
+        return cls([Step(**step) for step in plain["steps"]], plain["times"])
+
+    def merge(self, other: Ledger) -> None:
+        """Take in the ledger of another process."""
+        self.steps += other.steps
+        for name, times in other.times.items():
+            self.times.setdefault(name, []).extend(times)

@@ -1,0 +1,299 @@
+"""The only place that knows the order: settings, servers, template, clone.
+
+It starts what is asked for, once, remembers what failed, and removes at the end what is not kept.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable, Collection
+from concurrent.futures import Future
+from contextlib import ExitStack, suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final, TypeVar
+
+from pytest_warmstack import runtime as runtimes
+from pytest_warmstack.errors import RuntimeUnavailable
+from pytest_warmstack.hints import Hint, Hints
+from pytest_warmstack.identity import Service
+from pytest_warmstack.portal import Portal
+from pytest_warmstack.runtime.base import (
+    Endpoint,
+    Household,
+    NotOurs,
+    NotReady,
+    Runtime,
+    Server,
+    ServerSpec,
+)
+from pytest_warmstack.settings import RuntimeName, Settings
+from pytest_warmstack.steps import Ledger, Step
+
+if TYPE_CHECKING:
+    from pytest_warmstack.postgres.admin import Admin as PostgresAdmin
+    from pytest_warmstack.postgres.clones import Clone, Clones
+    from pytest_warmstack.redis.admin import Admin as RedisAdmin
+    from pytest_warmstack.redis.leases import Lease, Leases
+
+T = TypeVar("T")
+
+KNOCK: Final = 1.0
+"""Seconds that a server at a hinted address may take to answer."""
+
+LEAVE: Final = 10.0
+"""Seconds that background work may take at the end of the run; what it leaves is swept later."""
+
+
+@dataclass
+class Workbench:
+    """The set-up of one process. Everything is made when it is first asked for, once.
+
+    *say* tells the user what takes long; what the set-up did is entered in `ledger`. `used` names
+    the runtimes that were asked for a server.
+    """
+
+    settings: Settings
+    household: Household
+    hints: Hints
+    say: Callable[[str], None]
+    ledger: Ledger = field(default_factory=Ledger)
+
+    def __post_init__(self) -> None:
+        self._made: dict[str, Future[Any]] = {}
+        self._making = threading.Lock()
+        self._threads: list[threading.Thread] = []
+        self._stack = ExitStack()
+        self._portal = Portal()
+        self.used: list[str] = []
+        self._specs: dict[Service, ServerSpec[Any]] = {}
+
+    def start(self, services: Collection[Service]) -> None:
+        """Begin to make *services* ready, all at the same time, and wait until they are.
+
+        Errors are not raised here: whoever asks for the thing gets them.
+        """
+        self._specs = {service: self._spec(service) for service in services}
+        begin: dict[Service, Callable[[], object]] = {
+            Service.POSTGRES: self.clones,
+            Service.REDIS: self.leases,
+        }
+        for service in services:
+            thread = threading.Thread(
+                target=_quietly, args=(begin[service],), name=f"warmstack-{service}", daemon=True
+            )
+            self._threads.append(thread)
+            thread.start()
+        for thread in self._threads:
+            thread.join()
+
+    def postgres(self) -> Server[PostgresAdmin]:
+        """Return the PostgreSQL server."""
+        return self._once("postgres", lambda: self._ensure(self._spec(Service.POSTGRES)))
+
+    def redis(self) -> Server[RedisAdmin]:
+        """Return the Redis server."""
+        return self._once("redis", lambda: self._ensure(self._spec(Service.REDIS)))
+
+    def clones(self) -> Clones:
+        """Return the clones of the template, which is found or built."""
+        return self._once("clones", self._make_clones)
+
+    def leases(self) -> Leases:
+        """Return the leases of this process."""
+        return self._once("leases", self._make_leases)
+
+    def take_clone(self) -> Clone:
+        """Return a migrated database for one test."""
+        clones = self.clones()
+        with self.ledger.timed("clone"):
+            return clones.take()
+
+    def give_back(self, clone: Clone) -> None:
+        """Take back the database of a test that is done."""
+        self.clones().give_back(clone)
+
+    def take_lease(self) -> Lease:
+        """Return this process's Redis database, empty."""
+        leases = self.leases()
+        with self.ledger.timed("flush"):
+            return leases.acquire()
+
+    def refusal(self) -> RuntimeUnavailable | None:
+        """Return why no runtime could be had, if that is what happened."""
+        made = self._made.get("runtime")
+        error = made.exception() if made is not None and made.done() else None
+        return error if isinstance(error, RuntimeUnavailable) else None
+
+    def close(self, *, tidy: bool) -> None:
+        """Give everything back; with *tidy*, remove what this run, and dead ones, leave behind.
+
+        Closing twice is fine. One failure does not keep the rest from being cleaned.
+        """
+        for thread in self._threads:
+            thread.join(LEAVE)
+        begin = time.perf_counter()
+        with ExitStack() as last:
+            last.callback(self._portal.close)
+            for runtime, _ in self._chosen():
+                last.callback(runtime.close)
+                if tidy:
+                    last.callback(runtimes.tidy, runtime, self.household.run)
+            last.push(self._stack.pop_all())
+        self._made.clear()
+        if self.ledger.steps:
+            self.ledger.note(Step("end", time.perf_counter() - begin))
+
+    def _chosen(self) -> list[tuple[Runtime, str]]:
+        made = self._made.get("runtime")
+        return [made.result()] if made is not None and made.done() and not made.exception() else []
+
+    def _once(self, name: str, make: Callable[[], T]) -> T:
+        """Return what *make* gave the first time; an error is remembered and raised again."""
+        own: Future[T] = Future()
+        with self._making:
+            made: Future[T] = self._made.setdefault(name, own)
+        if made is own:
+            try:
+                made.set_result(make())
+            except BaseException as error:
+                made.set_exception(error)
+        return made.result()
+
+    def _ensure(self, spec: ServerSpec[Any]) -> Server[Any]:
+        """Return the server of *spec*: at the hinted address, else from the runtime."""
+        begin = time.perf_counter()
+        server = self._knock(spec)
+        why = ""
+        if server is None:
+            runtime, why = self._runtime(spec)
+            server = runtime.ensure(spec)
+            if self.household.keep:
+                self.hints.write(spec.service, _hint(server))
+        self._stack.callback(server.client.close)
+        self.ledger.note(
+            Step(
+                str(spec.service),
+                time.perf_counter() - begin,
+                {
+                    "title": f"{server.title} {server.client.version}",
+                    "place": f"{server.endpoint.host}:{server.endpoint.port}",
+                    "runtime": server.runtime,
+                    "why": why,
+                    "what": server.what,
+                    "origin": server.origin,
+                    "reason": server.reason,
+                    "since": str(server.since),
+                },
+            )
+        )
+        return server
+
+    def _knock(self, spec: ServerSpec[Any]) -> Server[Any] | None:
+        """Return the kept server at the hinted address, if it is still the one asked for.
+
+        Then no engine is asked, and nothing that speaks to one is imported.
+        """
+        hint = self.hints.read(spec.service) if self.household.keep else None
+        asked = self.settings.runtime
+        if hint is None or asked not in {RuntimeName.AUTO, hint.runtime}:
+            return None
+        if hint.fingerprint != spec.fingerprint(hint.runtime):
+            return None
+        endpoint = Endpoint(host=hint.host, port=hint.port, password=hint.password)
+        try:
+            client = spec.connect(endpoint, hint.fingerprint, KNOCK)
+        except (NotReady, NotOurs):
+            return None
+        return Server(
+            service=spec.service,
+            title=spec.title,
+            runtime=hint.runtime,
+            id=hint.id,
+            fingerprint=hint.fingerprint,
+            endpoint=endpoint,
+            client=client,
+            what=hint.what,
+            origin="reused",
+            since=hint.since,
+        )
+
+    def _runtime(self, spec: ServerSpec[Any]) -> tuple[Runtime, str]:
+        """Return the one runtime for all the servers of this process, and why it is this one."""
+        wanted = {**self._specs, spec.service: spec}
+
+        def choose() -> tuple[Runtime, str]:
+            name = self.settings.runtime
+            chosen = runtimes.choose(name, self.household, list(wanted.values()), self.say)
+            self.used.append(chosen[0].name)
+            return chosen
+
+        runtime, why = self._once("runtime", choose)
+        if spec.service not in self._specs:
+            # Asked for by a test as it ran: the choice was made without it.
+            self._specs[spec.service] = spec
+            runtime.check([spec], self.say)
+        return runtime, why
+
+    def _spec(self, service: Service) -> ServerSpec[Any]:
+        """Return what the server looks like; only now its driver is imported."""
+        if service is Service.POSTGRES:
+            from pytest_warmstack.postgres import server as postgres
+
+            return postgres.spec(self.settings, self._portal)
+        from pytest_warmstack.redis import server as redis
+
+        return redis.spec(self.settings)
+
+    def _make_clones(self) -> Clones:
+        from pytest_warmstack.postgres import migrations, template
+        from pytest_warmstack.postgres.clones import Clones
+
+        admin = self.postgres().client
+        begin = time.perf_counter()
+        layers = migrations.layers(self.settings, Path(self.household.project.path))
+        # A waiting process may wait for the whole build of another, and no longer.
+        made = template.ensure(admin, layers, timeout=self.settings.migrate_timeout, say=self.say)
+        self.ledger.note(
+            Step(
+                "template",
+                time.perf_counter() - begin,
+                {"origin": made.origin, "text": made.text},
+            )
+        )
+        if self.household.keep:
+            admin.sweep(template.doomed)
+        clones = Clones(admin, made.name, admin.url)
+        if self.household.keep:
+            self._stack.callback(clones.close, timeout=LEAVE)
+        return clones
+
+    def _make_leases(self) -> Leases:
+        from pytest_warmstack.redis.leases import Leases
+
+        server = self.redis()
+        connect = self._spec(Service.REDIS).connect
+        leases = Leases(server.client, lambda: connect(server.endpoint, server.fingerprint, KNOCK))
+        self._stack.callback(leases.close)
+        return leases
+
+
+def _hint(server: Server[Any]) -> Hint:
+    """Return what the next run needs to find *server*."""
+    return Hint(
+        runtime=server.runtime,
+        fingerprint=server.fingerprint,
+        host=server.endpoint.host,
+        port=server.endpoint.port,
+        password=server.endpoint.password,
+        id=server.id,
+        what=server.what,
+        since=server.since,
+    )
+
+
+def _quietly(function: Callable[[], object]) -> None:
+    """Call *function*; what it raises is remembered where its result would be."""
+    with suppress(BaseException):
+        function()

@@ -1,0 +1,1 @@
+"""A small bookshop: the application whose tests stand in this folder."""
