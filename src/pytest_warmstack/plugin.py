@@ -83,7 +83,7 @@ def pytest_sessionfinish(session: pytest.Session) -> None:
     _close(config)
     if workbench is not None and _is_worker(config):
         config.workeroutput[_WORD] = {  # type: ignore[attr-defined]
-            "ledger": workbench.ledger.as_plain(),
+            "ledger": workbench.ledger.to_json(),
             "runtimes": workbench.used,
         }
 
@@ -193,7 +193,7 @@ def _close(config: pytest.Config) -> None:
     elif workers:
         ledger = config.stash[LEDGER] = Ledger()
         for each in filter(None, workers):
-            ledger.merge(Ledger.from_plain(each["ledger"]))
+            ledger.merge(Ledger.from_json(each["ledger"]))
         _tidy(config, workers)
 
 

@@ -15,11 +15,17 @@ _ORIGINS: Final = ("replaced", "started again", "started", "built", "reused", "f
 
 def header(steps: Sequence[Step], *, reuse: bool, reuse_source: str) -> Iterator[str]:
     """Yield a line for each server and for the template, as far as they were asked for."""
+    told_why = False
     for name in (*_SERVERS, "template"):
         told = [step for step in steps if step.name == name]
-        if told:
-            step = min(told, key=lambda each: _ORIGINS.index(each.facts["origin"]))
-            yield _template(step) if name == "template" else _server(step)
+        if not told:
+            continue
+        step = min(told, key=lambda each: _ORIGINS.index(each.facts["origin"]))
+        if name == "template":
+            yield _template(step)
+        else:
+            yield _server(step, with_why=not told_why)
+            told_why = True
     if reuse and any(step.name in _SERVERS for step in steps):
         source = f" ({reuse_source})" if reuse_source else ""
         yield f"the servers stay{source}; to remove them: warmstack clean"
@@ -49,11 +55,11 @@ def summary(ledger: Ledger, *, workers: int) -> Iterator[str]:
     yield f"set-up{by}: {', '.join(parts)}"
 
 
-def _server(step: Step) -> str:
+def _server(step: Step, *, with_why: bool) -> str:
     """Return the line of one server."""
     facts = step.facts
     runtime = facts["runtime"]
-    why = f" (auto: {facts['why']})" if facts["why"] else ""
+    why = f" (auto: {facts['why']})" if facts["why"] and with_why else ""
     origin = facts["origin"]
     if origin in {"reused", "shared"}:
         state = f"reused, {_age(time.time() - float(facts['since']))} old"

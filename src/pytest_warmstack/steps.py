@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import json
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
-from typing import Any, Self
+from typing import Self
 
 
 @dataclass(frozen=True)
@@ -45,13 +46,14 @@ class Ledger:
         times = sorted(self.times.get(name, []))
         return len(times), times[len(times) // 2] if times else 0.0
 
-    def as_plain(self) -> dict[str, Any]:
-        """Return this ledger as simple values, as execnet and JSON can carry them."""
-        return asdict(self)
+    def to_json(self) -> str:
+        """Return this ledger as a text that another process can read."""
+        return json.dumps(asdict(self))
 
     @classmethod
-    def from_plain(cls, plain: dict[str, Any]) -> Self:
-        """Return the ledger that `as_plain` gave."""
+    def from_json(cls, text: str) -> Self:
+        """Return the ledger that `to_json` gave."""
+        plain = json.loads(text)
         return cls([Step(**step) for step in plain["steps"]], plain["times"])
 
     def merge(self, other: Ledger) -> None:

@@ -226,7 +226,7 @@ class Workbench:
         def choose() -> tuple[Runtime, str]:
             name = self.settings.runtime
             chosen = runtimes.choose(name, self.household, list(wanted.values()), self.say)
-            self.used.append(chosen[0].name)
+            self.used.append(str(chosen[0].name))
             return chosen
 
         runtime, why = self._once("runtime", choose)

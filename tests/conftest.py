@@ -1,0 +1,3 @@
+"""What all tests of the plugin itself share."""
+
+pytest_plugins = ["pytester"]
