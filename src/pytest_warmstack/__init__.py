@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from pytest_warmstack.errors import WarmstackError
-    from pytest_warmstack.fixtures import ServerHandle
+    from pytest_warmstack.runtime.base import ServerHandle
 
 __all__ = ["ServerHandle", "WarmstackError", "__version__"]
 
@@ -17,7 +17,7 @@ __all__ = ["ServerHandle", "WarmstackError", "__version__"]
 def __getattr__(name: str) -> Any:
     """Import a public name when it is asked for: this module is loaded in every pytest run."""
     if name == "ServerHandle":
-        from pytest_warmstack.fixtures import ServerHandle
+        from pytest_warmstack.runtime.base import ServerHandle
 
         return ServerHandle
     if name == "WarmstackError":

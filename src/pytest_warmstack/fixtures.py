@@ -7,20 +7,17 @@ a test.
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Callable, Iterator
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
 
 import pytest
 import pytest_asyncio
-
-from pytest_warmstack.errors import WarmstackError
 
 if TYPE_CHECKING:
     from redis.asyncio import Redis
     from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession
 
     from pytest_warmstack.redis.leases import Lease
-    from pytest_warmstack.runtime.base import Endpoint, Server
+    from pytest_warmstack.runtime.base import Server, ServerHandle
     from pytest_warmstack.workbench import Workbench
 
 WORKBENCH: Final = pytest.StashKey[Callable[[], "Workbench"]]()
@@ -30,63 +27,18 @@ NEEDS_POSTGRES: Final = frozenset({"postgres_container", "db_url"})
 NEEDS_REDIS: Final = frozenset({"redis_container", "redis_url"})
 
 
-@dataclass(frozen=True)
-class ServerHandle:
-    """A server that is ready, whether it was started or found, in Docker or embedded.
-
-    The methods are those that users of testcontainers know.
-    """
-
-    host: str
-    port: int
-    id: str
-    runtime: str
-    version: str
-    _endpoint: Endpoint
-    _postgres: bool
-
-    def get_container_host_ip(self) -> str:
-        """Return the host to connect to."""
-        return self.host
-
-    def get_exposed_port(self, port: int = 0) -> int:
-        """Return the port to connect to, whatever *port* the server has in its container."""
-        return self.port
-
-    def get_connection_url(self, host: str | None = None, driver: str | None = "asyncpg") -> str:
-        """Return the URL of the server: PostgreSQL's maintenance database, or Redis' database 0.
-
-        *driver* is PostgreSQL's, as SQLAlchemy names it; None gives a plain URL.
-        """
-        place = f"{host or self.host}:{self.port}"
-        if not self._postgres:
-            return f"redis://:{self._endpoint.password}@{place}/0"
-        scheme = f"postgresql+{driver}" if driver else "postgresql"
-        return f"{scheme}://postgres:{self._endpoint.password}@{place}/postgres"
-
-
-def _handle(server: Server[Any], *, postgres: bool) -> ServerHandle:
-    return ServerHandle(
-        host=server.endpoint.host,
-        port=server.endpoint.port,
-        id=server.id,
-        runtime=server.runtime,
-        version=server.client.version,
-        _endpoint=server.endpoint,
-        _postgres=postgres,
-    )
-
-
 @pytest.fixture(scope="session")
 def postgres_container(pytestconfig: pytest.Config) -> ServerHandle:
     """The PostgreSQL server."""
-    return _handle(_had(pytestconfig.stash[WORKBENCH]().postgres), postgres=True)
+    server: Server[Any] = _had(pytestconfig.stash[WORKBENCH]().postgres)
+    return server.handle()
 
 
 @pytest.fixture(scope="session")
 def redis_container(pytestconfig: pytest.Config) -> ServerHandle:
     """The Redis server."""
-    return _handle(_had(pytestconfig.stash[WORKBENCH]().redis), postgres=False)
+    server: Server[Any] = _had(pytestconfig.stash[WORKBENCH]().redis)
+    return server.handle()
 
 
 @pytest.fixture
@@ -128,6 +80,8 @@ def redis_client(request: pytest.FixtureRequest, redis_url: str) -> Redis:
 
 def _had(get: Callable[[], Any]) -> Any:
     """Return what *get* gives; an error of ours fails the test with its text alone."""
+    from pytest_warmstack.errors import WarmstackError
+
     try:
         return get()
     except WarmstackError as error:

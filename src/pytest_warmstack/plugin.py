@@ -183,14 +183,14 @@ def _workbench(config: pytest.Config) -> Workbench:
 
 def _close(config: pytest.Config) -> None:
     """Close the set-up of this process; in the owner, also remove what the run leaves behind."""
-    from pytest_warmstack.steps import Ledger
-
     workers = config.stash[WORKERS]
     if (workbench := config.stash.get(MADE, None)) is not None:
         workbench.close(tidy=not _is_worker(config))
         config.stash[LEDGER] = workbench.ledger
         del config.stash[MADE]
-    elif workers:
+    elif workers and config.stash.get(LEDGER, None) is None:
+        from pytest_warmstack.steps import Ledger
+
         ledger = config.stash[LEDGER] = Ledger()
         for each in filter(None, workers):
             ledger.merge(Ledger.from_json(each["ledger"]))

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, fields
 from enum import StrEnum
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 from pytest_warmstack.errors import SettingsError
 
@@ -32,8 +32,7 @@ class Kind(StrEnum):
     LINES = "lines like NAME=VALUE"
 
 
-@dataclass(frozen=True, kw_only=True)
-class Choice:
+class Choice(NamedTuple):
     """One row of the table: what the user may set, and where."""
 
     name: str
@@ -59,7 +58,9 @@ def _row(default: Any, kind: Kind, text: str, *, flag: str = "", ini_only: bool 
     )
 
 
-@dataclass(frozen=True, kw_only=True)
+# Loaded in every pytest run: the methods that dataclass would write for it and nobody calls
+# are half of what this module costs.
+@dataclass(frozen=True, kw_only=True, repr=False, eq=False)
 class Settings:
     """What the user chose; `sources` tells where each value that is no default came from."""
 

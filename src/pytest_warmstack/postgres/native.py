@@ -13,11 +13,10 @@ from pathlib import Path
 from typing import Final
 
 from pytest_warmstack.errors import RuntimeUnavailable, ServerFailed
-from pytest_warmstack.postgres.admin import USER
+from pytest_warmstack.postgres.admin import TITLE, USER, initdb_arguments
 from pytest_warmstack.runtime.base import Command
 from pytest_warmstack.settings import CHOICES
 
-TITLE: Final = "PostgreSQL"
 _INITDB_DEADLINE: Final = 60.0
 _TEST: Final = "/usr/bin/test"
 
@@ -94,7 +93,7 @@ class NativePostgres:
                 "--auth=scram-sha-256",
                 "--encoding=UTF8",
                 "--no-locale",
-                "--no-sync",
+                *initdb_arguments(self.major),
             ],
             stdin=subprocess.DEVNULL,
             capture_output=True,

@@ -7,9 +7,8 @@ from typing import Final
 
 from pytest_warmstack.identity import Service
 from pytest_warmstack.portal import Portal
-from pytest_warmstack.postgres.admin import USER, Admin
-from pytest_warmstack.postgres.native import TITLE, NativePostgres
-from pytest_warmstack.runtime.base import Container, ServerSpec, major_of
+from pytest_warmstack.postgres.admin import TITLE, USER, Admin, initdb_arguments
+from pytest_warmstack.runtime.base import Container, Native, ServerSpec, major_of
 from pytest_warmstack.settings import CHOICES, Settings
 
 OPTIONS: Final[Mapping[str, str]] = {
@@ -45,10 +44,8 @@ def spec(settings: Settings, portal: Portal) -> ServerSpec[Admin]:
         programs=settings.postgres_bin,
         options=OPTIONS,
         port=5432,
-        container=_container,
-        native=lambda fingerprint: NativePostgres(
-            major=major, named=settings.postgres_bin, arguments=_arguments(fingerprint)
-        ),
+        container=lambda password, fingerprint: _container(password, fingerprint, major),
+        native=lambda fingerprint: _native(settings, major, _arguments(fingerprint)),
         connect=lambda endpoint, fingerprint, seconds: Admin.connect(
             endpoint, fingerprint, portal=portal, timeout=seconds
         ),
@@ -61,14 +58,21 @@ def _arguments(fingerprint: str) -> list[str]:
     return [part for name, value in options.items() for part in ("-c", f"{name}={value}")]
 
 
-def _container(password: str, fingerprint: str) -> Container:
+def _native(settings: Settings, major: int | None, arguments: list[str]) -> Native:
+    """Return how to run PostgreSQL's own programs; only now their room is imported."""
+    from pytest_warmstack.postgres.native import NativePostgres
+
+    return NativePostgres(major=major, named=settings.postgres_bin, arguments=arguments)
+
+
+def _container(password: str, fingerprint: str, major: int | None) -> Container:
     """Return how to run the official image, or one with the same contract."""
     return Container(
         environment={
             "POSTGRES_USER": USER,
             "POSTGRES_PASSWORD": password,
             "POSTGRES_DB": "postgres",
-            "POSTGRES_INITDB_ARGS": "--no-sync",
+            "POSTGRES_INITDB_ARGS": " ".join(initdb_arguments(major)),
         },
         command=["postgres", *_arguments(fingerprint)],
         data="/var/lib/postgresql/data",

@@ -168,6 +168,53 @@ class Server(Generic[C_co]):
     reason: str = ""
     since: float
 
+    def handle(self) -> ServerHandle:
+        """Return what a test gets of this server."""
+        return ServerHandle(
+            host=self.endpoint.host,
+            port=self.endpoint.port,
+            id=self.id,
+            runtime=self.runtime,
+            version=self.client.version,
+            password=self.endpoint.password,
+            service=self.service,
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class ServerHandle:
+    """A server that is ready, whether it was started or found, in Docker or embedded.
+
+    The methods are those that users of testcontainers know.
+    """
+
+    host: str
+    port: int
+    id: str
+    runtime: str
+    version: str
+    password: str = field(repr=False)
+    service: Service
+
+    def get_container_host_ip(self) -> str:
+        """Return the host to connect to."""
+        return self.host
+
+    def get_exposed_port(self, port: int = 0) -> int:
+        """Return the port to connect to, whatever *port* the server has in its container."""
+        return self.port
+
+    def get_connection_url(self, host: str | None = None, driver: str | None = "asyncpg") -> str:
+        """Return the URL of the server: PostgreSQL's maintenance database, or Redis' database 0.
+
+        *driver* is PostgreSQL's, as SQLAlchemy names it; None gives a plain URL.
+        """
+        place = f"{host or self.host}:{self.port}"
+        if self.service is Service.REDIS:
+            return f"redis://:{self.password}@{place}/0"
+        scheme = f"postgresql+{driver}" if driver else "postgresql"
+        return f"{scheme}://postgres:{self.password}@{place}/postgres"
+
 
 @dataclass(frozen=True, kw_only=True)
 class Found:

