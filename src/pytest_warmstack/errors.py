@@ -52,10 +52,10 @@ class SettingsError(WarmstackError):
     def bad_value(cls, *, name: str, value: object, source: str, wanted: str) -> SettingsError:
         """*value*, read from *source*, is not what the choice called *name* takes."""
         return cls(
-            f"The setting {name} can't be {value!r}.",
+            f"{value!r} is no value for {name}.",
             why=f"it takes {wanted}",
             looked_at=[source],
-            todo=[f"change or remove it in the {source}"],
+            todo=[f"give it {wanted}, or leave it out"],
         )
 
 
@@ -111,10 +111,10 @@ class RuntimeUnavailable(WarmstackError):
         """Every runtime that `auto` may choose has refused."""
         return cls(
             "There is no way to run PostgreSQL and Redis here.",
-            why="; ".join(refusal.what for refusal in refusals),
+            why="neither Docker nor native servers can be had",
             looked_at=[
-                f"{refusal.what} {refusal.why}: {', '.join(refusal.looked_at)}"
-                for refusal in refusals
+                "\n".join([f"{each.what} {each.why}", *(f"  {place}" for place in each.looked_at)])
+                for each in refusals
             ],
             todo=[
                 "start Docker",

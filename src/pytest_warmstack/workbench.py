@@ -15,10 +15,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 from pytest_warmstack import runtime as runtimes
-from pytest_warmstack.errors import RuntimeUnavailable
+from pytest_warmstack.errors import RuntimeUnavailable, WarmstackError
 from pytest_warmstack.hints import Hint, Hints
 from pytest_warmstack.identity import Service
 from pytest_warmstack.portal import Portal
+from pytest_warmstack.processes import Process
 from pytest_warmstack.runtime.base import (
     Endpoint,
     Household,
@@ -34,6 +35,7 @@ from pytest_warmstack.steps import Ledger, Step
 if TYPE_CHECKING:
     from pytest_warmstack.postgres.admin import Admin as PostgresAdmin
     from pytest_warmstack.postgres.clones import Clone, Clones
+    from pytest_warmstack.postgres.template import Layer
     from pytest_warmstack.redis.admin import Admin as RedisAdmin
     from pytest_warmstack.redis.leases import Lease, Leases
 
@@ -168,6 +170,8 @@ class Workbench:
         why = ""
         if server is None:
             runtime, why = self._runtime(spec)
+            if spec.service is Service.POSTGRES:
+                self._prepare_layers()
             server = runtime.ensure(spec)
             if self.household.keep:
                 self.hints.write(spec.service, _hint(server))
@@ -247,12 +251,12 @@ class Workbench:
         return redis.spec(self.settings)
 
     def _make_clones(self) -> Clones:
-        from pytest_warmstack.postgres import migrations, template
+        from pytest_warmstack.postgres import template
         from pytest_warmstack.postgres.clones import Clones
 
         admin = self.postgres().client
         begin = time.perf_counter()
-        layers = migrations.layers(self.settings, Path(self.household.project.path))
+        layers = self._layers()
         # A waiting process may wait for the whole build of another, and no longer.
         made = template.ensure(admin, layers, timeout=self.settings.migrate_timeout, say=self.say)
         self.ledger.note(
@@ -268,6 +272,25 @@ class Workbench:
         if self.household.keep:
             self._stack.callback(clones.close, timeout=LEAVE)
         return clones
+
+    def _prepare_layers(self) -> None:
+        """Begin to build the template before there is a server for it.
+
+        Not in the workers of xdist: one of them will build, and the others would only compete.
+        """
+        if self.household.owner != Process.current():
+            return
+        with suppress(WarmstackError):  # It is raised where the layers are needed.
+            for layer in self._layers():
+                self._stack.callback(layer.discard)
+                layer.prepare()
+
+    def _layers(self) -> list[Layer]:
+        """Return the layers of the template."""
+        from pytest_warmstack.postgres import migrations
+
+        root = Path(self.household.project.path)
+        return self._once("layers", lambda: migrations.layers(self.settings, root))
 
     def _make_leases(self) -> Leases:
         from pytest_warmstack.redis.leases import Leases

@@ -11,7 +11,7 @@ import subprocess
 import sys
 import tomllib
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any, Final, Self
@@ -28,7 +28,7 @@ _BUILDERS: Final = ("alembic", "sqlalchemy")
 """Distributions whose version may change what the same scripts build."""
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(kw_only=True)
 class Migrations:
     """The Alembic project of the tests.
 
@@ -41,6 +41,7 @@ class Migrations:
     root: Path
     env: Sequence[str]
     timeout: float
+    _child: subprocess.Popen[str] | None = field(default=None, init=False)
 
     name = "alembic"
 
@@ -98,6 +99,27 @@ class Migrations:
                     parts.append(file.read())
         return fingerprint(*parts)
 
+    def prepare(self) -> None:
+        """Start the child process: it imports Alembic while the server starts, and then waits."""
+        # -P: like the command `alembic`, and unlike `python -m` otherwise, the child does not put
+        # the current folder first on its path.
+        self._child = self._child or subprocess.Popen(
+            [sys.executable, "-P", "-m", _CHILD],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            cwd=self.root,
+            text=True,
+            errors="replace",
+        )
+
+    def discard(self) -> None:
+        """End the child process, if it was not needed."""
+        child, self._child = self._child, None
+        if child is not None:
+            child.kill()
+            child.communicate()
+
     def apply(self, target: Target) -> str:
         """Run what `alembic upgrade heads` runs, and see that the database is at the heads."""
         report = self._run(target)
@@ -143,19 +165,11 @@ class Migrations:
                 "database": target.database,
             },
         }
-        # -P: like the command `alembic`, and unlike `python -m` otherwise, the child does not put
-        # the current folder first on its path. The password goes over standard input, since
-        # arguments can be read by everybody on the machine.
-        child = subprocess.Popen(
-            [sys.executable, "-P", "-m", _CHILD],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            cwd=self.root,
-            text=True,
-            errors="replace",
-        )
+        self.prepare()
+        child, self._child = self._child, None
+        assert child is not None  # noqa: S101 - prepared above
         try:
+            # The password goes over standard input: arguments can be read by everybody.
             answer, output = child.communicate(json.dumps(request), timeout=self.timeout)
         except subprocess.TimeoutExpired:
             child.kill()

@@ -122,7 +122,7 @@ class NativePostgres:
             try:
                 version = programs.version()
             except (OSError, subprocess.SubprocessError) as error:
-                looked_at.append(f"{place}: {error}")
+                looked_at.append(f"{place}: {getattr(error, 'strerror', None) or error}")
                 continue
             if self.major is None or version.partition(".")[0] == str(self.major):
                 return programs

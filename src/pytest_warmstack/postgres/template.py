@@ -41,6 +41,15 @@ class Layer(Protocol):
     def fingerprint(self) -> str:
         """Return the fingerprint of all that decides what `apply` does, from files alone."""
 
+    def prepare(self) -> None:
+        """Begin what takes long and needs no database: a server is being started, so it is empty.
+
+        Then `apply` follows, or else `discard`.
+        """
+
+    def discard(self) -> None:
+        """Undo `prepare`, if `apply` did not come."""
+
     def apply(self, target: Target) -> str:
         """Change the database; return what was done, such as `7 revisions`.
 

@@ -16,6 +16,7 @@ from datetime import datetime
 from ipaddress import ip_network
 from typing import Any, Final, Self
 
+from docker.constants import DEFAULT_UNIX_SOCKET
 from docker.errors import APIError, DockerException, ImageNotFound, NotFound
 from docker.models.containers import Container as EngineContainer
 from requests.exceptions import RequestException
@@ -365,15 +366,28 @@ class _Container(DockerContainer):
 
 def _engine() -> DockerClient:
     """Return testcontainers' client of the engine, or raise `RuntimeUnavailable`."""
+    host = get_docker_host() or DEFAULT_UNIX_SOCKET.replace("http+unix", "unix")
     try:
+        _knock(host)
         with _unchanged_environment():
             return DockerClient()
     except (DockerException, RequestException, OSError) as error:
-        host = get_docker_host() or "the engine's default socket, unix:///var/run/docker.sock"
         source = "DOCKER_HOST, the docker context and ~/.testcontainers.properties name"
         raise RuntimeUnavailable.no_docker(
             cause=_explanation(error), tried=[f"{host} (as {source} it)"]
         ) from error
+
+
+def _knock(host: str) -> None:
+    """Raise OSError when nobody listens on the engine's socket.
+
+    docker-py would find out as well, but leave a socket unclosed, which fails runs that turn
+    warnings into errors.
+    """
+    if host.startswith("unix://"):
+        with socket.socket(socket.AF_UNIX) as probe:
+            probe.settimeout(PATIENCE)
+            probe.connect(host.removeprefix("unix://"))
 
 
 @contextmanager
