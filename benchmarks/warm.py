@@ -128,7 +128,7 @@ def main() -> None:
     ours = ("-p", "no:cacheprovider", "--warmstack-runtime", runtime)
     with tempfile.TemporaryDirectory() as temporary:
         home = Path(temporary)
-        home.chmod(0o755)  # noqa: S103 - the server runs as another user
+        home.chmod(0o755)  # The server runs as another user, when we are root.
         unit = project(home / "unit", test_unit_py=UNIT)
         warm = project(home / "warm", test_warm_py=TEST)
         hand = project(home / "hand", test_hand_py=TEST, conftest_py=BY_HAND)

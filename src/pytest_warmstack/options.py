@@ -82,7 +82,7 @@ def settings(config: pytest.Config) -> Settings:
             given = config.getoption("reuse_containers", default=None)
             if given is None or given is False:
                 return None
-            return bool(given), "command line"
+            return bool(given), f"command line option {choice.flag}"
         value = config.getoption(f"warmstack_{choice.name}", default=None)
         if value is None:
             return None
