@@ -147,6 +147,16 @@ class ServerFailed(WarmstackError):
         )
 
     @classmethod
+    def refused(cls, *, title: str, cause: str) -> ServerFailed:
+        """Tell that what runs the server would not start it."""
+        return cls(
+            f"{title} could not be started.",
+            why=cause,
+            looked_at=["the answer of the Docker engine"],
+            todo=["read the answer above; warmstack clean, then run again, starts from nothing"],
+        )
+
+    @classmethod
     def too_slow(cls, *, title: str, seconds: float, cause: str, log: str) -> ServerFailed:
         """Tell that the server did not answer a query within *seconds*."""
         return cls(

@@ -69,35 +69,9 @@ class Docker:
         """Return the server of *spec* in the household's one container for it."""
         household = self._household
         name = household.name(spec, self.name)
-        outdated = self._remove_outdated(spec, name)
-        container = _Container(spec, household.labels(spec, self.name), name)
-        deadline = time.monotonic() + household.start_timeout
-        with container:
-            while True:
-                if container.find():
-                    try:
-                        origin, reason = container.wake()
-                        client = container.ready(household.start_timeout)
-                        break
-                    except (ServerFailed, NotOurs) as failure:
-                        container.remove()
-                        if not household.keep:
-                            raise
-                        outdated = f"the old one was broken: {failure}".splitlines()[0]
-                elif container.create():
-                    origin, reason = ("replaced", outdated) if outdated else ("started", "")
-                    try:
-                        client = container.ready(household.start_timeout)
-                    except BaseException:
-                        container.remove()
-                        raise
-                    break
-                # Another process of ours is creating or removing it at this moment.
-                if time.monotonic() > deadline:
-                    raise ServerFailed.locked(
-                        title=spec.title, seconds=household.start_timeout, place=f"container {name}"
-                    )
-                time.sleep(POLL)
+        labels = household.labels(spec, self.name)
+        with _explained(spec.title), _Container(spec, labels, name) as container:
+            client, origin, reason = self._running(container, self._remove_outdated(spec, name))
             return Server(
                 service=spec.service,
                 title=spec.title,
@@ -111,6 +85,34 @@ class Docker:
                 reason=reason,
                 since=container.since(),
             )
+
+    def _running(self, container: _Container, outdated: str) -> tuple[Any, str, str]:
+        """Bring *container* to answer; return its client, and how and why it came to."""
+        seconds = self._household.start_timeout
+        deadline = time.monotonic() + seconds
+        while True:
+            if container.find():
+                try:
+                    origin, reason = container.wake()
+                    return container.ready(seconds), origin, reason
+                except (ServerFailed, NotOurs) as failure:
+                    container.remove()
+                    if not self._household.keep:
+                        raise
+                    outdated = f"the old one was broken: {failure}".splitlines()[0]
+            elif container.create():
+                try:
+                    client = container.ready(seconds)
+                except BaseException:
+                    container.remove()
+                    raise
+                return client, *(("replaced", outdated) if outdated else ("started", ""))
+            # Another process of ours is creating or removing it at this moment.
+            if time.monotonic() > deadline:
+                raise ServerFailed.locked(
+                    title=container.title, seconds=seconds, place=f"container {container.name}"
+                )
+            time.sleep(POLL)
 
     def list(self) -> list[Found]:
         """Return every container of ours in the engine."""
@@ -196,6 +198,8 @@ class _Container(DockerContainer):
     def __init__(self, spec: ServerSpec[Any], labels: Any, name: str) -> None:
         with _unchanged_environment():
             super().__init__(spec.image)
+        self.title = spec.title
+        self.name = name
         self._spec = spec
         self._labels = labels
         self.with_name(name)
@@ -248,9 +252,7 @@ class _Container(DockerContainer):
             if error.status_code == 409 and self._container is None:
                 return False
             self.remove()
-            raise ServerFailed.died(
-                title=spec.title, how=_explanation(error), log=f"the image is {self.image}"
-            ) from error
+            raise
         return True
 
     def wake(self) -> tuple[str, str]:
@@ -388,6 +390,15 @@ def _knock(host: str) -> None:
         with socket.socket(socket.AF_UNIX) as probe:
             probe.settimeout(PATIENCE)
             probe.connect(host.removeprefix("unix://"))
+
+
+@contextmanager
+def _explained(title: str) -> Iterator[None]:
+    """Turn what the engine refuses, and what can't be what it seemed, into `ServerFailed`."""
+    try:
+        yield
+    except (DockerException, RequestException, NotOurs) as error:
+        raise ServerFailed.refused(title=title, cause=_explanation(error)) from error
 
 
 @contextmanager

@@ -228,9 +228,9 @@ class Embedded:
                 attempts -= 1
                 try:
                     return self._attempt(spec, folder, record, command_for)
-                except (ServerFailed, NotOurs) as failure:
-                    log = _log(folder, password)
-                    if attempts == 0 or not (isinstance(failure, NotOurs) or "in use" in log):
+                except ServerFailed as failure:
+                    # Between our look and its bind, another process took the port.
+                    if attempts == 0 or "in use" not in str(failure):
                         raise
         except BaseException:
             shutil.rmtree(folder)
@@ -262,6 +262,10 @@ class Embedded:
                 death=lambda: _death(daemon),
                 log=lambda: _log(folder, record.password),
             )
+        except NotOurs as failure:
+            _stop(record)
+            how = f"its port is in use by something else: {failure}"
+            raise ServerFailed.died(title=spec.title, how=how, log="") from failure
         except BaseException:
             _stop(record)
             raise
