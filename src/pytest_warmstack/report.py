@@ -77,18 +77,14 @@ def _template(step: Step) -> str:
 
 def _duration(seconds: float) -> str:
     """Return a time as one reads it: `1.31 s`, `14 ms`."""
-    return (
-        f"{seconds:.2f} s"
-        if seconds >= 1
-        else f"{seconds * 1000:.0f} ms"
-        if (seconds >= 0.00095)
-        else "under 1 ms"
-    )
+    if seconds >= 0.9995:
+        return f"{seconds:.2f} s"
+    return f"{seconds * 1000:.0f} ms" if seconds >= 0.0005 else "under 1 ms"
 
 
 def _age(seconds: float) -> str:
-    """Return an age in its largest unit: `3 h`."""
+    """Return an age in its largest whole unit: `3 h`."""
     for unit, size in (("d", 86400), ("h", 3600), ("min", 60)):
         if seconds >= size:
-            return f"{seconds / size:.0f} {unit}"
-    return f"{max(seconds, 0):.0f} s"
+            return f"{seconds // size:.0f} {unit}"
+    return f"{max(seconds, 0) // 1:.0f} s"

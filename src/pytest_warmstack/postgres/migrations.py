@@ -12,6 +12,7 @@ import sys
 import tomllib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from importlib.machinery import PathFinder
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any, Final, Self
@@ -62,6 +63,10 @@ class Migrations:
                 )
         has_ini = ini.is_file()
         has_toml = toml.is_file() and "alembic" in _read_toml(toml).get("tool", {})
+        if settings.alembic and toml == root / settings.alembic and not has_toml:
+            raise TemplateFailed.bad_alembic(
+                config=str(toml), cause="it has no table [tool.alembic]"
+            )
         if not (has_ini or has_toml):
             return None
         return cls(
@@ -197,27 +202,25 @@ class Migrations:
     def _folders(self) -> list[Path]:
         """Return the folders that hold the scripts, as the configuration names them."""
         options: dict[str, Any] = {}
-        places = {}
-        if self.toml is not None:
-            options |= _read_toml(self.toml)["tool"]["alembic"]
-            places = dict.fromkeys(options, self.toml.parent)
-        if self.ini is not None:
-            own = self._read_ini(self.ini)
-            options |= own
-            places |= dict.fromkeys(own, self.ini.parent)
-        if not options.get("script_location"):
+        for path, own in (
+            (self.toml, self.toml and _read_toml(self.toml)["tool"]["alembic"]),
+            (self.ini, self.ini and self._read_ini(self.ini)),
+        ):
+            # As in Alembic, what stands in the ini file wins, and %(here)s is the file's folder.
+            if path is not None and own:
+                here = str(path.parent)
+                options |= {key: _placed(value, here) for key, value in own.items()}
+        location = options.get("script_location")
+        if not location:
             raise TemplateFailed.bad_alembic(
                 config=self.config, cause="it does not say script_location"
             )
-        locations = [options["script_location"]]
-        more = options.get("version_locations") or []
-        locations += _split(more, options) if isinstance(more, str) else more
-        here = {key: str(place) for key, place in places.items()}
+        named = [("script_location", location)]
+        named += [("version_locations", each) for each in _listed(options, "version_locations")]
+        packages = [str(self.root / each) for each in _listed(options, "prepend_sys_path")]
         folders = []
-        for key, location in zip(
-            ["script_location", *["version_locations"] * len(more)], locations, strict=False
-        ):
-            folder = self._folder(location.replace("%(here)s", here[key]))
+        for key, each in named:
+            folder = self._folder(each, packages)
             if not folder.is_dir():
                 raise TemplateFailed.bad_alembic(
                     config=self.config, cause=f"{key} names {folder}, which is no folder"
@@ -225,24 +228,27 @@ class Migrations:
             folders.append(folder)
         return folders
 
-    def _folder(self, location: str) -> Path:
-        """Return the folder of a location: a path, or `package:folder`."""
+    def _folder(self, location: str, packages: list[str]) -> Path:
+        """Return the folder of a location: a path, or `package:folder`, found without importing."""
         package, colon, rest = location.partition(":")
-        if colon and re.fullmatch(r"[\w.]{2,}", package):
-            found = importlib.util.find_spec(package)
-            if found is None or not found.submodule_search_locations:
-                raise TemplateFailed.bad_alembic(
-                    config=self.config, cause=f"there is no package {package}"
-                )
-            return Path(found.submodule_search_locations[0]) / rest
-        return self.root / location
+        if not colon or not re.fullmatch(r"[\w.]{2,}", package):
+            return self.root / location
+        top, *below = package.split(".")
+        found = PathFinder.find_spec(top, packages) or importlib.util.find_spec(top)
+        homes = list(found.submodule_search_locations or []) if found is not None else []
+        home = Path(homes[0], *below) if homes else None
+        if home is None or not home.is_dir():
+            raise TemplateFailed.bad_alembic(
+                config=self.config, cause=f"there is no package {package}"
+            )
+        return home / rest
 
     def _read_ini(self, path: Path) -> dict[str, str]:
         """Return the section `alembic` of an ini file, uninterpolated."""
         parser = configparser.RawConfigParser()
         try:
             parser.read(path, encoding="utf-8")
-        except configparser.Error as error:
+        except (configparser.Error, UnicodeDecodeError) as error:
             raise TemplateFailed.bad_alembic(config=str(path), cause=str(error)) from error
         return dict(parser["alembic"]) if parser.has_section("alembic") else {}
 
@@ -253,25 +259,37 @@ def layers(settings: Settings, root: Path) -> list[Layer]:
     return [] if migrations is None else [migrations]
 
 
-def _split(locations: str, options: Mapping[str, Any]) -> list[str]:
-    """Return the single locations of `version_locations`, as Alembic splits them."""
+def _placed(value: Any, here: str) -> Any:
+    """Return an option's value, a text or a list of texts, with `%(here)s` filled in."""
+    if isinstance(value, list):
+        return [_placed(each, here) for each in value]
+    return value.replace("%(here)s", here) if isinstance(value, str) else value
+
+
+def _listed(options: Mapping[str, Any], key: str) -> list[str]:
+    """Return the single paths of an option that holds several, split as Alembic does."""
+    value = options.get(key) or []
+    if isinstance(value, list):
+        return value
     separator = options.get("path_separator") or options.get("version_path_separator")
     signs = {"os": os.pathsep, "space": " ", "newline": "\n"}
     pattern = re.escape(signs.get(separator, separator)) if separator else r", *|(?: +)"
-    return [part.strip() for part in re.split(pattern, locations) if part.strip()]
+    return [part.strip() for part in re.split(pattern, value) if part.strip()]
 
 
 def _files(folder: str) -> Iterator[str]:
-    """Yield the files below *folder* in a stable order, compiled ones left out.
+    """Yield the files below *folder* in a stable order.
 
+    Compiled ones are left out, and those with a dot in front: editors put their own there.
     os.scandir and plain strings: this runs for a thousand revisions on every warm run.
     """
     with os.scandir(folder) as entries:
         ordered = sorted(entries, key=lambda entry: entry.name)
     for entry in ordered:
+        if entry.name.startswith(".") or entry.name == "__pycache__":
+            continue
         if entry.is_dir():
-            if entry.name != "__pycache__":
-                yield from _files(entry.path)
+            yield from _files(entry.path)
         elif not entry.name.endswith(".pyc"):
             yield entry.path
 

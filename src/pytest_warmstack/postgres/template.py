@@ -84,7 +84,8 @@ class _Mark:
     def read(cls, comment: str) -> Self:
         """Return what *comment* says; one that can't be understood is very old."""
         try:
-            return cls(**json.loads(comment))
+            mark = cls(**json.loads(comment))
+            return cls(float(mark.built), str(mark.layers))
         except (ValueError, TypeError):
             return cls(0.0, "")
 
