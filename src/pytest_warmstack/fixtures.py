@@ -7,7 +7,7 @@ a test.
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Callable, Iterator
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 import pytest
 import pytest_asyncio
@@ -16,45 +16,57 @@ if TYPE_CHECKING:
     from redis.asyncio import Redis
     from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession
 
-    from pytest_warmstack.redis.leases import Lease
-    from pytest_warmstack.runtime.base import Server, ServerHandle
+    from pytest_warmstack.runtime.base import ServerHandle
     from pytest_warmstack.workbench import Workbench
+
+T = TypeVar("T")
 
 WORKBENCH: Final = pytest.StashKey[Callable[[], "Workbench"]]()
 """Where the pytest config keeps the way to the set-up of this process."""
 
-NEEDS_POSTGRES: Final = frozenset({"postgres_container", "db_url"})
-NEEDS_REDIS: Final = frozenset({"redis_container", "redis_url"})
+NEEDS: Final = {"_warmstack_postgres": "postgres", "_warmstack_redis": "redis"}
+"""The fixtures behind all others, and the server that each needs.
+
+A fixture that the user has put in the place of one of ours does not ask for them.
+"""
 
 
 @pytest.fixture(scope="session")
-def postgres_container(pytestconfig: pytest.Config) -> ServerHandle:
+def _warmstack_postgres(pytestconfig: pytest.Config) -> Workbench:
+    """The set-up of this process, for a test that needs PostgreSQL."""
+    return pytestconfig.stash[WORKBENCH]()
+
+
+@pytest.fixture(scope="session")
+def _warmstack_redis(pytestconfig: pytest.Config) -> Workbench:
+    """The set-up of this process, for a test that needs Redis."""
+    return pytestconfig.stash[WORKBENCH]()
+
+
+@pytest.fixture(scope="session")
+def postgres_container(_warmstack_postgres: Workbench) -> ServerHandle:
     """The PostgreSQL server."""
-    server: Server[Any] = _had(pytestconfig.stash[WORKBENCH]().postgres)
-    return server.handle()
+    return _had(_warmstack_postgres.postgres).handle()
 
 
 @pytest.fixture(scope="session")
-def redis_container(pytestconfig: pytest.Config) -> ServerHandle:
+def redis_container(_warmstack_redis: Workbench) -> ServerHandle:
     """The Redis server."""
-    server: Server[Any] = _had(pytestconfig.stash[WORKBENCH]().redis)
-    return server.handle()
+    return _had(_warmstack_redis.redis).handle()
 
 
 @pytest.fixture
-def db_url(pytestconfig: pytest.Config) -> Iterator[str]:
+def db_url(_warmstack_postgres: Workbench) -> Iterator[str]:
     """The SQLAlchemy URL of a migrated database that is this test's own."""
-    workbench = pytestconfig.stash[WORKBENCH]()
-    clone = _had(workbench.take_clone)
+    clone = _had(_warmstack_postgres.take_clone)
     yield clone.url
-    workbench.give_back(clone)
+    _warmstack_postgres.give_back(clone)
 
 
 @pytest.fixture
-def redis_url(pytestconfig: pytest.Config) -> str:
+def redis_url(_warmstack_redis: Workbench) -> str:
     """The URL of a Redis database that is empty now and that no other process uses."""
-    lease: Lease = _had(pytestconfig.stash[WORKBENCH]().take_lease)
-    return lease.url
+    return _had(_warmstack_redis.take_lease).url
 
 
 @pytest.fixture
@@ -78,7 +90,7 @@ def redis_client(request: pytest.FixtureRequest, redis_url: str) -> Redis:
     return client
 
 
-def _had(get: Callable[[], Any]) -> Any:
+def _had(get: Callable[[], T]) -> T:
     """Return what *get* gives; an error of ours fails the test with its text alone."""
     from pytest_warmstack.errors import WarmstackError
 

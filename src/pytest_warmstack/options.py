@@ -2,23 +2,29 @@
 
 from __future__ import annotations
 
-import importlib.util
 import os
+from pathlib import Path
 from typing import Any, Final
 
 import pytest
 
+from pytest_warmstack.errors import SettingsError
 from pytest_warmstack.settings import (
     CHOICES,
     Choice,
     Kind,
+    Lookup,
     Settings,
     ci,
     environment,
     resolve,
 )
 
-_INI_TYPES: Final[dict[Kind, Any]] = {Kind.SWITCH: "bool", Kind.LINES: "linelist"}
+_INI_TYPES: Final[dict[Kind, Any]] = {
+    Kind.SWITCH: "bool",
+    Kind.SECONDS: "float",
+    Kind.LINES: "linelist",
+}
 
 _NO: Final = 0
 """What `--no-reuse-containers` stores.
@@ -28,9 +34,9 @@ has there as its default.
 """
 
 
-def add(parser: pytest.Parser, pluginmanager: pytest.PytestPluginManager) -> None:
-    """Declare every choice to pytest."""
-    group = parser.getgroup("warmstack", "real PostgreSQL and Redis, kept warm")
+def add(parser: pytest.Parser) -> None:
+    """Declare every choice to pytest, but for the option that another plugin may have."""
+    group = _group(parser)
     for choice in CHOICES.values():
         parser.addini(
             choice.ini,
@@ -38,37 +44,35 @@ def add(parser: pytest.Parser, pluginmanager: pytest.PytestPluginManager) -> Non
             type=_INI_TYPES.get(choice.kind, "string"),
             default=None,
         )
-        if choice.kind is Kind.SWITCH:
-            _add_reuse(group, choice, shared=_is_shared(pluginmanager))
-        elif choice.flag is not None:
+        if choice.kind is not Kind.SWITCH and choice.flag is not None:
             group.addoption(choice.flag, dest=f"warmstack_{choice.name}", help=choice.help)
+    group.addoption(
+        "--no-reuse-containers",
+        dest="reuse_containers",
+        action="store_const",
+        const=_NO,
+        help="Remove the servers after the run, whatever the configuration says",
+    )
 
 
-def _is_shared(pluginmanager: pytest.PytestPluginManager) -> bool:
-    """Tell whether pytest-docker-tools registers `--reuse-containers`.
+def add_reuse(parser: pytest.Parser, pluginmanager: pytest.PytestPluginManager) -> None:
+    """Declare `--reuse-containers`, unless pytest-docker-tools is loaded, which has it too.
 
-    A second registration, in whatever order, stops pytest at its start.
+    A second registration stops pytest, so this has to come when all plugins are loaded.
     """
-    found = importlib.util.find_spec("pytest_docker_tools") is not None
-    return found and not pluginmanager.is_blocked("docker_tools")
-
-
-def _add_reuse(group: pytest.OptionGroup, choice: Choice, *, shared: bool) -> None:
-    if not shared:
-        group.addoption(
+    if not pluginmanager.hasplugin("docker_tools"):
+        choice = CHOICES["reuse"]
+        _group(parser).addoption(
             str(choice.flag),
             dest="reuse_containers",
             action="store_true",
             default=None,
             help=choice.help,
         )
-    group.addoption(
-        f"--no-{str(choice.flag).lstrip('-')}",
-        dest="reuse_containers",
-        action="store_const",
-        const=_NO,
-        help="Remove the servers after the run, whatever the configuration says",
-    )
+
+
+def _group(parser: pytest.Parser) -> pytest.OptionGroup:
+    return parser.getgroup("warmstack", "real PostgreSQL and Redis, kept warm")
 
 
 def settings(config: pytest.Config) -> Settings:
@@ -84,27 +88,42 @@ def settings(config: pytest.Config) -> Settings:
                 return None
             return bool(given), f"command line option {choice.flag}"
         value = config.getoption(f"warmstack_{choice.name}", default=None)
-        if value is None:
-            return None
-        if choice.kind is Kind.PATH and value:
-            value = str(config.invocation_params.dir / value)
-        return value, f"command line option {choice.flag}"
+        return None if value is None else (value, f"command line option {choice.flag}")
 
     def ini(choice: Choice) -> tuple[object, str] | None:
         source = config.inipath.name if config.inipath else "ini file"
         try:
             value = config.getini(choice.ini)
-        except (ValueError, TypeError):
-            # pytest's own conversion refused it; ours then says so with the source's name.
-            value = config.inicfg.get(choice.ini)
-            value = getattr(value, "value", value)
-        if value is None:
-            return None
-        if choice.kind is Kind.PATH and value:
-            value = str(config.rootpath / value)
-        return value, source
+        except (ValueError, TypeError, pytest.UsageError) as error:
+            raise SettingsError.bad_value(
+                name=choice.ini, value=_quoted(error), source=source, wanted=choice.kind
+            ) from None
+        return None if value is None else (value, source)
 
-    return resolve(command_line, environment(os.environ), ci(os.environ), ini)
+    here = config.invocation_params.dir
+    return resolve(
+        _rooted(command_line, here),
+        _rooted(environment(os.environ), here),
+        ci(os.environ),
+        _rooted(ini, config.rootpath),
+    )
+
+
+def _rooted(lookup: Lookup, folder: Path) -> Lookup:
+    """Return *lookup* with its relative paths begun at *folder*."""
+
+    def find(choice: Choice) -> tuple[object, str] | None:
+        found = lookup(choice)
+        if found is None or choice.kind is not Kind.PATH or not found[0]:
+            return found
+        return os.path.normpath(folder / str(found[0])), found[1]
+
+    return find
+
+
+def _quoted(error: Exception) -> str:
+    """Return the value that pytest could not convert, which its message ends with, in quotes."""
+    return str(error).rpartition(" ")[2].strip("'\"")
 
 
 def table() -> str:

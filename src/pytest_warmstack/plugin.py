@@ -32,9 +32,15 @@ _WORD: Final = "warmstack"
 """The key under which controller and workers leave word for each other."""
 
 
-def pytest_addoption(parser: pytest.Parser, pluginmanager: pytest.PytestPluginManager) -> None:
+def pytest_addoption(parser: pytest.Parser) -> None:
     """Declare the options."""
-    options.add(parser, pluginmanager)
+    options.add(parser)
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_load_initial_conftests(early_config: pytest.Config, parser: pytest.Parser) -> None:
+    """Declare the option that another plugin may have declared, now that all are loaded."""
+    options.add_reuse(parser, early_config.pluginmanager)
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -57,14 +63,15 @@ def pytest_configure_node(node: Any) -> None:
     node.config.stash[WORKERS].append(None)
 
 
-def pytest_collection_finish(session: pytest.Session) -> None:
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtestloop(session: pytest.Session) -> None:
     """Start what the selected tests ask for, before the first of them and outside its time.
 
     Only a run that demanded a runtime, and can't have it, stops here. All other trouble is told
     by the tests that meet it; the rest of the tests can still run.
     """
     config = session.config
-    if config.option.collectonly or not (services := _services(session.items)):
+    if not _will_run(session) or not (services := _services(session.items)):
         return
     workbench = _workbench(config)
     workbench.start(services)
@@ -122,19 +129,25 @@ def _is_worker(config: pytest.Config) -> bool:
     return hasattr(config, "workerinput")
 
 
+def _will_run(session: pytest.Session) -> bool:
+    """Tell whether fixtures will be set up at all: not so when pytest lists, plans or gives up."""
+    option = session.config.option
+    gives_up = session.testsfailed and not option.continue_on_collection_errors
+    return not (option.collectonly or getattr(option, "setupplan", False) or gives_up)
+
+
 def _services(items: Iterable[pytest.Item]) -> set[Service]:
     """Return the servers that the fixtures of *items* need."""
-    from pytest_warmstack.fixtures import NEEDS_POSTGRES, NEEDS_REDIS
+    from pytest_warmstack.fixtures import NEEDS
 
     names: set[str] = set()
     for item in items:
         names.update(getattr(item, "fixturenames", ()))
-    if names.isdisjoint(NEEDS_POSTGRES | NEEDS_REDIS):
+    if names.isdisjoint(NEEDS):
         return set()
     from pytest_warmstack.identity import Service
 
-    needs = {Service.POSTGRES: NEEDS_POSTGRES, Service.REDIS: NEEDS_REDIS}
-    return {service for service, needed in needs.items() if not names.isdisjoint(needed)}
+    return {Service(service) for name, service in NEEDS.items() if name in names}
 
 
 def _run(config: pytest.Config) -> dict[str, str]:
