@@ -7,14 +7,14 @@ import os
 import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 from pytest_warmstack import runtime as runtimes
 from pytest_warmstack.errors import RuntimeUnavailable, WarmstackError
-from pytest_warmstack.identity import Label, Project
+from pytest_warmstack.identity import Label, Project, Service
 from pytest_warmstack.processes import Process
-from pytest_warmstack.runtime.base import Found, Household, Runtime
-from pytest_warmstack.settings import RuntimeName
+from pytest_warmstack.runtime.base import Found, Household, Runtime, ServerSpec
+from pytest_warmstack.settings import RuntimeName, Settings
 
 _ROOT_FILES: Final = (
     "pytest.toml",
@@ -67,7 +67,7 @@ def _clean(options: argparse.Namespace) -> int:
         for found in runtime.list():
             if found.labels.get(Label.PROJECT) != project.id:
                 elsewhere.add(found.labels.get(Label.PATH, "?"))
-            elif not options.force and _is_live(found):
+            elif not options.force and _is_live(runtime, found):
                 spared += 1
                 print(f"spared {_words(found)}: a run in progress uses it")
             else:
@@ -94,9 +94,23 @@ def _reachable(project: Project) -> Iterator[Runtime]:
             print(f"not looked at: {name} ({refusal.why})", file=sys.stderr)
 
 
-def _is_live(found: Found) -> bool:
-    """Tell whether a run that may still be in progress owns the server for itself."""
-    return not found.kept and not found.orphaned
+def _is_live(runtime: Runtime, found: Found) -> bool:
+    """Tell whether a run that may still be in progress owns the server, or uses it."""
+    if not found.kept:
+        return not found.orphaned
+    return found.running and runtime.in_use(_spec(found.labels[Label.SERVICE]), found)
+
+
+def _spec(service: str) -> ServerSpec[Any]:
+    """Return a description of a server, to connect to one of its kind."""
+    if service == Service.POSTGRES:
+        from pytest_warmstack.portal import Portal
+        from pytest_warmstack.postgres import server as postgres
+
+        return postgres.spec(Settings(), Portal())
+    from pytest_warmstack.redis import server as redis
+
+    return redis.spec(Settings())
 
 
 def _words(found: Found) -> str:

@@ -133,12 +133,17 @@ class Workbench:
 
         Closing twice is fine. One failure does not keep the rest from being cleaned.
         """
+        if any(thread.is_alive() for thread in self._threads):
+            # Interrupted while it was being made ready: nobody waits for a template any more.
+            for layer in self._had("layers") or []:
+                layer.discard()
         for thread in self._threads:
             thread.join(LEAVE)
         begin = time.perf_counter()
         with ExitStack() as last:
             last.callback(self._portal.close)
-            for runtime, _ in self._chosen():
+            if (chosen := self._had("runtime")) is not None:
+                runtime: Runtime = chosen[0]
                 last.callback(runtime.close)
                 if tidy:
                     last.callback(runtimes.tidy, runtime, self.household.run)
@@ -147,9 +152,10 @@ class Workbench:
         if self.ledger.steps:
             self.ledger.note(Step("end", time.perf_counter() - begin))
 
-    def _chosen(self) -> list[tuple[Runtime, str]]:
-        made = self._made.get("runtime")
-        return [made.result()] if made is not None and made.done() and not made.exception() else []
+    def _had(self, name: str) -> Any:
+        """Return what was made under *name*; None when it was not, or could not be."""
+        made = self._made.get(name)
+        return made.result() if made is not None and made.done() and not made.exception() else None
 
     def _once(self, name: str, make: Callable[[], T]) -> T:
         """Return what *make* gave the first time; an error is remembered and raised again."""

@@ -22,7 +22,7 @@ from alembic import command
 from alembic.config import Config
 from alembic.runtime.migration import MigrationContext
 from alembic.script import ScriptDirectory
-from sqlalchemy import URL, Engine, event, make_url
+from sqlalchemy import URL, Engine, Pool, event, make_url
 from sqlalchemy.exc import ArgumentError
 
 _LINES = 20
@@ -36,7 +36,9 @@ class Refused(Exception):
 class Guard:
     """Refuses every connection but those to one database, before a byte is sent.
 
-    It listens on SQLAlchemy's class `Engine`, so it holds for every engine with every driver.
+    It listens on SQLAlchemy's class `Engine`, so it holds for every engine with every driver. An
+    engine that was given a function to connect with (`creator`) is asked where it has got to
+    before anybody can use it; that is why the template's name is like no other.
     """
 
     def __init__(self, url: URL) -> None:
@@ -46,6 +48,7 @@ class Guard:
     def stand(self) -> None:
         """Begin to refuse."""
         event.listen(Engine, "do_connect", self._look)
+        event.listen(Pool, "connect", self._ask)
 
     def _look(self, dialect: Any, _record: Any, _args: Any, parameters: dict[str, Any]) -> None:
         database = parameters.get("database") or parameters.get("dbname")
@@ -53,6 +56,18 @@ class Guard:
         if dialect.name != "postgresql" or tried != self._allowed:
             host, port, name = tried
             self.refused = f"{dialect.name}://{host}:{port}/{name}"
+            raise Refused(f"{self.refused} is not the template")
+
+    def _ask(self, connection: Any, _record: Any) -> None:
+        cursor = connection.cursor()
+        try:
+            cursor.execute("SELECT current_database()")
+            (database,) = cursor.fetchone()
+        finally:
+            cursor.close()
+            connection.rollback()
+        if database != self._allowed[2]:
+            self.refused = f"the database {database}"
             raise Refused(f"{self.refused} is not the template")
 
 

@@ -43,6 +43,7 @@ class Migrations:
     env: Sequence[str]
     timeout: float
     _child: subprocess.Popen[str] | None = field(default=None, init=False)
+    _working: bool = field(default=False, init=False)
 
     name = "alembic"
 
@@ -119,10 +120,11 @@ class Migrations:
         )
 
     def discard(self) -> None:
-        """End the child process, if it was not needed."""
-        child, self._child = self._child, None
-        if child is not None:
-            child.kill()
+        """End the child process, if it was not needed, or if its work is no longer."""
+        if (child := self._child) is None:
+            return
+        child.kill()
+        if not self._working:
             child.communicate()
 
     def apply(self, target: Target) -> str:
@@ -171,8 +173,9 @@ class Migrations:
             },
         }
         self.prepare()
-        child, self._child = self._child, None
+        child = self._child
         assert child is not None  # noqa: S101 - prepared above
+        self._working = True
         try:
             # The password goes over standard input: arguments can be read by everybody.
             answer, output = child.communicate(json.dumps(request), timeout=self.timeout)
@@ -186,6 +189,8 @@ class Migrations:
             child.kill()
             child.wait()
             raise
+        finally:
+            self._child, self._working = None, False
         try:
             report: dict[str, Any] = json.loads(answer)
         except ValueError:

@@ -48,7 +48,7 @@ class Layer(Protocol):
         """
 
     def discard(self) -> None:
-        """Undo `prepare`, if `apply` did not come."""
+        """Undo `prepare`, if `apply` did not come; make it end soon, if it is at work."""
 
     def apply(self, target: Target) -> str:
         """Change the database; return what was done, such as `7 revisions`.
@@ -102,18 +102,18 @@ def ensure(
     name = DatabaseName(State.TEMPLATE, chain)
     if (comment := admin.find_template(name)) is not None:
         return Template(name=name, origin="found", text=_Mark.read(comment).layers)
-    admin.lock(name, timeout=timeout, say=say)
+    # Held by the one who builds, and for no longer. The template's own lock can't serve for that:
+    # everybody who uses it shares that one, to the end of the run.
+    gate = DatabaseName(State.BUILDING, chain, "gate")
+    admin.lock(gate, timeout=timeout, say=say)
     try:
-        if (comment := admin.sealed(name)) is not None:
-            template = Template(name=name, origin="found", text=_Mark.read(comment).layers)
-        else:
-            text = _build(admin, name, layers)
-            template = Template(name=name, origin="built", text=text)
-        # Taken before the exclusive lock is let go: the sweep of another process stays out.
+        if (comment := admin.find_template(name)) is not None:
+            return Template(name=name, origin="found", text=_Mark.read(comment).layers)
+        text = _build(admin, name, layers)
         admin.share(name)
+        return Template(name=name, origin="built", text=text)
     finally:
-        admin.unlock(name)
-    return template
+        admin.unlock(gate)
 
 
 def _build(admin: Admin, name: DatabaseName, layers: Sequence[Layer]) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import socket
 from typing import Any, Final, Self
 
 from redis import Connection
@@ -36,6 +37,7 @@ class Admin:
 
         Raises `NotReady` when nothing answers yet, `NotOurs` when another server does.
         """
+        _knock(endpoint, timeout)
         connection: Any = Connection(  # type: ignore[no-untyped-call]
             host=endpoint.host,
             port=endpoint.port,
@@ -98,3 +100,19 @@ class Admin:
     def close(self) -> None:
         """End the connection, and with it the lease."""
         self._connection.disconnect()
+
+
+def _knock(endpoint: Endpoint, timeout: float) -> None:
+    """Raise `NotReady` when nothing there answers at all within *timeout* seconds.
+
+    redis-py has one deadline for the connection's whole life, which has to be a long one.
+    """
+    place = f"{endpoint.host}:{endpoint.port}"
+    try:
+        with socket.create_connection((endpoint.host, endpoint.port), timeout) as probe:
+            probe.sendall(b"PING\r\n")
+            answer = probe.recv(64)
+    except OSError as error:
+        raise NotReady(f"{place}: {error}") from error
+    if not answer:
+        raise NotReady(f"{place}: it hung up")

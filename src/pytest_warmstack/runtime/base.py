@@ -298,6 +298,12 @@ class Runtime(Protocol):
     def list(self) -> list[Found]:
         """Return every server of ours that this runtime can see, of any project."""
 
+    def in_use(self, spec: ServerSpec[Any], found: Found) -> bool:
+        """Tell whether a process of ours is connected to the server that was found.
+
+        *spec* is one of its service; its labels tell the rest.
+        """
+
     def remove(self, found: Found) -> None:
         """Remove a server with its data; one that is gone already is no error."""
 

@@ -100,6 +100,8 @@ class Docker:
                     if not self._household.keep:
                         raise
                     outdated = f"the old one was broken: {failure}".splitlines()[0]
+                    # To find that out may have taken as long as a start does.
+                    deadline = time.monotonic() + seconds
             elif container.create():
                 try:
                     client = container.ready(seconds)
@@ -147,16 +149,16 @@ class Docker:
         for found in self.list():
             if found.name == name or not self._household.owns(found, spec.service):
                 continue
-            if found.running and self._in_use(spec, found):
+            if found.running and self.in_use(spec, found):
                 continue
             self.remove(found)
             old = json.loads(found.labels.get(Label.CONFIG, "{}"))
             reason = ", ".join(changes(old, spec.config(self.name)))
         return reason
 
-    def _in_use(self, spec: ServerSpec[Any], found: Found) -> bool:
-        """Tell whether another process of ours is connected to the server in *found*."""
-        with _Container(spec, found.labels, found.name) as container:
+    def in_use(self, spec: ServerSpec[Any], found: Found) -> bool:
+        """Tell whether a process of ours is connected to the server that was found."""
+        with _explained(spec.title), _Container(spec, found.labels, found.name) as container:
             if not container.find():
                 return False
             try:
@@ -265,8 +267,9 @@ class _Container(DockerContainer):
             container.unpause()
             return "reused", "it was paused"
         if status in {"created", "exited"}:
+            # One that is created is about to be started by another process, or never will be.
             container.start()
-            return "started again", "it had stopped"
+            return ("started again", "it had stopped") if status == "exited" else ("started", "")
         raise NotOurs(f"it is {status}")
 
     def ready(self, seconds: float) -> Any:

@@ -185,15 +185,15 @@ class Embedded:
         for found in self.list():
             if found.name == name or not self._household.owns(found, spec.service):
                 continue
-            if found.running and self._in_use(spec, found):
+            if found.running and self.in_use(spec, found):
                 continue
             self.remove(found)
             old = json.loads(found.labels.get(Label.CONFIG, "{}"))
             reason = ", ".join(changes(old, spec.config(self.name)))
         return reason
 
-    def _in_use(self, spec: ServerSpec[Any], found: Found) -> bool:
-        """Tell whether another process of ours is connected to the server that was found."""
+    def in_use(self, spec: ServerSpec[Any], found: Found) -> bool:
+        """Tell whether a process of ours is connected to the server that was found."""
         record = _Record.read(_root() / found.name)
         if record is None:
             return False
@@ -310,6 +310,8 @@ def _stop(record: _Record) -> None:
     for number in (signal.SIGINT, signal.SIGKILL):
         with suppress(ProcessLookupError):
             os.kill(process.pid, number)
+            # One that was stopped (SIGSTOP, a debugger) hears it only now.
+            os.kill(process.pid, signal.SIGCONT)
         deadline = time.monotonic() + _STOP
         while time.monotonic() < deadline:
             if process.is_gone():

@@ -1,0 +1,201 @@
+"""Real servers for the tests of this folder: in Docker and embedded, in projects of their own."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from docker.errors import DockerException, ImageNotFound
+
+from pytest_warmstack.errors import RuntimeUnavailable
+from pytest_warmstack.portal import Portal
+from pytest_warmstack.postgres import server as postgres
+from pytest_warmstack.redis import server as redis
+from pytest_warmstack.runtime.base import ServerSpec
+from pytest_warmstack.settings import RuntimeName, Settings
+
+pytest.register_assert_rewrite("sample")
+
+from sample import Bench, Images, Library, engine  # noqa: E402 - after its asserts are rewritten
+
+_OFFICIAL = Images(Settings().postgres_image, Settings().redis_image)
+_STAND_IN = Images("warmstack-standin-postgres:16", "warmstack-standin-redis:7")
+
+
+@pytest.fixture(scope="session")
+def images() -> Images:
+    """The Docker images to use; where there are none, the test is skipped, or fails on demand."""
+    found = _usable()
+    if isinstance(found, Images):
+        return found
+    if os.environ.get("WARMSTACK_TEST_DOCKER") == "demanded":
+        pytest.fail(f"Docker is demanded here: {found}", pytrace=False)
+    pytest.skip(found)
+
+
+def _usable() -> Images | str:
+    """Return images that were named, the official ones or the stand-ins; or why there are none."""
+    named = Images(
+        os.environ.get("WARMSTACK_POSTGRES_IMAGE", ""), os.environ.get("WARMSTACK_REDIS_IMAGE", "")
+    )
+    try:
+        with engine(timeout=10) as client:
+            if named.postgres and named.redis:
+                return named
+            if _have(client, _OFFICIAL) or _can_pull(client, _OFFICIAL):
+                return _OFFICIAL
+            if _have(client, _STAND_IN):
+                return _STAND_IN
+    except DockerException as error:
+        return f"no Docker engine answers: {error}"
+    return (
+        f"{_OFFICIAL.postgres} and {_OFFICIAL.redis} can't be pulled, and there are no stand-ins;"
+        " to make them: tests/images/build"
+    )
+
+
+def _have(client: Any, images: Images) -> bool:
+    """Tell whether the engine has both images."""
+    try:
+        for image in (images.postgres, images.redis):
+            client.images.get(image)
+    except ImageNotFound:
+        return False
+    return True
+
+
+def _can_pull(client: Any, images: Images) -> bool:
+    """Tell whether the registry answers for both images, without fetching them."""
+    try:
+        for image in (images.postgres, images.redis):
+            client.api.inspect_distribution(image)
+    except (DockerException, OSError):
+        return False
+    return True
+
+
+@pytest.fixture(scope="session")
+def embedded_programs() -> None:
+    """The programs of the embedded servers, without which a test is skipped."""
+    try:
+        for spec in (postgres.spec(Settings(), Portal()), redis.spec(Settings())):
+            spec.native("").check()
+    except RuntimeUnavailable as refusal:
+        pytest.skip(refusal.what)
+
+
+@pytest.fixture(
+    scope="session",
+    params=[pytest.param(RuntimeName.DOCKER, marks=pytest.mark.docker), RuntimeName.EMBEDDED],
+)
+def runtime(request: pytest.FixtureRequest) -> str:
+    """The runtime under test: each test that asks for it runs in Docker and embedded."""
+    request.getfixturevalue(
+        "images" if request.param is RuntimeName.DOCKER else "embedded_programs"
+    )
+    return str(request.param)
+
+
+@pytest.fixture(scope="session")
+def library_in(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
+) -> Callable[..., Library]:
+    """A function that makes a project for a runtime; whoever calls it has to `end()` it."""
+
+    def make(runtime: str, name: str = "library") -> Library:
+        folder = Path(os.path.realpath(tmp_path_factory.mktemp("home"))) / name
+        folder.mkdir()
+        docker = runtime == RuntimeName.DOCKER
+        return Library(folder, runtime, request.getfixturevalue("images") if docker else None)
+
+    return make
+
+
+@pytest.fixture
+def project(runtime: str, library_in: Callable[..., Library]) -> Iterator[Library]:
+    """A project of its own for each test, in either runtime; nothing of it is left at the end."""
+    library = library_in(runtime)
+    yield library
+    library.end()
+
+
+@pytest.fixture
+def embedded_project(
+    embedded_programs: None, library_in: Callable[..., Library]
+) -> Iterator[Library]:
+    """The same with embedded servers only, where the runtime makes no difference."""
+    library = library_in(RuntimeName.EMBEDDED)
+    yield library
+    library.end()
+
+
+@pytest.fixture
+def docker_project(images: Images, library_in: Callable[..., Library]) -> Iterator[Library]:
+    """The same in Docker only."""
+    library = library_in(RuntimeName.DOCKER)
+    yield library
+    library.end()
+
+
+@pytest.fixture
+def other_project(runtime: str, library_in: Callable[..., Library]) -> Iterator[Library]:
+    """A second project beside `project`."""
+    library = library_in(runtime, "archive")
+    yield library
+    library.end()
+
+
+@pytest.fixture(scope="session")
+def portal() -> Iterator[Portal]:
+    """The background loop for the connections that tests open themselves."""
+    portal = Portal()
+    yield portal
+    portal.close()
+
+
+@pytest.fixture(scope="session")
+def settings(request: pytest.FixtureRequest, runtime: str) -> Settings:
+    """Settings with the images that can be had here."""
+    if runtime != RuntimeName.DOCKER:
+        return Settings()
+    images: Images = request.getfixturevalue("images")
+    return Settings(postgres_image=images.postgres, redis_image=images.redis)
+
+
+@pytest.fixture(scope="session")
+def postgres_spec(settings: Settings, portal: Portal) -> ServerSpec[Any]:
+    """What a PostgreSQL of ours looks like."""
+    return postgres.spec(settings, portal)
+
+
+@pytest.fixture(scope="session")
+def redis_spec(settings: Settings) -> ServerSpec[Any]:
+    """What a Redis of ours looks like."""
+    return redis.spec(settings)
+
+
+@pytest.fixture
+def bench(
+    runtime: str, tmp_path: Path, postgres_spec: ServerSpec[Any], redis_spec: ServerSpec[Any]
+) -> Iterator[Bench]:
+    """A runtime at work for a project of the test's own; nothing of it is left at the end."""
+    bench = Bench(runtime, Path(os.path.realpath(tmp_path)), postgres_spec, redis_spec)
+    yield bench
+    bench.end()
+
+
+@pytest.fixture(scope="module")
+def standing(
+    runtime: str,
+    tmp_path_factory: pytest.TempPathFactory,
+    postgres_spec: ServerSpec[Any],
+    redis_spec: ServerSpec[Any],
+) -> Iterator[Bench]:
+    """A runtime at work for one project of a whole file, for tests that change nothing."""
+    folder = Path(os.path.realpath(tmp_path_factory.mktemp("standing")))
+    bench = Bench(runtime, folder, postgres_spec, redis_spec)
+    yield bench
+    bench.end()

@@ -1,0 +1,183 @@
+"""Containers bear labels of ours, never a reaper's; what others own is left alone.
+
+And what a run says and does where there is no image, or no engine.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+from collections.abc import Iterator
+from importlib.metadata import version
+from typing import Any
+
+import pytest
+from sample import Bench, Images, Library, containers, engine
+from testcontainers.core.container import DockerContainer
+from testcontainers.core.labels import LABEL_SESSION_ID, SESSION_ID
+
+from pytest_warmstack.identity import KEPT, Label, Project
+from pytest_warmstack.processes import Process
+from pytest_warmstack.settings import RuntimeName
+
+pytestmark = [
+    pytest.mark.docker,
+    pytest.mark.parametrize("runtime", [RuntimeName.DOCKER], indirect=True),
+]
+
+NOT_RUNNING = "Docker is not running. Please start Docker first."
+
+
+@pytest.fixture
+def somebody_elses(images: Images) -> Iterator[Any]:
+    """A container that carries labels of another tool, as Compose or a reaper sets them."""
+    labels = {"com.docker.compose.project": "shop", LABEL_SESSION_ID: "another session"}
+    with engine() as client:
+        container = client.containers.run(
+            images.redis, ["sleep", "600"], labels=labels, detach=True
+        )
+        yield container
+        container.remove(force=True, v=True)
+
+
+@pytest.fixture(params=["socket", "port"])
+def nowhere(request: pytest.FixtureRequest) -> str:
+    """A DOCKER_HOST where no engine answers."""
+    if request.param == "socket":
+        return "unix:///nonexistent.sock"
+    with socket.create_server(("127.0.0.1", 0)) as closed:
+        port = closed.getsockname()[1]
+    return f"tcp://127.0.0.1:{port}"
+
+
+def test_a_container_says_whose_it_is(bench: Bench) -> None:
+    """Each label is there with its value, for a kept server and for one of a run."""
+    kept = bench.ensure(bench.redis)
+    passing = bench.ensure(bench.redis, keep=False)
+
+    found = {each["Id"]: each["Config"]["Labels"] for each in containers(bench.folder)}
+
+    common = {
+        Label.PROJECT: Project(path=str(bench.folder)).id,
+        Label.PATH: str(bench.folder),
+        Label.SERVICE: "redis",
+        Label.FINGERPRINT: bench.redis.fingerprint("docker"),
+        Label.CONFIG: json.dumps(bench.redis.config("docker"), sort_keys=True),
+        Label.VERSION: version("pytest-warmstack"),
+        Label.OWNER: str(Process.current()),
+    }
+    assert set(found) == {kept.id, passing.id}
+    runs = {found[each.id].get(Label.RUN) for each in (kept, passing)}
+    assert KEPT in runs
+    assert len(runs) == 2
+    for labels in found.values():
+        assert {key: labels.get(key) for key in common} == common
+
+
+def test_the_users_own_containers_keep_their_reaper_and_ours_have_none(
+    bench: Bench, images: Images, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A container that the user starts in the same process is still marked for testcontainers."""
+    before = bench.ensure(bench.redis)
+    # Its image is nothing that this test needs; the mark is set either way.
+    monkeypatch.setattr("testcontainers.core.config.testcontainers_config.ryuk_disabled", True)
+    with DockerContainer(images.redis).with_command(["sleep", "600"]) as users:
+        labels = users.get_wrapped_container().labels
+        after = bench.ensure(bench.redis, keep=False)
+
+        assert labels[LABEL_SESSION_ID] == SESSION_ID
+        ours = {each["Id"]: each["Config"]["Labels"] for each in containers(bench.folder)}
+        assert set(ours) == {before.id, after.id}
+        assert not [key for own in ours.values() for key in own if "testcontainers" in key]
+        users.get_docker_client().client.close()
+
+
+@pytest.mark.parametrize("given", [False, True])
+def test_the_environment_is_left_as_it_was(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch, *, given: bool
+) -> None:
+    """The client of testcontainers writes DOCKER_HOST; the user's own code must not see that."""
+    if given and "DOCKER_HOST" not in os.environ:
+        monkeypatch.setenv("DOCKER_HOST", "unix:///var/run/docker.sock")
+    elif not given:
+        if "DOCKER_HOST" in os.environ:
+            pytest.skip("the engine is found by DOCKER_HOST here")
+        monkeypatch.delenv("DOCKER_HOST", raising=False)
+    before = dict(os.environ)
+
+    bench.ensure(bench.redis)
+    bench.runtime().list()
+
+    assert dict(os.environ) == before
+
+
+def test_somebody_elses_container_survives_us(project: Library, somebody_elses: Any) -> None:
+    """Neither the end of a run nor `warmstack clean --force` touches what is not labelled ours."""
+    project.run("-k", "reader").assert_outcomes(passed=1, deselected=4)
+    project.run("-k", "reader", "--reuse-containers").assert_outcomes(passed=1, deselected=4)
+    assert project.warmstack("clean", "--force").ret == 0
+
+    somebody_elses.reload()
+    assert somebody_elses.status == "running"
+    assert project.containers() == []
+
+
+def test_a_missing_image_stops_a_run_that_demanded_docker(project: Library) -> None:
+    """The run ends with a usage error that holds the registry's own words."""
+    image = "127.0.0.1:9/nobody/postgres:16"
+
+    result = project.run(f"--warmstack-postgres-image={image}")
+
+    assert result.ret == pytest.ExitCode.USAGE_ERROR
+    text = "\n".join([*result.outlines, *result.errlines])
+    assert f"The Docker image {image} can't be had." in text
+    assert "127.0.0.1:9: connect: connection refused" in text
+    assert "WARMSTACK_POSTGRES_IMAGE" in text
+    assert project.lines("servers.log") == []
+
+
+def test_a_missing_image_makes_auto_take_the_embedded_servers(
+    project: Library, embedded_programs: None
+) -> None:
+    """All tests run, and the header says where and why."""
+    image = "127.0.0.1:9/nobody/postgres:16"
+
+    result = project.run(f"--warmstack-postgres-image={image}", "--warmstack-runtime=auto")
+
+    result.assert_outcomes(passed=5)
+    result.stdout.fnmatch_lines(
+        [f"warmstack: * embedded (auto: The Docker image {image} can't be had), *: started in *"]
+    )
+    result.stdout.no_fnmatch_line("warmstack: * on *, docker*")
+
+
+def test_a_missing_engine_stops_a_run_that_demanded_docker(project: Library, nowhere: str) -> None:
+    """The run ends with a usage error that says what to do and what was tried."""
+    result = project.run(DOCKER_HOST=nowhere)
+
+    assert result.ret == pytest.ExitCode.USAGE_ERROR
+    text = "\n".join([*result.outlines, *result.errlines])
+    assert NOT_RUNNING in text
+    assert nowhere in text
+    assert project.lines("servers.log") == []
+
+
+def test_a_missing_engine_makes_auto_take_the_embedded_servers(
+    project: Library, embedded_programs: None, nowhere: str
+) -> None:
+    """All tests run, and the header says where and why."""
+    result = project.run("--warmstack-runtime=auto", "-k", "reader", DOCKER_HOST=nowhere)
+
+    result.assert_outcomes(passed=1, deselected=4)
+    result.stdout.fnmatch_lines(["warmstack: Redis * embedded (auto: Docker is not running), *"])
+
+
+def test_tests_that_need_no_server_run_where_the_demanded_engine_is_missing(
+    project: Library,
+) -> None:
+    """A run that selects none of our fixtures does not care about Docker."""
+    result = project.run("-k", "pages", DOCKER_HOST="unix:///nonexistent.sock")
+
+    result.assert_outcomes(passed=1, deselected=4)
+    assert not [line for line in result.outlines if line.startswith("warmstack:")]

@@ -1,0 +1,262 @@
+"""Every text that a user may have to read, read here first."""
+
+from __future__ import annotations
+
+import inspect
+import re
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+
+from pytest_warmstack import errors
+from pytest_warmstack.errors import WarmstackError
+from pytest_warmstack.identity import Service
+from pytest_warmstack.runtime.base import Container, Endpoint, Server
+
+SAMPLES: dict[str, Any] = {
+    "allowed": "127.0.0.1:54321/warmstack_b_1",
+    "cause": "the engine said no",
+    "config": "/srv/shop/alembic.ini",
+    "databases": 256,
+    "folder": "/dev/shm/ours",  # noqa: S108 - a text to be read, no file
+    "found": ["0001"],
+    "heads": ["0002", "0003"],
+    "holder": "backend 7 of 127.0.0.1",
+    "holders": 255,
+    "how": "exit status 1",
+    "image": "postgres:99",
+    "log": "FATAL: no\nLOG: ended",
+    "looked_at": ["the server's answer", "its log"],
+    "name": "warmstack_reuse",
+    "named": "/srv/shop/conf/alembic.ini",
+    "output": "running 0001\nrunning 0002",
+    "place": "/dev/shm/ours/one",  # noqa: S108 - the same
+    "refusals": [
+        WarmstackError("First way is shut.", why="no key", looked_at=["door"], todo=["knock"]),
+        WarmstackError("Second way is shut.", why="no lock", looked_at=["wall"], todo=["dig"]),
+    ],
+    "seconds": 2.5,
+    "setting": "WARMSTACK_REDIS_BIN",
+    "source": "pyproject.toml",
+    "table": "alembic_version",
+    "template": "warmstack_t_0123",
+    "title": "PostgreSQL",
+    "tried": "postgresql://db.example.com:5432/prod",
+    "value": "maybe",
+    "variable": "WARMSTACK_POSTGRES_IMAGE",
+    "wanted": "version 16",
+    "where": " in revision 0002 (0002_b.py, line 7)",
+}
+"""An example for each parameter of a named constructor; one that is new needs its own here."""
+
+SHOWN_OTHERWISE = {"databases", "seconds", "refusals"}
+"""Parameters whose value is not in the text as it stands: counted, rounded, or picked apart."""
+
+
+def classes(base: type[WarmstackError] = WarmstackError) -> Iterator[type[WarmstackError]]:
+    """Yield every class of error."""
+    yield base
+    for each in base.__subclasses__():
+        yield from classes(each)
+
+
+CONSTRUCTORS = {
+    f"{each.__name__}.{name}": getattr(each, name)
+    for each in classes()
+    for name, member in vars(each).items()
+    if isinstance(member, classmethod)
+}
+
+
+def arguments(name: str) -> dict[str, Any]:
+    """Return the samples for the constructor called *name*; some take several where others one."""
+    samples = {}
+    for parameter in inspect.signature(CONSTRUCTORS[name]).parameters.values():
+        sample = SAMPLES[parameter.name]
+        several = parameter.annotation == "Iterable[str]" and isinstance(sample, str)
+        samples[parameter.name] = [sample, f"{sample} again"] if several else sample
+    return samples
+
+
+def made(name: str) -> WarmstackError:
+    """Return the error that the constructor called *name* makes of the samples."""
+    error: WarmstackError = CONSTRUCTORS[name](**arguments(name))
+    return error
+
+
+def test_every_error_has_named_constructors() -> None:
+    """No class of error is empty, so that these tests read what users read."""
+    named = {name.partition(".")[0] for name in CONSTRUCTORS}
+
+    assert named == {each.__name__ for each in classes()} - {"WarmstackError"}
+    assert len(CONSTRUCTORS) >= 20
+    assert all(each.__module__ == errors.__name__ for each in classes())
+
+
+@pytest.mark.parametrize("name", CONSTRUCTORS)
+def test_a_text_begins_with_one_sentence_that_says_what_failed(name: str) -> None:
+    """The first line stands alone: a capital or a quoted value first, and a full stop last."""
+    what = made(name).what
+
+    assert "\n" not in what
+    assert what[0].isupper() or what.startswith("'maybe' ")
+    assert what.endswith(".")
+    assert not what.endswith("..")
+
+
+@pytest.mark.parametrize("name", CONSTRUCTORS)
+def test_a_text_has_its_parts_in_order(name: str) -> None:
+    """What failed, why, what was looked at where there is anything, and what to do."""
+    error = made(name)
+    titles = re.findall(r"^(Why|Looked at|What to do):", str(error), re.MULTILINE)
+
+    assert str(error).startswith(f"{error.what}\nWhy: ")
+    assert titles == ["Why", *(["Looked at"] if error.looked_at else []), "What to do"]
+    assert error.why.strip()
+    assert error.todo
+    assert all(entry.strip() for entry in (*error.looked_at, *error.todo))
+
+
+@pytest.mark.parametrize("name", CONSTRUCTORS)
+def test_a_text_holds_everything_that_it_was_given(name: str) -> None:
+    """No fact that the caller knew is kept from the reader."""
+    text = re.sub(r"\n +(- )?", "\n", str(made(name)))
+
+    for parameter, value in arguments(name).items():
+        if parameter not in SHOWN_OTHERWISE:
+            for each in value if isinstance(value, list) else [value]:
+                assert str(each) in text, parameter
+
+
+@pytest.mark.parametrize("name", CONSTRUCTORS)
+def test_a_text_has_nothing_unformatted_in_it(name: str) -> None:
+    """No brace that a missing `f` left, no `None`, no object's address, no doubled space."""
+    # What a user has to write literally.
+    text = str(made(name)).replace("={db_url}", "=")
+
+    assert not re.search(r"[{}]|\bNone\b|object at 0x|<class", text)
+    assert "  " not in re.sub(r"^ +", "", text, flags=re.MULTILINE)
+    assert ".." not in text
+
+
+@pytest.mark.parametrize("name", CONSTRUCTORS)
+def test_every_option_and_variable_that_a_text_names_exists(name: str) -> None:
+    """Advice can be followed: what it says to set can be set."""
+    from pytest_warmstack.settings import CHOICES
+
+    text = str(made(name))
+    known = {choice.flag for choice in CHOICES.values()}
+    known |= {choice.variable for choice in CHOICES.values()}
+    known |= {choice.ini for choice in CHOICES.values()}
+
+    named = re.findall(r"--warmstack-[a-z-]+|WARMSTACK_[A-Z_]+|warmstack_(?!b_|t_)[a-z_]+", text)
+    assert set(named) <= known
+
+
+def test_no_docker_is_said_in_the_words_that_were_promised() -> None:
+    """The first line is what people are told to look for."""
+    text = str(made("RuntimeUnavailable.no_docker"))
+
+    assert text.splitlines()[0] == "Docker is not running. Please start Docker first."
+
+
+def test_when_nothing_runs_every_refusal_is_told() -> None:
+    """What each way said, why, and where it looked is in the one text."""
+    text = str(made("RuntimeUnavailable.nothing"))
+
+    for words in ("First way is shut.", "no key", "door", "Second way is shut.", "no lock", "wall"):
+        assert words in text
+
+
+def test_the_number_of_databases_that_can_be_leased_leaves_out_ours() -> None:
+    """Database 0 holds the leases, and is nobody's."""
+    assert "255 living processes hold the 255 that can be leased" in str(
+        made("LeaseFailed.none_free")
+    )
+
+
+def test_a_server_that_wrote_nothing_is_told_as_such() -> None:
+    """An empty log is no empty line."""
+    died = errors.ServerFailed.died(title="Redis", how="exit status 1", log="")
+    slow = errors.ServerFailed.too_slow(title="Redis", seconds=1, cause="no answer", log="")
+
+    assert "(it wrote nothing)" in str(died)
+    assert "(it wrote nothing)" in str(slow)
+    assert "within 1 seconds" in str(slow)
+
+
+def test_the_layout_of_a_text() -> None:
+    """A single short entry stays on its title's line; several, or long ones, are a list."""
+    error = WarmstackError(
+        "It failed.",
+        why="of this",
+        looked_at=["one place", "its log:\nline 1\nline 2"],
+        todo=["do that"],
+    )
+
+    assert str(error).splitlines() == [
+        "It failed.",
+        "Why: of this",
+        "Looked at:",
+        "  - one place",
+        "  - its log:",
+        "    line 1",
+        "    line 2",
+        "What to do: do that",
+    ]
+
+
+def test_without_places_there_is_no_such_title() -> None:
+    """Where nothing was looked at, nothing is said about it."""
+    assert str(WarmstackError("It failed.", why="of this", todo=["do that"])).splitlines() == [
+        "It failed.",
+        "Why: of this",
+        "What to do: do that",
+    ]
+
+
+@pytest.mark.parametrize("name", CONSTRUCTORS)
+def test_every_error_is_caught_by_the_public_name(name: str) -> None:
+    """`pytest_warmstack.WarmstackError` is the base of all."""
+    import pytest_warmstack
+
+    with pytest.raises(pytest_warmstack.WarmstackError):
+        raise made(name)
+
+
+class Client:
+    """A connection to a server that is not there."""
+
+    version = "16.14"
+
+    def users(self) -> int:
+        """Nobody else is connected."""
+        return 0
+
+    def close(self) -> None:
+        """There is nothing to close."""
+
+
+def test_no_password_is_in_what_a_traceback_may_print() -> None:
+    """The representations of an address, a server, its handle and a container's plan hide it."""
+    endpoint = Endpoint(host="127.0.0.1", port=5432, password="hunter2")
+    server = Server(
+        service=Service.POSTGRES,
+        title="PostgreSQL",
+        runtime="docker",
+        id="1",
+        fingerprint="f",
+        endpoint=endpoint,
+        client=Client(),
+        what="image",
+        origin="started",
+        since=0.0,
+    )
+    container = Container(
+        environment={"POSTGRES_PASSWORD": "hunter2"}, command=["postgres"], data="/d", shm_size=1
+    )
+
+    assert "127.0.0.1" in repr(endpoint)
+    for each in (endpoint, server, server.handle(), container):
+        assert "hunter2" not in f"{each!r} {each}"

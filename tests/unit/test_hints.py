@@ -1,0 +1,183 @@
+"""Hints: what one run leaves for the next, and what happens when it can't be left or read."""
+
+from __future__ import annotations
+
+import json
+import stat
+from dataclasses import asdict, replace
+from pathlib import Path
+
+import pytest
+
+from pytest_warmstack.hints import Hint, Hints
+from pytest_warmstack.identity import Service
+
+HINT = Hint(
+    runtime="docker",
+    fingerprint="0123456789abcdef",
+    host="127.0.0.1",
+    port=54321,
+    password="hunter2",
+    id="c0ffee",
+    what="image postgres:16-alpine",
+    since=1.5,
+)
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """A folder that is not there yet."""
+    return tmp_path / "cache" / "warmstack"
+
+
+@pytest.fixture
+def hints(folder: Path) -> Hints:
+    """The hints in it."""
+    return Hints(folder)
+
+
+def written(folder: Path) -> list[Path]:
+    """Return the files in *folder*."""
+    return sorted(folder.iterdir())
+
+
+def test_a_hint_is_read_as_it_was_written(hints: Hints, folder: Path) -> None:
+    """The next run, which is another process, finds all that this one knew."""
+    hints.write(Service.POSTGRES, HINT)
+
+    assert Hints(folder).read(Service.POSTGRES) == HINT
+
+
+def test_each_server_has_a_hint_of_its_own(hints: Hints) -> None:
+    """What is known of one server says nothing of the other."""
+    hints.write(Service.POSTGRES, HINT)
+    assert hints.read(Service.REDIS) is None
+
+    hints.write(Service.REDIS, replace(HINT, port=63790))
+    assert hints.read(Service.POSTGRES) == HINT
+
+
+def test_only_the_owner_can_read_a_hint(hints: Hints, folder: Path) -> None:
+    """It holds a password."""
+    hints.write(Service.POSTGRES, HINT)
+
+    (file,) = written(folder)
+    assert stat.S_IMODE(file.stat().st_mode) == 0o600
+
+
+def test_a_file_that_others_could_read_is_replaced_by_one_that_they_cannot(
+    hints: Hints, folder: Path
+) -> None:
+    """The mode of an old file does not survive a new hint."""
+    hints.write(Service.POSTGRES, HINT)
+    (file,) = written(folder)
+    file.chmod(0o644)
+
+    hints.write(Service.POSTGRES, replace(HINT, password="secret3"))
+
+    assert stat.S_IMODE(file.stat().st_mode) == 0o600
+
+
+def test_a_new_hint_takes_the_place_of_the_old_one_as_a_whole(hints: Hints, folder: Path) -> None:
+    """Who has the old file open reads it to its end, and no draft is left beside the new one."""
+    hints.write(Service.POSTGRES, HINT)
+    (file,) = written(folder)
+    with file.open("rb") as reader:
+        hints.write(Service.POSTGRES, replace(HINT, port=1))
+        old = json.load(reader)
+
+    assert old == asdict(HINT)
+    assert hints.read(Service.POSTGRES) == replace(HINT, port=1)
+    assert written(folder) == [file]
+
+
+def test_the_same_hint_is_not_written_again(hints: Hints, folder: Path) -> None:
+    """A warm run changes nothing on the disk."""
+    hints.write(Service.POSTGRES, HINT)
+    before = written(folder)[0].stat()
+
+    hints.write(Service.POSTGRES, HINT)
+
+    after = written(folder)[0].stat()
+    assert (after.st_ino, after.st_mtime_ns) == (before.st_ino, before.st_mtime_ns)
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"",
+        b"\xff\xfe",
+        b"no json",
+        b"null",
+        b"[]",
+        b"{}",
+        b'{"port": 1}',
+        json.dumps(asdict(HINT))[:-5].encode(),
+        json.dumps({**asdict(HINT), "more": 1}).encode(),
+    ],
+)
+def test_a_file_that_cannot_be_understood_is_no_hint(
+    hints: Hints, folder: Path, content: bytes
+) -> None:
+    """A torn, foreign or older file is as good as none, and the next hint replaces it."""
+    hints.write(Service.POSTGRES, HINT)
+    written(folder)[0].write_bytes(content)
+
+    assert hints.read(Service.POSTGRES) is None
+    hints.write(Service.POSTGRES, HINT)
+    assert hints.read(Service.POSTGRES) == HINT
+
+
+def test_a_file_that_cannot_be_read_is_no_hint(hints: Hints, folder: Path) -> None:
+    """Something else in the hint's place is left as it is, and nobody is troubled with it."""
+    (folder / "postgres.json").mkdir(parents=True)
+
+    assert hints.read(Service.POSTGRES) is None
+    hints.write(Service.POSTGRES, HINT)
+    assert hints.read(Service.POSTGRES) is None
+    assert written(folder) == [folder / "postgres.json"]
+
+
+def test_a_folder_that_is_not_there_holds_no_hint(hints: Hints, folder: Path) -> None:
+    """Reading makes nothing."""
+    assert hints.read(Service.POSTGRES) is None
+    assert not folder.exists()
+
+
+def test_a_folder_that_cannot_be_made_is_no_error(hints: Hints, folder: Path) -> None:
+    """A run is not worse off for what the next one won't find."""
+    folder.parent.mkdir()
+    folder.write_text("a file, where the folder should be")
+
+    hints.write(Service.POSTGRES, HINT)
+
+    assert hints.read(Service.POSTGRES) is None
+    hints.forget(Service.POSTGRES)
+
+
+def test_without_a_folder_there_are_no_hints() -> None:
+    """With pytest's cache switched off, nothing is written and nothing is found."""
+    hints = Hints(None)
+
+    hints.write(Service.POSTGRES, HINT)
+    hints.forget(Service.POSTGRES)
+
+    assert hints.read(Service.POSTGRES) is None
+
+
+def test_a_forgotten_hint_is_gone(hints: Hints, folder: Path) -> None:
+    """The password does not outlive the server that took it."""
+    hints.write(Service.POSTGRES, HINT)
+    hints.write(Service.REDIS, HINT)
+
+    hints.forget(Service.POSTGRES)
+
+    assert hints.read(Service.POSTGRES) is None
+    assert hints.read(Service.REDIS) == HINT
+    assert written(folder) == [folder / "redis.json"]
+
+
+def test_forgetting_what_is_not_there_is_fine(hints: Hints) -> None:
+    """Nothing can be forgotten twice."""
+    hints.forget(Service.POSTGRES)
+    hints.forget(Service.POSTGRES)

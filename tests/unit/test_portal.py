@@ -1,0 +1,229 @@
+"""The background loop: what comes back through its door, and how it ends."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from collections.abc import Callable, Coroutine, Iterator
+from concurrent.futures import Future
+from typing import Any
+
+import pytest
+
+from pytest_warmstack.portal import Portal
+
+NAME = "warmstack-portal"
+
+
+def threads() -> list[threading.Thread]:
+    """Return the portals' threads that run."""
+    return [thread for thread in threading.enumerate() if thread.name == NAME]
+
+
+@pytest.fixture
+def portal() -> Iterator[Portal]:
+    """A portal; its thread is gone after the test."""
+    portal = Portal()
+    yield portal
+    portal.close()
+    assert threads() == []
+
+
+class Rest:
+    """A coroutine function that never ends by itself, and tells how it ended."""
+
+    def __init__(self) -> None:
+        self.began = threading.Event()
+        self.cancelled = threading.Event()
+
+    async def __call__(self) -> None:
+        """Wait for a cancellation."""
+        self.began.set()
+        try:
+            await asyncio.get_running_loop().create_future()
+        except asyncio.CancelledError:
+            self.cancelled.set()
+            raise
+
+
+async def add(one: int, *, other: int) -> int:
+    """Return the sum."""
+    return one + other
+
+
+async def fail() -> None:
+    """Raise an error."""
+    raise KeyError("that is missing")
+
+
+async def here() -> tuple[str, asyncio.AbstractEventLoop]:
+    """Return the name of the thread, and the loop, that this runs in."""
+    return threading.current_thread().name, asyncio.get_running_loop()
+
+
+def test_a_call_returns_what_the_coroutine_returned(portal: Portal) -> None:
+    """Arguments go in, the result comes out."""
+    assert portal.call(add, 1, other=2) == 3
+
+
+def test_a_call_raises_what_the_coroutine_raised(portal: Portal) -> None:
+    """The error arrives as it was, and the portal goes on."""
+    with pytest.raises(KeyError, match="that is missing"):
+        portal.call(fail)
+
+    assert portal.call(add, 1, other=2) == 3
+
+
+def test_every_call_runs_on_one_loop_in_one_thread(portal: Portal) -> None:
+    """A connection that one call made can be used by the next."""
+    first, second = portal.call(here), portal.call(here)
+
+    assert first == second
+    assert first[0] == NAME
+    assert len(threads()) == 1
+
+
+def test_a_portal_that_is_not_used_has_no_thread() -> None:
+    """The thread starts with the first call."""
+    portal = Portal()
+    assert threads() == []
+
+    portal.close()
+
+
+def test_a_portal_can_be_used_from_inside_a_running_loop(portal: Portal) -> None:
+    """An asynchronous test has a loop of its own, which is left alone."""
+
+    async def test() -> tuple[int, bool]:
+        return portal.call(add, 1, other=2), portal.call(here)[1] is asyncio.get_running_loop()
+
+    assert asyncio.run(test()) == (3, False)
+
+
+def test_two_calls_run_at_the_same_time(portal: Portal) -> None:
+    """Two calls that wait for each other both return."""
+    barrier = asyncio.Barrier(2)
+
+    async def meet() -> bool:
+        async with asyncio.timeout(5):
+            await barrier.wait()
+        return True
+
+    other: list[bool] = []
+    thread = threading.Thread(target=lambda: other.append(portal.call(meet)))
+    thread.start()
+
+    assert portal.call(meet)
+    thread.join(5)
+    assert other == [True]
+
+
+def test_two_threads_that_open_the_portal_together_share_one_loop(portal: Portal) -> None:
+    """The first calls of two threads do not start two loops."""
+    barrier = threading.Barrier(8)
+    loops: list[asyncio.AbstractEventLoop] = []
+
+    def call() -> None:
+        barrier.wait(5)
+        loops.append(portal.call(here)[1])
+
+    callers = [threading.Thread(target=call) for _ in range(8)]
+    for caller in callers:
+        caller.start()
+    for caller in callers:
+        caller.join(5)
+
+    assert len(loops) == 8
+    assert len(set(loops)) == 1
+
+
+def test_a_submitted_call_does_not_keep_its_caller_waiting(portal: Portal) -> None:
+    """The future is there before the coroutine has ended."""
+    rest = Rest()
+
+    future = portal.submit(rest)
+
+    assert rest.began.wait(5)
+    assert not future.done()
+
+
+class Interrupted(Portal):
+    """A portal whose user presses Ctrl-C while the coroutine is under way."""
+
+    def submit(  # type: ignore[override]
+        self, function: Callable[..., Coroutine[Any, Any, Any]], *args: Any, **kwargs: Any
+    ) -> Future[Any]:
+        """Return a future whose result is not waited for to the end."""
+        future = super().submit(function, *args, **kwargs)
+
+        def interrupt(timeout: float | None = None) -> None:
+            assert isinstance(function, Rest)
+            assert function.began.wait(5)
+            raise KeyboardInterrupt
+
+        future.result = interrupt  # type: ignore[method-assign, assignment]
+        return future
+
+
+def test_an_interrupted_call_cancels_the_coroutine() -> None:
+    """What nobody waits for any more does not go on behind the user's back."""
+    portal, rest = Interrupted(), Rest()
+
+    with pytest.raises(KeyboardInterrupt):
+        portal.call(rest)
+
+    assert rest.cancelled.wait(5)
+    portal.close()
+
+
+def test_closing_cancels_what_still_runs_and_ends_the_thread(portal: Portal) -> None:
+    """Nothing that was submitted outlives the portal."""
+    rest = Rest()
+    future = portal.submit(rest)
+    assert rest.began.wait(5)
+
+    portal.close()
+
+    assert rest.cancelled.is_set()
+    assert future.cancelled()
+    assert threads() == []
+
+
+def test_closing_closes_the_loop(portal: Portal) -> None:
+    """No socket pair of the loop is left open."""
+    _, loop = portal.call(here)
+
+    portal.close()
+
+    assert loop.is_closed()
+
+
+def test_closing_twice_is_fine(portal: Portal) -> None:
+    """The second time there is nothing to do."""
+    portal.call(add, 1, other=2)
+
+    portal.close()
+    portal.close()
+
+    assert threads() == []
+
+
+def test_closing_ends_generators_that_were_left_half_way(portal: Portal) -> None:
+    """An asynchronous generator on the loop gets to its end."""
+    ended = threading.Event()
+    kept: list[Any] = []
+
+    async def generate() -> Any:
+        try:
+            yield 1
+        finally:
+            ended.set()
+
+    async def begin() -> int:
+        kept.append(generate())
+        return int(await anext(kept[0]))
+
+    assert portal.call(begin) == 1
+    portal.close()
+
+    assert ended.is_set()

@@ -1,0 +1,68 @@
+"""The README tells what the code knows."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+
+from pytest_warmstack import fixtures, options
+
+README = Path(__file__, "../../../README.md").resolve()
+
+
+@pytest.fixture(scope="module")
+def text() -> str:
+    """The README."""
+    return README.read_text(encoding="utf-8")
+
+
+def public() -> list[str]:
+    """Return the names of the fixtures that users may ask for, as pytest finds them."""
+    found = vars(fixtures).items()
+    definitions = {
+        getattr(each, "name", None) or name
+        for name, each in found
+        if type(each).__name__ == "FixtureFunctionDefinition"
+    }
+    return sorted(name for name in definitions if not name.startswith("_"))
+
+
+def test_the_public_fixtures_are_those_that_the_design_names() -> None:
+    """The list that these tests go by is the one that users were promised."""
+    assert {
+        "db_engine",
+        "db_session",
+        "db_url",
+        "postgres_container",
+        "redis_client",
+        "redis_container",
+        "redis_url",
+    } <= set(public())
+
+
+def test_the_table_of_choices_is_that_of_the_code(text: str) -> None:
+    """Every choice, with its names and its default, stands in the README as the code has it."""
+    assert options.table() in text
+
+
+@pytest.mark.parametrize("name", public())
+def test_the_table_of_fixtures_names_each(text: str, name: str) -> None:
+    """A fixture that users may ask for has a row."""
+    assert re.search(rf"^\|.*`{name}`.*\|", text, re.MULTILINE)
+
+
+def test_the_table_of_choices_has_a_row_for_each() -> None:
+    """The table names every flag, ini key and variable, and the way to switch the reuse off."""
+    from pytest_warmstack.settings import CHOICES
+
+    lines = options.table().splitlines()
+
+    assert len(lines) == 2 + len(CHOICES)
+    assert len({line.count("|") for line in lines}) == 1
+    assert "`--reuse-containers`, `--no-reuse-containers`" in options.table()
+    for line, choice in zip(lines[2:], CHOICES.values(), strict=True):
+        assert f"`{choice.ini}`" in line
+        assert (choice.flag is None) or f"`{choice.flag}`" in line
+        assert (choice.variable is None) or f"`{choice.variable}`" in line

@@ -1,0 +1,289 @@
+"""The table of choices, and which of several values for one choice wins."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from pytest_warmstack.errors import SettingsError
+from pytest_warmstack.settings import (
+    CHOICES,
+    Choice,
+    Kind,
+    Lookup,
+    RuntimeName,
+    Settings,
+    ci,
+    environment,
+    resolve,
+)
+
+EXAMPLES: dict[Kind, tuple[object, object]] = {
+    Kind.SWITCH: ("yes", True),
+    Kind.RUNTIME: ("docker", RuntimeName.DOCKER),
+    Kind.TEXT: ("postgres:15", "postgres:15"),
+    Kind.PATH: ("conf/alembic.ini", "conf/alembic.ini"),
+    Kind.SECONDS: ("2.5", 2.5),
+    Kind.LINES: (["DATABASE_URL={db_url}"], ("DATABASE_URL={db_url}",)),
+}
+"""For each kind a raw value that no choice has as its default, and what it becomes."""
+
+NAMES: dict[Kind, str] = {choice.kind: name for name, choice in reversed(CHOICES.items())}
+"""For each kind the first choice that has it."""
+
+
+def given(source: str, **values: object) -> Lookup:
+    """Return a place called *source* that holds *values*."""
+
+    def find(choice: Choice) -> tuple[object, str] | None:
+        return (values[choice.name], source) if choice.name in values else None
+
+    return find
+
+
+# Which value wins
+
+
+def test_without_any_value_every_choice_has_its_default() -> None:
+    """Settings that nobody chose are the defaults of the table, and have no sources."""
+    settings = resolve(given("nowhere"))
+
+    assert vars(settings) == vars(Settings())
+    assert {name: getattr(settings, name) for name in CHOICES} == {
+        name: choice.default for name, choice in CHOICES.items()
+    }
+    assert settings.sources == {}
+
+
+def test_the_defaults_are_those_that_the_mission_names() -> None:
+    """PostgreSQL 16 and Redis 7 on Alpine, on whatever runs here, and nothing is kept."""
+    settings = Settings()
+
+    assert settings.postgres_image == "postgres:16-alpine"
+    assert settings.redis_image == "redis:7-alpine"
+    assert settings.runtime is RuntimeName.AUTO
+    assert settings.reuse is False
+
+
+def test_the_first_lookup_that_has_a_value_wins() -> None:
+    """Of four places that name an image, the first is believed, and then the next."""
+    places = [given(f"place {number}", redis_image=f"redis:{number}") for number in range(4)]
+
+    for first in range(4):
+        settings = resolve(*places[first:])
+        assert settings.redis_image == f"redis:{first}"
+        assert settings.sources == {"redis_image": f"place {first}"}
+
+
+def test_each_choice_takes_its_value_and_its_source_from_its_own_place() -> None:
+    """Values from three places stand side by side, each with the source it came from."""
+    settings = resolve(
+        given("command line", reuse=True),
+        given("environment", runtime="docker", reuse=False),
+        given("ini", redis_image="redis:8", runtime="auto"),
+    )
+
+    assert (settings.reuse, settings.runtime, settings.redis_image) == (
+        True,
+        RuntimeName.DOCKER,
+        "redis:8",
+    )
+    assert settings.sources == {
+        "reuse": "command line",
+        "runtime": "environment",
+        "redis_image": "ini",
+    }
+
+
+@pytest.mark.parametrize("no", [False, 0, "0", "no", "false", "off", "No", " FALSE "])
+def test_a_no_above_beats_a_yes_below(no: object) -> None:
+    """A value that is false still counts as given."""
+    settings = resolve(given("above", reuse=no), given("below", reuse=True))
+
+    assert settings.reuse is False
+    assert settings.sources["reuse"] == "above"
+
+
+def test_a_bad_value_below_is_not_looked_at() -> None:
+    """A value that loses can't make the run fail."""
+    settings = resolve(given("above", runtime="docker"), given("below", runtime="podman"))
+
+    assert settings.runtime is RuntimeName.DOCKER
+
+
+# The table's rows
+
+
+@pytest.mark.parametrize("name", CHOICES)
+def test_each_choice_can_be_set(name: str) -> None:
+    """A value for a choice arrives in the field of that name, and in no other."""
+    raw, converted = EXAMPLES[CHOICES[name].kind]
+
+    settings = resolve(given("test", **{name: raw}))
+
+    assert getattr(settings, name) == converted
+    assert converted != CHOICES[name].default
+    assert all(
+        getattr(settings, other) == choice.default
+        for other, choice in CHOICES.items()
+        if other != name
+    )
+
+
+@pytest.mark.parametrize("name", [name for name, row in CHOICES.items() if row.variable])
+def test_each_choice_with_a_variable_is_read_from_it(name: str) -> None:
+    """`WARMSTACK_` and the name in capitals is the variable, and is named as the source."""
+    raw, converted = EXAMPLES[CHOICES[name].kind]
+    variable = f"WARMSTACK_{name.upper()}"
+
+    settings = resolve(environment({variable: str(raw)}))
+
+    assert getattr(settings, name) == converted
+    assert settings.sources == {name: f"environment variable {variable}"}
+
+
+def test_every_row_has_its_three_names_or_the_ini_key_alone() -> None:
+    """The names of a choice are derived from one, except for the flag that others know."""
+    for name, choice in CHOICES.items():
+        assert choice.ini == f"warmstack_{name}"
+        assert (choice.flag is None) == (choice.variable is None) == (choice.kind is Kind.LINES)
+    assert CHOICES["reuse"].flag == "--reuse-containers"
+    assert CHOICES["postgres_image"].flag == "--warmstack-postgres-image"
+    assert CHOICES["postgres_image"].variable == "WARMSTACK_POSTGRES_IMAGE"
+
+
+def test_every_field_is_a_row_and_has_a_help_text() -> None:
+    """No field but `sources` is left out of the table, and none is left unexplained."""
+    fields = set(Settings.__dataclass_fields__)
+
+    assert fields - set(CHOICES) == {"sources"}
+    assert all(choice.help and not choice.help.endswith(".") for choice in CHOICES.values())
+
+
+# The environment
+
+
+@pytest.mark.parametrize("name", [name for name, row in CHOICES.items() if row.variable])
+def test_an_empty_variable_counts_as_unset(name: str) -> None:
+    """A variable that is set to nothing changes nothing."""
+    settings = resolve(environment({f"WARMSTACK_{name.upper()}": ""}))
+
+    assert vars(settings) == vars(Settings())
+
+
+def test_a_choice_without_a_variable_is_not_read_from_the_environment() -> None:
+    """Lines for the migrations' environment come from the ini file alone."""
+    settings = resolve(environment({"WARMSTACK_ENV": "A=B", "None": "A=B"}))
+
+    assert vars(settings) == vars(Settings())
+
+
+@pytest.mark.parametrize("value", ["true", "1", "yes", "GitHub"])
+def test_ci_switches_off_what_the_project_switched_on(value: str) -> None:
+    """Where `CI` is set, a reuse that stands in the ini file does not count."""
+    settings = resolve(ci({"CI": value}), given("ini", reuse=True))
+
+    assert settings.reuse is False
+    assert settings.sources["reuse"] == "environment variable CI"
+
+
+@pytest.mark.parametrize("environ", [{}, {"CI": ""}, {"CI": "0"}, {"CI": "false"}, {"CI": "False"}])
+def test_a_ci_that_says_no_switches_nothing_off(environ: dict[str, str]) -> None:
+    """`CI=false` and no `CI` are the same."""
+    assert resolve(ci(environ), given("ini", reuse=True)).reuse is True
+
+
+def test_ci_leaves_the_other_choices_alone() -> None:
+    """Only the reuse is a matter of what becomes of the machine."""
+    settings = resolve(ci({"CI": "true"}), given("ini", runtime="docker"))
+
+    assert settings.runtime is RuntimeName.DOCKER
+
+
+def test_the_variable_of_the_reuse_beats_ci() -> None:
+    """Who sets our own variable on a CI machine means it."""
+    environ = {"CI": "true", "WARMSTACK_REUSE": "1"}
+
+    settings = resolve(environment(environ), ci(environ), given("ini", reuse=False))
+
+    assert settings.reuse is True
+
+
+def test_the_command_line_beats_ci() -> None:
+    """Who types the option on a CI machine means it."""
+    environ = {"CI": "true"}
+
+    settings = resolve(given("command line", reuse=True), environment(environ), ci(environ))
+
+    assert settings.reuse is True
+
+
+# Conversions
+
+GOOD: list[tuple[Kind, object, object]] = [
+    (Kind.SWITCH, True, True),
+    (Kind.SWITCH, False, False),
+    *((Kind.SWITCH, yes, True) for yes in ("1", "true", "yes", "on", "True", "YES", " on ", 1)),
+    *((Kind.SWITCH, no, False) for no in ("0", "false", "no", "off", "False", "NO", " off ", 0)),
+    (Kind.RUNTIME, "auto", RuntimeName.AUTO),
+    (Kind.RUNTIME, "Docker", RuntimeName.DOCKER),
+    (Kind.RUNTIME, " embedded\n", RuntimeName.EMBEDDED),
+    (Kind.TEXT, " postgres:16 ", "postgres:16"),
+    (Kind.PATH, "alembic.ini", "alembic.ini"),
+    (Kind.SECONDS, "1", 1.0),
+    (Kind.SECONDS, 0.5, 0.5),
+    (Kind.SECONDS, " 1e2 ", 100.0),
+    (Kind.LINES, [], ()),
+    (Kind.LINES, ["A=1", "  B=2 ", ""], ("A=1", "B=2")),
+    (Kind.LINES, ("A=",), ("A=",)),
+    (Kind.LINES, ["A=x=y"], ("A=x=y",)),
+]
+
+
+@pytest.mark.parametrize(("kind", "raw", "converted"), GOOD)
+def test_a_good_value_is_converted(kind: Kind, raw: object, converted: object) -> None:
+    """A value in any of its usual spellings becomes the type that the field has."""
+    name = NAMES[kind]
+
+    settings = resolve(given("test", **{name: raw}))
+
+    assert getattr(settings, name) == converted
+    assert type(getattr(settings, name)) is type(converted)
+
+
+BAD: list[tuple[Kind, Any]] = [
+    *((Kind.SWITCH, raw) for raw in ("", "maybe", "2", 2, None, [])),
+    *((Kind.RUNTIME, raw) for raw in ("", "podman", "docker,embedded", None)),
+    *((Kind.TEXT, raw) for raw in ("", "  ")),
+    *((Kind.PATH, raw) for raw in ("", "\t")),
+    *((Kind.SECONDS, raw) for raw in ("", "soon", "0", "-1", 0, "inf", "nan", "1 s", None)),
+    *((Kind.LINES, raw) for raw in (["NAME"], ["=x"], ["A=1", "b c=2"], ["1A=x"], "A=1", None)),
+]
+
+
+@pytest.mark.parametrize(("kind", "raw"), BAD)
+def test_a_bad_value_is_refused_with_its_source_and_what_is_wanted(kind: Kind, raw: object) -> None:
+    """The error names the setting, the value, the place it stood in and what it may be."""
+    name = NAMES[kind]
+
+    with pytest.raises(SettingsError) as caught:
+        resolve(given("tox.ini", **{name: raw}))
+
+    text = str(caught.value)
+    assert text.startswith(f"{raw!r} is no value for warmstack_{name}.\n")
+    assert f"Why: it takes {kind.value}\n" in text
+    assert "Looked at: tox.ini\n" in text
+
+
+def test_a_bad_variable_is_named() -> None:
+    """The error about a variable names the variable."""
+    with pytest.raises(SettingsError, match="environment variable WARMSTACK_RUNTIME"):
+        resolve(environment({"WARMSTACK_RUNTIME": "podman"}))
+
+
+def test_every_kind_has_good_and_bad_examples_here() -> None:
+    """A kind that is added to the table has to be added to these tests."""
+    assert {kind for kind, *_ in GOOD} == set(Kind)
+    assert {kind for kind, _ in BAD} == set(Kind)
+    assert set(EXAMPLES) == set(Kind)
