@@ -65,11 +65,6 @@ class Hints:
             with suppress(OSError):
                 draft.unlink()
 
-    def forget(self, service: Service) -> None:
-        """Remove the hint for *service*."""
-        if self._folder is not None:
-            self._path(self._folder, service).unlink(missing_ok=True)
-
     @staticmethod
     def _path(folder: Path, service: Service) -> Path:
         return folder / f"{service}.json"

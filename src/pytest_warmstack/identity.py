@@ -9,9 +9,8 @@ import hashlib
 import os
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
 from enum import StrEnum
-from typing import Final, Self
+from typing import Final, NamedTuple, Self
 
 NAMESPACE: Final = "pytest-warmstack"
 """Prefix of every label of ours."""
@@ -77,8 +76,7 @@ def random_password() -> str:
     return os.urandom(16).hex()
 
 
-@dataclass(frozen=True, kw_only=True)
-class Project:
+class Project(NamedTuple):
     """A checkout, known by the real path of its root."""
 
     path: str
@@ -102,8 +100,7 @@ class State(StrEnum):
     IN_USE = "u"
 
 
-@dataclass(frozen=True)
-class DatabaseName:
+class DatabaseName(NamedTuple):
     """The name of a database of ours: its state, its template's fingerprint, its serial.
 
     A template has no serial. The owner of the others is whoever holds the advisory lock with

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import os
+import sys
 from pathlib import Path
 from typing import Any, Final
 
 import pytest
 
-from pytest_warmstack.errors import SettingsError
 from pytest_warmstack.settings import (
     CHOICES,
     Choice,
@@ -60,7 +60,9 @@ def add_reuse(parser: pytest.Parser, pluginmanager: pytest.PytestPluginManager) 
 
     A second registration stops pytest, so this has to come when all plugins are loaded.
     """
-    if not pluginmanager.hasplugin("docker_tools"):
+    # By its module: it has another name when it was loaded with -p.
+    other = sys.modules.get("pytest_docker_tools.plugin")
+    if other is None or not pluginmanager.is_registered(other):
         choice = CHOICES["reuse"]
         _group(parser).addoption(
             str(choice.flag),
@@ -95,6 +97,8 @@ def settings(config: pytest.Config) -> Settings:
         try:
             value = config.getini(choice.ini)
         except (ValueError, TypeError, pytest.UsageError) as error:
+            from pytest_warmstack.errors import SettingsError
+
             raise SettingsError.bad_value(
                 name=choice.ini, value=_quoted(error), source=source, wanted=choice.kind
             ) from None

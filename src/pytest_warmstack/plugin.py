@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING, Any, Final
 import pytest
 
 from pytest_warmstack import options
-from pytest_warmstack.errors import SettingsError
 from pytest_warmstack.settings import RuntimeName, Settings
 
 if TYPE_CHECKING:
@@ -49,7 +48,11 @@ def pytest_configure(config: pytest.Config) -> None:
 
     try:
         config.stash[SETTINGS] = options.settings(config)
-    except SettingsError as error:
+    except Exception as error:
+        from pytest_warmstack.errors import SettingsError
+
+        if not isinstance(error, SettingsError):
+            raise
         raise pytest.UsageError(str(error)) from None
     config.stash[WORKERS] = []
     config.stash[fixtures.WORKBENCH] = lambda: _workbench(config)

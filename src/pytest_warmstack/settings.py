@@ -1,16 +1,13 @@
 """The choices a user has, in one table, and how a value for each is found.
 
-Command line, ini file, environment and the README's table all derive from the rows of `Settings`.
+Command line, ini file, environment and the README's table all derive from the rows of `CHOICES`.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field, fields
 from enum import StrEnum
 from typing import Any, Final, NamedTuple
-
-from pytest_warmstack.errors import SettingsError
 
 
 class RuntimeName(StrEnum):
@@ -48,73 +45,72 @@ class Choice(NamedTuple):
         return f"warmstack_{self.name}"
 
 
-def _row(default: Any, kind: Kind, text: str, *, flag: str = "", ini_only: bool = False) -> Any:
-    """Declare a field of `Settings` as a row of the table.
+class Settings(NamedTuple):
+    """What the user chose; `sources` tells where each value that is no default came from.
 
-    The option's name is derived from the field's, except where *flag* gives one.
+    A NamedTuple, as `Choice` is: it costs a third of a dataclass to define, in every pytest run.
     """
-    return field(
-        default=default, metadata={"kind": kind, "help": text, "flag": flag, "ini_only": ini_only}
+
+    reuse: bool = False
+    runtime: RuntimeName = RuntimeName.AUTO
+    postgres_image: str = "postgres:16-alpine"
+    redis_image: str = "redis:7-alpine"
+    postgres_bin: str = ""
+    redis_bin: str = ""
+    alembic: str = ""
+    env: tuple[str, ...] = ()
+    start_timeout: float = 60.0
+    migrate_timeout: float = 300.0
+    sources: Mapping[str, str] = {}
+
+
+def _choice(
+    name: str, kind: Kind, text: str, *, flag: str = "", ini_only: bool = False
+) -> tuple[str, Choice]:
+    """Return a row of the table; the option's name is the field's, except where *flag* gives one.
+
+    The default is the field's own.
+    """
+    return name, Choice(
+        name=name,
+        kind=kind,
+        default=Settings._field_defaults[name],
+        help=text,
+        flag=None if ini_only else flag or f"--warmstack-{name.replace('_', '-')}",
+        variable=None if ini_only else f"WARMSTACK_{name.upper()}",
     )
 
 
-# Loaded in every pytest run: the methods that dataclass would write for it and nobody calls
-# are half of what this module costs.
-@dataclass(frozen=True, kw_only=True, repr=False, eq=False)
-class Settings:
-    """What the user chose; `sources` tells where each value that is no default came from."""
-
-    reuse: bool = _row(
-        default=False,
-        kind=Kind.SWITCH,
-        text="Keep the servers after the run, for the next one to find",
-        flag="--reuse-containers",
-    )
-    runtime: RuntimeName = _row(
-        RuntimeName.AUTO, Kind.RUNTIME, "Where the servers run: auto, docker or embedded"
-    )
-    postgres_image: str = _row("postgres:16-alpine", Kind.TEXT, "Docker image of PostgreSQL")
-    redis_image: str = _row("redis:7-alpine", Kind.TEXT, "Docker image of Redis")
-    postgres_bin: str = _row(
-        "", Kind.PATH, "Folder of PostgreSQL's programs, for the runtime embedded"
-    )
-    redis_bin: str = _row("", Kind.PATH, "Folder of Redis' program, for the runtime embedded")
-    alembic: str = _row(
-        "", Kind.PATH, "Alembic's configuration; else alembic.ini, then pyproject.toml, at the root"
-    )
-    env: tuple[str, ...] = _row(
-        (),
-        Kind.LINES,
-        "Environment of the migrations, lines like DATABASE_URL={db_url}",
-        ini_only=True,
-    )
-    start_timeout: float = _row(60.0, Kind.SECONDS, "Deadline for a server to be ready, in seconds")
-    migrate_timeout: float = _row(
-        300.0, Kind.SECONDS, "Deadline for the migrations to end, in seconds"
-    )
-    sources: Mapping[str, str] = field(default_factory=dict)
-
-
-def _choices() -> dict[str, Choice]:
-    """Read the table off the fields of `Settings`."""
-    rows = {}
-    for row in fields(Settings):
-        if not row.metadata:
-            continue
-        own = not row.metadata["ini_only"]
-        flag = row.metadata["flag"] or f"--warmstack-{row.name.replace('_', '-')}"
-        rows[row.name] = Choice(
-            name=row.name,
-            kind=row.metadata["kind"],
-            default=row.default,
-            help=row.metadata["help"],
-            flag=flag if own else None,
-            variable=f"WARMSTACK_{row.name.upper()}" if own else None,
-        )
-    return rows
-
-
-CHOICES: Final[Mapping[str, Choice]] = _choices()
+CHOICES: Final[Mapping[str, Choice]] = dict(
+    [
+        _choice(
+            "reuse",
+            Kind.SWITCH,
+            "Keep the servers after the run, for the next one to find",
+            flag="--reuse-containers",
+        ),
+        _choice("runtime", Kind.RUNTIME, "Where the servers run: auto, docker or embedded"),
+        _choice("postgres_image", Kind.TEXT, "Docker image of PostgreSQL"),
+        _choice("redis_image", Kind.TEXT, "Docker image of Redis"),
+        _choice(
+            "postgres_bin", Kind.PATH, "Folder of PostgreSQL's programs, for the runtime embedded"
+        ),
+        _choice("redis_bin", Kind.PATH, "Folder of Redis' program, for the runtime embedded"),
+        _choice(
+            "alembic",
+            Kind.PATH,
+            "Alembic's configuration; else alembic.ini, then pyproject.toml, at the root",
+        ),
+        _choice(
+            "env",
+            Kind.LINES,
+            "Environment of the migrations, lines like DATABASE_URL={db_url}",
+            ini_only=True,
+        ),
+        _choice("start_timeout", Kind.SECONDS, "Deadline for a server to be ready, in seconds"),
+        _choice("migrate_timeout", Kind.SECONDS, "Deadline for the migrations to end, in seconds"),
+    ]
+)
 """The table, by the names of the fields of `Settings`."""
 
 Lookup = Callable[[Choice], tuple[object, str] | None]
@@ -171,6 +167,8 @@ def _converted(choice: Choice, raw: object, source: str) -> Any:
     try:
         return _CONVERT[choice.kind](raw)
     except (ValueError, TypeError, KeyError):
+        from pytest_warmstack.errors import SettingsError
+
         raise SettingsError.bad_value(
             name=choice.ini, value=raw, source=source, wanted=choice.kind.value
         ) from None

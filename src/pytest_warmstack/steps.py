@@ -44,7 +44,8 @@ class Ledger:
         """Return how often *name* ran, and the median of its seconds."""
         # Not the statistics module: its import costs more than most of our set-up.
         times = sorted(self.times.get(name, []))
-        return len(times), times[len(times) // 2] if times else 0.0
+        middle = times[(len(times) - 1) // 2 : len(times) // 2 + 1]
+        return len(times), sum(middle) / len(middle) if middle else 0.0
 
     def to_json(self) -> str:
         """Return this ledger as a text that another process can read."""

@@ -122,7 +122,6 @@ def test_a_marker_chooses_the_loop(pytester: pytest.Pytester, run: Run, mode: st
         ("auto", "module"),
         ("strict", "package"),
         ("auto", "session"),
-        ("auto", "function"),
     ],
 )
 def test_the_configured_default_chooses_the_loop(

@@ -111,7 +111,7 @@ def test_each_choice_is_read_from_each_of_its_places(
 
 def test_without_a_choice_every_value_is_its_default(pytester: pytest.Pytester) -> None:
     """Defaults of pytest's own, such as false for a switch, are not taken for the user's word."""
-    assert vars(settings(pytester)) == vars(Settings())
+    assert settings(pytester) == Settings()
 
 
 def test_a_place_wins_over_those_below_it(
@@ -257,15 +257,14 @@ def test_the_runtime_is_the_one_that_was_named(
     assert "127.0.0.1:1" in text
 
 
-@pytest.mark.parametrize("place", [in_a_variable, in_pyproject])
 def test_the_image_names_the_version_of_postgresql(
-    pytester: pytest.Pytester, monkeypatch: pytest.MonkeyPatch, run: Run, place: Place
+    pytester: pytest.Pytester, monkeypatch: pytest.MonkeyPatch, run: Run
 ) -> None:
     """A major version that is not on this machine is not replaced by another one."""
     pytester.makepyfile(POSTGRES)
-    arguments, _ = place(pytester, monkeypatch, "postgres_image", "postgres:99-alpine")
+    monkeypatch.setenv("WARMSTACK_POSTGRES_IMAGE", "postgres:99-alpine")
 
-    text = refused(run(*arguments))
+    text = refused(run())
 
     assert "ERROR: No PostgreSQL was found on this machine" in text
     assert "PostgreSQL 99 is asked for" in text
@@ -397,7 +396,6 @@ def test_the_migrations_have_as_long_as_their_deadline_says(
         ([], {}, "yes", True),
         (["--no-reuse-containers"], {}, "yes", False),
         ([], {"CI": "true"}, "yes", False),
-        (["--reuse-containers"], {"CI": "true", "WARMSTACK_REUSE": "0"}, "no", True),
     ],
 )
 def test_servers_stay_when_and_only_when_reuse_was_chosen(

@@ -48,10 +48,13 @@ def test_it_removes_the_kept_servers_and_names_them(
     assert_nothing_left(folder)
 
 
-def test_it_spares_a_run_in_progress_unless_forced(project: Library) -> None:
-    """A living run's own server is named and spared with status 1; --force removes it."""
+@pytest.mark.parametrize("arguments", [(), (REUSE,)], ids=["its own", "kept"])
+def test_it_spares_a_run_in_progress_unless_forced(
+    project: Library, arguments: tuple[str, ...]
+) -> None:
+    """A server that a living run uses is named and spared with status 1; --force removes it."""
     project.write("test_wait.py", WAITING)
-    running = project.start("test_wait.py")
+    running = project.start("test_wait.py", *arguments)
     until((project.folder / "running").exists, "the test runs")
     (server,) = project.servers()
 

@@ -234,6 +234,26 @@ def test_a_build_that_was_killed_is_swept_and_done_again(kept: Library) -> None:
     assert kept.databases("b") == []
 
 
+def test_migrations_that_connect_by_a_function_of_their_own_are_stopped_too(kept: Library) -> None:
+    """An engine may be given a function to connect with; where that has got to is asked."""
+    kept.edit(
+        "migrations/env.py",
+        "poolclass=pool.NullPool,",
+        "poolclass=pool.NullPool,\n        async_creator=elsewhere,",
+    )
+    kept.edit(
+        "migrations/env.py",
+        "config = context.config\n",
+        "config = context.config\n\n\n"
+        "async def elsewhere():\n"
+        "    import asyncpg\n\n"
+        '    url = config.get_main_option("sqlalchemy.url").replace("+asyncpg", "")\n'
+        '    return await asyncpg.connect(url, database="postgres")\n\n\n',
+    )
+
+    assert "tried to connect to the database postgres, and were stopped" in refused(kept)
+
+
 @pytest.mark.parametrize("how", ["url", "connect_args"])
 def test_migrations_that_connect_elsewhere_are_stopped_before_they_do(
     kept: Library, how: str

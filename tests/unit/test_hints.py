@@ -152,7 +152,6 @@ def test_a_folder_that_cannot_be_made_is_no_error(hints: Hints, folder: Path) ->
     hints.write(Service.POSTGRES, HINT)
 
     assert hints.read(Service.POSTGRES) is None
-    hints.forget(Service.POSTGRES)
 
 
 def test_without_a_folder_there_are_no_hints() -> None:
@@ -160,24 +159,5 @@ def test_without_a_folder_there_are_no_hints() -> None:
     hints = Hints(None)
 
     hints.write(Service.POSTGRES, HINT)
-    hints.forget(Service.POSTGRES)
 
     assert hints.read(Service.POSTGRES) is None
-
-
-def test_a_forgotten_hint_is_gone(hints: Hints, folder: Path) -> None:
-    """The password does not outlive the server that took it."""
-    hints.write(Service.POSTGRES, HINT)
-    hints.write(Service.REDIS, HINT)
-
-    hints.forget(Service.POSTGRES)
-
-    assert hints.read(Service.POSTGRES) is None
-    assert hints.read(Service.REDIS) == HINT
-    assert written(folder) == [folder / "redis.json"]
-
-
-def test_forgetting_what_is_not_there_is_fine(hints: Hints) -> None:
-    """Nothing can be forgotten twice."""
-    hints.forget(Service.POSTGRES)
-    hints.forget(Service.POSTGRES)

@@ -49,7 +49,7 @@ def test_without_any_value_every_choice_has_its_default() -> None:
     """Settings that nobody chose are the defaults of the table, and have no sources."""
     settings = resolve(given("nowhere"))
 
-    assert vars(settings) == vars(Settings())
+    assert settings == Settings()
     assert {name: getattr(settings, name) for name in CHOICES} == {
         name: choice.default for name, choice in CHOICES.items()
     }
@@ -155,7 +155,7 @@ def test_every_row_has_its_three_names_or_the_ini_key_alone() -> None:
 
 def test_every_field_is_a_row_and_has_a_help_text() -> None:
     """No field but `sources` is left out of the table, and none is left unexplained."""
-    fields = set(Settings.__dataclass_fields__)
+    fields = set(Settings._fields)
 
     assert fields - set(CHOICES) == {"sources"}
     assert all(choice.help and not choice.help.endswith(".") for choice in CHOICES.values())
@@ -169,14 +169,14 @@ def test_an_empty_variable_counts_as_unset(name: str) -> None:
     """A variable that is set to nothing changes nothing."""
     settings = resolve(environment({f"WARMSTACK_{name.upper()}": ""}))
 
-    assert vars(settings) == vars(Settings())
+    assert settings == Settings()
 
 
 def test_a_choice_without_a_variable_is_not_read_from_the_environment() -> None:
     """Lines for the migrations' environment come from the ini file alone."""
     settings = resolve(environment({"WARMSTACK_ENV": "A=B", "None": "A=B"}))
 
-    assert vars(settings) == vars(Settings())
+    assert settings == Settings()
 
 
 @pytest.mark.parametrize("value", ["true", "1", "yes", "GitHub"])

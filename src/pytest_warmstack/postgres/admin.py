@@ -10,8 +10,7 @@ import asyncio
 import time
 from collections.abc import Callable, Coroutine, Sequence
 from concurrent.futures import Future
-from dataclasses import dataclass
-from typing import Any, Final, ParamSpec, Self, TypeVar
+from typing import Any, Final, NamedTuple, ParamSpec, Self, TypeVar
 
 import asyncpg
 
@@ -68,8 +67,7 @@ def literal(text: str) -> str:
     return f"'{escaped}'"
 
 
-@dataclass(frozen=True)
-class Database:
+class Database(NamedTuple):
     """A database of ours, as the server lists it; *sealed* marks a template that is complete."""
 
     name: DatabaseName

@@ -4,14 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from concurrent.futures import Future, wait
-from dataclasses import dataclass
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 from pytest_warmstack.identity import DatabaseName
 
 
-@dataclass(frozen=True)
-class Clone:
+class Clone(NamedTuple):
     """A test's own database, and its SQLAlchemy URL."""
 
     name: DatabaseName

@@ -51,6 +51,8 @@ class Guard:
         event.listen(Pool, "connect", self._ask)
 
     def _look(self, dialect: Any, _record: Any, _args: Any, parameters: dict[str, Any]) -> None:
+        if "async_creator_fn" in parameters:
+            return  # Where that leads, `_ask` sees.
         database = parameters.get("database") or parameters.get("dbname")
         tried = _place(parameters.get("host"), parameters.get("port"), database)
         if dialect.name != "postgresql" or tried != self._allowed:

@@ -71,16 +71,16 @@ class NativePostgres:
             self._initdb(programs, data, pwfile, user)
         finally:
             pwfile.unlink()
-        # Loopback only, and no socket file that would have to be cleaned up.
-        place = [
-            "-D",
-            str(data),
-            "-c",
-            "listen_addresses=127.0.0.1",
-            "-c",
-            "unix_socket_directories=",
-        ]
-        start = [str(programs.folder / "postgres"), *place, *self.arguments]
+        options = {
+            # Loopback only, and no socket file that would have to be cleaned up.
+            "listen_addresses": "127.0.0.1",
+            "unix_socket_directories": "",
+            # In the data folder, which lies in memory anyway: what a killed server leaves in
+            # /dev/shm nobody would ever remove.
+            "dynamic_shared_memory_type": "mmap",
+        }
+        place = [part for name, value in options.items() for part in ("-c", f"{name}={value}")]
+        start = [str(programs.folder / "postgres"), "-D", str(data), *place, *self.arguments]
         return lambda port: Command(arguments=[*start, "-c", f"port={port}"], user=user)
 
     def _initdb(self, programs: Programs, data: Path, pwfile: Path, user: str | None) -> None:

@@ -6,8 +6,7 @@ import json
 import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
-from typing import Final, Protocol, Self
+from typing import Final, NamedTuple, Protocol, Self
 
 from pytest_warmstack.errors import WarmstackError
 from pytest_warmstack.identity import BUILD_FORMAT, DatabaseName, State, fingerprint
@@ -18,8 +17,7 @@ KEEP: Final = 4
 """How many templates stay in a kept server; each takes about 10 MB of memory."""
 
 
-@dataclass(frozen=True)
-class Target:
+class Target(NamedTuple):
     """The database that a layer is to change, and a way to ask it what it holds.
 
     `read` takes a query with one text column and returns its values; none when there is no such
@@ -57,8 +55,7 @@ class Layer(Protocol):
         """
 
 
-@dataclass(frozen=True, kw_only=True)
-class Template:
+class Template(NamedTuple):
     """A sealed template: clones of it can be made, and nobody can connect to it.
 
     *origin* is `found` or `built`, *text* tells what its layers hold.
@@ -69,8 +66,7 @@ class Template:
     text: str
 
 
-@dataclass(frozen=True)
-class _Mark:
+class _Mark(NamedTuple):
     """What a template's comment says: when it was *built*, in epoch seconds, and of what."""
 
     built: float

@@ -48,7 +48,6 @@ class Admin:
             retry=Retry(NoBackoff(), 0),
             socket_connect_timeout=timeout,
             socket_timeout=_ANSWER,
-            driver_info=None,
         )
         admin = cls(endpoint, connection, "")
         try:

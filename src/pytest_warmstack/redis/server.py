@@ -6,9 +6,8 @@ import importlib.util
 import os
 import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Final
+from typing import Final, NamedTuple
 
 from pytest_warmstack.errors import RuntimeUnavailable
 from pytest_warmstack.identity import Service
@@ -83,8 +82,7 @@ def _container(password: str, fingerprint: str) -> Container:
     )
 
 
-@dataclass(frozen=True)
-class NativeRedis:
+class NativeRedis(NamedTuple):
     """Redis, or Valkey, from a program on this machine."""
 
     named: str

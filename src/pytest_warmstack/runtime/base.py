@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any, Final, Generic, Protocol, TypeVar
+from typing import Any, Final, Generic, NamedTuple, Protocol, TypeVar
 
 from pytest_warmstack.errors import ServerFailed
 from pytest_warmstack.identity import (
@@ -216,8 +216,7 @@ class ServerHandle:
         return f"{scheme}://postgres:{self.password}@{place}/postgres"
 
 
-@dataclass(frozen=True, kw_only=True)
-class Found:
+class Found(NamedTuple):
     """A server of ours, as its labels describe it, whether it runs or not."""
 
     runtime: str
