@@ -1,16 +1,11 @@
-"""The fixtures: a migrated database and an empty Redis for every test, as URLs and as clients.
-
-URLs become engines and clients here, in the test's own event loop. Nothing asynchronous outlives
-a test.
-"""
+"""The fixtures: a migrated database and an empty Redis for every test, as URLs and as clients."""
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 import pytest
-import pytest_asyncio
 
 if TYPE_CHECKING:
     from redis.asyncio import Redis
@@ -103,13 +98,15 @@ def _had(get: Callable[[], T]) -> T:
 
 
 def _in_the_loop_of_the_test(request: pytest.FixtureRequest, name: str) -> Any:
-    """Return the fixture *name* of the family that runs in the same event loop as the test.
+    """Return what the fixture *name* of `loop_fixtures` gives in the test's own event loop."""
+    loop = _loop(request)
+    manager = request.config.pluginmanager
+    if not manager.hasplugin(f"warmstack-{loop}"):
+        # Declared only now: most runs use one loop, and many none.
+        from pytest_warmstack import loop_fixtures
 
-    pytest-asyncio gives a fixture its loop by a scope that is fixed when it is declared, while
-    the test's loop depends on its marker; a connection used in another loop than its own breaks.
-    So each of the asynchronous fixtures is declared once for each loop, and here one is picked.
-    """
-    return request.getfixturevalue(f"_warmstack_{name}_{_loop(request)}")
+        manager.register(loop_fixtures.declare(loop), f"warmstack-{loop}")
+    return request.getfixturevalue(f"_warmstack_{name}_{loop}")
 
 
 def _loop(request: pytest.FixtureRequest) -> str:
@@ -129,54 +126,3 @@ def _loop(request: pytest.FixtureRequest) -> str:
             pytrace=False,
         )
     return str(request.config.getini("asyncio_default_test_loop_scope") or "function")
-
-
-def _declared(name: str, loop: str) -> Callable[[Callable[..., Any]], Any]:
-    """Return the decorator that declares a fixture for tests that run in that *loop*."""
-    full = f"_warmstack_{name}_{loop}"
-    if loop == "anyio":
-        return pytest.fixture(name=full)
-    return pytest_asyncio.fixture(name=full, loop_scope=loop)  # type: ignore[call-overload, no-any-return]
-
-
-def _engine_in(loop: str) -> Any:
-    @_declared("engine", loop)
-    async def engine(db_url: str) -> AsyncIterator[AsyncEngine]:
-        from sqlalchemy.ext.asyncio import create_async_engine
-
-        # The server speaks no TLS; asking it on every connection costs a millisecond.
-        engine = create_async_engine(db_url, connect_args={"ssl": False})
-        yield engine
-        await engine.dispose()
-
-    return engine
-
-
-def _session_in(loop: str) -> Any:
-    @_declared("session", loop)
-    async def session(db_engine: AsyncEngine) -> AsyncIterator[AsyncSession]:
-        from sqlalchemy.ext.asyncio import AsyncSession
-
-        # An attribute that was expired would be loaded when it is read, which asyncio can't do.
-        async with AsyncSession(db_engine, expire_on_commit=False) as session:
-            yield session
-
-    return session
-
-
-def _redis_in(loop: str) -> Any:
-    @_declared("redis", loop)
-    async def redis(redis_url: str) -> AsyncIterator[Redis]:
-        from redis.asyncio import Redis
-
-        client: Redis = Redis.from_url(redis_url)
-        yield client
-        await client.aclose()
-
-    return redis
-
-
-for _each in ("function", "class", "module", "package", "session", "anyio"):
-    for _make in (_engine_in, _session_in, _redis_in):
-        # pytest finds fixtures by looking through a module's names.
-        globals()[f"{_make.__name__}_{_each}"] = _make(_each)

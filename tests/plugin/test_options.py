@@ -463,7 +463,10 @@ def beside(installed: Path, pytester: pytest.Pytester) -> Beside:
 
     def read(*arguments: str) -> tuple[bool, bool, bool]:
         config = pytester.parseconfig(*arguments)
-        loaded = config.pluginmanager.hasplugin("docker_tools")
+        plugins = config.pluginmanager.get_plugins()
+        loaded = any(
+            getattr(each, "__name__", "") == "pytest_docker_tools.plugin" for each in plugins
+        )
         theirs = bool(config.getoption("reuse_containers"))
         return loaded, theirs, options.settings(config).reuse
 
