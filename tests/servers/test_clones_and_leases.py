@@ -7,12 +7,12 @@ from typing import Any
 
 import pytest
 from redis import Redis
-from sample import Bench, Library, until, with_command, with_options
 
 from pytest_warmstack.errors import LeaseFailed
 from pytest_warmstack.redis.leases import Leases
 from pytest_warmstack.runtime.base import Server
 from pytest_warmstack.settings import RuntimeName
+from sample import Bench, Library, until, with_command, with_options
 
 REUSE = "--reuse-containers"
 

@@ -6,6 +6,7 @@ import os
 import signal
 
 import pytest
+
 from sample import Library, assert_nothing_left, until
 
 BLOCKING = """

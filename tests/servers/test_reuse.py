@@ -7,9 +7,9 @@ import signal
 from collections.abc import Callable, Iterator
 
 import pytest
-from sample import Library
 
 from pytest_warmstack.settings import RuntimeName
+from sample import Library
 
 REUSE = "--reuse-containers"
 NOWHERE = {"DOCKER_HOST": "unix:///nonexistent.sock"}

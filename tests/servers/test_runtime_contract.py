@@ -19,19 +19,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from sample import (
-    PATH,
-    Bench,
-    assert_nothing_left,
-    containers,
-    engine,
-    folders,
-    left,
-    pid,
-    query,
-    with_command,
-    with_options,
-)
 
 from pytest_warmstack.errors import ServerFailed
 from pytest_warmstack.identity import KEPT, Label
@@ -45,6 +32,19 @@ from pytest_warmstack.runtime.base import (
     Server,
 )
 from pytest_warmstack.settings import RuntimeName
+from sample import (
+    PATH,
+    Bench,
+    assert_nothing_left,
+    containers,
+    engine,
+    folders,
+    left,
+    pid,
+    query,
+    with_command,
+    with_options,
+)
 
 LISTEN = "0A"
 """The state of a socket that listens, in /proc/net/tcp."""
@@ -138,7 +138,7 @@ def test_the_server_of_another_fingerprint_is_refused(
 
 def test_the_data_lies_in_memory(standing: Bench, database: Server[Any]) -> None:
     """PostgreSQL's data directory is on a tmpfs, and so writes never reach a disk."""
-    shared_memory = "/dev/shm"  # noqa: S108 - it is only looked at
+    shared_memory = "/dev/shm"
     if standing.name == RuntimeName.EMBEDDED and not os.access(shared_memory, os.W_OK):
         pytest.skip(f"this machine has no {shared_memory}")
     folder = asyncio.run(setting(database, "data_directory"))
@@ -306,6 +306,18 @@ def test_a_server_that_ended_is_started_again(
     assert server.reason
     assert len(containers(bench.folder) + folders(bench.folder)) == 1
     assert bench.ensure(spec).origin == "reused"
+
+
+@pytest.mark.parametrize("runtime", [RuntimeName.EMBEDDED], indirect=True)
+def test_a_killed_postgres_leaves_nothing_in_shared_memory(bench: Bench) -> None:
+    """All that it has lies in its folder, which somebody will remove."""
+    before = set(Path("/dev/shm").glob("PostgreSQL.*"))
+    server = bench.ensure(bench.postgres)
+    bench.leave()
+    bench.signal(server, signal.SIGKILL)
+    bench.ended(server)
+
+    assert set(Path("/dev/shm").glob("PostgreSQL.*")) == before
 
 
 @pytest.mark.docker

@@ -14,11 +14,11 @@ from dataclasses import dataclass
 from typing import Any
 
 import pytest
-from sample import Bench, Library, until
 
 from pytest_warmstack.postgres import template
 from pytest_warmstack.postgres.template import Layer, Target
 from pytest_warmstack.settings import RuntimeName
+from sample import Bench, Library, until
 
 REUSE = "--reuse-containers"
 

@@ -19,7 +19,7 @@ SAMPLES: dict[str, Any] = {
     "cause": "the engine said no",
     "config": "/srv/shop/alembic.ini",
     "databases": 256,
-    "folder": "/dev/shm/ours",  # noqa: S108 - a text to be read, no file
+    "folder": "/dev/shm/ours",
     "found": ["0001"],
     "heads": ["0002", "0003"],
     "holder": "backend 7 of 127.0.0.1",
@@ -31,7 +31,7 @@ SAMPLES: dict[str, Any] = {
     "name": "warmstack_reuse",
     "named": "/srv/shop/conf/alembic.ini",
     "output": "running 0001\nrunning 0002",
-    "place": "/dev/shm/ours/one",  # noqa: S108 - the same
+    "place": "/dev/shm/ours/one",
     "refusals": [
         WarmstackError("First way is shut.", why="no key", looked_at=["door"], todo=["knock"]),
         WarmstackError("Second way is shut.", why="no lock", looked_at=["wall"], todo=["dig"]),

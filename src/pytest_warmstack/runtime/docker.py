@@ -267,9 +267,11 @@ class _Container(DockerContainer):
             container.unpause()
             return "reused", "it was paused"
         if status in {"created", "exited"}:
-            # One that is created is about to be started by another process, or never will be.
             container.start()
-            return ("started again", "it had stopped") if status == "exited" else ("started", "")
+            if status == "exited":
+                return "started again", "it had stopped"
+            # As a rule another process has just created it, and is about to start it too.
+            return "reused", ""
         raise NotOurs(f"it is {status}")
 
     def ready(self, seconds: float) -> Any:
