@@ -15,9 +15,19 @@ from pytest_warmstack.portal import Portal
 NAME = "warmstack-portal"
 
 
+OTHERS: set[threading.Thread] = set()
+
+
 def threads() -> list[threading.Thread]:
-    """Return the portals' threads that run."""
-    return [thread for thread in threading.enumerate() if thread.name == NAME]
+    """Return the threads of portals that this test made."""
+    return [each for each in threading.enumerate() if each.name == NAME and each not in OTHERS]
+
+
+@pytest.fixture(autouse=True)
+def others() -> None:
+    """The run of these tests may have a portal of its own, for tests that use a database."""
+    OTHERS.clear()
+    OTHERS.update(threads())
 
 
 @pytest.fixture

@@ -19,6 +19,7 @@ from pytest_warmstack.identity import (
     Label,
     Project,
     Service,
+    changes,
     fingerprint,
 )
 from pytest_warmstack.processes import Process
@@ -308,6 +309,24 @@ class Runtime(Protocol):
 
     def close(self) -> None:
         """Let go of what the runtime holds itself, such as a connection to its engine."""
+
+
+def remove_outdated(runtime: Runtime, household: Household, spec: ServerSpec[Any]) -> str:
+    """Remove the servers that an earlier configuration left, and return what differs.
+
+    One that a living run still uses is left to it.
+    """
+    reason = ""
+    current = household.name(spec, runtime.name)
+    for found in runtime.list():
+        if found.name == current or not household.owns(found, spec.service):
+            continue
+        if found.running and runtime.in_use(spec, found):
+            continue
+        runtime.remove(found)
+        old = json.loads(found.labels.get(Label.CONFIG, "{}"))
+        reason = ", ".join(changes(old, spec.config(runtime.name)))
+    return reason
 
 
 def wait_ready(

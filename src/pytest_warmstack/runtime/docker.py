@@ -6,7 +6,6 @@ ssh hosts, Docker in Docker); this is the only room that speaks to it.
 
 from __future__ import annotations
 
-import json
 import os
 import socket
 import time
@@ -25,7 +24,7 @@ from testcontainers.core.container import DockerContainer
 from testcontainers.core.docker_client import DockerClient, get_docker_host
 
 from pytest_warmstack.errors import RuntimeUnavailable, ServerFailed
-from pytest_warmstack.identity import Label, changes
+from pytest_warmstack.identity import Label
 from pytest_warmstack.runtime.base import (
     PATIENCE,
     POLL,
@@ -37,6 +36,7 @@ from pytest_warmstack.runtime.base import (
     NotReady,
     Server,
     ServerSpec,
+    remove_outdated,
     wait_ready,
 )
 from pytest_warmstack.settings import RuntimeName
@@ -71,7 +71,9 @@ class Docker:
         name = household.name(spec, self.name)
         labels = household.labels(spec, self.name)
         with _explained(spec.title), _Container(spec, labels, name) as container:
-            client, origin, reason = self._running(container, self._remove_outdated(spec, name))
+            client, origin, reason = self._running(
+                container, remove_outdated(self, household, spec)
+            )
             return Server(
                 service=spec.service,
                 title=spec.title,
@@ -139,22 +141,6 @@ class Docker:
     def close(self) -> None:
         """Close the connection to the engine."""
         self._engine.client.close()
-
-    def _remove_outdated(self, spec: ServerSpec[Any], name: str) -> str:
-        """Remove containers that an earlier configuration left; return what differs.
-
-        One that a living run still uses is left to it.
-        """
-        reason = ""
-        for found in self.list():
-            if found.name == name or not self._household.owns(found, spec.service):
-                continue
-            if found.running and self.in_use(spec, found):
-                continue
-            self.remove(found)
-            old = json.loads(found.labels.get(Label.CONFIG, "{}"))
-            reason = ", ".join(changes(old, spec.config(self.name)))
-        return reason
 
     def in_use(self, spec: ServerSpec[Any], found: Found) -> bool:
         """Tell whether a process of ours is connected to the server that was found."""

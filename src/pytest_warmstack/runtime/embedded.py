@@ -24,7 +24,7 @@ from pathlib import Path
 from typing import Any, Final, Self
 
 from pytest_warmstack.errors import RuntimeUnavailable, ServerFailed
-from pytest_warmstack.identity import Label, changes, random_password
+from pytest_warmstack.identity import Label, random_password
 from pytest_warmstack.processes import Process
 from pytest_warmstack.runtime.base import (
     PATIENCE,
@@ -37,6 +37,7 @@ from pytest_warmstack.runtime.base import (
     NotOurs,
     Server,
     ServerSpec,
+    remove_outdated,
     wait_ready,
 )
 from pytest_warmstack.settings import RuntimeName
@@ -113,7 +114,7 @@ class Embedded:
         household = self._household
         name = household.name(spec, self.name)
         fingerprint = spec.fingerprint(self.name)
-        outdated = self._remove_outdated(spec, name)
+        outdated = remove_outdated(self, household, spec)
         with _locked(_root() / name, spec.title, household.start_timeout) as folder:
             record = _Record.read(folder)
             client = None
@@ -175,22 +176,6 @@ class Embedded:
 
     def close(self) -> None:
         """Do nothing: there is no engine to let go of."""
-
-    def _remove_outdated(self, spec: ServerSpec[Any], name: str) -> str:
-        """Remove servers that an earlier configuration left; return what differs.
-
-        One that a living run still uses is left to it.
-        """
-        reason = ""
-        for found in self.list():
-            if found.name == name or not self._household.owns(found, spec.service):
-                continue
-            if found.running and self.in_use(spec, found):
-                continue
-            self.remove(found)
-            old = json.loads(found.labels.get(Label.CONFIG, "{}"))
-            reason = ", ".join(changes(old, spec.config(self.name)))
-        return reason
 
     def in_use(self, spec: ServerSpec[Any], found: Found) -> bool:
         """Tell whether a process of ours is connected to the server that was found."""
