@@ -224,7 +224,7 @@ class Library:
             for name, value in os.environ.items()
             if name != "CI" and not name.startswith(_FOREIGN)
         }
-        stem = self.folder.with_name(f"{self.folder.name}.{len(self.runs)}")
+        stem = self.folder.with_name(f"{self.folder.name}-{len(self.runs)}")
         with stem.with_suffix(".out").open("wb") as out, stem.with_suffix(".err").open("wb") as err:
             process = subprocess.Popen(
                 [sys.executable, "-m", *(command or ("pytest", *_UNUSED)), *arguments],
