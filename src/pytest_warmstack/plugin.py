@@ -110,13 +110,15 @@ def pytest_terminal_summary(
     terminalreporter: pytest.TerminalReporter, config: pytest.Config
 ) -> None:
     """Tell what the set-up cost; of the workers of xdist also what they found, who can't write."""
-    if (ledger := config.stash.get(LEDGER, None)) is None or config.get_verbosity() < 0:
+    if (ledger := config.stash.get(LEDGER, None)) is None:
         return
     from pytest_warmstack import report
 
     reported = [each for each in config.stash[WORKERS] if each]
     if reported:
         _write_header(config, ledger)
+    if config.get_verbosity() < 0:
+        return
     for line in report.summary(ledger, workers=len(reported)):
         terminalreporter.write_line(f"warmstack: {line}")
 
@@ -225,16 +227,20 @@ def _tidy(config: pytest.Config, workers: Sequence[dict[str, Any] | None]) -> No
 
 
 def _write_header(config: pytest.Config, ledger: Ledger) -> None:
+    """Write what was set up; in a quiet run only what one would not expect."""
     from pytest_warmstack import report
 
+    if config.get_verbosity() < 0:
+        _write(config, report.fallback(ledger.steps), quiet=True)
+        return
     settings = config.stash[SETTINGS]
     source = settings.sources.get("reuse", "")
     _write(config, report.header(ledger.steps, reuse=settings.reuse, reuse_source=source))
 
 
-def _write(config: pytest.Config, lines: Iterable[str]) -> None:
-    """Write *lines* where there is a terminal and the user did not ask for quiet."""
+def _write(config: pytest.Config, lines: Iterable[str], *, quiet: bool = False) -> None:
+    """Write *lines* to the terminal; those that are not for *quiet* runs only if it is none."""
     reporter = config.pluginmanager.getplugin("terminalreporter")
-    if reporter is not None and config.get_verbosity() >= 0:
+    if reporter is not None and (quiet or config.get_verbosity() >= 0):
         for line in lines:
             reporter.write_line(f"warmstack: {line}")

@@ -13,6 +13,14 @@ _ORIGINS: Final = ("replaced", "started again", "started", "built", "reused", "f
 """Most telling first: of several workers, one started what the others then found."""
 
 
+def fallback(steps: Sequence[Step]) -> Iterator[str]:
+    """Yield the line that even a quiet run needs: the servers are not where one would expect."""
+    for step in steps:
+        if step.name in _SERVERS and step.facts["why"]:
+            yield f"servers are {step.facts['runtime']} ({step.facts['why']})"
+            return
+
+
 def header(steps: Sequence[Step], *, reuse: bool, reuse_source: str) -> Iterator[str]:
     """Yield a line for each server and for the template, as far as they were asked for."""
     told_why = False

@@ -26,7 +26,14 @@ class Kind(StrEnum):
     TEXT = "a text"
     PATH = "a path"
     SECONDS = "a number of seconds above 0"
-    LINES = "lines like NAME=VALUE"
+    LINES = (
+        "lines like NAME=VALUE, where {db_url}, {db_host}, {db_port}, {db_user}, {db_password} and"
+        " {db_name} stand for the template's"
+    )
+
+
+DB_NAMES: Final = ("db_url", "db_host", "db_port", "db_user", "db_password", "db_name")
+"""What may stand in braces in a line of `env`."""
 
 
 class Choice(NamedTuple):
@@ -166,7 +173,7 @@ def _converted(choice: Choice, raw: object, source: str) -> Any:
     """Return *raw* as the type that the choice has in `Settings`."""
     try:
         return _CONVERT[choice.kind](raw)
-    except (ValueError, TypeError, KeyError):
+    except (ValueError, TypeError, KeyError, IndexError):
         from pytest_warmstack.errors import SettingsError
 
         raise SettingsError.bad_value(
@@ -199,6 +206,8 @@ def _lines(raw: object) -> tuple[str, ...]:
     lines = tuple(str(line).strip() for line in raw if str(line).strip())
     if not all(line.partition("=")[1] and line.partition("=")[0].isidentifier() for line in lines):
         raise ValueError
+    for line in lines:
+        line.format_map(dict.fromkeys(DB_NAMES, ""))  # Unknown names, and stray braces, raise.
     return lines
 
 

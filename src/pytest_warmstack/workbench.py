@@ -172,15 +172,14 @@ class Workbench:
     def _ensure(self, spec: ServerSpec[Any]) -> Server[Any]:
         """Return the server of *spec*: at the hinted address, else from the runtime."""
         begin = time.perf_counter()
-        server = self._knock(spec)
-        why = ""
+        server, why = self._knock(spec)
         if server is None:
             runtime, why = self._runtime(spec)
             if spec.service is Service.POSTGRES:
                 self._prepare_layers()
             server = runtime.ensure(spec)
             if self.household.keep:
-                self.hints.write(spec.service, _hint(server))
+                self.hints.write(spec.service, _hint(server, why))
         self._stack.callback(server.client.close)
         self.ledger.note(
             Step(
@@ -200,7 +199,7 @@ class Workbench:
         )
         return server
 
-    def _knock(self, spec: ServerSpec[Any]) -> Server[Any] | None:
+    def _knock(self, spec: ServerSpec[Any]) -> tuple[Server[Any] | None, str]:
         """Return the kept server at the hinted address, if it is still the one asked for.
 
         Then no engine is asked, and nothing that speaks to one is imported.
@@ -208,15 +207,15 @@ class Workbench:
         hint = self.hints.read(spec.service) if self.household.keep else None
         asked = self.settings.runtime
         if hint is None or asked not in {RuntimeName.AUTO, hint.runtime}:
-            return None
+            return None, ""
         if hint.fingerprint != spec.fingerprint(hint.runtime):
-            return None
+            return None, ""
         endpoint = Endpoint(host=hint.host, port=hint.port, password=hint.password)
         try:
             client = spec.connect(endpoint, hint.fingerprint, KNOCK)
         except (NotReady, NotOurs):
-            return None
-        return Server(
+            return None, ""
+        server = Server(
             service=spec.service,
             title=spec.title,
             runtime=hint.runtime,
@@ -228,6 +227,7 @@ class Workbench:
             origin="reused",
             since=hint.since,
         )
+        return server, hint.why
 
     def _runtime(self, spec: ServerSpec[Any]) -> tuple[Runtime, str]:
         """Return the one runtime for all the servers of this process, and why it is this one."""
@@ -308,8 +308,8 @@ class Workbench:
         return leases
 
 
-def _hint(server: Server[Any]) -> Hint:
-    """Return what the next run needs to find *server*."""
+def _hint(server: Server[Any], why: str) -> Hint:
+    """Return what the next run needs to find *server*, and why it is in this runtime."""
     return Hint(
         runtime=server.runtime,
         fingerprint=server.fingerprint,
@@ -319,6 +319,7 @@ def _hint(server: Server[Any]) -> Hint:
         id=server.id,
         what=server.what,
         since=server.since,
+        why=why,
     )
 
 

@@ -95,7 +95,7 @@ def test_a_run_of_kept_servers_tells_that_they_stay_and_that_they_were_found(
         [
             "warmstack: PostgreSQL *: started in *",
             "warmstack: Redis *: started in *",
-            "warmstack: template of an empty database: built in *",
+            "warmstack: template of an empty database (there is no alembic.ini*): built in *",
             stay,
         ]
     )
@@ -103,7 +103,7 @@ def test_a_run_of_kept_servers_tells_that_they_stay_and_that_they_were_found(
         [
             "warmstack: PostgreSQL *: reused, * s old",
             "warmstack: Redis *: reused, * s old",
-            "warmstack: template of an empty database: found in *",
+            "warmstack: template of an empty database (there is no alembic.ini*): found in *",
             stay,
             "warmstack: set-up: servers * ms, template *, 2 clones *, 1 flush *",
         ]
@@ -120,6 +120,37 @@ def test_a_quiet_run_reads_nothing_of_ours(pytester: pytest.Pytester, run: Run) 
     assert ours(result) == []
 
 
+def test_a_quiet_run_reads_of_a_fall_back(
+    pytester: pytest.Pytester, monkeypatch: pytest.MonkeyPatch, run: Run
+) -> None:
+    """That the servers are not where one expects them is told even then, and why."""
+    monkeypatch.setenv("DOCKER_HOST", "unix:///nowhere/docker.sock")
+    pytester.makepyfile(TESTS)
+
+    result = run("-q", runtime="auto")
+
+    result.assert_outcomes(passed=4)
+    assert ours(result) == ["warmstack: servers are embedded (Docker is not running)"]
+
+
+def test_a_run_that_reuses_a_fall_back_tells_why_it_was_one(
+    pytester: pytest.Pytester,
+    monkeypatch: pytest.MonkeyPatch,
+    run: Run,
+    servers: Callable[[], list[Found]],
+) -> None:
+    """The servers stay where they are while they last; why they are there is not forgotten."""
+    monkeypatch.setenv("DOCKER_HOST", "unix:///nowhere/docker.sock")
+    pytester.makepyfile(TESTS)
+    assert servers() == []
+
+    for state in ("started in", "reused,"):
+        result = run("--reuse-containers", runtime="auto")
+        result.stdout.fnmatch_lines(
+            [f"warmstack: PostgreSQL * embedded (auto: Docker is not running), *: {state} *"]
+        )
+
+
 def test_the_controller_tells_what_the_workers_of_xdist_did(
     pytester: pytest.Pytester, run: Run
 ) -> None:
@@ -133,7 +164,7 @@ def test_the_controller_tells_what_the_workers_of_xdist_did(
         [
             "warmstack: PostgreSQL *: started in *",
             "warmstack: Redis *: started in *",
-            "warmstack: template of an empty database: built in *",
+            "warmstack: template of an empty database (there is no alembic.ini*): built in *",
             "warmstack: set-up by 2 workers: servers *, template *, 2 clones *, 1 flush *, end *",
         ]
     )

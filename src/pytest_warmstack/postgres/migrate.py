@@ -14,6 +14,7 @@ import json
 import os
 import sys
 import traceback
+import warnings
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -97,6 +98,7 @@ def migrate(request: dict[str, Any]) -> dict[str, Any]:
         contexts = _watch_contexts()
     except Exception as error:
         return report | {"error": _message(error)}
+    told = _watch_warnings()
     try:
         # Alembic's own command, whole. `heads`: a project may have several.
         command.upgrade(config, "heads")
@@ -104,11 +106,13 @@ def migrate(request: dict[str, Any]) -> dict[str, Any]:
         report |= {
             "heads": script.get_heads(),
             "revisions": len(list(script.walk_revisions())),
+            "warnings": told,
             "tables": [[each.version_table_schema, each.version_table] for each in contexts],
         }
     except BaseException as error:
         traceback.print_exc()
-        report |= {"error": _message(error), "where": _where(error, config)}
+        words = [_message(error), *(f"Before that, a warning: {each}" for each in told)]
+        report |= {"error": "\n".join(words), "where": _where(error, config)}
     # Also when env.py swallowed the refusal and went on.
     return report | {"refused": guard.refused}
 
@@ -174,6 +178,20 @@ def _watch_contexts() -> list[MigrationContext]:
 
     MigrationContext.configure = classmethod(configure)  # type: ignore[method-assign,assignment]
     return contexts
+
+
+def _watch_warnings() -> list[str]:
+    """Return a list that fills with what Alembic warns of; it names files that it can't place."""
+    told: list[str] = []
+    show = warnings.showwarning
+
+    def keep(message: Warning | str, category: type[Warning], filename: str, *rest: Any) -> None:
+        if "alembic" in Path(filename).parts and str(message) not in told:
+            told.append(str(message))
+        show(message, category, filename, *rest)
+
+    warnings.showwarning = keep  # type: ignore[assignment]
+    return told
 
 
 def _message(error: BaseException) -> str:

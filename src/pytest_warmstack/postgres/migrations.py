@@ -154,7 +154,8 @@ class Migrations:
                 heads=report["heads"],
                 table=", ".join(table for _, table in tables),
             )
-        return f"{report['revisions']} revisions"
+        warned = "".join(f" (Alembic warns: {each})" for each in report["warnings"])
+        return f"{report['revisions']} revisions{warned}"
 
     def _run(self, target: Target) -> dict[str, Any]:
         """Run the child process and return its report, with what it wrote as `output`."""

@@ -129,9 +129,10 @@ class NativePostgres:
             looked_at.append(f"{place}: PostgreSQL {version}")
         raise RuntimeUnavailable.no_program(
             title=TITLE,
-            wanted=f"PostgreSQL {self.major or 'of any version'}",
+            wanted=f"PostgreSQL {self.major}, as the image's tag says," if self.major else TITLE,
             looked_at=looked_at,
             setting=str(CHOICES["postgres_bin"].variable),
+            named=self.named,
         )
 
     def _candidates(self) -> Iterator[tuple[str, Programs | None]]:

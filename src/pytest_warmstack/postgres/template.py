@@ -13,6 +13,8 @@ from pytest_warmstack.identity import BUILD_FORMAT, DatabaseName, State, fingerp
 from pytest_warmstack.postgres.admin import Admin, Database
 from pytest_warmstack.runtime.base import Endpoint
 
+_EMPTY: Final = "an empty database (there is no alembic.ini, and no [tool.alembic], at the root)"
+
 KEEP: Final = 4
 """How many templates stay in a kept server; each takes about 10 MB of memory."""
 
@@ -119,7 +121,7 @@ def _build(admin: Admin, name: DatabaseName, layers: Sequence[Layer]) -> str:
     try:
         admin.create(draft)
         target = Target(admin.endpoint, str(draft), lambda query: admin.read(draft, query))
-        text = ", ".join([layer.apply(target) for layer in layers]) or "an empty database"
+        text = ", ".join([layer.apply(target) for layer in layers]) or _EMPTY
         admin.settle(draft)
         # Last on purpose: the seal is what makes the build count. A database of this name
         # without it is rubbish, or we would not be here.

@@ -114,6 +114,7 @@ class NativeRedis(NamedTuple):
             wanted=" or ".join(_PROGRAMS),
             looked_at=looked_at,
             setting=str(CHOICES["redis_bin"].variable),
+            named=self.named,
         )
 
     def _candidates(self) -> Iterator[tuple[str, Sequence[Path]]]:
