@@ -110,7 +110,7 @@ def migrate(request: dict[str, Any]) -> dict[str, Any]:
             "tables": [[each.version_table_schema, each.version_table] for each in contexts],
         }
     except BaseException as error:
-        traceback.print_exc()
+        _print_own_frames(error)
         words = [_message(error), *(f"Before that, a warning: {each}" for each in told)]
         report |= {"error": "\n".join(words), "where": _where(error, config)}
     # Also when env.py swallowed the refusal and went on.
@@ -192,6 +192,24 @@ def _watch_warnings() -> list[str]:
 
     warnings.showwarning = keep  # type: ignore[assignment]
     return told
+
+
+def _print_own_frames(error: BaseException) -> None:
+    """Print the traceback of *error*, without the frames of libraries: they are many, and well."""
+    whole = traceback.TracebackException.from_exception(error)
+    link: traceback.TracebackException | None = whole
+    while link is not None:
+        link.stack = traceback.StackSummary.from_list(
+            [frame for frame in link.stack if _is_own(frame.filename)]
+        )
+        link = link.__cause__ or link.__context__
+    sys.stderr.write("".join(whole.format()))
+
+
+def _is_own(filename: str) -> bool:
+    """Tell whether a file is the project's: no library's, not Python's, not ours."""
+    foreign = ("<", str(Path(os.__file__).parent), str(Path(__file__).parent))
+    return not filename.startswith(foreign) and "site-packages" not in Path(filename).parts
 
 
 def _message(error: BaseException) -> str:
