@@ -12,8 +12,10 @@ class WarmstackError(Exception):
     """Base of all errors of this package; `str()` of one is the text for the user.
 
     *what* failed and *why* are sentences, *looked_at* is a list of places or facts that were
-    examined, *todo* a list of ways out.
+    examined, *todo* a list of ways out. `told` is for whoever shows it: whether that was done.
     """
+
+    told = False
 
     def __init__(
         self,

@@ -19,9 +19,6 @@ T = TypeVar("T")
 WORKBENCH: Final = pytest.StashKey[Callable[[], "Workbench"]]()
 """Where the pytest config keeps the way to the set-up of this process."""
 
-_TOLD: Final[list[Exception]] = []
-"""The errors whose whole text this process has told: five hundred tests may meet the same one."""
-
 NEEDS: Final = {"_warmstack_postgres": "postgres", "_warmstack_redis": "redis"}
 """The fixtures behind all others, and the server that each needs.
 
@@ -95,8 +92,9 @@ def _had(get: Callable[[], T]) -> T:
     try:
         return get()
     except WarmstackError as error:
-        text = error.brief() if error in _TOLD else str(error)
-        _TOLD.append(error)
+        # Five hundred tests may meet the same one.
+        text = error.brief() if error.told else str(error)
+        error.told = True
     # Outside the handler: what led to the error is in its text, and no chain of tracebacks helps.
     pytest.fail(text, pytrace=False)
 

@@ -7,6 +7,7 @@ import json
 import os
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -69,6 +70,14 @@ def until(ask: Callable[[], T], what: str, *, seconds: float = _DEADLINE) -> T:
 @contextmanager
 def engine(timeout: float = 60) -> Iterator[docker.DockerClient]:
     """Yield a client of the Docker engine, asked without the plugin; raises DockerException."""
+    host = os.environ.get("DOCKER_HOST", "unix:///var/run/docker.sock")
+    if host.startswith("unix://"):
+        # docker-py leaves a socket unclosed when nobody listens, and here warnings are errors.
+        with socket.socket(socket.AF_UNIX) as probe:
+            try:
+                probe.connect(host.removeprefix("unix://"))
+            except OSError as error:
+                raise DockerException(f"{host}: {error.strerror}") from error
     client = docker.from_env(timeout=timeout)
     try:
         client.ping()
