@@ -41,7 +41,7 @@ format: $(INSTALLED) ## Format the code
 	$(VENV)/bin/ruff check --fix
 	$(VENV)/bin/ruff format
 
-bench: $(INSTALLED) ## Measure what loading the plugin, a warm run and a clone cost
+bench: $(INSTALLED) ## Measure what loading the plugin, a warm run and a cold run cost
 	$(VENV)/bin/python benchmarks/warm.py
 
 images: ## Build the stand-in images, for machines that reach no registry

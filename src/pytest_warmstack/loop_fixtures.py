@@ -35,7 +35,7 @@ def declare(loop: str) -> ModuleType:
     async def engine(db_url: str) -> AsyncIterator[AsyncEngine]:
         from sqlalchemy.ext.asyncio import create_async_engine
 
-        # The server speaks no TLS; asking it on every connection costs a millisecond.
+        # The server speaks no TLS; asking it on every connection costs a round trip.
         engine = create_async_engine(db_url, connect_args={"ssl": False})
         yield engine
         await engine.dispose()

@@ -55,7 +55,7 @@ class Choice(NamedTuple):
 class Settings(NamedTuple):
     """What the user chose; `sources` tells where each value that is no default came from.
 
-    A NamedTuple, as `Choice` is: it costs a third of a dataclass to define, in every pytest run.
+    A NamedTuple, as `Choice` is: a dataclass takes longer to define, in every pytest run.
     """
 
     reuse: bool = False

@@ -46,7 +46,7 @@ def initdb_arguments(major: int | None) -> list[str]:
     """Return what initdb is told, whoever runs it.
 
     One round of hashing for the password where the server knows the setting: it is random and
-    long, and each of a thousand connections pays for the usual 4,096 rounds with 2 ms.
+    long, and every connection of every test would pay for the usual 4,096 rounds.
     """
     return ["--no-sync", *(["--set", "scram_iterations=1"] if (major or 0) >= 16 else [])]
 
@@ -198,7 +198,7 @@ class Admin:
         name = DatabaseName.new(State.IN_USE, template.fingerprint)
         # The lock comes first: a database in use without one belongs to nobody, and is swept.
         self._run(self._fetchval, f"SELECT pg_advisory_lock({name.lock_key})")
-        # FILE_COPY takes half the time of the default where durability is off, and brings the
+        # FILE_COPY is the faster one where durability is off, and brings the
         # template's relation cache along. Before PostgreSQL 15 it is the only way there is.
         strategy = " STRATEGY FILE_COPY" if self._major >= 15 else ""
         statement = f"CREATE DATABASE {quote(str(name))} TEMPLATE {quote(str(template))}{strategy}"

@@ -107,6 +107,10 @@ class Migrations:
 
     def prepare(self) -> None:
         """Start the child process: it imports Alembic while the server starts, and then waits."""
+        self._started()
+
+    def _started(self) -> subprocess.Popen[str]:
+        """Return the child process, started if it was not yet."""
         # -P: like the command `alembic`, and unlike `python -m` otherwise, the child does not put
         # the current folder first on its path.
         self._child = self._child or subprocess.Popen(
@@ -118,6 +122,7 @@ class Migrations:
             text=True,
             errors="replace",
         )
+        return self._child
 
     def discard(self) -> None:
         """End the child process, if it was not needed, or if its work is no longer."""
@@ -173,9 +178,7 @@ class Migrations:
                 "database": target.database,
             },
         }
-        self.prepare()
-        child = self._child
-        assert child is not None  # noqa: S101 - prepared above
+        child = self._started()
         self._working = True
         try:
             # The password goes over standard input: arguments can be read by everybody.

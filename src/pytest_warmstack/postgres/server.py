@@ -18,7 +18,7 @@ OPTIONS: Final[Mapping[str, str]] = {
     "full_page_writes": "off",
     "wal_level": "minimal",
     "max_wal_senders": "0",
-    # asyncpg asks for types on every new engine; compiling those queries doubled a real suite.
+    # asyncpg asks for types on every new engine, with queries that are not worth compiling.
     "jit": "off",
     # Each test has an engine with a pool of its own, and each worker two connections of ours.
     "max_connections": "300",

@@ -16,7 +16,7 @@ from pytest_warmstack.runtime.base import Endpoint
 _EMPTY: Final = "an empty database (there is no alembic.ini, and no [tool.alembic], at the root)"
 
 KEEP: Final = 4
-"""How many templates stay in a kept server; each takes about 10 MB of memory."""
+"""How many templates stay in a kept server: its data lies in memory."""
 
 
 class Target(NamedTuple):
