@@ -41,8 +41,9 @@ format: $(INSTALLED) ## Format the code
 	$(VENV)/bin/ruff check --fix
 	$(VENV)/bin/ruff format
 
-bench: $(INSTALLED) ## Measure what loading the plugin, a warm run and a cold run cost
+bench: $(INSTALLED) ## Measure what the plugin costs a run, and what a template costs
 	$(VENV)/bin/python benchmarks/warm.py
+	$(VENV)/bin/python benchmarks/template.py
 
 images: ## Build the stand-in images, for machines that reach no registry
 	tests/images/build

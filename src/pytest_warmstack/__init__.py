@@ -9,9 +9,10 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from pytest_warmstack.errors import WarmstackError
+    from pytest_warmstack.postgres.template_layer import TemplateLayer
     from pytest_warmstack.runtime.base import ServerHandle
 
-__all__ = ["ServerHandle", "WarmstackError", "__version__"]
+__all__ = ["ServerHandle", "TemplateLayer", "WarmstackError", "__version__"]
 
 
 def __getattr__(name: str) -> Any:
@@ -20,6 +21,10 @@ def __getattr__(name: str) -> Any:
         from pytest_warmstack.runtime.base import ServerHandle
 
         return ServerHandle
+    if name == "TemplateLayer":
+        from pytest_warmstack.postgres.template_layer import TemplateLayer
+
+        return TemplateLayer
     if name == "WarmstackError":
         from pytest_warmstack.errors import WarmstackError
 

@@ -223,48 +223,89 @@ class TemplateFailed(WarmstackError):
         )
 
     @classmethod
-    def bad_alembic(cls, *, config: str, cause: str) -> TemplateFailed:
-        """Tell that the Alembic configuration can't be read as one."""
+    def bad_alembic(cls, *, config: str, cause: str, output: str) -> TemplateFailed:
+        """Tell that the Alembic configuration can't be used as one."""
         return cls(
             f"The Alembic configuration {config} can't be used.",
             why=cause,
-            looked_at=[config],
+            looked_at=[config, *_wrote(output)],
             todo=["mend it until `alembic heads` answers in the project's root"],
         )
 
     @classmethod
-    def migration_failed(
-        cls, *, where: str, cause: str, config: str, output: str
+    def bad_function(
+        cls, *, function: str, where: str, cause: str, source: str, output: str
     ) -> TemplateFailed:
-        """`alembic upgrade heads` raised; *where* names the revision, when one was running."""
+        """Tell that the function that is to give Alembic's configuration can't be used."""
         return cls(
-            f"The migrations failed{where}.",
-            why=cause,
-            looked_at=[config, f"the last lines that the migrations wrote:\n{output or '(none)'}"],
+            f"The function {function} gave no Alembic configuration.",
+            why=f"{cause}{where and f' ({where})'}",
+            looked_at=[f"warmstack_alembic, from the {source}", *_wrote(output)],
             todo=[
-                "mend the migration and run again: the template is built anew by itself",
-                *(
-                    [
-                        "if env.py reads a variable of the environment, give it one: "
-                        "warmstack_env = DATABASE_URL={db_url}, in the pytest configuration"
-                    ]
-                    if where.startswith(" in env.py")
-                    else []
-                ),
+                "name a function as package.module:function that can be imported in the tests; it "
+                "gets the URL, if it takes a parameter, and returns an alembic.config.Config, or "
+                "migrates by itself",
             ],
         )
 
     @classmethod
-    def foreign_database(cls, *, tried: str, allowed: str, config: str) -> TemplateFailed:
-        """env.py was about to connect to something else than the template."""
+    def bad_revisions(cls, *, config: str, cause: str, output: str) -> TemplateFailed:
+        """Tell that the revisions do not fit together, so that not all of them would run."""
         return cls(
-            f"The migrations tried to connect to {tried}, and were stopped before they did.",
-            why=f"they may connect to the template under construction only ({allowed})",
-            looked_at=[config, "env.py, which takes its URL from somewhere else"],
+            "The revisions of Alembic do not fit together.",
+            why=cause,
+            looked_at=[config, "the revision files in all its version locations", *_wrote(output)],
+            todo=["mend them until `alembic history` lists each of them once, without a warning"],
+        )
+
+    @classmethod
+    def migration_failed(
+        cls, *, where: str, cause: str, config: str, output: str, state: str, first: bool
+    ) -> TemplateFailed:
+        """`alembic upgrade heads` raised; *where* names the revision, when one was running.
+
+        *state* is PostgreSQL's SQLSTATE, if it was PostgreSQL that refused; *first* tells whether
+        it was the first revision of all.
+        """
+        hints = _hints(state, cause)
+        if state == "42P01" and first:
+            hints = [
+                "if the tables were there before Alembic, name the schema to begin with: "
+                "warmstack_schema = schema.sql, in the pytest configuration"
+            ]
+        # As code fails that looks for a URL in the environment and finds none.
+        without_url = ("KeyError", "ArgumentError", "ValidationError", "NoSuchModuleError")
+        if where.startswith("in env.py") and cause.startswith(without_url):
+            hints = [
+                "if env.py reads a variable of the environment, give it one: "
+                "warmstack_env = DATABASE_URL={db_url}, in the pytest configuration"
+            ]
+        return cls(
+            f"The migrations failed{where and f' {where}'}.",
+            why=cause,
+            looked_at=[config, *_wrote(output)],
             todo=[
-                'in env.py: config.get_main_option("sqlalchemy.url"), as Alembic\'s own '
+                *hints,
+                "mend the migration and run again: the template is built anew by itself",
+            ],
+        )
+
+    @classmethod
+    def foreign_database(
+        cls, *, who: str, tried: str, allowed: str, place: str, output: str
+    ) -> TemplateFailed:
+        """The project's code was about to connect to something else than the template."""
+        return cls(
+            f"{who} tried to connect to {tried}, and {_was(who)} stopped before that.",
+            why=f"the template under construction is all that may be connected to ({allowed})",
+            looked_at=[
+                f"where it happened: {place or 'before env.py ran'}",
+                *_wrote(output),
+            ],
+            todo=[
+                'in env.py: url = config.get_main_option("sqlalchemy.url"), as Alembic\'s own '
                 "templates do",
-                'or in env.py: config.attributes.get("url") or YOUR_OWN_URL',
+                'or in env.py: url = config.attributes.get("url") or YOUR_OWN_URL',
                 "or, if env.py reads an environment variable, in the pytest configuration: "
                 "warmstack_env = DATABASE_URL={db_url}",
             ],
@@ -272,13 +313,17 @@ class TemplateFailed(WarmstackError):
 
     @classmethod
     def not_at_head(
-        cls, *, found: Iterable[str], heads: Iterable[str], table: str
+        cls, *, found: Iterable[str], heads: Iterable[str], table: str, output: str
     ) -> TemplateFailed:
         """env.py ended without an error, and the database is not at the heads."""
         return cls(
             "The migrations ended without an error, but the database is not at the heads.",
             why=f"{table} holds {_listed(found)}, the heads are {_listed(heads)}",
-            looked_at=[f"the table {table} of the template", "the revision files"],
+            looked_at=[
+                f"the table {table} of the template",
+                "the revision files",
+                *_wrote(output),
+            ],
             todo=[
                 "see that env.py calls context.run_migrations() within a transaction, and commits",
                 "run `alembic upgrade heads` on an empty database by hand and compare",
@@ -286,13 +331,64 @@ class TemplateFailed(WarmstackError):
         )
 
     @classmethod
-    def too_slow(cls, *, seconds: float, config: str, output: str) -> TemplateFailed:
-        """Tell that the migrations did not end within *seconds*, and were stopped."""
+    def too_slow(
+        cls, *, who: str, seconds: float, place: str, doing: Sequence[str], output: str
+    ) -> TemplateFailed:
+        """Tell that the project's code did not end within *seconds*, and what it was doing."""
         return cls(
-            f"The migrations did not end within {seconds:g} seconds, and were stopped.",
-            why="they were still running at the deadline",
-            looked_at=[config, f"the last lines that they wrote:\n{output or '(none)'}"],
-            todo=["give them longer: WARMSTACK_MIGRATE_TIMEOUT=SECONDS"],
+            f"{who} did not end within {seconds:g} seconds, and {_was(who)} stopped.",
+            why=f"the deadline found the process still at work{place and f' {place}'}",
+            looked_at=[
+                "\n".join(["what it was doing:", *(doing or ["(it did not say)"])]),
+                *_wrote(output),
+            ],
+            todo=[
+                "see above what it waits for",
+                "or give it longer: WARMSTACK_MIGRATE_TIMEOUT=SECONDS",
+            ],
+        )
+
+    @classmethod
+    def no_script(cls, *, layer: str, file: str, source: str) -> TemplateFailed:
+        """Tell that an SQL file that the user named is not there."""
+        return cls(
+            f"There is no file {file} to be run as {layer}.",
+            why="no such file",
+            looked_at=[f"warmstack_{layer}, from the {source}"],
+            todo=["name a file relative to pytest's root, or a package.module:attribute"],
+        )
+
+    @classmethod
+    def script_failed(
+        cls,
+        *,
+        layer: str,
+        line: str,
+        where: str,
+        cause: str,
+        source: str,
+        output: str,
+        state: str,
+    ) -> TemplateFailed:
+        """Tell that a script of the schema or of the seed failed; *state* is its SQLSTATE."""
+        return cls(
+            f"The {layer} {line} failed{where and f' {where}'}.",
+            why=cause,
+            looked_at=[f"warmstack_{layer}, from the {source}", *_wrote(output)],
+            todo=[
+                *_hints(state, cause),
+                f"mend the {layer} and run again",
+            ],
+        )
+
+    @classmethod
+    def layer_failed(cls, *, layer: str, cause: str, kind: str) -> TemplateFailed:
+        """Tell that a layer of somebody else's raised."""
+        return cls(
+            f"The template's layer {layer} failed.",
+            why=cause,
+            looked_at=[f"the layer, a {kind} that pytest_warmstack_template_layers returned"],
+            todo=["mend it and run again: what comes before it is not built anew"],
         )
 
     @classmethod
@@ -337,3 +433,42 @@ class LeaseFailed(WarmstackError):
 def _listed(names: Iterable[str]) -> str:
     """Return *names* as a readable list."""
     return ", ".join(sorted(names)) or "nothing"
+
+
+def _wrote(output: str) -> list[str]:
+    """Return the entry that shows what the project's code wrote, if it wrote anything."""
+    return [f"the last lines that the project's code wrote:\n{output}"] if output else []
+
+
+def _was(who: str) -> str:
+    return "were" if who.endswith("migrations") else "was"
+
+
+def _hints(state: str, cause: str) -> list[str]:
+    """Return what helps against an error of PostgreSQL, known by its SQLSTATE, or of SQLAlchemy.
+
+    The codes are those of PostgreSQL's documentation, appendix "PostgreSQL Error Codes".
+    """
+    if state == "42710" and "role " in cause:
+        return [
+            "roles belong to the whole server, and an earlier template has made this one: write "
+            "DO $$ BEGIN IF NOT EXISTS (SELECT FROM pg_roles WHERE rolname = 'NAME') "
+            "THEN CREATE ROLE NAME; END IF; END $$",
+            "or begin with a new server: warmstack clean",
+        ]
+    if state in {"0A000", "58P01"} and "extension" in cause:
+        return [
+            "choose a server that has the extension: WARMSTACK_POSTGRES_IMAGE=IMAGE, or, for "
+            "embedded servers, WARMSTACK_POSTGRES_BIN=FOLDER of another installation",
+        ]
+    if state == "refused":
+        return [
+            "the migrations may connect to the template and to nothing else: keep other servers "
+            "out of them, and out of what they import",
+        ]
+    if "MissingGreenlet" in cause:
+        return [
+            "env.py makes a synchronous engine, and the driver is asyncpg: "
+            "pip install 'psycopg[binary]', or make it an asynchronous one",
+        ]
+    return []

@@ -17,12 +17,17 @@ from pytest_warmstack.settings import (
     Settings,
     ci,
     environment,
+    is_attribute,
     resolve,
 )
 
 _INI_TYPES: Final[dict[Kind, Any]] = {
     Kind.SWITCH: "bool",
     Kind.SECONDS: "float",
+    Kind.COUNT: "int",
+    Kind.WORDS: "linelist",
+    Kind.PATTERNS: "linelist",
+    Kind.SCRIPTS: "linelist",
     Kind.LINES: "linelist",
 }
 
@@ -38,6 +43,15 @@ def add(parser: pytest.Parser) -> None:
     """Declare every choice to pytest, but for the option that another plugin may have."""
     group = _group(parser)
     for choice in CHOICES.values():
+        if choice.kind is Kind.FLAG:
+            group.addoption(
+                str(choice.flag),
+                dest=f"warmstack_{choice.name}",
+                action="store_true",
+                default=None,
+                help=choice.help,
+            )
+            continue
         parser.addini(
             choice.ini,
             choice.help,
@@ -93,6 +107,8 @@ def settings(config: pytest.Config) -> Settings:
         return None if value is None else (value, f"command line option {choice.flag}")
 
     def ini(choice: Choice) -> tuple[object, str] | None:
+        if choice.kind is Kind.FLAG:
+            return None
         source = config.inipath.name if config.inipath else "ini file"
         try:
             value = config.getini(choice.ini)
@@ -118,7 +134,9 @@ def _rooted(lookup: Lookup, folder: Path) -> Lookup:
 
     def find(choice: Choice) -> tuple[object, str] | None:
         found = lookup(choice)
-        if found is None or choice.kind is not Kind.PATH or not found[0]:
+        if found is None or choice.kind not in {Kind.PATH, Kind.CONFIG} or not found[0]:
+            return found
+        if choice.kind is Kind.CONFIG and is_attribute(str(found[0])):
             return found
         return os.path.normpath(folder / str(found[0])), found[1]
 
@@ -138,15 +156,14 @@ def table() -> str:
         if choice.kind is Kind.SWITCH:
             flag += f", `--no-{str(choice.flag).lstrip('-')}`"
         variable = f"`{choice.variable}`" if choice.variable else "-"
-        rows.append(
-            f"| {choice.help} | {flag} | `{choice.ini}` | {variable} | {_default(choice)} |"
-        )
+        ini = "-" if choice.kind is Kind.FLAG else f"`{choice.ini}`"
+        rows.append(f"| {choice.help} | {flag} | {ini} | {variable} | {_default(choice)} |")
     return "\n".join(rows)
 
 
 def _default(choice: Choice) -> str:
     """Return the words for the default of a choice."""
-    if choice.kind is Kind.SWITCH:
+    if choice.kind in {Kind.SWITCH, Kind.FLAG}:
         return "yes" if choice.default else "no"
     if choice.kind is Kind.SECONDS:
         return f"{choice.default:g}"

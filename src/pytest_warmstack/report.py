@@ -9,7 +9,11 @@ from typing import Final
 from pytest_warmstack.steps import Ledger, Step
 
 _SERVERS: Final = ("postgres", "redis")
-_ORIGINS: Final = ("replaced", "started again", "started", "built", "reused", "found", "shared")
+_ORIGINS: Final = (
+    *("replaced", "started again", "started"),
+    *("rebuilt", "built", "extended"),
+    *("reused", "found", "shared"),
+)
 """Most telling first: of several workers, one started what the others then found."""
 
 
@@ -79,8 +83,11 @@ def _server(step: Step, *, with_why: bool) -> str:
 
 def _template(step: Step) -> str:
     """Return the line of the template."""
-    text = f" of {step.facts['text']}" if step.facts["text"] else ""
-    return f"template{text}: {step.facts['origin']} in {_duration(step.seconds)}"
+    facts = step.facts
+    text = f" of {facts['text']}" if facts["text"] else ""
+    how = f" {facts['how']}" if facts["how"] else ""
+    why = f" ({facts['why']})" if facts["why"] else ""
+    return f"template{text}: {facts['origin']}{how} in {_duration(step.seconds)}{why}"
 
 
 def _duration(seconds: float) -> str:

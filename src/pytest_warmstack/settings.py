@@ -26,6 +26,12 @@ class Kind(StrEnum):
     TEXT = "a text"
     PATH = "a path"
     SECONDS = "a number of seconds above 0"
+    COUNT = "a whole number above 0"
+    CONFIG = "a path, or package.module:function"
+    FLAG = "nothing: it is given, or not"
+    WORDS = "lines like NAME=VALUE"
+    PATTERNS = "paths and patterns, one on a line"
+    SCRIPTS = "lines like file.sql or package.module:attribute"
     LINES = (
         "lines like NAME=VALUE, where {db_url}, {db_host}, {db_port}, {db_user}, {db_password} and"
         " {db_name} stand for the template's"
@@ -48,7 +54,7 @@ class Choice(NamedTuple):
 
     @property
     def ini(self) -> str:
-        """The key in pytest's configuration file."""
+        """The key in pytest's configuration file; a FLAG has none."""
         return f"warmstack_{self.name}"
 
 
@@ -65,7 +71,15 @@ class Settings(NamedTuple):
     postgres_bin: str = ""
     redis_bin: str = ""
     alembic: str = ""
+    alembic_section: str = "alembic"
+    alembic_x: tuple[str, ...] = ()
+    schema: tuple[str, ...] = ()
+    seed: tuple[str, ...] = ()
     env: tuple[str, ...] = ()
+    depends: tuple[str, ...] = ()
+    depends_ignore: tuple[str, ...] = ()
+    keep_templates: int = 4
+    rebuild: bool = False
     start_timeout: float = 60.0
     migrate_timeout: float = 300.0
     sources: Mapping[str, str] = {}
@@ -84,7 +98,7 @@ def _choice(
         default=Settings._field_defaults[name],
         help=text,
         flag=None if ini_only else flag or f"--warmstack-{name.replace('_', '-')}",
-        variable=None if ini_only else f"WARMSTACK_{name.upper()}",
+        variable=None if ini_only or kind is Kind.FLAG else f"WARMSTACK_{name.upper()}",
     )
 
 
@@ -105,8 +119,28 @@ CHOICES: Final[Mapping[str, Choice]] = dict(
         _choice("redis_bin", Kind.PATH, "Folder of Redis' program, for the runtime embedded"),
         _choice(
             "alembic",
-            Kind.PATH,
-            "Alembic's configuration; else alembic.ini, then pyproject.toml, at the root",
+            Kind.CONFIG,
+            "Alembic's configuration, or package.module:function that gives it; else alembic.ini,"
+            " then pyproject.toml, at the root",
+        ),
+        _choice("alembic_section", Kind.TEXT, "Section of the ini file, as `alembic -n` takes it"),
+        _choice(
+            "alembic_x",
+            Kind.WORDS,
+            "Arguments for env.py, lines like NAME=VALUE, as `alembic -x` takes them",
+            ini_only=True,
+        ),
+        _choice(
+            "schema",
+            Kind.SCRIPTS,
+            "What the database begins with, lines of file.sql or package.module:attribute",
+            ini_only=True,
+        ),
+        _choice(
+            "seed",
+            Kind.SCRIPTS,
+            "What follows the migrations, lines of file.sql or package.module:function",
+            ini_only=True,
         ),
         _choice(
             "env",
@@ -114,6 +148,24 @@ CHOICES: Final[Mapping[str, Choice]] = dict(
             "Environment of the migrations, lines like DATABASE_URL={db_url}",
             ini_only=True,
         ),
+        _choice(
+            "depends",
+            Kind.PATTERNS,
+            "Files whose change rebuilds the template, beyond those that a build is seen to read",
+            ini_only=True,
+        ),
+        _choice(
+            "depends_ignore",
+            Kind.PATTERNS,
+            "Files whose change does not, although a build reads them",
+            ini_only=True,
+        ),
+        _choice(
+            "keep_templates",
+            Kind.COUNT,
+            "How many templates stay in a kept server, the last used ones",
+        ),
+        _choice("rebuild", Kind.FLAG, "Build the template anew, whatever there is"),
         _choice("start_timeout", Kind.SECONDS, "Deadline for a server to be ready, in seconds"),
         _choice("migrate_timeout", Kind.SECONDS, "Deadline for the migrations to end, in seconds"),
     ]
@@ -173,11 +225,13 @@ def _converted(choice: Choice, raw: object, source: str) -> Any:
     """Return *raw* as the type that the choice has in `Settings`."""
     try:
         return _CONVERT[choice.kind](raw)
-    except (ValueError, TypeError, KeyError, IndexError):
+    except (ValueError, TypeError, KeyError, IndexError) as error:
         from pytest_warmstack.errors import SettingsError
 
+        # Of several lines the one that is wrong.
+        value = error.line if isinstance(error, _BadLine) else raw
         raise SettingsError.bad_value(
-            name=choice.ini, value=raw, source=source, wanted=choice.kind.value
+            name=choice.ini, value=value, source=source, wanted=choice.kind.value
         ) from None
 
 
@@ -185,6 +239,17 @@ def _switch(raw: object) -> bool:
     words = {"1": True, "true": True, "yes": True, "on": True}
     words |= {"0": False, "false": False, "no": False, "off": False}
     return raw if isinstance(raw, bool) else words[str(raw).strip().lower()]
+
+
+def is_attribute(text: str) -> bool:
+    """Tell whether *text* names something in a module, as `package.module:attribute`.
+
+    >>> is_attribute("shop.db:make_config"), is_attribute("conf/alembic.ini")
+    (True, False)
+    """
+    module, colon, name = text.partition(":")
+    words = (*module.split("."), *name.split("."))
+    return bool(colon) and all(word.isidentifier() for word in words)
 
 
 def _text(raw: object) -> str:
@@ -200,14 +265,51 @@ def _seconds(raw: object) -> float:
     return seconds
 
 
-def _lines(raw: object) -> tuple[str, ...]:
+def _count(raw: object) -> int:
+    if (count := int(str(raw))) < 1:
+        raise ValueError
+    return count
+
+
+class _BadLine(ValueError):
+    """One line of several can't be used."""
+
+    def __init__(self, line: str) -> None:
+        super().__init__(line)
+        self.line = line
+
+
+def _patterns(raw: object) -> tuple[str, ...]:
     if not isinstance(raw, (list, tuple)):
         raise TypeError
-    lines = tuple(str(line).strip() for line in raw if str(line).strip())
-    if not all(line.partition("=")[1] and line.partition("=")[0].isidentifier() for line in lines):
-        raise ValueError
+    return tuple(str(line).strip() for line in raw if str(line).strip())
+
+
+def _words(raw: object) -> tuple[str, ...]:
+    lines = _patterns(raw)
     for line in lines:
-        line.format_map(dict.fromkeys(DB_NAMES, ""))  # Unknown names, and stray braces, raise.
+        if not (line.partition("=")[1] and line.partition("=")[0].strip()):
+            raise _BadLine(line)
+    return lines
+
+
+def _scripts(raw: object) -> tuple[str, ...]:
+    lines = _patterns(raw)
+    for line in lines:
+        if not (line.endswith(".sql") or is_attribute(line)):
+            raise _BadLine(line)
+    return lines
+
+
+def _lines(raw: object) -> tuple[str, ...]:
+    lines = _words(raw)
+    for line in lines:
+        if not line.partition("=")[0].isidentifier():
+            raise _BadLine(line)
+        try:
+            line.format_map(dict.fromkeys(DB_NAMES, ""))  # Unknown names, and stray braces.
+        except (ValueError, KeyError, IndexError):
+            raise _BadLine(line) from None
     return lines
 
 
@@ -217,5 +319,11 @@ _CONVERT: Final[Mapping[Kind, Callable[[object], Any]]] = {
     Kind.TEXT: _text,
     Kind.PATH: _text,
     Kind.SECONDS: _seconds,
+    Kind.COUNT: _count,
+    Kind.CONFIG: _text,
+    Kind.FLAG: _switch,
+    Kind.WORDS: _words,
+    Kind.PATTERNS: _patterns,
+    Kind.SCRIPTS: _scripts,
     Kind.LINES: _lines,
 }

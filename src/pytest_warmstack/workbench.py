@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Sequence
 from concurrent.futures import Future
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass, field
@@ -35,7 +35,9 @@ from pytest_warmstack.steps import Ledger, Step
 if TYPE_CHECKING:
     from pytest_warmstack.postgres.admin import Admin as PostgresAdmin
     from pytest_warmstack.postgres.clones import Clone, Clones
+    from pytest_warmstack.postgres.dependencies import Present
     from pytest_warmstack.postgres.template import Layer
+    from pytest_warmstack.postgres.template_layer import TemplateLayer
     from pytest_warmstack.redis.admin import Admin as RedisAdmin
     from pytest_warmstack.redis.leases import Lease, Leases
 
@@ -52,14 +54,16 @@ LEAVE: Final = 10.0
 class Workbench:
     """The set-up of one process. Everything is made when it is first asked for, once.
 
-    *say* tells the user what takes long; what the set-up did is entered in `ledger`. `used` names
-    the runtimes that were asked for a server.
+    *say* tells the user what takes long; *foreign* gives the layers of the template that others
+    add; what the set-up did is entered in `ledger`. `used` names the runtimes that were asked for
+    a server.
     """
 
     settings: Settings
     household: Household
     hints: Hints
     say: Callable[[str], None]
+    foreign: Callable[[], Sequence[TemplateLayer]] = tuple
     ledger: Ledger = field(default_factory=Ledger)
 
     def __post_init__(self) -> None:
@@ -262,18 +266,29 @@ class Workbench:
 
         admin = self.postgres().client
         begin = time.perf_counter()
-        layers = self._layers()
-        # A waiting process may wait for the whole build of another, and no longer.
-        made = template.ensure(admin, layers, timeout=self.settings.migrate_timeout, say=self.say)
+        settings, household = self.settings, self.household
+        made = template.ensure(
+            admin,
+            self._layers(),
+            present=self._present(),
+            depends=settings.depends,
+            keep=household.keep,
+            rebuild=settings.rebuild,
+            run=household.run,
+            # A waiting process may wait for the whole build of another, and no longer.
+            timeout=settings.migrate_timeout,
+            say=self.say,
+        )
         self.ledger.note(
             Step(
                 "template",
                 time.perf_counter() - begin,
-                {"origin": made.origin, "text": made.text},
+                {"origin": made.origin, "text": made.text, "how": made.how, "why": made.why},
             )
         )
-        if self.household.keep:
-            admin.sweep(template.doomed)
+        if household.keep:
+            keep = settings.keep_templates
+            admin.sweep(lambda listed: template.doomed(listed, keep), used=made.used)
         clones = Clones(admin, made.name, admin.url)
         if self.household.keep:
             self._stack.callback(clones.close, timeout=LEAVE)
@@ -293,10 +308,18 @@ class Workbench:
 
     def _layers(self) -> list[Layer]:
         """Return the layers of the template."""
-        from pytest_warmstack.postgres import migrations
+        from pytest_warmstack.postgres import layers
 
         root = Path(self.household.project.path)
-        return self._once("layers", lambda: migrations.layers(self.settings, root))
+        return self._once(
+            "layers", lambda: layers.make(self.settings, root, self._present(), self.foreign())
+        )
+
+    def _present(self) -> Present:
+        """Return the state of the project's files, as they are looked at for the first time."""
+        from pytest_warmstack.postgres.dependencies import Present
+
+        return self._once("present", lambda: Present(self.household.project.path))
 
     def _make_leases(self) -> Leases:
         from pytest_warmstack.redis.leases import Leases

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import importlib.util
+import json
 import os
+import re
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -24,6 +26,9 @@ NOTHING = "def test_it(): pass"
 
 LOADED = ["-p", "asyncio", "-p", "warmstack"]
 
+LISTS = {Kind.WORDS, Kind.PATTERNS, Kind.SCRIPTS, Kind.LINES}
+"""The kinds of several lines, which stand in a file only."""
+
 # How a choice is given
 
 
@@ -32,10 +37,19 @@ def ini_text(name: str, raw: str) -> str:
     return f"[pytest]\n{CHOICES[name].ini} =\n    {raw}\n"
 
 
+def toml(name: str, raw: str) -> str:
+    """Return a value for the choice *name* as one writes it in TOML: a truth, a number, a list."""
+    kind = CHOICES[name].kind
+    if kind in LISTS:
+        return f"['{raw}']"
+    plain = {Kind.SWITCH: "true", Kind.SECONDS: raw, Kind.COUNT: raw}
+    return plain.get(kind, f"'{raw}'")
+
+
 def on_the_command_line(_: pytest.Pytester, __: pytest.MonkeyPatch, name: str, raw: str) -> Any:
     """Return the arguments that give the choice *name*."""
-    if CHOICES[name].kind is Kind.SWITCH:
-        return ["--reuse-containers"], "command line option --reuse-containers"
+    if CHOICES[name].kind in {Kind.SWITCH, Kind.FLAG}:
+        return [str(CHOICES[name].flag)], f"command line option {CHOICES[name].flag}"
     return [f"{CHOICES[name].flag}={raw}"], f"command line option {CHOICES[name].flag}"
 
 
@@ -53,17 +67,15 @@ def in_pytest_ini(pytester: pytest.Pytester, _: pytest.MonkeyPatch, name: str, r
 
 def in_pyproject(pytester: pytest.Pytester, _: pytest.MonkeyPatch, name: str, raw: str) -> Any:
     """Write the choice *name* into a pyproject.toml, with the type that one uses there."""
-    kind = CHOICES[name].kind
-    value = {Kind.SWITCH: "true", Kind.SECONDS: raw, Kind.LINES: f"['{raw}']"}.get(kind, f"'{raw}'")
-    pytester.makepyprojecttoml(f"[tool.pytest.ini_options]\n{CHOICES[name].ini} = {value}\n")
+    pytester.makepyprojecttoml(
+        f"[tool.pytest.ini_options]\n{CHOICES[name].ini} = {toml(name, raw)}\n"
+    )
     return [], "pyproject.toml"
 
 
 def in_native_toml(pytester: pytest.Pytester, _: pytest.MonkeyPatch, name: str, raw: str) -> Any:
     """Write the choice *name* into the table that pytest 9 reads with TOML's own types."""
-    kind = CHOICES[name].kind
-    value = {Kind.SWITCH: "true", Kind.SECONDS: raw, Kind.LINES: f"['{raw}']"}.get(kind, f"'{raw}'")
-    pytester.makepyprojecttoml(f"[tool.pytest]\n{CHOICES[name].ini} = {value}\n")
+    pytester.makepyprojecttoml(f"[tool.pytest]\n{CHOICES[name].ini} = {toml(name, raw)}\n")
     return [], "pyproject.toml"
 
 
@@ -77,13 +89,21 @@ EXAMPLES: dict[Kind, tuple[str, Any]] = {
     Kind.RUNTIME: ("embedded", RuntimeName.EMBEDDED),
     Kind.TEXT: ("postgres:15", "postgres:15"),
     Kind.SECONDS: ("2.5", 2.5),
+    Kind.COUNT: ("7", 7),
+    Kind.CONFIG: ("shop.db:make_config", "shop.db:make_config"),
+    Kind.FLAG: ("", True),
+    Kind.WORDS: ("tenant=a", ("tenant=a",)),
+    Kind.PATTERNS: ("sql/*.sql", ("sql/*.sql",)),
+    Kind.SCRIPTS: ("sql/base.sql", ("sql/base.sql",)),
     Kind.LINES: ("URL={db_url}", ("URL={db_url}",)),
 }
 GIVEN = [
     pytest.param(name, place, id=f"{name}-{place.__name__}")
     for name, choice in CHOICES.items()
     for place in PLACES
-    if choice.flag or place in FILES
+    if (choice.flag or place is not on_the_command_line)
+    and (choice.variable or place is not in_a_variable)
+    and (choice.kind is not Kind.FLAG or place not in FILES)
 ]
 
 
@@ -107,6 +127,35 @@ def test_each_choice_is_read_from_each_of_its_places(
     value = getattr(chosen, name)
     assert (pytester.path / value if choice.kind is Kind.PATH else value) == converted
     assert chosen.sources == {name: source}
+
+
+@pytest.mark.parametrize("place", [place for place in PLACES if place is not on_the_command_line])
+def test_a_build_anew_is_asked_for_on_the_command_line_alone(
+    pytester: pytest.Pytester, monkeypatch: pytest.MonkeyPatch, place: Place
+) -> None:
+    """What stands in a file or in the environment would be done in every run."""
+    if place is in_a_variable:
+        monkeypatch.setenv("WARMSTACK_REBUILD", "1")
+    else:
+        place(pytester, monkeypatch, "rebuild", "true")
+
+    assert settings(pytester).rebuild is False
+    assert settings(pytester, "--warmstack-rebuild").rebuild is True
+
+
+@pytest.mark.parametrize("place", PLACES)
+@pytest.mark.parametrize("raw", ["conf/shop.ini", "shop.db:make_config"])
+def test_alembics_configuration_is_a_path_from_its_place_or_a_function(
+    pytester: pytest.Pytester, monkeypatch: pytest.MonkeyPatch, place: Place, raw: str
+) -> None:
+    """A relative path begins at the current folder, in a file at the root; a function nowhere."""
+    arguments, _ = place(pytester, monkeypatch, "alembic", raw)
+    monkeypatch.chdir(pytester.mkdir("below"))
+
+    chosen = settings(pytester, *arguments, f"--rootdir={pytester.path}", "..").alembic
+
+    folder = pytester.path if place in FILES else pytester.path / "below"
+    assert chosen == (raw if ":" in raw else str(folder / raw))
 
 
 def test_without_a_choice_every_value_is_its_default(pytester: pytest.Pytester) -> None:
@@ -171,7 +220,7 @@ def test_help_names_every_option_and_every_ini_key(run: Run) -> None:
     text = " ".join(result.stdout.str().split())
     for choice in CHOICES.values():
         assert choice.flag is None or choice.flag in text
-        assert choice.ini in text
+        assert (choice.ini in text) is (choice.kind is not Kind.FLAG)
         assert choice.help in text
     assert "--no-reuse-containers" in text
 
@@ -192,6 +241,18 @@ def test_help_names_every_option_and_every_ini_key(run: Run) -> None:
         ("postgres_image", "", on_the_command_line),
         ("env", "no equals sign", in_pyproject),
         ("env", "DATABASE_URL={dburl}", in_pyproject),
+        ("keep_templates", "0", on_the_command_line),
+        ("keep_templates", "many", in_a_variable),
+        ("keep_templates", "1.5", in_pytest_ini),
+        ("keep_templates", "-1", in_pyproject),
+        ("alembic", "", on_the_command_line),
+        ("alembic_section", "", on_the_command_line),
+        ("alembic_section", " ", in_a_variable),
+        ("alembic_x", "tenant", in_pytest_ini),
+        ("alembic_x", "=a", in_pyproject),
+        ("schema", "base.txt", in_pytest_ini),
+        ("schema", "shop.models", in_pyproject),
+        ("seed", "shop.demo:", in_pytest_ini),
     ],
 )
 def test_a_value_that_cannot_be_used_stops_the_run_with_a_sentence(
@@ -209,9 +270,8 @@ def test_a_value_that_cannot_be_used_stops_the_run_with_a_sentence(
     result = run(*arguments, runtime="")
 
     assert result.ret == pytest.ExitCode.USAGE_ERROR
-    shown = repr([raw] if CHOICES[name].kind is Kind.LINES else raw)
     error = result.stderr.str()
-    assert f"ERROR: {shown} is no value for warmstack_{name}." in error
+    assert f"ERROR: {raw!r} is no value for warmstack_{name}." in error
     assert f"Looked at: {source}\n" in error
     assert f"it takes {CHOICES[name].kind.value}" in error
     assert "Traceback" not in error + result.stdout.str()
@@ -423,6 +483,325 @@ def test_servers_stay_when_and_only_when_reuse_was_chosen(
     left = servers()
     assert [(found.running, found.kept) for found in left] == ([(True, True)] if kept else [])
     assert ("warmstack: the servers stay" in result.stdout.str()) is kept
+
+
+ROWS = """
+import json
+import os
+
+import pytest
+from sqlalchemy import text
+
+@pytest.mark.asyncio
+async def test_it(db_session):
+    rows = await db_session.execute(text(os.environ["QUERY"]))
+    print("ROWS:", json.dumps([list(row) for row in rows]))
+"""
+"""A test that shows what a query finds in its database."""
+
+TABLES = "SELECT tablename FROM pg_tables WHERE schemaname = 'public' ORDER BY 1"
+
+
+@pytest.fixture
+def rows(
+    pytester: pytest.Pytester, monkeypatch: pytest.MonkeyPatch, run: Run
+) -> Callable[..., list[list[Any]]]:
+    """Return what a query finds in the database of a test."""
+    pytester.makepyfile(test_rows=ROWS)
+
+    def rows(query: str, *arguments: str) -> list[list[Any]]:
+        monkeypatch.setenv("QUERY", query)
+        result = run("-s", *arguments)
+        result.assert_outcomes(passed=1)
+        (line,) = (line for line in result.outlines if "ROWS:" in line)
+        found: list[list[Any]] = json.loads(line.partition("ROWS:")[2])
+        return found
+
+    return rows
+
+
+def template(result: pytest.RunResult) -> str:
+    """Return what a run told of its template, without the time that it took."""
+    result.assert_outcomes(passed=1)
+    (line,) = (line for line in result.outlines if line.startswith("warmstack: template"))
+    return re.sub(r" in [\d.]+ m?s", "", line.removeprefix("warmstack: template "))
+
+
+def edit(path: Path, old: str, new: str) -> None:
+    """Replace *old* by *new* in a file."""
+    text = path.read_text()
+    assert old in text
+    path.write_text(text.replace(old, new))
+
+
+@pytest.mark.usefixtures("alembic")
+@pytest.mark.parametrize("place", [on_the_command_line, in_a_variable, in_pytest_ini])
+def test_the_section_of_alembics_configuration_is_the_one_that_was_named(
+    pytester: pytest.Pytester, monkeypatch: pytest.MonkeyPatch, run: Run, place: Place
+) -> None:
+    """A project of several databases has a section for each."""
+    pytester.makepyfile(POSTGRES)
+    ini = pytester.path / "alembic.ini"
+    edit(ini, "[alembic]", "[shop]")
+    ini.write_text("[alembic]\nscript_location = nowhere\n" + ini.read_text())
+    arguments, _ = place(pytester, monkeypatch, "alembic_section", "shop")
+
+    assert template(run(*arguments)) == "of 2 revisions: built"
+    if place is on_the_command_line:
+        assert f"The Alembic configuration {ini} can't be used." in failed(run())
+
+
+@pytest.mark.parametrize("place", [in_pytest_ini, in_pyproject])
+def test_env_py_gets_the_arguments_of_the_ini_file(
+    pytester: pytest.Pytester,
+    monkeypatch: pytest.MonkeyPatch,
+    alembic: Path,
+    run: Run,
+    place: Place,
+) -> None:
+    """As `alembic -x tenant=a` gives them."""
+    pytester.makepyfile(POSTGRES)
+    edit(alembic / "env.py", "URL = ", "TENANT = context.get_x_argument(True)['tenant']\nURL = ")
+    place(pytester, monkeypatch, "alembic_x", "tenant=a")
+
+    assert template(run()) == "of 2 revisions: built"
+
+
+@pytest.mark.usefixtures("alembic")
+@pytest.mark.parametrize("place", [in_pytest_ini, in_pyproject])
+def test_the_schema_comes_before_the_migrations(
+    pytester: pytest.Pytester,
+    monkeypatch: pytest.MonkeyPatch,
+    rows: Callable[..., list[list[Any]]],
+    place: Place,
+) -> None:
+    """A revision may rely on tables that were there before Alembic."""
+    (pytester.mkdir("sql") / "base.sql").write_text("CREATE TABLE base (id int);\n")
+    revision = pytester.path / "migrations/versions/0001_t.py"
+    edit(revision, "(id serial", "(LIKE base, number serial")
+    place(pytester, monkeypatch, "schema", "sql/base.sql")
+
+    assert rows(TABLES) == [["alembic_version"], ["base"], ["t1"], ["t2"]]
+
+
+@pytest.mark.usefixtures("alembic")
+@pytest.mark.parametrize("place", [in_pytest_ini, in_pyproject])
+@pytest.mark.parametrize("raw", ["demo.sql", "shop_demo:names"])
+def test_the_seed_comes_after_the_migrations(
+    pytester: pytest.Pytester,
+    monkeypatch: pytest.MonkeyPatch,
+    rows: Callable[..., list[list[Any]]],
+    place: Place,
+    raw: str,
+) -> None:
+    """Every test finds what a file or a function has put into the tables."""
+    insert = "INSERT INTO t2 (name) VALUES ('Ada')"
+    (pytester.path / "demo.sql").write_text(f"{insert};\n")
+    (pytester.path / "shop_demo.py").write_text(
+        "from sqlalchemy import text\n"
+        f"def names(connection):\n    connection.execute(text({insert!r}))\n"
+    )
+    place(pytester, monkeypatch, "seed", raw)
+
+    assert rows("SELECT name FROM t2") == [["Ada"]]
+
+
+@pytest.mark.usefixtures("servers", "alembic")
+def test_a_file_that_was_declared_rebuilds_the_template(
+    pytester: pytest.Pytester, run: Run
+) -> None:
+    """Nothing is seen to read it, and its change counts all the same."""
+    pytester.makepyfile(POSTGRES)
+    (pytester.mkdir("sql") / "a.sql").write_text("SELECT 1;\n")
+    run("--reuse-containers")
+    pytester.makefile(".ini", pytest=ini_text("depends", "sql/*.sql"))
+    keep = "--reuse-containers"
+
+    declared = template(run(keep))
+    assert declared == "of 2 revisions: rebuilt (warmstack_depends changed)"
+    assert template(run(keep)) == "of 2 revisions: found"
+    (pytester.path / "sql/b.sql").write_text("")
+    assert template(run(keep)) == (
+        "of 2 revisions: rebuilt (sql/*.sql changed (named in warmstack_depends))"
+    )
+    assert template(run(keep)) == "of 2 revisions: found"
+
+
+@pytest.mark.usefixtures("servers")
+@pytest.mark.parametrize("place", [None, in_pytest_ini])
+def test_a_file_that_is_to_be_left_out_rebuilds_nothing(
+    pytester: pytest.Pytester,
+    monkeypatch: pytest.MonkeyPatch,
+    alembic: Path,
+    run: Run,
+    place: Place | None,
+) -> None:
+    """A revision was seen to read it; without the line its change counts."""
+    pytester.makepyfile(POSTGRES)
+    (pytester.mkdir("data") / "names.csv").write_text("Ada\n")
+    edit(alembic / "versions/0002_t.py", "    op.", "    open('data/names.csv').close()\n    op.")
+    if place is not None:
+        place(pytester, monkeypatch, "depends_ignore", "data/*.csv")
+
+    assert template(run("--reuse-containers")) == "of 2 revisions: built"
+    (pytester.path / "data/names.csv").write_text("Grace\n")
+    second = template(run("--reuse-containers"))
+
+    if place is not None:
+        assert second == "of 2 revisions: found"
+    else:
+        assert second.endswith(" (names.csv changed (used by 0002_t.py))")
+
+
+@pytest.mark.usefixtures("servers")
+@pytest.mark.parametrize("place", [None, on_the_command_line, in_a_variable, in_pytest_ini])
+def test_as_many_templates_stay_as_were_asked_for(
+    pytester: pytest.Pytester,
+    monkeypatch: pytest.MonkeyPatch,
+    alembic: Path,
+    run: Run,
+    place: Place | None,
+) -> None:
+    """With one, whoever goes back to a branch has its template built anew; else it is found."""
+    pytester.makepyfile(POSTGRES)
+    arguments: list[str] = []
+    if place is not None:
+        arguments, _ = place(pytester, monkeypatch, "keep_templates", "1")
+    revision = alembic / "versions/0001_t.py"
+    keep = ["--reuse-containers", *arguments]
+
+    assert template(run(*keep)) == "of 2 revisions: built"
+    edit(revision, "name text", "name varchar")
+    assert template(run(*keep)) == "of 2 revisions: rebuilt (0001_t.py changed)"
+    edit(revision, "name varchar", "name text")
+    third = template(run(*keep))
+
+    if place is not None:
+        assert third == "of 2 revisions: rebuilt (0001_t.py changed)"
+    else:
+        assert third == "of 2 revisions: found"
+
+
+@pytest.mark.usefixtures("servers", "alembic")
+def test_a_template_is_built_anew_when_that_was_asked_for(
+    pytester: pytest.Pytester, run: Run
+) -> None:
+    """Once, whatever there is; the next run finds what this one has built."""
+    pytester.makepyfile(POSTGRES)
+    keep = "--reuse-containers"
+
+    assert template(run(keep)) == "of 2 revisions: built"
+    assert template(run(keep, "--warmstack-rebuild")) == (
+        "of 2 revisions: rebuilt (--warmstack-rebuild)"
+    )
+    assert template(run(keep)) == "of 2 revisions: found"
+
+
+# Layers of others
+
+LAYER = """
+class Search:
+    name = {name!r}
+
+    def fingerprint(self):
+        return {text!r}
+
+    def apply(self, url):
+        import psycopg
+
+        with psycopg.connect(url) as connection:
+            connection.execute("CREATE TABLE {name} AS SELECT * FROM t2")
+
+def pytest_warmstack_template_layers(config):
+    assert config.rootpath.is_dir()
+    return [Search()]
+"""
+
+
+def test_the_hook_for_layers_is_declared(pytester: pytest.Pytester) -> None:
+    """Whoever implements it has pytest see that its name and its arguments are right."""
+    hook = pytester.parseconfig(*LOADED).hook.pytest_warmstack_template_layers
+
+    assert hook.spec is not None
+    assert list(hook.spec.argnames) == ["config"]
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "def pytest_warmstack_template_layer(config): pass",
+        "def pytest_warmstack_template_layers(configuration): pass",
+    ],
+)
+def test_a_misspelt_hook_stops_the_run(pytester: pytest.Pytester, run: Run, text: str) -> None:
+    """A layer that is silently not asked for would be looked for for long."""
+    pytester.makeconftest(text)
+    pytester.makepyfile(NOTHING)
+
+    assert run().ret != pytest.ExitCode.OK
+
+
+@pytest.mark.usefixtures("alembic")
+def test_the_layers_of_plugins_and_conftest_files_are_asked_for(
+    pytester: pytest.Pytester, rows: Callable[..., list[list[Any]]]
+) -> None:
+    """They are applied after the migrations and before the seed, which sees what they made."""
+    pytester.makepyfile(shop_plugin=LAYER.format(name="stock", text="1"))
+    pytester.makeconftest(LAYER.format(name="search", text="1"))
+    (pytester.path / "demo.sql").write_text(
+        "CREATE TABLE seeded AS SELECT * FROM search NATURAL JOIN stock;\n"
+    )
+    pytester.makefile(".ini", pytest=ini_text("seed", "demo.sql"))
+    pytester.syspathinsert()
+
+    found = rows(TABLES, "-p", "shop_plugin")
+
+    assert found == [
+        [name] for name in ("alembic_version", "search", "seeded", "stock", "t1", "t2")
+    ]
+
+
+@pytest.mark.usefixtures("servers", "alembic")
+def test_a_layer_is_applied_anew_when_its_fingerprint_changes(
+    pytester: pytest.Pytester, run: Run
+) -> None:
+    """To a template of the migrations alone, which need not be run again."""
+    pytester.makepyfile(POSTGRES)
+    keep = "--reuse-containers"
+
+    pytester.makeconftest(LAYER.format(name="search", text="1"))
+    assert template(run(keep)) == "of 2 revisions, search: built"
+    assert template(run(keep)) == "of 2 revisions, search: found"
+    pytester.makeconftest(LAYER.format(name="search", text="2"))
+    assert template(run(keep)) == (
+        "of 2 revisions, search: extended by search from 2 revisions"
+        " (the settings of search changed)"
+    )
+    assert template(run(keep)) == "of 2 revisions, search: found"
+
+
+@pytest.mark.usefixtures("alembic")
+def test_a_layer_that_fails_is_told(pytester: pytest.Pytester, run: Run) -> None:
+    """The tests that need the database fail with its name and its words."""
+    pytester.makepyfile(POSTGRES)
+    pytester.makeconftest(LAYER.format(name="search", text="1").replace("import psycopg", "1 / 0"))
+
+    text = failed(run())
+
+    assert "The template's layer search failed." in text
+    assert "Why: ZeroDivisionError: division by zero" in text
+    assert "conftest.Search that pytest_warmstack_template_layers returned" in text
+
+
+@pytest.mark.parametrize("result", ["None", "[]", "()"])
+def test_a_hook_that_has_no_layer_changes_nothing(
+    pytester: pytest.Pytester, run: Run, result: str
+) -> None:
+    """Whether there is one may depend on the configuration."""
+    pytester.makepyfile(POSTGRES)
+    pytester.makeconftest(f"def pytest_warmstack_template_layers():\n    return {result}\n")
+
+    assert template(run()).startswith("of an empty database (there is no alembic.ini")
 
 
 # Beside pytest-docker-tools, which has an option of the same name

@@ -13,19 +13,27 @@ from pytest_warmstack import errors
 from pytest_warmstack.errors import WarmstackError
 from pytest_warmstack.identity import Service
 from pytest_warmstack.runtime.base import Container, Endpoint, Server
+from pytest_warmstack.settings import CHOICES
 
 SAMPLES: dict[str, Any] = {
     "allowed": "127.0.0.1:54321/warmstack_b_1",
     "cause": "the engine said no",
     "config": "/srv/shop/alembic.ini",
     "databases": 256,
+    "doing": ["Python: 0002_b.py, line 7, in upgrade", "PostgreSQL: SELECT pg_sleep(99)"],
+    "file": "/srv/shop/sql/orders.sql",
+    "first": False,
     "folder": "/dev/shm/ours",
     "found": ["0001"],
+    "function": "shop.db:make_config",
     "heads": ["0002", "0003"],
     "holder": "backend 7 of 127.0.0.1",
     "holders": 255,
     "how": "exit status 1",
     "image": "postgres:99",
+    "kind": "shop.conftest.SearchIndex",
+    "layer": "seed",
+    "line": "shop.demo:orders",
     "log": "FATAL: no\nLOG: ended",
     "looked_at": ["the server's answer", "its log"],
     "name": "warmstack_reuse",
@@ -39,6 +47,7 @@ SAMPLES: dict[str, Any] = {
     "seconds": 2.5,
     "setting": "WARMSTACK_REDIS_BIN",
     "source": "pyproject.toml",
+    "state": "42601",
     "table": "alembic_version",
     "template": "warmstack_t_0123",
     "title": "PostgreSQL",
@@ -46,12 +55,22 @@ SAMPLES: dict[str, Any] = {
     "value": "maybe",
     "variable": "WARMSTACK_POSTGRES_IMAGE",
     "wanted": "version 16",
-    "where": " in revision 0002 (0002_b.py, line 7)",
+    "where": "in revision 0002 (0002_b.py, line 7)",
+    "who": "The migrations",
 }
 """An example for each parameter of a named constructor; one that is new needs its own here."""
 
-SHOWN_OTHERWISE = {"databases", "seconds", "refusals"}
+SHOWN_OTHERWISE = {"databases", "seconds", "refusals", "state", "first"}
 """Parameters whose value is not in the text as it stands: counted, rounded, or picked apart."""
+
+HINTS = {
+    "a role that is there": ("42710", 'role "reader" already exists', "warmstack clean"),
+    "an extension that is not built": ("0A000", 'extension "vector" is not available', "_IMAGE="),
+    "an extension without its file": ("58P01", "no extension control file", "_BIN=FOLDER"),
+    "a server that is not the template's": ("refused", "10.0.0.1:6379 is not", "nothing else"),
+    "a driver that waits": ("", "MissingGreenlet: greenlet_spawn", "pip install 'psycopg[binary]'"),
+}
+"""For each trouble that has a hint: its SQLSTATE, its words, and a part of the hint."""
 
 
 def classes(base: type[WarmstackError] = WarmstackError) -> Iterator[type[WarmstackError]]:
@@ -83,6 +102,13 @@ def made(name: str) -> WarmstackError:
     """Return the error that the constructor called *name* makes of the samples."""
     error: WarmstackError = CONSTRUCTORS[name](**arguments(name))
     return error
+
+
+def options(text: str) -> list[str]:
+    """Return the options, ini keys and variables that *text* names; a hook is none of them."""
+    return re.findall(
+        r"--warmstack-[a-z-]+|WARMSTACK_[A-Z_]+|(?<!pytest_)warmstack_(?!b_|t_)[a-z_]+", text
+    )
 
 
 def test_every_error_has_named_constructors() -> None:
@@ -143,15 +169,12 @@ def test_a_text_has_nothing_unformatted_in_it(name: str) -> None:
 @pytest.mark.parametrize("name", CONSTRUCTORS)
 def test_every_option_and_variable_that_a_text_names_exists(name: str) -> None:
     """Advice can be followed: what it says to set can be set."""
-    from pytest_warmstack.settings import CHOICES
-
     text = str(made(name))
     known = {choice.flag for choice in CHOICES.values()}
     known |= {choice.variable for choice in CHOICES.values()}
     known |= {choice.ini for choice in CHOICES.values()}
 
-    named = re.findall(r"--warmstack-[a-z-]+|WARMSTACK_[A-Z_]+|warmstack_(?!b_|t_)[a-z_]+", text)
-    assert set(named) <= known
+    assert set(options(text)) <= known
 
 
 def test_no_docker_is_said_in_the_words_that_were_promised() -> None:
@@ -184,6 +207,108 @@ def test_a_server_that_wrote_nothing_is_told_as_such() -> None:
     assert "(it wrote nothing)" in str(died)
     assert "(it wrote nothing)" in str(slow)
     assert "within 1 seconds" in str(slow)
+
+
+@pytest.mark.parametrize("constructor", ["migration_failed", "script_failed"])
+@pytest.mark.parametrize("trouble", HINTS)
+def test_known_trouble_comes_with_what_helps_first(constructor: str, trouble: str) -> None:
+    """What PostgreSQL's code for the error stands for decides the first advice; it can be taken."""
+    state, cause, hint = HINTS[trouble]
+    given = arguments(f"TemplateFailed.{constructor}") | {"state": state, "cause": cause}
+
+    error = getattr(errors.TemplateFailed, constructor)(**given)
+
+    assert hint in " ".join(error.todo[:-1])
+    assert "run again" in error.todo[-1]
+    known = {choice.ini for choice in CHOICES.values()}
+    known |= {choice.variable for choice in CHOICES.values()}
+    assert set(options(str(error))) <= known
+
+
+@pytest.mark.parametrize(
+    ("state", "cause"),
+    [
+        ("", "ValueError: no"),
+        ("42601", "syntax error"),
+        ("42710", 'object "reader" already exists'),
+        ("0A000", "cannot do this"),
+        ("", "ValueError: 42P01"),
+    ],
+)
+def test_other_trouble_has_no_hint(state: str, cause: str) -> None:
+    """Nobody is sent after something that is not the cause."""
+    given = arguments("TemplateFailed.migration_failed") | {"state": state, "cause": cause}
+
+    assert len(errors.TemplateFailed.migration_failed(**given).todo) == 1
+
+
+@pytest.mark.parametrize(
+    "cause", ["KeyError: 'DATABASE_URL'", "ArgumentError: no URL", "ValidationError: 1 error"]
+)
+def test_a_failure_of_env_py_that_looks_for_a_url_hints_at_its_environment(cause: str) -> None:
+    """Outside of a revision it is most often a variable that env.py misses."""
+    given = arguments("TemplateFailed.migration_failed") | {"cause": cause}
+    inside = errors.TemplateFailed.migration_failed(**given)
+    outside = errors.TemplateFailed.migration_failed(**given | {"where": "in env.py, line 9"})
+
+    assert outside.what == "The migrations failed in env.py, line 9."
+    assert "warmstack_env = DATABASE_URL={db_url}" in outside.todo[0]
+    assert len(inside.todo) == 1
+
+
+def test_a_first_revision_that_misses_a_table_hints_at_the_schema() -> None:
+    """Later ones miss what an earlier one should have made; the first one what was there before."""
+    given = arguments("TemplateFailed.migration_failed") | {"state": "42P01"}
+
+    first = errors.TemplateFailed.migration_failed(**given | {"first": True})
+    later = errors.TemplateFailed.migration_failed(**given)
+    other = errors.TemplateFailed.migration_failed(**given | {"first": True, "state": "42703"})
+
+    assert "warmstack_schema = schema.sql" in first.todo[0]
+    assert len(later.todo) == len(other.todo) == 1
+
+
+@pytest.mark.parametrize(
+    ("who", "verb"), [("The migrations", "were"), ("The seed demo.sql", "was")]
+)
+@pytest.mark.parametrize("name", ["foreign_database", "too_slow"])
+def test_who_was_stopped_is_told_in_a_whole_sentence(name: str, who: str, verb: str) -> None:
+    """One script, or the migrations, which are several."""
+    error = CONSTRUCTORS[f"TemplateFailed.{name}"](
+        **arguments(f"TemplateFailed.{name}") | {"who": who}
+    )
+
+    assert error.what.startswith(f"{who} ")
+    assert f" and {verb} stopped" in error.what
+
+
+def test_a_process_that_did_not_say_what_it_does_is_told_as_such() -> None:
+    """An empty list is no empty line."""
+    given = arguments("TemplateFailed.too_slow") | {"doing": []}
+
+    assert "(it did not say)" in str(errors.TemplateFailed.too_slow(**given))
+
+
+@pytest.mark.parametrize("name", ["migration_failed", "script_failed", "too_slow", "bad_function"])
+def test_a_place_that_is_not_known_leaves_no_gap(name: str) -> None:
+    """Without a place the sentence ends where it would have stood."""
+    given = arguments(f"TemplateFailed.{name}")
+    given |= {key: "" for key in ("where", "place") if key in given}
+
+    text = str(getattr(errors.TemplateFailed, name)(**given))
+
+    assert "  " not in re.sub(r"^ +", "", text, flags=re.MULTILINE)
+    assert " ." not in text
+    assert ",\n" not in text
+
+
+@pytest.mark.parametrize("name", [name for name in CONSTRUCTORS if "output" in arguments(name)])
+def test_without_output_there_is_no_empty_entry(name: str) -> None:
+    """Code that wrote nothing is not said to have written something."""
+    error = CONSTRUCTORS[name](**(arguments(name) | {"output": ""}))
+
+    assert "the last lines that " in str(made(name))
+    assert "the last lines that " not in str(error)
 
 
 def test_the_layout_of_a_text() -> None:

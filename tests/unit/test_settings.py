@@ -16,6 +16,7 @@ from pytest_warmstack.settings import (
     Settings,
     ci,
     environment,
+    is_attribute,
     resolve,
 )
 
@@ -25,12 +26,22 @@ EXAMPLES: dict[Kind, tuple[object, object]] = {
     Kind.TEXT: ("postgres:15", "postgres:15"),
     Kind.PATH: ("conf/alembic.ini", "conf/alembic.ini"),
     Kind.SECONDS: ("2.5", 2.5),
+    Kind.COUNT: ("7", 7),
+    Kind.CONFIG: ("shop.db:make_config", "shop.db:make_config"),
+    Kind.FLAG: (True, True),
+    Kind.WORDS: (["tenant=a"], ("tenant=a",)),
+    Kind.PATTERNS: (["sql/*.sql"], ("sql/*.sql",)),
+    Kind.SCRIPTS: (["sql/base.sql"], ("sql/base.sql",)),
     Kind.LINES: (["DATABASE_URL={db_url}"], ("DATABASE_URL={db_url}",)),
 }
 """For each kind a raw value that no choice has as its default, and what it becomes."""
 
 NAMES: dict[Kind, str] = {choice.kind: name for name, choice in reversed(CHOICES.items())}
 """For each kind the first choice that has it."""
+
+
+LISTS = {Kind.WORDS, Kind.PATTERNS, Kind.SCRIPTS, Kind.LINES}
+"""The kinds of several lines, which come from pytest's configuration file alone."""
 
 
 def given(source: str, **values: object) -> Lookup:
@@ -143,11 +154,15 @@ def test_each_choice_with_a_variable_is_read_from_it(name: str) -> None:
     assert settings.sources == {name: f"environment variable {variable}"}
 
 
-def test_every_row_has_its_three_names_or_the_ini_key_alone() -> None:
-    """The names of a choice are derived from one, except for the flag that others know."""
+def test_every_row_has_the_names_that_its_kind_can_have() -> None:
+    """The names of a choice are derived from one, except for the flag that others know.
+
+    Lines stand in the ini file alone, and what is for one run only has no variable.
+    """
     for name, choice in CHOICES.items():
         assert choice.ini == f"warmstack_{name}"
-        assert (choice.flag is None) == (choice.variable is None) == (choice.kind is Kind.LINES)
+        assert (choice.flag is None) == (choice.kind in LISTS)
+        assert (choice.variable is None) == (choice.kind in LISTS | {Kind.FLAG})
     assert CHOICES["reuse"].flag == "--reuse-containers"
     assert CHOICES["postgres_image"].flag == "--warmstack-postgres-image"
     assert CHOICES["postgres_image"].variable == "WARMSTACK_POSTGRES_IMAGE"
@@ -177,6 +192,12 @@ def test_a_choice_without_a_variable_is_not_read_from_the_environment() -> None:
     settings = resolve(environment({"WARMSTACK_ENV": "A=B", "None": "A=B"}))
 
     assert settings == Settings()
+
+
+@pytest.mark.parametrize("name", [name for name, row in CHOICES.items() if not row.variable])
+def test_a_variable_that_does_not_exist_is_not_read(name: str) -> None:
+    """A build anew, once exported, would be done in every run; lines do not fit into a variable."""
+    assert resolve(environment({f"WARMSTACK_{name.upper()}": "1"})) == Settings()
 
 
 @pytest.mark.parametrize("value", ["true", "1", "yes", "GitHub"])
@@ -234,10 +255,29 @@ GOOD: list[tuple[Kind, object, object]] = [
     (Kind.SECONDS, "1", 1.0),
     (Kind.SECONDS, 0.5, 0.5),
     (Kind.SECONDS, " 1e2 ", 100.0),
+    (Kind.COUNT, "1", 1),
+    (Kind.COUNT, " 12 ", 12),
+    (Kind.COUNT, 3, 3),
+    (Kind.CONFIG, " conf/alembic.ini ", "conf/alembic.ini"),
+    (Kind.CONFIG, "shop.db:make_config", "shop.db:make_config"),
+    (Kind.FLAG, True, True),
+    (Kind.WORDS, [], ()),
+    (Kind.WORDS, ["tenant=a", "  dry run=no ", "", "x="], ("tenant=a", "dry run=no", "x=")),
+    (Kind.WORDS, ["a={not a name of ours}"], ("a={not a name of ours}",)),
+    (Kind.PATTERNS, [], ()),
+    (Kind.PATTERNS, ["sql", " data/**/*.csv ", "", "../x"], ("sql", "data/**/*.csv", "../x")),
+    (Kind.SCRIPTS, [], ()),
+    (
+        Kind.SCRIPTS,
+        ["sql/a b.sql", " shop.models:Base.metadata ", "", "/abs.sql"],
+        ("sql/a b.sql", "shop.models:Base.metadata", "/abs.sql"),
+    ),
     (Kind.LINES, [], ()),
     (Kind.LINES, ["A=1", "  B=2 ", ""], ("A=1", "B=2")),
     (Kind.LINES, ("A=",), ("A=",)),
     (Kind.LINES, ["A=x=y"], ("A=x=y",)),
+    (Kind.LINES, ["A={db_host}:{db_port}"], ("A={db_host}:{db_port}",)),
+    (Kind.LINES, ["A={{}}"], ("A={{}}",)),
 ]
 
 
@@ -258,22 +298,56 @@ BAD: list[tuple[Kind, Any]] = [
     *((Kind.TEXT, raw) for raw in ("", "  ")),
     *((Kind.PATH, raw) for raw in ("", "\t")),
     *((Kind.SECONDS, raw) for raw in ("", "soon", "0", "-1", 0, "inf", "nan", "1 s", None)),
+    *((Kind.COUNT, raw) for raw in ("", "many", "0", "-1", 0, "1.5", 1.5, "inf", None, [3])),
+    *((Kind.CONFIG, raw) for raw in ("", "  ")),
+    *((Kind.FLAG, raw) for raw in ("", "maybe", 2)),
+    *((Kind.WORDS, raw) for raw in (["NAME"], ["=x"], [" = x"], ["a=1", "b"], "a=1", None)),
+    *((Kind.PATTERNS, raw) for raw in ("sql/*.sql", None, 7)),
+    *((Kind.SCRIPTS, raw) for raw in (["a.txt"], ["shop.models"], ["a.SQL"], ["a:"], [":a"])),
+    *((Kind.SCRIPTS, raw) for raw in (["a.sql", "b"], ["a b:c"], ["a:b:c"], "a.sql", None)),
+    *((Kind.LINES, raw) for raw in (["A={dburl}"], ["A={"], ["A={}"], ["A={0}"])),
     *((Kind.LINES, raw) for raw in (["NAME"], ["=x"], ["A=1", "b c=2"], ["1A=x"], "A=1", None)),
 ]
 
 
 @pytest.mark.parametrize(("kind", "raw"), BAD)
 def test_a_bad_value_is_refused_with_its_source_and_what_is_wanted(kind: Kind, raw: object) -> None:
-    """The error names the setting, the value, the place it stood in and what it may be."""
+    """The error names the setting, the value, the place it stood in and what it may be.
+
+    Of several lines, which come last here, it names the one that is wrong.
+    """
     name = NAMES[kind]
+    shown = raw[-1].strip() if kind in LISTS and isinstance(raw, list) else raw
 
     with pytest.raises(SettingsError) as caught:
         resolve(given("tox.ini", **{name: raw}))
 
     text = str(caught.value)
-    assert text.startswith(f"{raw!r} is no value for warmstack_{name}.\n")
+    assert text.startswith(f"{shown!r} is no value for warmstack_{name}.\n")
     assert f"Why: it takes {kind.value}\n" in text
     assert "Looked at: tox.ini\n" in text
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["shop:make", "shop.db:make_config", "shop.models:Base.metadata", "a._b:_c", "größe:maß"],
+)
+def test_an_attribute_of_a_module_is_known(text: str) -> None:
+    """Dotted names on both sides of one colon."""
+    assert is_attribute(text)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        *("", ":", "shop", "shop.db", "shop:", ":make", "a..b:c", "a:b.", "a:b:c", "a-b:c"),
+        *("alembic.ini", "conf/alembic.ini", "C:/alembic.ini", "shop.db:make()", "1a:b", "a b:c"),
+        *("shop.sql", "shop:migrations/0001", " shop:make"),
+    ],
+)
+def test_a_path_is_no_attribute_of_a_module(text: str) -> None:
+    """Whatever could not stand in an import is taken for a path."""
+    assert not is_attribute(text)
 
 
 def test_a_bad_variable_is_named() -> None:

@@ -52,9 +52,16 @@ def server(name: str = "postgres", *, seconds: float = 1.314, **facts: str) -> S
     return Step(name, seconds, usual | facts)
 
 
-def template(origin: str = "built", text: str = "7 revisions", seconds: float = 0.62) -> Step:
+def template(
+    origin: str = "built",
+    text: str = "7 revisions",
+    seconds: float = 0.62,
+    *,
+    how: str = "",
+    why: str = "",
+) -> Step:
     """Return what the set-up notes about the template."""
-    return Step("template", seconds, {"origin": origin, "text": text})
+    return Step("template", seconds, {"origin": origin, "text": text, "how": how, "why": why})
 
 
 def header(*steps: Step, reuse: bool = False, source: str = "") -> list[str]:
@@ -193,6 +200,44 @@ def test_the_template_tells_what_it_holds(origin: str, text: str, line: str) -> 
     assert header(template(origin, text)) == [line]
 
 
+@pytest.mark.parametrize(
+    ("step", "line"),
+    [
+        (
+            template("extended", "16 revisions", how="by 2 revisions from 14"),
+            "template of 16 revisions: extended by 2 revisions from 14 in 620 ms",
+        ),
+        (
+            template(
+                "extended",
+                "9 revisions",
+                how="by 3 revisions from 6",
+                why="0007_add_totals.py changed",
+            ),
+            "template of 9 revisions: extended by 3 revisions from 6 in 620 ms"
+            " (0007_add_totals.py changed)",
+        ),
+        (
+            template(
+                "rebuilt",
+                "9 revisions",
+                1.2,
+                why="helpers.py changed (imported by 0007_add_totals.py)",
+            ),
+            "template of 9 revisions: rebuilt in 1.20 s"
+            " (helpers.py changed (imported by 0007_add_totals.py))",
+        ),
+        (
+            template("rebuilt", "9 revisions, seed demo.sql", why="--warmstack-rebuild"),
+            "template of 9 revisions, seed demo.sql: rebuilt in 620 ms (--warmstack-rebuild)",
+        ),
+    ],
+)
+def test_a_template_that_was_built_anew_tells_from_where_and_why(step: Step, line: str) -> None:
+    """What was added to which template, and which change made it necessary."""
+    assert header(step) == [line]
+
+
 @pytest.mark.parametrize(("seconds", "text"), DURATIONS)
 def test_a_time_is_told_as_one_reads_it(seconds: float, text: str) -> None:
     """Seconds with two digits, milliseconds without, and no false precision below one."""
@@ -251,11 +296,18 @@ def test_of_several_workers_the_one_that_did_most_is_told(origins: list[str], to
     assert line.endswith(f": {told}")
 
 
-def test_of_several_workers_the_one_that_built_the_template_is_told() -> None:
+@pytest.mark.parametrize("origin", ["built", "rebuilt", "extended"])
+def test_of_several_workers_the_one_that_built_the_template_is_told(origin: str) -> None:
     """The template was built by one worker, and the others waited for it and found it."""
-    steps = [template("found", seconds=0.7), template(), template("found", seconds=0.8)]
+    steps = [template("found", seconds=0.7), template(origin), template("found", seconds=0.8)]
 
-    assert header(*steps) == ["template of 7 revisions: built in 620 ms"]
+    assert header(*steps) == [f"template of 7 revisions: {origin} in 620 ms"]
+
+
+@pytest.mark.parametrize("origin", ["found", "extended", "rebuilt", "built"])
+def test_every_origin_that_a_template_may_have_has_a_line(origin: str) -> None:
+    """A word that the report did not know would end the run."""
+    assert f": {origin} in " in header(template(origin))[0]
 
 
 # The line after the tests

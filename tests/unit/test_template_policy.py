@@ -2,38 +2,62 @@
 
 from __future__ import annotations
 
-import json
-
 import pytest
 
 from pytest_warmstack.identity import DatabaseName, State, fingerprint
 from pytest_warmstack.postgres.admin import Database
-from pytest_warmstack.postgres.template import KEEP, doomed
+from pytest_warmstack.postgres.template import doomed
+from pytest_warmstack.settings import Settings
 
 
-def template(built: float, *, sealed: bool = True) -> Database:
-    """Return a template that was built at the time *built*."""
-    name = DatabaseName(State.TEMPLATE, fingerprint(str(built)))
-    return Database(name, sealed, json.dumps({"built": built, "layers": "7 revisions"}))
+def template(used: float, *, sealed: bool = True) -> Database:
+    """Return a template that was used last at the time *used*."""
+    return Database(DatabaseName(State.TEMPLATE, fingerprint(str(used))), sealed, used)
 
 
 def test_an_empty_server_has_nothing_to_drop() -> None:
     """Of no databases, none is doomed."""
-    assert doomed([]) == []
+    assert doomed([], 4) == []
 
 
-def test_four_templates_stay() -> None:
+def test_as_many_templates_stay_as_are_to_be_kept() -> None:
     """That many branches of a project can be worked on in turn without building anew."""
-    assert KEEP == 4
-    assert doomed([template(number) for number in range(4)]) == []
+    assert Settings().keep_templates == 4
+    for keep in range(1, 9):
+        assert doomed([template(number) for number in range(keep)], keep) == []
+        assert len(doomed([template(number) for number in range(9)], keep)) == 9 - keep
 
 
 @pytest.mark.parametrize("order", [[1, 2, 3, 4, 5, 6], [6, 5, 4, 3, 2, 1], [2, 6, 1, 5, 3, 4]])
-def test_all_but_the_newest_four_templates_are_doomed(order: list[int]) -> None:
-    """The time of the build counts, not the order in which the server lists them."""
-    names = doomed([template(1e9 + number) for number in order])
+def test_all_but_the_last_used_templates_are_doomed(order: list[int]) -> None:
+    """The time of the last use counts, not the order in which the server lists them."""
+    names = doomed([template(1e9 + number) for number in order], 4)
 
     assert set(names) == {template(1e9 + number).name for number in (1, 2)}
+
+
+def test_the_doomed_are_told_in_the_order_of_the_list() -> None:
+    """Whoever drops them one after the other does so as the server listed them."""
+    listed = [template(number) for number in (2, 6, 1, 5)]
+
+    assert doomed(listed, 1) == [template(number).name for number in (2, 1, 5)]
+
+
+def test_an_old_template_that_was_just_used_stays() -> None:
+    """What is in use from day to day is not dropped for being old."""
+    oldest = Database(DatabaseName(State.TEMPLATE, "0" * 16), sealed=True, used=100.0)
+    newer = [template(number) for number in (1, 2, 3)]
+
+    assert doomed([oldest, *newer], 3) == [template(1).name]
+
+
+def test_a_template_that_nobody_has_used_goes_first() -> None:
+    """One without a time, which died before it could be used, is the first to go."""
+    odd = Database(DatabaseName(State.TEMPLATE, "e" * 16), sealed=True)
+    whole = [template(number) for number in range(1, 5)]
+
+    assert doomed([odd, *whole], 4) == [odd.name]
+    assert doomed([odd, *whole[1:]], 4) == []
 
 
 def test_a_template_without_a_seal_is_doomed_and_takes_no_place() -> None:
@@ -41,7 +65,7 @@ def test_a_template_without_a_seal_is_doomed_and_takes_no_place() -> None:
     whole = [template(number) for number in range(4)]
     broken = template(100, sealed=False)
 
-    assert doomed([broken, *whole]) == [broken.name]
+    assert doomed([broken, *whole], 4) == [broken.name]
 
 
 @pytest.mark.parametrize("state", [State.BUILDING, State.IN_USE])
@@ -49,29 +73,6 @@ def test_a_template_without_a_seal_is_doomed_and_takes_no_place() -> None:
 def test_builds_and_clones_are_doomed_and_take_no_place(state: State, *, sealed: bool) -> None:
     """Those that somebody still owns are locked, which is for the sweep to see."""
     whole = [template(number) for number in range(4)]
-    others = [Database(DatabaseName.new(state, "f" * 16), sealed, "") for _ in range(3)]
+    others = [Database(DatabaseName.new(state, "f" * 16), sealed, 100.0) for _ in range(3)]
 
-    assert doomed([*others, *whole]) == [each.name for each in others]
-
-
-@pytest.mark.parametrize(
-    "comment",
-    [
-        "",
-        "a note of mine",
-        "null",
-        "[]",
-        "7",
-        '{"built": 1e12}',
-        '{"built": 1e12, "layers": "", "more": 1}',
-        '{"built": "yesterday", "layers": ""}',
-        '{"built": null, "layers": ""}',
-    ],
-)
-def test_a_template_with_a_comment_that_is_not_ours_is_the_oldest(comment: str) -> None:
-    """It goes first when there are too many."""
-    odd = Database(DatabaseName(State.TEMPLATE, "e" * 16), sealed=True, comment=comment)
-    whole = [template(number) for number in range(1, 5)]
-
-    assert doomed([odd, *whole]) == [odd.name]
-    assert doomed([odd, *whole[1:]]) == []
+    assert doomed([*others, *whole], 4) == [each.name for each in others]

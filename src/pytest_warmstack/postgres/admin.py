@@ -7,9 +7,11 @@ the process ends.
 from __future__ import annotations
 
 import asyncio
+import json
 import time
 from collections.abc import Callable, Coroutine, Sequence
 from concurrent.futures import Future
+from contextlib import suppress
 from typing import Any, Final, NamedTuple, ParamSpec, Self, TypeVar
 
 import asyncpg
@@ -28,12 +30,48 @@ _MAINTENANCE: Final = "postgres"
 """The database that we connect to: advisory locks count within one database only."""
 
 _APPLICATION: Final = "pytest-warmstack"
+_SEALED: Final = "datistemplate AND NOT datallowconn"
+_COMMENT: Final = "coalesce(shobj_description(d.oid, 'pg_database'), '')"
+_SETTINGS: Final = (
+    "(SELECT array_agg(each) FROM pg_db_role_setting s, unnest(s.setconfig) each"
+    " WHERE s.setdatabase = d.oid AND s.setrole = 0)"
+)
 _DATABASES: Final = (
-    "SELECT datname, datistemplate AND NOT datallowconn AS sealed,"
-    " coalesce(shobj_description(oid, 'pg_database'), '') AS comment"
-    r" FROM pg_database WHERE datname LIKE 'warmstack\_%'"
+    f"SELECT datname, {_SEALED} AS sealed, {_SETTINGS} AS settings"
+    r" FROM pg_database d WHERE datname LIKE 'warmstack\_%'"
 )
 """Asked of the server as a whole: nothing of ours ever connects to a template."""
+
+_TEMPLATES: Final = (
+    f"SELECT datname, {_SEALED} AS sealed, {_SETTINGS} AS settings, {_COMMENT} AS comment"
+    rf" FROM pg_database d WHERE datname LIKE 'warmstack\_t\_%' AND {_SEALED}"
+)
+_PROPERTIES: Final = (
+    f"SELECT {_SEALED} AS sealed, pg_get_userbyid(d.datdba) AS owner, datconnlimit,"
+    " (SELECT json_agg(json_build_array(coalesce(pg_get_userbyid(nullif(a.grantee, 0)), ''),"
+    " a.privilege_type, a.is_grantable)) FROM aclexplode(d.datacl) a) AS grants,"
+    " (SELECT json_agg(json_build_array(coalesce(r.rolname, ''), s.setconfig))"
+    " FROM pg_db_role_setting s LEFT JOIN pg_roles r ON r.oid = s.setrole"
+    " WHERE s.setdatabase = d.oid) AS settings"
+    " FROM pg_database d WHERE datname = {name}"
+)
+"""What belongs to a database and is not copied with it (documentation, "CREATE DATABASE")."""
+
+_USED: Final = "warmstack.used"
+"""The setting of a template that tells when it was used last, in epoch seconds.
+
+A setting, and not part of its comment, since that is long and this is written on every run.
+"""
+
+_LISTS: Final = {
+    "local_preload_libraries",
+    "search_path",
+    "session_preload_libraries",
+    "shared_preload_libraries",
+    "temp_tablespaces",
+    "unix_socket_directories",
+}
+"""Settings whose value is a list of quoted names (GUC_LIST_QUOTE in PostgreSQL's guc_tables.c)."""
 
 _STATEMENT: Final = 60.0
 """Seconds that one statement of ours may take."""
@@ -68,11 +106,16 @@ def literal(text: str) -> str:
 
 
 class Database(NamedTuple):
-    """A database of ours, as the server lists it; *sealed* marks a template that is complete."""
+    """A database of ours, as the server lists it; *sealed* marks a template that is complete.
+
+    *used* tells when a template was used last, in epoch seconds. The *comment* is not always asked
+    for: it is long.
+    """
 
     name: DatabaseName
     sealed: bool
-    comment: str
+    used: float = 0.0
+    comment: str = ""
 
 
 class Admin:
@@ -88,6 +131,8 @@ class Admin:
         self._turn = asyncio.Lock()
         self._janitor: Any = None
         self._janitors_turn = asyncio.Lock()
+        # What makes a copy of a database like it, as the texts before and after the copy's name.
+        self._dress: dict[DatabaseName, list[tuple[str, str]]] = {}
         # "16.14", or "16.14 (Debian 16.14-1)": the server's own words, known since it greeted us.
         self.version = connection.get_settings().server_version.split()[0]
         self._major = connection.get_server_version().major
@@ -138,27 +183,23 @@ class Admin:
         """Return every database of ours, asked of the server without connecting to any of them."""
         return _databases(self._run(self._fetch, _DATABASES))
 
-    def find_template(self, name: DatabaseName) -> str | None:
-        """Return the comment of the template if it is complete; it stays until we let go.
+    def templates(self) -> list[Database]:
+        """Return the templates that are complete, with their comments."""
+        return _databases(self._run(self._fetch, _TEMPLATES))
+
+    def find_template(self, name: DatabaseName) -> bool:
+        """Tell whether the template is there and complete; it then stays until we let go.
 
         A shared lock is what says that it is in use; whoever drops it takes an exclusive one.
         """
         # Two statements: the second one must see what happened before the lock was ours.
         key = name.lock_key
         if not self._run(self._fetchval, f"SELECT pg_try_advisory_lock_shared({key})"):
-            return None
-        if (comment := self.sealed(name)) is None:
+            return False
+        if not self._properties(name):
             self._run(self._fetchval, f"SELECT pg_advisory_unlock_shared({key})")
-        return comment
-
-    def sealed(self, name: DatabaseName) -> str | None:
-        """Return the comment of the sealed template of this name; None when there is none."""
-        query = (
-            "SELECT coalesce(shobj_description(oid, 'pg_database'), '') FROM pg_database"
-            f" WHERE datname = {literal(str(name))} AND datistemplate AND NOT datallowconn"
-        )
-        comment: str | None = self._run(self._fetchval, query)
-        return comment
+            return False
+        return True
 
     def lock(self, name: DatabaseName, *, timeout: float, say: Callable[[str], None]) -> None:
         """Wait for the exclusive lock of *name*, for *timeout* seconds at most.
@@ -198,17 +239,54 @@ class Admin:
         name = DatabaseName.new(State.IN_USE, template.fingerprint)
         # The lock comes first: a database in use without one belongs to nobody, and is swept.
         self._run(self._fetchval, f"SELECT pg_advisory_lock({name.lock_key})")
+        self.copy(template, name)
+        return name
+
+    def copy(self, source: DatabaseName, name: DatabaseName) -> None:
+        """Copy a database that nobody is connected to, with its own settings and grants.
+
+        Raises `CloneFailed` with PostgreSQL's own words.
+        """
         # FILE_COPY is the faster one where durability is off, and brings the
         # template's relation cache along. Before PostgreSQL 15 it is the only way there is.
         strategy = " STRATEGY FILE_COPY" if self._major >= 15 else ""
-        statement = f"CREATE DATABASE {quote(str(name))} TEMPLATE {quote(str(template))}{strategy}"
+        statement = f"CREATE DATABASE {quote(str(name))} TEMPLATE {quote(str(source))}{strategy}"
+        if source not in self._dress:
+            self._properties(source)
+        pairs = self._dress.get(source, [])
+        if source.state is not State.TEMPLATE:
+            self._dress.pop(source, None)  # It is still being built.
+        dress = [f"{before}{quote(str(name))}{after}" for before, after in pairs]
         try:
             self._run(self._execute, statement)
+            if dress:
+                statement = "; ".join(dress)
+                self._run(self._execute, statement)
         except asyncpg.PostgresError as error:
             raise CloneFailed.refused(
-                template=str(template), cause=str(error), looked_at=[statement]
+                template=str(source), cause=str(error), looked_at=[statement]
             ) from error
-        return name
+
+    def mark(self, name: DatabaseName, comment: str) -> None:
+        """Replace the comment of a template."""
+        self._run(self._execute, f"COMMENT ON DATABASE {quote(str(name))} IS {literal(comment)}")
+
+    def activity(self, name: DatabaseName) -> list[str]:
+        """Return what each connection to a database of ours is doing, in PostgreSQL's words."""
+        rows = self._run(
+            self._fetch,
+            "SELECT pid, state, coalesce(wait_event_type || ': ' || wait_event, '') AS waits,"
+            " pg_blocking_pids(pid) AS blockers,"
+            " extract(epoch FROM now() - query_start)::int AS seconds, query"
+            f" FROM pg_stat_activity WHERE datname = {literal(str(name))} AND state IS NOT NULL",
+        )
+        return [
+            f"backend {row['pid']}: {row['state']} for {row['seconds']} s"
+            f"{' (waits for ' + row['waits'] + ')' if row['waits'] else ''}"
+            f"{', blocked by ' + str(row['blockers']) if row['blockers'] else ''}"
+            f": {row['query'][:500]}"
+            for row in rows
+        ]
 
     def drop(self, name: DatabaseName) -> None:
         """Drop a database of ours, whoever is connected to it."""
@@ -218,12 +296,18 @@ class Admin:
         """Drop a database of ours in the background, then let go of its lock."""
         return self._portal.submit(self._drop_in_background, name)
 
-    def sweep(self, doomed: Callable[[list[Database]], list[DatabaseName]]) -> Future[None]:
+    def sweep(
+        self,
+        doomed: Callable[[list[Database]], list[DatabaseName]],
+        *,
+        used: Sequence[DatabaseName] = (),
+    ) -> Future[None]:
         """Drop in the background what *doomed* picks of our databases and nobody holds a lock on.
 
-        The locks are tried on the second connection, so that those of this process count too.
+        Before, write down that the templates *used* were just used, the first one last. The locks
+        are tried on the second connection, so that those of this process count too.
         """
-        return self._portal.submit(self._sweep, doomed)
+        return self._portal.submit(self._sweep, doomed, used)
 
     def read(self, name: DatabaseName, query: str) -> list[str]:
         """Return the text column that *query* gives in a database of ours; no table, no rows."""
@@ -242,13 +326,14 @@ class Admin:
         )
         self.read(draft, "SELECT 'settled'")
 
-    def seal(self, draft: DatabaseName, name: DatabaseName, comment: str) -> None:
+    def seal(self, draft: DatabaseName, name: DatabaseName, comment: str, *, used: float) -> None:
         """Turn *draft* into the template *name*, in one transaction: from now on it counts."""
         final = quote(str(name))
         self._run(
             self._execute,
             f"BEGIN; ALTER DATABASE {quote(str(draft))} RENAME TO {final};"
             f" COMMENT ON DATABASE {final} IS {literal(comment)};"
+            f" ALTER DATABASE {final} SET {_USED} TO '{used}';"
             f" ALTER DATABASE {final} IS_TEMPLATE true ALLOW_CONNECTIONS false; COMMIT",
         )
 
@@ -296,8 +381,19 @@ class Admin:
             self._janitor = await _connection(self.endpoint, _MAINTENANCE)
         return self._janitor
 
-    async def _sweep(self, doomed: Callable[[list[Database]], list[DatabaseName]]) -> None:
+    async def _sweep(
+        self,
+        doomed: Callable[[list[Database]], list[DatabaseName]],
+        used: Sequence[DatabaseName],
+    ) -> None:
         async with self._janitors_turn:
+            for back, name in enumerate(used):
+                # Another run may write the same at the same time; either is right.
+                with suppress(asyncpg.PostgresError):
+                    await (await self._second()).execute(
+                        f"ALTER DATABASE {quote(str(name))} SET {_USED}"
+                        f" TO '{time.time() - back / 1000}'"
+                    )
             names = doomed(_databases(await (await self._second()).fetch(_DATABASES)))
         for name in names:
             # Turn by turn, so that the drop of a test's clone need not wait for all of them.
@@ -312,6 +408,13 @@ class Admin:
         async with self._janitors_turn:
             await _retried(await self._second(), _drop_statement(name))
         await self._fetchval(f"SELECT pg_advisory_unlock({name.lock_key})")
+
+    def _properties(self, name: DatabaseName) -> bool:
+        """Look at what a copy of a database does not get by itself; tell whether it is sealed."""
+        rows = self._run(self._fetch, _PROPERTIES.format(name=literal(str(name))))
+        for row in rows:
+            self._dress[name] = _dress(row)
+        return any(row["sealed"] for row in rows)
 
     async def _close(self) -> None:
         for connection in (self._janitor, self._connection):
@@ -378,7 +481,57 @@ async def _retried(connection: Any, statement: str) -> None:
 def _databases(rows: Sequence[Any]) -> list[Database]:
     """Return the databases of ours among *rows* of `_DATABASES`."""
     named = [(DatabaseName.parse(row["datname"]), row) for row in rows]
-    return [Database(name, row["sealed"], row["comment"]) for name, row in named if name]
+    return [
+        Database(name, row["sealed"], _used(row["settings"]), row.get("comment", ""))
+        for name, row in named
+        if name
+    ]
+
+
+def _used(settings: Sequence[str] | None) -> float:
+    """Return when a template was used last, as its settings tell; 0 when they don't."""
+    for setting in settings or ():
+        name, _, value = setting.partition("=")
+        if name == _USED:
+            with suppress(ValueError):
+                return float(value)
+    return 0.0
+
+
+def _dress(row: Any) -> list[tuple[str, str]]:
+    """Return the statements that make a copy like its source, around the name of the copy."""
+    statements = []
+    if row["owner"] != USER:
+        statements.append(("ALTER DATABASE ", f" OWNER TO {quote(row['owner'])}"))
+    if row["datconnlimit"] >= 0:
+        statements.append(("ALTER DATABASE ", f" CONNECTION LIMIT {row['datconnlimit']}"))
+    for role, settings in json.loads(row["settings"] or "[]"):
+        for setting in settings:
+            name, _, value = setting.partition("=")
+            if name != _USED:
+                to = f" SET {_setting(name)} TO {_value(name, value)}"
+                whom = f"ALTER ROLE {quote(role)} IN DATABASE " if role else "ALTER DATABASE "
+                statements.append((whom, to))
+    if row["grants"] is not None:
+        # Grants that were never touched are no grants here; with the first, all are listed.
+        statements += [("REVOKE ALL ON DATABASE ", f" FROM PUBLIC, {quote(row['owner'])}")]
+        for grantee, privilege, grantable in json.loads(row["grants"]):
+            option = " WITH GRANT OPTION" if grantable and grantee != row["owner"] else ""
+            to = f" TO {quote(grantee) if grantee else 'PUBLIC'}{option}"
+            statements.append((f"GRANT {privilege} ON DATABASE ", to))
+    return statements
+
+
+def _setting(name: str) -> str:
+    """Return the name of a setting, which may be that of an extension, as SQL."""
+    return ".".join(quote(part) for part in name.split("."))
+
+
+def _value(name: str, value: str) -> str:
+    """Return the value of a setting, as PostgreSQL stores it, as SQL."""
+    if name.lower() in _LISTS:
+        return value.replace('""', "''") or "''"
+    return literal(value)
 
 
 def _drop_statement(name: DatabaseName) -> str:

@@ -1,152 +1,404 @@
-"""The template: found by its fingerprint, or built layer by layer, once, and then sealed."""
+"""The template: found if building it again would give the same, else built from the nearest one.
+
+A template carries in its comment what it was built of: for each layer the links of its chain (the
+revisions, the seed's scripts), in order, each with the digests of all that it read.
+"""
 
 from __future__ import annotations
 
-import json
 import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
-from typing import Final, NamedTuple, Protocol, Self
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Final, NamedTuple, Protocol
 
 from pytest_warmstack.errors import WarmstackError
 from pytest_warmstack.identity import BUILD_FORMAT, DatabaseName, State, fingerprint
 from pytest_warmstack.postgres.admin import Admin, Database
+from pytest_warmstack.postgres.chain import Comparison
+from pytest_warmstack.postgres.dependencies import Present
+from pytest_warmstack.postgres.record import (
+    BASE,
+    Portion,
+    Record,
+    carried,
+    extended,
+    length,
+    merged,
+)
 from pytest_warmstack.runtime.base import Endpoint
 
-_EMPTY: Final = "an empty database (there is no alembic.ini, and no [tool.alembic], at the root)"
-
-KEEP: Final = 4
-"""How many templates stay in a kept server: its data lies in memory."""
+_EMPTY: Final = (
+    "an empty database (there is no alembic.ini, no [tool.alembic], and no warmstack_schema)"
+)
 
 
 class Target(NamedTuple):
-    """The database that a layer is to change, and a way to ask it what it holds.
+    """The database that a layer is to change, and ways to ask about it.
 
     `read` takes a query with one text column and returns its values; none when there is no such
-    table.
+    table. `activity` tells what its connections are doing.
     """
 
     endpoint: Endpoint
     database: str
     read: Callable[[str], list[str]]
+    activity: Callable[[], list[str]]
 
 
 class Layer(Protocol):
-    """A step of the build. Whoever changes the content also names it."""
+    """A part of the build. Whoever changes the content also names it."""
 
     @property
     def name(self) -> str:
         """The word for it in the header."""
 
-    def fingerprint(self) -> str:
-        """Return the fingerprint of all that decides what `apply` does, from files alone."""
+    def key(self) -> str:
+        """Return the fingerprint of what decides the layer and stands in no file it names."""
+
+    def covers(self, portion: Portion) -> bool:
+        """Tell whether *portion* has all the links that the layer has now, from files alone."""
 
     def prepare(self) -> None:
         """Begin what takes long and needs no database: a server is being started, so it is empty.
 
-        Then `apply` follows, or else `discard`.
+        Then `plan` follows, or else `discard`.
         """
 
     def discard(self) -> None:
-        """Undo `prepare`, if `apply` did not come; make it end soon, if it is at work."""
+        """Undo `prepare`, if nothing came of it; make it end soon, if it is at work."""
 
-    def apply(self, target: Target) -> str:
-        """Change the database; return what was done, such as `7 revisions`.
+    def plan(self, target: Target) -> Portion:
+        """Return all links in the order in which they are applied; *target* may not exist yet.
+
+        Their needs are those that are known before they ran. Raises `TemplateFailed`.
+        """
+
+    def apply(self, target: Target, portion: Portion) -> Portion:
+        """Apply the links of *portion*; return it with all that they needed.
 
         Raises `TemplateFailed`; the database is then dropped.
         """
 
 
+class Base:
+    """What everything stands on: the server's version, our own, and the paths that are declared."""
+
+    name = BASE
+
+    def __init__(self, version: str, depends: Sequence[str], present: Present) -> None:
+        self._key = fingerprint(BUILD_FORMAT, version)
+        self._needs = {f"glob:{each}": present.digest(f"glob:{each}") for each in depends}
+
+    def key(self) -> str:
+        """Return the fingerprint of the versions."""
+        return self._key
+
+    def covers(self, portion: Portion) -> bool:
+        """Tell whether the same paths were declared."""
+        return portion.needs.keys() == self._needs.keys()
+
+    def prepare(self) -> None:
+        """Do nothing."""
+
+    def discard(self) -> None:
+        """Do nothing."""
+
+    def plan(self, _target: Target) -> Portion:
+        """Return a portion without links."""
+        return Portion(self.name, self._key, needs=self._needs)
+
+    def apply(self, _target: Target, portion: Portion) -> Portion:
+        """Do nothing."""
+        return portion
+
+
 class Template(NamedTuple):
     """A sealed template: clones of it can be made, and nobody can connect to it.
 
-    *origin* is `found` or `built`, *text* tells what its layers hold.
+    *origin* is `found`, `extended`, `rebuilt` or `built`; *text* tells what its layers hold, *how*
+    from where it was extended, *why* what made a build necessary. *used* names the templates that
+    this one was made from, and itself.
     """
 
     name: DatabaseName
     origin: str
     text: str
+    used: tuple[DatabaseName, ...]
+    how: str = ""
+    why: str = ""
 
 
-class _Mark(NamedTuple):
-    """What a template's comment says: when it was *built*, in epoch seconds, and of what."""
+@dataclass
+class _Known:
+    """A template that is there; what its *comment* says is read when it is asked for."""
 
-    built: float
-    layers: str
+    name: DatabaseName
+    comment: str
 
-    def write(self) -> str:
-        """Return the comment."""
-        return json.dumps({"built": self.built, "layers": self.layers})
-
-    @classmethod
-    def read(cls, comment: str) -> Self:
-        """Return what *comment* says; one that can't be understood is very old."""
-        try:
-            mark = cls(**json.loads(comment))
-            return cls(float(mark.built), str(mark.layers))
-        except (ValueError, TypeError):
-            return cls(0.0, "")
+    @cached_property
+    def record(self) -> Record:
+        """What it says of itself; a record of nothing when that can't be understood."""
+        return Record.read(self.comment) or Record(0.0, "", ())
 
 
 def ensure(
-    admin: Admin, layers: Sequence[Layer], *, timeout: float, say: Callable[[str], None]
+    admin: Admin,
+    layers: Sequence[Layer],
+    *,
+    present: Present,
+    depends: Sequence[str] = (),
+    keep: bool = True,
+    rebuild: bool = False,
+    run: str = "",
+    timeout: float,
+    say: Callable[[str], None],
 ) -> Template:
     """Return the template of *layers*, building it if nobody has.
 
-    Only one process builds; the others wait up to *timeout* seconds and then find it. What a
-    build left that died is not a template: it has no seal.
+    Only one process builds; the others wait up to *timeout* seconds and then find it. With *keep*
+    the build leaves templates where a later one will want to begin; with *rebuild* only one that
+    the run called *run* has built will do. What a build left that died is not a template: it has
+    no seal.
     """
-    chain = fingerprint(BUILD_FORMAT, admin.version, *(layer.fingerprint() for layer in layers))
-    name = DatabaseName(State.TEMPLATE, chain)
-    if (comment := admin.find_template(name)) is not None:
-        return Template(name=name, origin="found", text=_Mark.read(comment).layers)
+    bench = _Bench(
+        admin,
+        [Base(admin.version, depends, present), *layers],
+        present,
+        keep=keep,
+        rebuild=rebuild,
+        run=run,
+    )
+    if (found := bench.find(known := bench.known())) is not None:
+        return found
     # Held by the one who builds, and for no longer. The template's own lock can't serve for that:
     # everybody who uses it shares that one, to the end of the run.
-    gate = DatabaseName(State.BUILDING, chain, "gate")
-    admin.lock(gate, timeout=timeout, say=say)
+    gate = DatabaseName(State.BUILDING, bench.key(), "gate")
+    if not admin.try_lock(gate):
+        admin.lock(gate, timeout=timeout, say=say)
+        known = bench.known()
+        if (found := bench.find(known)) is not None:
+            admin.unlock(gate)
+            return found
     try:
-        if (comment := admin.find_template(name)) is not None:
-            return Template(name=name, origin="found", text=_Mark.read(comment).layers)
-        text = _build(admin, name, layers)
-        admin.share(name)
-        return Template(name=name, origin="built", text=text)
+        return bench.build(known)
     finally:
-        admin.unlock(gate)
+        with suppress(WarmstackError):
+            admin.unlock(gate)
 
 
-def _build(admin: Admin, name: DatabaseName, layers: Sequence[Layer]) -> str:
-    """Build the template under a private name, and return what its layers say of it."""
-    draft = DatabaseName.new(State.BUILDING, name.fingerprint)
-    admin.try_lock(draft)
-    try:
-        admin.create(draft)
-        target = Target(admin.endpoint, str(draft), lambda query: admin.read(draft, query))
-        text = ", ".join([layer.apply(target) for layer in layers]) or _EMPTY
+class _Bench:
+    """One attempt to have the template: what is asked for, and the server on which to find it."""
+
+    def __init__(
+        self,
+        admin: Admin,
+        layers: Sequence[Layer],
+        present: Present,
+        *,
+        keep: bool,
+        rebuild: bool,
+        run: str,
+    ) -> None:
+        self._admin = admin
+        self._layers = layers
+        self._chains = Comparison(present)
+        self._keep = keep
+        self._rebuild = rebuild
+        self._run = run
+
+    def key(self) -> str:
+        """Return what all builds of the same configuration share."""
+        return fingerprint(*(part for each in self._layers for part in (each.name, each.key())))
+
+    def known(self) -> list[_Known]:
+        """Return the templates on the server, the last used one first."""
+        listed = sorted(self._admin.templates(), key=lambda each: each.used, reverse=True)
+        return [_Known(each.name, each.comment) for each in listed]
+
+    def find(self, known: Sequence[_Known]) -> Template | None:
+        """Return the first of *known* that building anew would only repeat."""
+        for each in known:
+            if self._rebuild and each.record.run != self._run:
+                continue
+            if self._is_current(each.record) and self._admin.find_template(each.name):
+                return Template(each.name, "found", each.record.text or _EMPTY, (each.name,))
+        return None
+
+    def build(self, known: Sequence[_Known]) -> Template:
+        """Build the template under a private name, from the nearest of *known*."""
+        admin = self._admin
+        draft = DatabaseName.new(State.BUILDING, self.key())
+        target = Target(
+            admin.endpoint,
+            str(draft),
+            lambda query: admin.read(draft, query),
+            lambda: admin.activity(draft),
+        )
+        admin.try_lock(draft)
+        try:
+            usable = () if self._rebuild else known
+            planned = [
+                self._known_portion(each, usable) or each.plan(target) for each in self._layers
+            ]
+            base = self._nearest(planned, usable)
+            if base is not None and length(base.record.portions) == length(planned):
+                return self._refresh(base, planned)
+            reach = max(
+                (self._chains.common(planned, each.record)[0] for each in usable), default=0
+            )
+            if base is None:
+                admin.create(draft)
+            else:
+                admin.copy(base.name, draft)
+            name, record = self._build_on(target, draft, planned, base, reach)
+        except BaseException:
+            # The build's own error is the one to tell, also when the server is lost.
+            with suppress(WarmstackError):
+                admin.drop(draft)
+            raise
+        finally:
+            for layer in self._layers:
+                layer.discard()
+            with suppress(WarmstackError):
+                admin.unlock(draft)
+        used = (name,) if base is None else (name, base.name)
+        why = self._chains.why(planned, known[0].record) if known else ""
+        why = "--warmstack-rebuild" if self._rebuild else why
+        if base is not None:
+            how = extended(base.record, record)
+            return Template(name, "extended", record.text, used, how, why)
+        return Template(name, "rebuilt" if why else "built", record.text or _EMPTY, used, why=why)
+
+    def _build_on(
+        self,
+        target: Target,
+        draft: DatabaseName,
+        planned: Sequence[Portion],
+        base: _Known | None,
+        reach: int,
+    ) -> tuple[DatabaseName, Record]:
+        """Apply to *draft* what is planned and not in *base*; return the sealed template."""
+        done = 0 if base is None else length(base.record.portions)
+        stops = self._stops(planned, done, reach)
+        built: list[Portion] = []
+        end = 0
+        for place, (layer, portion) in enumerate(zip(self._layers, planned, strict=True)):
+            begin, end = end, end + len(portion.links)
+            if base is not None and place < len(base.record.portions):
+                portion = carried(portion, base.record.portions[place])
+            first = max(done, begin) - begin
+            for stop in sorted({each for each in stops if begin < each < end} | {end}):
+                last = stop - begin
+                if stop <= done and portion.links:
+                    continue
+                part = portion._replace(links=portion.links[first:last], whole=stop == end)
+                portion = merged(portion, first, layer.apply(target, part))
+                first = last
+                if stop in stops:
+                    part = portion._replace(links=portion.links[:last], whole=stop == end)
+                    self._leave(draft, [*built, part])
+            built.append(portion)
+        record = Record(time.time(), self._run, tuple(built))
+        self._admin.settle(draft)
+        # Last on purpose: the seal is what makes the build count.
+        return self._seal(draft, record), record
+
+    def _stops(self, planned: Sequence[Portion], done: int, reach: int) -> set[int]:
+        """Return after how many links a template is left, for later builds to begin at.
+
+        After each layer, since the next one may change without it, and at the parent of what was
+        edited, since that will be edited again.
+        """
+        if not self._keep:
+            return set()
+        stops, end = {reach}, 0
+        for portion in planned:
+            end += len(portion.links)
+            stops.add(end)
+        return {each for each in stops if done < each < end}
+
+    def _leave(self, draft: DatabaseName, portions: Sequence[Portion]) -> None:
+        """Leave a template of what *draft* holds so far."""
+        admin = self._admin
         admin.settle(draft)
-        # Last on purpose: the seal is what makes the build count. A database of this name
-        # without it is rubbish, or we would not be here.
-        admin.drop(name)
-        admin.seal(draft, name, _Mark(time.time(), text).write())
-    except BaseException:
-        # The build's own error is the one to tell, also when the server is lost.
-        with suppress(WarmstackError):
-            admin.drop(draft)
-        raise
-    finally:
-        with suppress(WarmstackError):
-            admin.unlock(draft)
-    return text
+        copy = DatabaseName.new(State.BUILDING, self.key())
+        admin.try_lock(copy)
+        try:
+            admin.copy(draft, copy)
+            self._seal(copy, Record(time.time(), self._run, tuple(portions)))
+        except BaseException:
+            with suppress(WarmstackError):
+                admin.drop(copy)
+            raise
+        finally:
+            with suppress(WarmstackError):
+                admin.unlock(copy)
+
+    def _seal(self, draft: DatabaseName, record: Record) -> DatabaseName:
+        """Turn *draft* into a template that nobody can drop while this process lives."""
+        comment = record.write()
+        name = DatabaseName(State.TEMPLATE, fingerprint(comment, str(draft)))
+        self._admin.share(name)
+        self._admin.seal(draft, name, comment, used=record.built)
+        return name
+
+    def _refresh(self, known: _Known, planned: Sequence[Portion]) -> Template:
+        """Write down that a template which has all that is planned is what is asked for now.
+
+        So it is when a file was renamed, or one that is no revision came to the revisions.
+        """
+        portions = map(carried, planned, known.record.portions)
+        record = Record(known.record.built, self._run, tuple(portions))
+        self._admin.mark(known.name, record.write())
+        return Template(known.name, "found", record.text or _EMPTY, (known.name,))
+
+    def _known_portion(self, layer: Layer, known: Sequence[_Known]) -> Portion | None:
+        """Return what *layer* has in a known template, if that is what it would have now."""
+        for each in known:
+            for portion in each.record.portions:
+                if self._is_portion_current(layer, portion):
+                    return portion
+        return None
+
+    def _is_current(self, record: Record) -> bool:
+        """Tell whether building a template anew would give what *record* tells of."""
+        return len(record.portions) == len(self._layers) and all(
+            map(self._is_portion_current, self._layers, record.portions)
+        )
+
+    def _is_portion_current(self, layer: Layer, portion: Portion) -> bool:
+        holds = self._chains.holds
+        return (
+            portion.whole
+            and portion.layer == layer.name
+            and portion.key == layer.key()
+            and holds(portion.folders)
+            and holds(portion.needs)
+            and all(holds(link.needs) for link in portion.links)
+            and layer.covers(portion)
+        )
+
+    def _nearest(self, planned: Sequence[Portion], known: Sequence[_Known]) -> _Known | None:
+        """Return the template with the longest chain that *planned* begins with; it stays."""
+        begun = [(self._chains.begins(planned, each.record), each) for each in known]
+        for links, each in sorted(begun, key=lambda pair: pair[0], reverse=True):
+            if links > 0 and self._admin.find_template(each.name):
+                return each
+        return None
 
 
-def doomed(databases: list[Database]) -> list[DatabaseName]:
+def doomed(databases: Sequence[Database], keep: int) -> list[DatabaseName]:
     """Return what a sweep may drop if no process holds its lock.
 
-    All but the newest templates: builds and clones without an owner are rubbish.
+    All but the *keep* templates that were used last: builds and clones without an owner are
+    rubbish.
     """
     templates = sorted(
         (each for each in databases if each.name.state is State.TEMPLATE and each.sealed),
-        key=lambda each: _Mark.read(each.comment).built,
+        key=lambda each: each.used,
         reverse=True,
     )
-    kept = {each.name for each in templates[:KEEP]}
+    kept = {each.name for each in templates[:keep]}
     return [each.name for each in databases if each.name not in kept]

@@ -10,7 +10,7 @@ from sqlalchemy.ext.asyncio import async_engine_from_config
 
 config = context.config
 
-# Beside the scripts and not among them: what lies there is part of the template's fingerprint.
+# What env.py itself opens is no dependency of the template.
 with Path(__file__).parents[1].joinpath("executions.log").open("a") as log:
     log.write("env.py\n")
 

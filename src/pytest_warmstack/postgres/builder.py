@@ -1,0 +1,251 @@
+"""The child process in which the project's own code builds, and the conversation with it.
+
+A process of its own: the project's code may configure logging, run an event loop, cache settings
+and import the application, and none of that may leak into the tests.
+"""
+
+from __future__ import annotations
+
+import json
+import queue
+import re
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections import deque
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import IO, Any, Final
+
+from pytest_warmstack.errors import TemplateFailed
+from pytest_warmstack.postgres.admin import USER
+from pytest_warmstack.postgres.template import Target
+
+_CHILD: Final = "pytest_warmstack.postgres.child"
+_ALEMBIC: Final = "alembic.command"
+_ASYNC: Final = ("sqlalchemy.ext.asyncio", "asyncpg")
+_OUTPUT_LINES: Final = 30
+"""How many of the last lines that the child wrote an error shows."""
+
+_STACK: Final = 1.0
+"""Seconds that a child which is late may take to tell where it is."""
+
+_LEAVE: Final = 5.0
+"""Seconds that a child may take to end when nothing is asked of it any more."""
+
+_FRAME: Final = re.compile(r'\s*File "(?P<file>[^"]+)", line (?P<line>\d+) in (?P<name>.*)')
+"""A line of a traceback that Python's faulthandler wrote."""
+
+
+@dataclass(kw_only=True)
+class Builder:
+    """The child of one build. It is started when it is first needed.
+
+    *env* are lines like `DATABASE_URL={db_url}`, *ignore* patterns of files that are no
+    dependencies; *alembic* tells whether the project has any; *timeout*, in seconds, is for each
+    thing that is asked of it.
+    """
+
+    root: Path
+    env: Sequence[str] = ()
+    ignore: Sequence[str] = ()
+    alembic: bool = False
+    timeout: float
+    _child: subprocess.Popen[str] | None = field(default=None, init=False)
+    _begun: bool = field(default=False, init=False)
+    _at: str = field(default="", init=False)
+    _answers: queue.SimpleQueue[str | None] = field(init=False)
+    _output: deque[str] = field(init=False)
+    _readers: list[threading.Thread] = field(default_factory=list, init=False)
+
+    def prepare(self) -> None:
+        """Start the process ahead of time: it imports all that it may need, and then waits."""
+        self._start(*([_ALEMBIC] if self.alembic else []), *_ASYNC)
+
+    def _start(self, *modules: str) -> None:
+        """Start the process, if it was not yet; it imports *modules* and waits to be asked."""
+        if self._child is not None:
+            return
+        # -P: like the command `alembic`, and unlike `python -m` otherwise, the child does not put
+        # the current folder first on its path.
+        self._child = subprocess.Popen(
+            [sys.executable, "-P", "-m", _CHILD, *modules],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            cwd=self.root,
+            text=True,
+            encoding="utf-8",
+            errors="replace",
+        )
+        self._begun, self._at = False, ""
+        self._answers = queue.SimpleQueue()
+        self._output = deque(maxlen=10_000)
+        self._readers = [
+            threading.Thread(target=target, args=args, name="warmstack-builder", daemon=True)
+            for target, args in (
+                (_read_answers, (self._child.stdout, self._answers)),
+                (_read_output, (self._child.stderr, self._output)),
+            )
+        ]
+        for reader in self._readers:
+            reader.start()
+
+    def ask(
+        self, target: Target, do: str, *, who: str = "The migrations", **request: Any
+    ) -> dict[str, Any]:
+        """Have the child do what *do* names, and return what it reports; *who* is for errors.
+
+        The report has `output`, the last lines that the project's code wrote. Raises
+        `TemplateFailed` when it tried to connect elsewhere, or did not end in time.
+        """
+        self._start(*([_ALEMBIC] if "alembic" in request else []))
+        if not self._begun:
+            # The password goes over standard input: arguments can be read by everybody.
+            self._tell(
+                root=str(self.root),
+                path=sys.path,
+                env=list(self.env),
+                ignore=list(self.ignore),
+                alembic=request.get("alembic"),
+                url={
+                    "username": USER,
+                    "password": target.endpoint.password,
+                    "host": target.endpoint.host,
+                    "port": target.endpoint.port,
+                    "database": target.database,
+                },
+            )
+            self._begun = True
+        self._at = ""
+        self._tell(do=do, **request)
+        report: dict[str, Any] = self._answer(target, who)
+        report["output"] = "\n".join(self._lines()[-_OUTPUT_LINES:])
+        report = _without(report, target.endpoint.password)
+        if refused := report.get("refused"):
+            raise TemplateFailed.foreign_database(
+                who=who,
+                tried=refused,
+                allowed=f"{target.endpoint.host}:{target.endpoint.port}/{target.database}",
+                place=report.get("where") or self._at,
+                output=report["output"],
+            )
+        return report
+
+    def discard(self) -> None:
+        """End the process; whoever waits for its answer gets none."""
+        if (child := self._child) is not None:
+            child.kill()
+            self._child = None
+            child.wait(_LEAVE)
+            _close(child.stdin)
+            for reader, pipe in zip(self._readers, (child.stdout, child.stderr), strict=True):
+                reader.join(_LEAVE)
+                # A process that the project's code started may hold it open for longer.
+                if not reader.is_alive():
+                    _close(pipe)
+
+    def _tell(self, **message: Any) -> None:
+        try:
+            if self._child is not None and self._child.stdin is not None:
+                self._child.stdin.write(json.dumps(message) + "\n")
+                self._child.stdin.flush()
+        except (OSError, ValueError):
+            return  # It has ended; its answer, which is none, tells so.
+
+    def _answer(self, target: Target, who: str) -> dict[str, Any]:
+        """Return the child's report; meanwhile it may tell where it is."""
+        child = self._child
+        deadline = time.monotonic() + self.timeout
+        while True:
+            try:
+                line = self._answers.get(timeout=max(deadline - time.monotonic(), 0))
+            except queue.Empty:
+                raise self._too_slow(target, who) from None
+            if line is None:
+                how = "" if child is None else _ended(child.wait(_LEAVE))
+                self._readers[1].join(_LEAVE)
+                return {"error": f"the process ended{how} before its end", "where": self._at}
+            message: dict[str, Any] = json.loads(line)
+            if "at" not in message:
+                return message
+            self._at = message["at"]
+
+    def _too_slow(self, target: Target, who: str) -> TemplateFailed:
+        """Return the error that tells what the child, whose time is over, was doing."""
+        before = len(self._output)
+        doing = [f"PostgreSQL: {each}" for each in target.activity()]
+        if (child := self._child) is not None:
+            child.send_signal(signal.SIGUSR1)
+            until = time.monotonic() + _STACK
+            while time.monotonic() < until and "most recent call first" not in "".join(
+                list(self._output)[before:]
+            ):
+                time.sleep(0.02)
+            child.kill()
+            child.wait(_LEAVE)
+            self._readers[1].join(_LEAVE)
+        lines = self._lines()
+        frames = [
+            f"Python: {match['file']}, line {match['line']}, in {match['name']}"
+            for line in lines[before:]
+            if (match := _FRAME.match(line)) and self._is_own(match["file"])
+        ]
+        output = "\n".join(lines[:before][-_OUTPUT_LINES:])
+        self.discard()
+        password = target.endpoint.password
+        return TemplateFailed.too_slow(
+            who=who,
+            seconds=self.timeout,
+            place=self._at,
+            doing=[each.replace(password, "***") for each in (*doing, *frames[:3])],
+            output=output.replace(password, "***"),
+        )
+
+    def _is_own(self, file: str) -> bool:
+        """Tell whether a file is the project's, as far as its path tells."""
+        own = Path(file).is_relative_to(self.root)
+        return own and "site-packages" not in Path(file).parts
+
+    def _lines(self) -> list[str]:
+        return "".join(self._output).strip().splitlines()
+
+
+def _read_answers(pipe: IO[str], answers: queue.SimpleQueue[str | None]) -> None:
+    for line in pipe:
+        answers.put(line)
+    answers.put(None)
+
+
+def _read_output(pipe: IO[str], output: deque[str]) -> None:
+    for line in pipe:
+        output.append(line)
+
+
+def _ended(status: int) -> str:
+    """Return the words for an exit status, which is negative for a signal."""
+    if status >= 0:
+        return f" with exit status {status}"
+    return f" by {signal.Signals(-status).name}"
+
+
+def _close(pipe: IO[str] | None) -> None:
+    try:
+        if pipe is not None:
+            pipe.close()
+    except OSError:
+        pass
+
+
+def _without(value: Any, password: str) -> Any:
+    """Return a report without the password, wherever in its texts it stands."""
+    if isinstance(value, str):
+        return value.replace(password, "***")
+    if isinstance(value, list):
+        return [_without(each, password) for each in value]
+    if isinstance(value, Mapping):
+        return {key: _without(each, password) for key, each in value.items()}
+    return value

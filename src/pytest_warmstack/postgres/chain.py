@@ -1,0 +1,111 @@
+"""Chains compared: what is planned, what a template was built of, and what the files hold now."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Final
+
+from pytest_warmstack.postgres.dependencies import ABSENT, Present
+from pytest_warmstack.postgres.record import BASE, Link, Portion, Record
+
+_NEW_KEY: Final = {BASE: "PostgreSQL or pytest-warmstack has another version"}
+_DECLARED: Final = {BASE: " (named in warmstack_depends)"}
+
+
+class Comparison:
+    """Compares with the *present* state of the files, each of which is looked at once."""
+
+    def __init__(self, present: Present) -> None:
+        self._present = present
+
+    def begins(self, planned: Sequence[Portion], record: Record) -> int:
+        """Return how many links *record* has, if *planned* begins with all of them, else 0."""
+        links, whole = self.common(planned, record)
+        return links if whole else 0
+
+    def common(self, planned: Sequence[Portion], record: Record) -> tuple[int, bool]:
+        """Return how many links *planned* and *record* have in common, and if those are all."""
+        links = 0
+        for place, portion in enumerate(record.portions):
+            mine = planned[place] if place < len(planned) else None
+            if mine is None or (mine.layer, mine.key) != (portion.layer, portion.key):
+                return links, False
+            if mine.layer == BASE and mine.needs.keys() != portion.needs.keys():
+                return links, False
+            if not self.holds(portion.needs):
+                return links, False
+            for one, other in zip(mine.links, portion.links, strict=False):
+                if not self._agrees(one, other):
+                    return links, False
+                links += 1
+            if len(mine.links) != len(portion.links):
+                ends = len(mine.links) > len(portion.links) and place == len(record.portions) - 1
+                return links, ends
+        return links, True
+
+    def why(self, planned: Sequence[Portion], record: Record) -> str:
+        """Return what differs first between what is planned and *record*; nothing for additions."""
+        if self.begins(planned, record):
+            return ""
+        for place, portion in enumerate(record.portions):
+            if place >= len(planned) or planned[place].layer != portion.layer:
+                return f"the layer {portion.layer} is gone or stands elsewhere"
+            mine = planned[place]
+            if mine.key != portion.key:
+                return _NEW_KEY.get(portion.layer, f"the settings of {portion.layer} changed")
+            if mine.layer == BASE and mine.needs.keys() != portion.needs.keys():
+                return "warmstack_depends changed"
+            if changed := self._changed(portion.needs):
+                return f"{changed}{_DECLARED.get(portion.layer, '')}"
+            if changed := self._changed_link(mine, portion):
+                return changed
+            if len(mine.links) > len(portion.links) and place < len(record.portions) - 1:
+                return f"{mine.links[len(portion.links)].label} is new"
+        return ""
+
+    def holds(self, needs: Mapping[str, str]) -> bool:
+        """Tell whether everything is as it was read."""
+        return all(self._present.same(key, digest) for key, digest in needs.items())
+
+    def _agrees(self, planned: Link, recorded: Link) -> bool:
+        """Tell whether applying *planned* does what applying *recorded* has done."""
+        # By content: a file that was renamed is the same revision.
+        return (
+            planned.name == recorded.name
+            and planned.digest == recorded.digest
+            and self.holds(recorded.others())
+            and self.holds(planned.others())
+        )
+
+    def _changed_link(self, mine: Portion, portion: Portion) -> str:
+        """Return what differs first between the links that are planned and those that are there."""
+        names = {link.name: link for link in mine.links}
+        for place, link in enumerate(portion.links):
+            if (now := names.get(link.name)) is None:
+                return f"{link.label} is gone"
+            if now.digest != link.digest:
+                return f"{now.label} changed"
+            if changed := self._changed(link.others()):
+                verb = "imported" if changed.split()[0].endswith(".py") else "used"
+                return f"{changed} ({verb} by {link.label})"
+            if place < len(mine.links) and (new := mine.links[place]).name != link.name:
+                moved = any(each.name == new.name for each in portion.links)
+                return f"{new.label} {'now comes' if moved else 'is new'} before {link.label}"
+        return ""
+
+    def _changed(self, needs: Mapping[str, str]) -> str:
+        """Return the words for the first of *needs* that is not as it was."""
+        for key, digest in needs.items():
+            if not self._present.same(key, digest):
+                now = self._present.digest(key)
+                if key.startswith("package:"):
+                    return f"{_label(key)} is {now or 'gone'}, was {digest or 'missing'}"
+                verb = "is gone" if now == ABSENT else "is new" if digest == ABSENT else "changed"
+                return f"{_label(key)} {verb}"
+        return ""
+
+
+def _label(key: str) -> str:
+    """Return what a reader calls the thing that *key* names."""
+    kind, _, name = key.partition(":")
+    return name.rpartition("/")[2] if kind in {"file", "ini", "toml"} else name

@@ -1,0 +1,102 @@
+"""What the child does: `python -m pytest_warmstack.postgres.child`.
+
+It is told on standard input, a line of JSON each: first about the project, then what to do. It
+answers each on standard output; whatever the project's code prints goes to standard error.
+"""
+
+from __future__ import annotations
+
+import faulthandler
+import gc
+import importlib
+import json
+import os
+import signal
+import sys
+from typing import IO, TYPE_CHECKING, Any
+
+from pytest_warmstack.postgres.child import trouble, wiring
+from pytest_warmstack.postgres.child.guard import Guard
+from pytest_warmstack.postgres.child.recorder import Recorder
+
+if TYPE_CHECKING:
+    from pytest_warmstack.postgres.child.revisions import Revisions
+
+
+def main() -> None:
+    """Answer until there is nothing more to do."""
+    # What comes in and goes out is ours alone: the project's code may read and print, too.
+    requests, answers = os.fdopen(os.dup(0)), os.fdopen(os.dup(1), "w", encoding="utf-8")
+    with open(os.devnull) as nothing:  # noqa: PTH123 - its descriptor is what is wanted
+        os.dup2(nothing.fileno(), 0)
+    os.dup2(2, 1)
+    # A child that is late is asked where it is; this works also when Python itself is stuck.
+    faulthandler.register(signal.SIGUSR1, all_threads=True)
+    # It takes long, and there is nothing to do yet. A tenth of it would be the search for garbage,
+    # of which an import leaves none.
+    gc.disable()
+    for module in sys.argv[1:]:
+        importlib.import_module(module)
+    gc.freeze()
+    gc.enable()
+    with requests, answers:
+        project = json.loads(requests.readline() or "null")
+        work: Work | None = None
+        for line in requests:
+            request = json.loads(line)
+            try:
+                work = work or Work(project, answers)
+                report = work.do(**request)
+            except BaseException as error:
+                trouble.show(error)
+                report = trouble.report(error, work and work.revisions)
+            if work is not None:
+                # Also when the project's code swallowed the refusal and went on.
+                report["refused"] = work.guard.refused
+            json.dump(report, answers)
+            answers.write("\n")
+            answers.flush()
+
+
+class Work:
+    """The work of this process: guarded, recorded, and telling where it is."""
+
+    def __init__(self, project: dict[str, Any], answers: IO[str]) -> None:
+        # What the tests can import, the project's code can: after all that `alembic` has.
+        sys.path += [entry for entry in project["path"] if entry not in sys.path]
+        url = wiring.url(project["alembic"], project["url"])
+        wiring.set_environment(project["env"], url)
+        self.guard = Guard(url)
+        self.revisions: Revisions | None = None
+        self._root = project["root"]
+        self._recorder = Recorder(self._root, project["ignore"], self.guard)
+        self._answers = answers
+        self.guard.stand()
+        self._recorder.stand()
+
+    def do(self, do: str, **request: Any) -> dict[str, Any]:
+        """Do what is asked for, and return the report."""
+        if do == "script":
+            from pytest_warmstack.postgres.child import scripts
+
+            self._tell(f"in {request['line']}")
+            return scripts.apply(request["line"], self._root, self.guard, self._recorder)
+        if self.revisions is None:
+            from pytest_warmstack.postgres.child.revisions import Revisions
+
+            self.revisions = Revisions(request["alembic"], self.guard, self._recorder, self._tell)
+        if do == "plan":
+            return self.revisions.plan()
+        report = self.revisions.upgrade(request["links"], own=request["own"])
+        self.guard.release()
+        return report
+
+    def _tell(self, at: str) -> None:
+        """Tell the parent what is being done, in case that it has to say so."""
+        json.dump({"at": at}, self._answers)
+        self._answers.write("\n")
+        self._answers.flush()
+
+
+if __name__ == "__main__":
+    main()

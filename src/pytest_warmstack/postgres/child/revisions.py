@@ -1,0 +1,407 @@
+"""Alembic at work: what `alembic upgrade heads` does, no less, and what it read meanwhile."""
+
+from __future__ import annotations
+
+import asyncio
+import importlib
+import inspect
+import warnings
+from argparse import Namespace
+from collections.abc import Awaitable, Callable, Iterable
+from pathlib import Path
+from typing import Any
+
+from alembic import command
+from alembic.config import CommandLine, Config
+from alembic.runtime.migration import MigrationContext
+from alembic.script import Script, ScriptDirectory
+from alembic.util import CommandError
+from alembic.util.pyfiles import coerce_resource_to_filename
+from sqlalchemy import text
+
+from pytest_warmstack.postgres.child import texts
+from pytest_warmstack.postgres.child.guard import Guard
+from pytest_warmstack.postgres.child.recorder import Recorder, real
+from pytest_warmstack.postgres.child.trouble import Trouble
+from pytest_warmstack.postgres.dependencies import python_files
+
+_ALWAYS = frozenset({"package:alembic", "package:sqlalchemy"})
+"""What every revision uses: it is noted once for all of them."""
+
+
+class Revisions:
+    """The revisions of the project, planned and applied by Alembic itself.
+
+    `stage` names what is being done, for an error, and `is_first` tells whether it is the first
+    revision of all; `told` fills with what Alembic warns of.
+    """
+
+    def __init__(
+        self,
+        alembic: dict[str, Any],
+        guard: Guard,
+        recorder: Recorder,
+        tell: Callable[[str], None],
+    ) -> None:
+        self._alembic = alembic
+        self._guard = guard
+        self._recorder = recorder
+        self._tell = tell
+        self.stage = "config"
+        self.is_first = False
+        self.told: list[str] = []
+        self.home: Path | None = None
+        self._config: Config | None = None
+        self._script: ScriptDirectory | None = None
+        self._keys: dict[str, str] = {}
+        self._unseen = ""
+        self._contexts: list[MigrationContext] = []
+        self._ordered: list[Script] = []
+        self._tables: list[list[str | None]] = []
+        self._wanted: list[str] = []
+        self._watch_warnings()
+        self._watch_contexts()
+
+    def plan(self) -> dict[str, Any]:
+        """Return the revisions in the order in which Alembic applies them to an empty database.
+
+        `own` is true when there is nothing to plan: the project's callable migrates by itself, or
+        its revisions can be loaded by `alembic upgrade` only.
+        """
+        if self._alembic["callable"]:
+            # It may connect to nothing yet: whether it wants to is the question.
+            self._guard.closed = True
+            try:
+                self._config = self._called()
+            except Exception:
+                if not self._guard.refused:
+                    raise
+            if self._config is None or self._guard.refused:
+                self._guard.refused = ""
+                return {"own": True}
+            self._guard.closed = False
+        else:
+            self._config = self._read()
+        try:
+            self._load(self._wired(self._config))
+        except NameError as error:
+            if "proxy object" not in str(error):
+                raise
+            return {"own": True}  # They ask Alembic for the connection as they are loaded.
+        return {"own": False, "links": self._links(self._order()), **self._common()}
+
+    def upgrade(self, links: list[str], *, own: bool) -> dict[str, Any]:
+        """Apply the revisions *links* and return what they needed, and where the heads stand.
+
+        With *own* all is applied that the project's own code wants to.
+        """
+        self._wanted, self._contexts, self._tables = links, [], []
+        if own:
+            config = self._called() if self._alembic["callable"] else self._read()
+            self._config = config and self._wired(config)
+        elif self._config is None:
+            self.plan()  # What was planned is known from a template, in another process.
+        self.stage = "upgrade"
+        self._tell("in env.py")
+        if self._config is not None:
+            # Alembic's own command, whole. `heads`: a project may have several.
+            command.upgrade(self._config, "heads")
+        elif not self._contexts:
+            raise Trouble(
+                "config",
+                f"{self._alembic['callable']} returned no alembic.config.Config, and Alembic did"
+                " not run in this process either",
+            )
+        if own and self._script is not None:
+            self._see_that_all_is_seen()
+        wanted = set(links)
+        ordered = self._order() if self._script else []
+        done = [each for each in ordered if own or each.revision in wanted]
+        return {
+            "links": self._links(done),
+            "heads": self._heads() if self._script else [],
+            "tables": self._tables,
+            **self._common(whole=own),
+        }
+
+    def _links(self, scripts: Iterable[Script]) -> list[list[Any]]:
+        return [[each.revision, self._key(each), self._link_needs(each)] for each in scripts]
+
+    def _common(self, *, whole: bool = False) -> dict[str, Any]:
+        """Return what is reported of all revisions together."""
+        return {
+            "needs": self._common_needs(whole=whole),
+            "folders": self._folders(),
+            "remark": self._unseen + "".join(f" (Alembic warns: {each})" for each in self.told),
+        }
+
+    def _heads(self) -> list[str]:
+        """Return the heads that Alembic writes down: none that another revision depends on."""
+        script = self._loaded()
+        needed = {
+            other.revision
+            for each in self._order()
+            if each.dependencies
+            for other in script.get_revisions(each.dependencies)
+        }
+        return [each for each in script.get_heads() if each not in needed]
+
+    def by_path(self) -> dict[Path, str]:
+        """Return the ids of the revisions by their files, as far as those can be loaded."""
+        try:
+            return {Path(each.path).resolve(): each.revision for each in self._order()}
+        except Exception:
+            return {}
+
+    def _read(self) -> Config:
+        """Return the configuration as the command `alembic` reads it."""
+        options = self._options()
+        config = Config(
+            self._alembic["ini"],
+            toml_file=self._alembic["toml"],
+            ini_section=self._alembic["section"],
+            cmd_opts=options,
+        )
+        section = self._alembic["section"]
+        if section != "alembic" and not config.file_config.has_section(section):
+            found = ", ".join(f"[{each}]" for each in config.file_config.sections())
+            raise Trouble(
+                "config",
+                f"it has no section [{section}], as warmstack_alembic_section says, but {found}",
+            )
+        return config
+
+    def _options(self) -> Namespace:
+        """Return what the command line would be."""
+        extra = [argument for each in self._alembic["x"] for argument in ("-x", each)]
+        return CommandLine().parser.parse_args(
+            ["-n", self._alembic["section"], *extra, "upgrade", "heads"]
+        )
+
+    def _called(self) -> Config | None:
+        """Return what the project's callable gives: a configuration, or nothing."""
+        module, _, path = self._alembic["callable"].partition(":")
+        found: Any = importlib.import_module(module)
+        for name in path.split("."):
+            found = getattr(found, name)
+        takes = any(
+            each.kind in {each.POSITIONAL_ONLY, each.POSITIONAL_OR_KEYWORD}
+            for each in inspect.signature(found).parameters.values()
+        )
+        url = self._guard.url.render_as_string(hide_password=False)
+        made = found(url) if takes else found()
+        if inspect.isawaitable(made):
+            made = asyncio.run(_awaited(made))
+        if made is not None and not isinstance(made, Config):
+            raise Trouble(
+                "config",
+                f"{self._alembic['callable']} returned {made!r}, and neither an"
+                " alembic.config.Config nor None",
+            )
+        if isinstance(made, Config) and made.cmd_opts is None:
+            made.cmd_opts = self._options()
+        config: Config | None = made
+        return config
+
+    def _wired(self, config: Config) -> Config:
+        """Tell the configuration the URL, in the two ways in which env.py may ask for it."""
+        url = self._guard.url.render_as_string(hide_password=False)
+        # ConfigParser takes % for the start of a substitution.
+        config.set_main_option("sqlalchemy.url", url.replace("%", "%%"))
+        config.attributes["url"] = url
+        return config
+
+    def _load(self, config: Config) -> None:
+        """Load the revisions, before env.py runs: what this imports is theirs."""
+        location = config.get_alembic_option("script_location")
+        try:
+            self._script = script = ScriptDirectory.from_config(config)
+        except CommandError as error:
+            known = f" (script_location is {Path.cwd() / location})" if location else ""
+            raise Trouble("config", f"{error}{known}") from error
+        self._take(script)
+        self.stage = "revisions"
+        self._tell("as the revisions were loaded")
+        try:
+            self._order()
+        except Exception as error:
+            if cause := texts.broken(self.told, self._keys):
+                raise Trouble("revisions", f"{cause}\n{type(error).__name__}: {error}") from error
+            raise
+        self._see_that_all_is_seen()
+        # What Alembic loads once more is what was planned, and it takes a while.
+        original = ScriptDirectory.from_config
+
+        def from_config(other: Config) -> ScriptDirectory:
+            return script if other is config else original(other)
+
+        ScriptDirectory.from_config = from_config  # type: ignore[method-assign,assignment]
+
+    def _take(self, script: ScriptDirectory) -> None:
+        """Look at the files of the revisions before they are loaded."""
+        self.home = Path(script.dir).resolve()
+        self._recorder.env = str(self.home / "env.py")
+        paths = [path for folder in self._locations() for path in python_files(str(folder))]
+        self._keys |= self._recorder.take_sources(paths)
+
+    def _loaded(self) -> ScriptDirectory:
+        """Return the folder of scripts, once there is one."""
+        if self._script is None:
+            raise Trouble("config", "no script location was seen")
+        return self._script
+
+    def _locations(self) -> list[Path]:
+        """Return the folders of the revisions."""
+        script = self._loaded()
+        named = [coerce_resource_to_filename(str(each)) for each in script.version_locations or ()]
+        folders = named or [Path(script.dir, "versions")]
+        # Also those that are not there: one may appear.
+        return [each.resolve() for each in folders]
+
+    def _order(self) -> list[Script]:
+        """Return the revisions in the order in which they are applied to an empty database."""
+        if not self._ordered:
+            found = self._loaded().iterate_revisions("heads", (), implicit_base=True)
+            self._ordered = list(found)[::-1]
+        return self._ordered
+
+    def _key(self, script: Script) -> str:
+        return self._recorder.key("file", str(script.path))
+
+    def _link_needs(self, script: Script) -> dict[str, str]:
+        needs = self._recorder.needs(str(script.path), script.revision)
+        return self._recorder.digests(needs - _ALWAYS, own=self._key(script))
+
+    def _common_needs(self, *, whole: bool) -> dict[str, str]:
+        """Return what every revision depends on: the configuration, env.py, Alembic itself.
+
+        With *whole* also what each of them depends on: all of them stand in one link.
+        """
+        recorder, alembic = self._recorder, self._alembic
+        keys = set(_ALWAYS)
+        for kind in ("ini", "toml"):
+            if alembic[kind]:
+                keys.add(recorder.key(kind, alembic[kind]))
+        if alembic["callable"] and (module := alembic["callable"].partition(":")[0]):
+            file = getattr(importlib.import_module(module), "__file__", None)
+            keys |= {recorder.key("file", file)} if file else set()
+        if self.home is not None:
+            # Of what env.py imports only what lies with it: the application's models may change.
+            lying = {
+                each
+                for each in recorder.modules(str(self.home / "env.py"))
+                if Path(each).is_relative_to(self.home)
+            }
+            keys |= {recorder.key("file", each) for each in lying}
+            for folder in (self.home, *(self._locations() if self._script else ())):
+                keys |= recorder.version(str(folder))
+        if whole:
+            for path in self._keys:
+                keys |= recorder.needs(path)
+        return recorder.digests(keys)
+
+    def _folders(self) -> dict[str, str]:
+        """Return where a new revision may appear."""
+        if self._script is None:
+            return {}
+        folders = {self._recorder.key("scripts", str(each)) for each in self._locations()}
+        return self._recorder.digests(folders)
+
+    def _see_that_all_is_seen(self) -> None:
+        """Raise for revisions that do not fit together, or that Alembic does not see."""
+        if cause := texts.broken(self.told, self._keys):
+            raise Trouble("revisions", cause)
+        seen = {real(str(each.path)): each.revision for each in self._order()}
+        home = Path(self._loaded().dir).resolve()
+        # Below a script location that holds the whole project lies more than scripts.
+        inside = Path.cwd().resolve().is_relative_to(home)
+        folders = [home / "versions" if inside else home, *self._locations()]
+        missing, aside = texts.unseen(map(str, folders), seen)
+        count = len(missing) + len(aside)
+        if missing:
+            names = [self._recorder.key("file", each).partition(":")[2] for each in missing]
+            raise Trouble(
+                "revisions",
+                f"Alembic sees {len(seen)} of {len(seen) + count} revision files, and not:"
+                f" {', '.join(names[:10])}{' ...' if len(names) > 10 else ''}\n"
+                "(version_locations and recursive_version_locations tell it where to look)",
+            )
+        if aside:
+            files = "file" if count == 1 else "files"
+            self._unseen = f" ({count} revision {files} that Alembic does not see)"
+
+    def _watch_warnings(self) -> None:
+        """Take down what Alembic warns of; it names files that it can't place."""
+        show = warnings.showwarning
+
+        def keep(
+            message: Warning | str, category: type[Warning], filename: str, *rest: Any
+        ) -> None:
+            is_alembics = "alembic" in Path(filename).parts
+            if is_alembics and not issubclass(category, DeprecationWarning):
+                self.told += [str(message)] if str(message) not in self.told else []
+            show(message, category, filename, *rest)
+
+        warnings.showwarning = keep  # type: ignore[assignment]
+
+    def _watch_contexts(self) -> None:
+        """See every context that env.py configures: it knows the version table, and the steps."""
+        original = MigrationContext.configure.__func__  # type: ignore[attr-defined]
+
+        def configure(cls: type[MigrationContext], *args: Any, **kwargs: Any) -> MigrationContext:
+            context: MigrationContext = original(cls, *args, **kwargs)
+            self._contexts.append(context)
+            if self._script is None and context.script is not None:
+                self._script = context.script
+                self._take(context.script)
+            if (steps := context._migrations_fn) is not None:  # noqa: SLF001
+                context._migrations_fn = self._recorded(steps)  # noqa: SLF001
+            return context
+
+        MigrationContext.configure = classmethod(configure)  # type: ignore[method-assign,assignment]
+
+    def _recorded(self, steps: Callable[..., Iterable[Any]]) -> Callable[..., list[Any]]:
+        """Return *steps* in the planned order, up to the last that is wanted, and recorded."""
+
+        def planned(heads: Any, context: MigrationContext) -> list[Any]:
+            self._note_table(context)
+            found = list(steps(heads, context))
+            ids = [getattr(getattr(each, "revision", None), "revision", None) for each in found]
+            if None in ids:
+                return found  # A stamp, and no upgrade.
+            by_id = dict(zip(ids, found, strict=True))
+            wanted = [each for each in self._wanted if each in by_id] if self._wanted else ids
+            return [self._watched(str(each), by_id[each]) for each in wanted]
+
+        return planned
+
+    def _note_table(self, context: MigrationContext) -> None:
+        """Note where the version table is, which Alembic has just made or found."""
+        schema = context.version_table_schema
+        if schema is None and context.connection is not None:
+            # What the connection was told, by SET search_path say, is unknown to everybody else.
+            schema = context.connection.scalar(text("SELECT current_schema()"))
+        if [schema, context.version_table] not in self._tables:
+            self._tables.append([schema, context.version_table])
+
+    def _watched(self, name: str, step: Any) -> Any:
+        original = step.migration_fn
+        file = Path(step.revision.path).name
+
+        def migrate(**kwargs: Any) -> None:
+            self._tell(f"in revision {name} ({file})")
+            self._recorder.link(name)
+            self.is_first = not step.revision.down_revision
+            try:
+                original(**kwargs)
+            finally:
+                self._recorder.link("")
+            self.is_first = False
+            self._tell("in env.py")
+
+        step.migration_fn = migrate
+        return step
+
+
+async def _awaited(made: Awaitable[Any]) -> Any:
+    return await made

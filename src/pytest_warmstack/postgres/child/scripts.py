@@ -1,0 +1,159 @@
+"""SQL files, functions and `MetaData` of the project: its schema without Alembic, its seed."""
+
+from __future__ import annotations
+
+import asyncio
+import importlib
+import inspect
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import asyncpg
+from sqlalchemy import MetaData, NullPool
+from sqlalchemy.ext.asyncio import AsyncConnection, create_async_engine
+
+from pytest_warmstack.postgres.child.guard import Guard
+from pytest_warmstack.postgres.child.recorder import Recorder
+from pytest_warmstack.postgres.child.trouble import Trouble
+
+_PSQL = re.compile(r"^\\(un)?restrict\b.*$", re.MULTILINE)
+"""Commands of psql that pg_dump writes, and that nobody but psql needs."""
+
+_COMMENT = re.compile(r"--[^\n]*|/\*.*?\*/", re.DOTALL)
+_BACKSLASH = re.compile(r"^\\[a-z!?]\w*", re.MULTILINE)
+
+_NAME = r'(?:"(?:[^"]|"")+"|\w+)'
+_COPY = re.compile(
+    rf"^COPY (?:(?P<schema>{_NAME})\.)?(?P<table>{_NAME})"
+    rf"(?: \((?P<columns>{_NAME}(?:, ?{_NAME})*)\))? FROM stdin;\n(?P<rows>(?:.*\n)*?)\\\.$",
+    re.MULTILINE | re.IGNORECASE,
+)
+"""Rows as pg_dump writes them (PostgreSQL's documentation, "COPY")."""
+
+
+def apply(line: str, root: str, guard: Guard, recorder: Recorder) -> dict[str, Any]:
+    """Apply the script that *line* names, `file.sql` or `package.module:attribute`.
+
+    The report has what it needed.
+    """
+    modules: set[str] = set()
+    if line.endswith(".sql"):
+        path = Path(root, line)
+        keys = {recorder.key("file", str(path))}
+        text = path.read_text(encoding="utf-8")
+        asyncio.run(_connected(guard, lambda connection: _run(connection, path, text)))
+    else:
+        keys = set()
+        module, _, _ = line.partition(":")
+        found = _found(line)
+        file = getattr(importlib.import_module(module), "__file__", None)
+        modules = recorder.modules(file) if file else set()
+        recorder.link(line)
+        try:
+            asyncio.run(_connected(guard, lambda connection: _call(connection, found, line)))
+        finally:
+            recorder.link("")
+        # Again: what a function imports when it is called.
+        modules |= recorder.modules(file) if file else set()
+    return {"needs": recorder.digests(keys | recorder.needs_of(modules, line))}
+
+
+async def _connected(guard: Guard, work: Any) -> None:
+    """Do *work* with a connection to the template, and commit what it left open."""
+    url = guard.url.set(drivername="postgresql+asyncpg")
+    engine = create_async_engine(url, poolclass=NullPool)
+    async with engine.connect() as connection:
+        await work(connection)
+        await connection.commit()
+    await engine.dispose()
+
+
+def _found(line: str) -> Any:
+    """Return what `package.module:attribute` names."""
+    module, _, path = line.partition(":")
+    found: Any = importlib.import_module(module)
+    for name in path.split("."):
+        found = getattr(found, name)
+    # A declarative base is what one thinks of first.
+    if isinstance(metadata := getattr(found, "metadata", None), MetaData):
+        return metadata
+    if not isinstance(found, MetaData) and not callable(found):
+        raise Trouble(
+            "script",
+            f"{line} is {type(found).__name__}, and neither a MetaData nor a function that gets"
+            " a connection",
+        )
+    return found
+
+
+async def _call(connection: AsyncConnection, found: Any, line: str) -> None:
+    if isinstance(found, MetaData):
+        if not found.tables:
+            raise Trouble(
+                "script",
+                f"{line} has no table: name the module that imports all the models",
+            )
+        await connection.run_sync(found.create_all)
+    elif inspect.iscoroutinefunction(found):
+        await found(connection)
+    elif inspect.isawaitable(made := await connection.run_sync(found)):
+        await made
+
+
+async def _run(connection: AsyncConnection, path: Path, text: str) -> None:
+    """Run an SQL file as psql would, as far as it is SQL or rows that pg_dump wrote."""
+    raw: Any = (await connection.get_raw_connection()).driver_connection
+    # Blanks in their place: PostgreSQL tells where an error is by counting.
+    text = _PSQL.sub(lambda match: " " * len(match[0]), text)
+    for begin, part in _parts(text):
+        try:
+            if not isinstance(part, str):
+                await raw.copy_to_table(
+                    _plain(part["table"]),
+                    source=_bytes(part["rows"]),
+                    schema_name=_plain(part["schema"]) if part["schema"] else None,
+                    columns=[_plain(each) for each in re.findall(_NAME, part["columns"] or "")]
+                    or None,
+                    format="text",
+                )
+            elif _COMMENT.sub("", part).strip("; \t\n\r"):
+                _see_that_it_is_sql(part, path.name, text.count("\n", 0, begin))
+                await raw.execute(part)
+        except asyncpg.PostgresError as error:
+            offset = begin + int(getattr(error, "position", None) or 1) - 1
+            line = text.count("\n", 0, offset) + 1
+            words = f"{type(error).__name__}: {error}"
+            raise Trouble(
+                "script", words, f"in {path.name}, line {line}", error.sqlstate
+            ) from error
+    if raw.is_in_transaction():
+        raise Trouble("script", "it begins a transaction and does not commit it", f"in {path.name}")
+
+
+def _see_that_it_is_sql(part: str, file: str, before: int) -> None:
+    """Raise for a command of psql, which PostgreSQL itself does not know."""
+    if (command := _BACKSLASH.search(part)) is not None:
+        line = before + part.count("\n", 0, command.start()) + 1
+        words = f"{command[0]} is a command of psql, and only SQL is run"
+        raise Trouble("script", words, f"in {file}, line {line}")
+
+
+def _parts(text: str) -> Iterator[tuple[int, Any]]:
+    """Yield the statements and the rows of a script, each with where it begins."""
+    end = 0
+    for match in _COPY.finditer(text):
+        yield end, text[end : match.start()]
+        yield match.start(), match
+        end = match.end()
+    yield end, text[end:]
+
+
+async def _bytes(text: str) -> Any:
+    yield text.encode()
+
+
+def _plain(name: str) -> str:
+    """Return a name of a statement without its quotes."""
+    return name[1:-1].replace('""', '"') if name.startswith('"') else name

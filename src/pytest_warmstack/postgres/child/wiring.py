@@ -1,0 +1,87 @@
+"""The template's URL, in the ways in which the project may ask for it."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import re
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from sqlalchemy import URL
+
+
+def url(alembic: dict[str, Any] | None, parts: dict[str, Any]) -> URL:
+    """Return the template's URL with the driver that the project's own URL names.
+
+    The stock templates have a placeholder there; then env.py tells whether it is asynchronous.
+    """
+    if alembic is None:
+        return URL.create("postgresql+asyncpg", **parts)
+    if alembic["callable"]:
+        return URL.create(_synchronous() or "postgresql+asyncpg", **parts)
+    from alembic.config import Config
+
+    try:
+        config = Config(alembic["ini"], toml_file=alembic["toml"], ini_section=alembic["section"])
+        # Raw: what env.py fills in is not there yet.
+        section = config.config_ini_section
+        own = _driver(config.file_config.get(section, "sqlalchemy.url", raw=True, fallback=""))
+        sys.path[:0] = config.get_prepend_sys_paths_list() or []
+        location = config.get_alembic_option("script_location") or ""
+    except Exception:
+        own, location = "", ""  # What is wrong with it is told when it is used.
+    return URL.create(own or _guessed(location), **parts)
+
+
+def set_environment(lines: Sequence[str], url: URL) -> None:
+    """Set the variables that *lines* name, such as `DATABASE_URL={db_url}`.
+
+    A URL that stands there already tells the driver that the application wants.
+    """
+    for line in lines:
+        name, _, value = line.partition("=")
+        own = _driver(os.environ.get(name, ""))
+        os.environ[name] = value.format_map(_values(url.set(drivername=own) if own else url))
+
+
+def _values(url: URL) -> dict[str, Any]:
+    """Return what the names in braces stand for."""
+    return {
+        "db_url": url.render_as_string(hide_password=False),
+        "db_host": url.host,
+        "db_port": url.port,
+        "db_user": url.username,
+        "db_password": url.password,
+        "db_name": url.database,
+    }
+
+
+def _driver(text: str) -> str:
+    """Return the driver that a PostgreSQL URL names, nothing for any other text."""
+    found = re.match(r"(postgresql(?:\+\w+)?)://", text)
+    return found[1] if found else ""
+
+
+def _guessed(location: str) -> str:
+    """Return a driver that env.py can use: an asynchronous one if it makes such an engine."""
+    package, colon, rest = location.partition(":")
+    home = Path(location)
+    if colon and not home.is_absolute():
+        spec = importlib.util.find_spec(package)
+        folders = list(spec.submodule_search_locations or ()) if spec else []
+        home = Path(folders[0], rest) if folders else home
+    env = home / "env.py"
+    if env.is_file() and "async_engine" in env.read_text(encoding="utf-8", errors="replace"):
+        return "postgresql+asyncpg"
+    return _synchronous() or "postgresql+asyncpg"
+
+
+def _synchronous() -> str:
+    """Return a synchronous driver that is installed."""
+    for driver in ("psycopg", "psycopg2"):
+        if importlib.util.find_spec(driver) is not None:
+            return f"postgresql+{driver}"
+    return ""

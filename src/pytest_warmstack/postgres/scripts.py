@@ -1,0 +1,80 @@
+"""SQL files and functions of the project as layers: a schema without Alembic, and the seed."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from pytest_warmstack.errors import TemplateFailed
+from pytest_warmstack.identity import fingerprint
+from pytest_warmstack.postgres.builder import Builder
+from pytest_warmstack.postgres.dependencies import Present, place
+from pytest_warmstack.postgres.record import Link, Portion
+from pytest_warmstack.postgres.template import Target
+from pytest_warmstack.settings import is_attribute
+
+
+@dataclass(kw_only=True)
+class Scripts:
+    """The lines of one setting, each a link of the chain: `file.sql` or `package.module:name`.
+
+    *name* is `schema` or `seed`; *source* tells where the lines stood.
+    """
+
+    name: str
+    lines: Sequence[str]
+    source: str
+    root: Path
+    env: Sequence[str]
+    builder: Builder
+    present: Present
+
+    def key(self) -> str:
+        """Return the fingerprint of the environment that the functions get."""
+        return fingerprint(*self.env)
+
+    def covers(self, portion: Portion) -> bool:
+        """Tell whether *portion* has the same lines."""
+        return [link.name for link in portion.links] == list(self.lines)
+
+    def prepare(self) -> None:
+        """Start the child process, if no other layer has."""
+        self.builder.prepare()
+
+    def discard(self) -> None:
+        """End the child process."""
+        self.builder.discard()
+
+    def plan(self, _target: Target) -> Portion:
+        """Return a link for each line. Raises `TemplateFailed` when a file is not there."""
+        return Portion(self.name, self.key(), links=tuple(map(self._link, self.lines)))
+
+    def apply(self, target: Target, portion: Portion) -> Portion:
+        """Run the scripts, one after the other."""
+        links = []
+        for link in portion.links:
+            report = self.builder.ask(
+                target, "script", who=f"The {self.name} {link.name}", line=link.name
+            )
+            if error := report.get("error"):
+                raise TemplateFailed.script_failed(
+                    layer=self.name,
+                    line=link.name,
+                    where=report.get("where", ""),
+                    cause=error,
+                    source=self.source,
+                    output=report["output"],
+                    state=report.get("state", ""),
+                )
+            links.append(link._replace(needs={**link.needs, **report["needs"]}))
+        return portion._replace(links=tuple(links))
+
+    def _link(self, line: str) -> Link:
+        if is_attribute(line):
+            return Link(line, "", {})
+        path = self.root / line
+        if not path.is_file():
+            raise TemplateFailed.no_script(layer=self.name, file=str(path), source=self.source)
+        source = f"file:{place(str(path.resolve()), str(self.root))}"
+        return Link(line, source, {source: self.present.digest(source)})

@@ -1,0 +1,1 @@
+"""An application whose migrations import its models."""

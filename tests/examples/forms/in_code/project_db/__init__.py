@@ -1,0 +1,1 @@
+"""The database of a project that has no alembic.ini."""

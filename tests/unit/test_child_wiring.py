@@ -1,0 +1,192 @@
+"""The template's URL, in the driver that the project wants and in the variables that it reads."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+from sqlalchemy import URL, make_url
+
+from pytest_warmstack.postgres.child import wiring
+
+PARTS = {
+    "username": "postgres",
+    "password": "p%40ss",
+    "host": "127.0.0.1",
+    "port": 54321,
+    "database": "warmstack_b_1",
+}
+OURS = URL.create("postgresql+psycopg", **PARTS)  # type: ignore[arg-type]
+
+
+@pytest.fixture(autouse=True)
+def path(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A path of modules that a test may add to."""
+    monkeypatch.setattr(sys, "path", list(sys.path))
+
+
+def alembic(folder: Path, url: str = "", env: str | None = None, **more: Any) -> dict[str, Any]:
+    """Write a project whose configuration has *url*, and whose env.py is *env*."""
+    (folder / "migrations").mkdir(exist_ok=True)
+    if env is not None:
+        (folder / "migrations/env.py").write_text(env)
+    line = f"sqlalchemy.url = {url}\n" if url else ""
+    ini = folder / "alembic.ini"
+    ini.write_text(f"[alembic]\nscript_location = %(here)s/migrations\n{line}")
+    usual = {"ini": str(ini), "toml": None, "section": "alembic", "x": [], "callable": ""}
+    return usual | more
+
+
+# The driver
+
+
+@pytest.mark.parametrize(
+    ("own", "driver"),
+    [
+        ("postgresql+asyncpg://u:p@db/prod", "postgresql+asyncpg"),
+        ("postgresql+psycopg2://u:p@db/prod", "postgresql+psycopg2"),
+        ("postgresql://u:p@db/prod", "postgresql"),
+        ("postgresql+psycopg://", "postgresql+psycopg"),
+    ],
+)
+def test_the_driver_is_the_one_of_the_projects_own_url(
+    tmp_path: Path, own: str, driver: str
+) -> None:
+    """Of that URL nothing else is taken over."""
+    url = wiring.url(alembic(tmp_path, own), PARTS)
+
+    assert url == OURS.set(drivername=driver)
+
+
+@pytest.mark.parametrize("own", ["", "driver://user:pass@localhost/dbname", "no url", "mysql://db"])
+@pytest.mark.parametrize(
+    ("env", "driver"),
+    [
+        ("from sqlalchemy.ext.asyncio import async_engine_from_config", "postgresql+asyncpg"),
+        ("from sqlalchemy.ext.asyncio import create_async_engine", "postgresql+asyncpg"),
+        ("from sqlalchemy import engine_from_config", "postgresql+psycopg"),
+        (None, "postgresql+psycopg"),
+    ],
+)
+def test_without_a_url_env_py_tells_whether_it_waits(
+    tmp_path: Path, own: str, env: str | None, driver: str
+) -> None:
+    """Alembic's templates have a placeholder; a synchronous engine needs another driver."""
+    assert wiring.url(alembic(tmp_path, own, env), PARTS).drivername == driver
+
+
+@pytest.mark.parametrize(
+    ("installed", "driver"),
+    [
+        ({"psycopg", "psycopg2"}, "postgresql+psycopg"),
+        ({"psycopg2"}, "postgresql+psycopg2"),
+        (set(), "postgresql+asyncpg"),
+    ],
+)
+def test_a_synchronous_driver_is_one_that_is_installed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, installed: set[str], driver: str
+) -> None:
+    """Where there is none, the error tells what to install."""
+    find = importlib.util.find_spec
+    monkeypatch.setattr(
+        importlib.util,
+        "find_spec",
+        lambda name: find(name) if name in installed or "psycopg" not in name else None,
+    )
+
+    assert wiring.url(alembic(tmp_path, env=""), PARTS).drivername == driver
+    assert wiring.url(alembic(tmp_path, callable="shop:make"), PARTS).drivername == driver
+
+
+def test_scripts_alone_have_the_driver_that_we_bring() -> None:
+    """Without Alembic there is nobody to ask."""
+    assert wiring.url(None, PARTS).drivername == "postgresql+asyncpg"
+
+
+def test_the_section_that_was_named_is_the_one_that_is_asked(tmp_path: Path) -> None:
+    """Each database of a project may have a driver of its own."""
+    project = alembic(tmp_path, "postgresql+psycopg2://db/a", section="shop")
+    with Path(project["ini"]).open("a") as file:
+        file.write("[shop]\nsqlalchemy.url = postgresql+asyncpg://db/b\n")
+
+    assert wiring.url(project, PARTS).drivername == "postgresql+asyncpg"
+
+
+@pytest.mark.parametrize("text", ["", "alembic", "[alembic]\nsqlalchemy.url = %(absent)s\n"])
+def test_a_configuration_that_cannot_be_read_is_no_error_yet(tmp_path: Path, text: str) -> None:
+    """What is wrong with it is told by Alembic, when it is used."""
+    project = alembic(tmp_path)
+    Path(project["ini"]).write_text(text)
+
+    assert wiring.url(project, PARTS).database == "warmstack_b_1"
+
+
+def test_env_py_is_found_in_a_package_on_alembics_own_path(tmp_path: Path) -> None:
+    """`prepend_sys_path` counts for where the scripts are, as it does for Alembic's command."""
+    project = alembic(tmp_path)
+    package = tmp_path / "lib/warmstack_wired"
+    (package / "migrations").mkdir(parents=True)
+    (package / "__init__.py").write_text("")
+    (package / "migrations/env.py").write_text("create_async_engine()")
+    Path(project["ini"]).write_text(
+        "[alembic]\nscript_location = warmstack_wired:migrations\n"
+        "prepend_sys_path = %(here)s/lib\npath_separator = os\n"
+    )
+
+    assert wiring.url(project, PARTS).drivername == "postgresql+asyncpg"
+
+
+# The environment
+
+
+def values(monkeypatch: pytest.MonkeyPatch, *lines: str, **before: str) -> dict[str, str]:
+    """Return what the variables that *lines* name are set to."""
+    names = [line.partition("=")[0] for line in lines]
+    for name in names:
+        # Set first, so that it is taken away again at the end.
+        monkeypatch.setenv(name, "")
+        monkeypatch.delenv(name)
+    for name, value in before.items():
+        monkeypatch.setenv(name, value)
+    wiring.set_environment(lines, OURS)
+    return {name: os.environ[name] for name in names}
+
+
+def test_what_stands_in_braces_is_the_templates(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The URL in one piece, or in its parts."""
+    found = values(
+        monkeypatch,
+        "SHOP_URL={db_url}?application_name=shop",
+        "SHOP_PARTS={db_host}:{db_port}/{db_name} {db_user} {db_password}",
+        "SHOP_PLAIN=a=b",
+        "SHOP_EMPTY=",
+        "SHOP_BRACES={{}}",
+    )
+
+    assert make_url(found["SHOP_URL"]).set(query={}) == OURS
+    assert found["SHOP_PARTS"] == "127.0.0.1:54321/warmstack_b_1 postgres p%40ss"
+    assert (found["SHOP_PLAIN"], found["SHOP_EMPTY"]) == ("a=b", "")
+    assert found["SHOP_BRACES"] == "{}"
+
+
+@pytest.mark.parametrize(
+    ("before", "driver"),
+    [
+        ("postgresql+asyncpg://u:p@db/prod", "postgresql+asyncpg"),
+        ("postgresql://u:p@db/prod", "postgresql"),
+        ("mysql://u:p@db/prod", "postgresql+psycopg"),
+        ("nonsense", "postgresql+psycopg"),
+        ("", "postgresql+psycopg"),
+    ],
+)
+def test_a_url_that_stands_there_already_tells_the_driver(
+    monkeypatch: pytest.MonkeyPatch, before: str, driver: str
+) -> None:
+    """The application may want another one than env.py; nothing else of it is kept."""
+    found = values(monkeypatch, "SHOP_URL={db_url}", SHOP_URL=before)
+
+    assert make_url(found["SHOP_URL"]) == OURS.set(drivername=driver)

@@ -1,0 +1,247 @@
+"""The layers of a template: which there are, in which order, and what decides each of them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from pytest_warmstack.errors import SettingsError, TemplateFailed, WarmstackError
+from pytest_warmstack.postgres.dependencies import Present
+from pytest_warmstack.postgres.layers import Foreign, TemplateLayer, make
+from pytest_warmstack.postgres.migrations import Migrations
+from pytest_warmstack.postgres.record import Link, Portion
+from pytest_warmstack.postgres.scripts import Scripts
+from pytest_warmstack.postgres.template import Base, Layer, Target
+from pytest_warmstack.runtime.base import Endpoint
+from pytest_warmstack.settings import Settings
+
+NOWHERE = Target(
+    Endpoint(host="127.0.0.1", port=5432, password="hunter2"), "warmstack_b_1", lambda _: [], list
+)
+
+
+class Search:
+    """A layer of somebody else's."""
+
+    def __init__(self, name: str = "search", text: str = "1", error: Exception | None = None):
+        self.name = name
+        self._text = text
+        self._error = error
+        self.urls: list[str] = []
+
+    def fingerprint(self) -> str:
+        """What decides it."""
+        return self._text
+
+    def apply(self, url: str) -> None:
+        """Take down where it was applied, or fail."""
+        self.urls.append(url)
+        if self._error is not None:
+            raise self._error
+
+
+@pytest.fixture
+def root(tmp_path: Path) -> Path:
+    """A project with Alembic and two scripts."""
+    (tmp_path / "alembic.ini").write_text("[alembic]\nscript_location = migrations\n")
+    (tmp_path / "base.sql").write_text("CREATE TABLE a (id int);\n")
+    (tmp_path / "sql").mkdir()
+    (tmp_path / "sql/demo.sql").write_text("INSERT INTO a VALUES (1);\n")
+    return tmp_path
+
+
+def layers(root: Path, *foreign: TemplateLayer, **choices: Any) -> list[Layer]:
+    """Return the layers of the project in *root*."""
+    settings = Settings(sources={"schema": "pytest.ini", "seed": "tox.ini"}, **choices)
+    return make(settings, root, Present(str(root)), foreign)
+
+
+def scripts(root: Path, *lines: str, **choices: Any) -> Scripts:
+    """Return the layer of a seed of *lines*."""
+    (layer,) = (each for each in layers(root, seed=lines, **choices) if each.name == "seed")
+    assert isinstance(layer, Scripts)
+    return layer
+
+
+# Which there are
+
+
+def test_a_project_that_says_nothing_has_no_layers(tmp_path: Path) -> None:
+    """Its tests get an empty database."""
+    assert layers(tmp_path) == []
+
+
+def test_the_layers_stand_in_the_order_in_which_they_are_applied(root: Path) -> None:
+    """The schema, the migrations, what others add, in their order, and the seed."""
+    found = layers(root, Search("b"), Search("a"), schema=("base.sql",), seed=("sql/demo.sql",))
+
+    assert [each.name for each in found] == ["schema", "alembic", "b", "a", "seed"]
+
+
+@pytest.mark.parametrize(
+    ("choices", "names"),
+    [
+        ({"schema": ("base.sql",)}, ["schema", "alembic"]),
+        ({"seed": ("shop.demo:orders",)}, ["alembic", "seed"]),
+        ({"alembic": "shop.db:make"}, ["alembic"]),
+    ],
+)
+def test_a_layer_is_there_when_it_was_chosen(
+    root: Path, choices: dict[str, Any], names: list[str]
+) -> None:
+    """A setting without lines has no layer."""
+    assert [each.name for each in layers(root, **choices)] == names
+
+
+def test_the_layers_of_one_build_share_its_process(root: Path) -> None:
+    """One child runs the schema, the migrations and the seed; the settings reach it."""
+    found = layers(
+        root,
+        schema=("base.sql",),
+        seed=("sql/demo.sql",),
+        env=("A=1",),
+        depends_ignore=("x",),
+        migrate_timeout=2.5,
+    )
+    builders = {
+        id(each.builder): each.builder for each in found if isinstance(each, Scripts | Migrations)
+    }
+
+    (builder,) = builders.values()
+    assert (builder.root, builder.env, builder.ignore) == (root, ("A=1",), ("x",))
+    assert builder.timeout == 2.5
+
+
+# What everything stands on
+
+
+def test_what_everything_stands_on_is_the_version_and_what_is_declared(root: Path) -> None:
+    """A template of another PostgreSQL, or of other declared files, is another."""
+
+    def base(version: str = "16.14", *depends: str) -> Base:
+        return Base(version, depends, Present(str(root)))
+
+    assert base().key() == base("16.14", "sql").key()
+    assert base().key() != base("16.15").key()
+    planned = base("16.14", "sql", "nowhere").plan(NOWHERE)
+    assert set(planned.needs) == {"glob:sql", "glob:nowhere"}
+    assert planned.links == ()
+    assert base("16.14", "nowhere", "sql").covers(planned)
+    for others in ((), ("sql",), ("sql", "nowhere", "more")):
+        assert not base("16.14", *others).covers(planned)
+
+
+# Scripts
+
+
+def test_each_line_is_a_link_with_its_file(root: Path) -> None:
+    """A function has no file of its own until it has run."""
+    planned = scripts(root, "sql/demo.sql", "shop.demo:orders").plan(NOWHERE)
+
+    digest = Present(str(root)).digest("file:sql/demo.sql")
+    assert (planned.layer, planned.whole) == ("seed", True)
+    assert planned.links == (
+        Link("sql/demo.sql", "file:sql/demo.sql", {"file:sql/demo.sql": digest}),
+        Link("shop.demo:orders", "", {}),
+    )
+
+
+def test_a_script_outside_of_the_project_has_a_name_too(root: Path) -> None:
+    """It may be shared with others, and named by a relative or by its whole path."""
+    shared = root.parent / f"{root.name}-shared.sql"
+    shared.write_text("")
+
+    for line in (f"../{shared.name}", str(shared)):
+        (link,) = scripts(root, line).plan(NOWHERE).links
+        assert link.source == f"file:../{shared.name}"
+        assert link.digest
+
+
+@pytest.mark.parametrize("name", ["schema", "seed"])
+def test_a_script_that_is_not_there_is_an_error(root: Path, name: str) -> None:
+    """The error names the file, the setting, and where it stood."""
+    (layer,) = (each for each in layers(root, **{name: ("sql/absent.sql",)}) if each.name == name)
+
+    with pytest.raises(TemplateFailed) as caught:
+        layer.plan(NOWHERE)
+
+    text = str(caught.value)
+    source = {"schema": "pytest.ini", "seed": "tox.ini"}[name]
+    assert text.startswith(f"There is no file {root}/sql/absent.sql to be run as {name}.\n")
+    assert f"Looked at: warmstack_{name}, from the {source}\n" in text
+
+
+def test_a_template_with_other_lines_is_another(root: Path) -> None:
+    """More of them, fewer, others, or the same ones in another order."""
+    planned = scripts(root, "base.sql", "sql/demo.sql").plan(NOWHERE)
+
+    assert scripts(root, "base.sql", "sql/demo.sql").covers(planned)
+    for lines in (
+        ["base.sql"],
+        ["sql/demo.sql", "base.sql"],
+        ["base.sql", "sql/demo.sql", "shop:x"],
+        ["base.sql", "shop:x"],
+    ):
+        assert not scripts(root, *lines).covers(planned)
+
+
+def test_the_key_of_scripts_is_the_environment_that_they_get(root: Path) -> None:
+    """A function may read it; the lines themselves are links."""
+    keys = {scripts(root, "base.sql", env=env).key() for env in [(), ("A=1",), ("A=2",)]}
+
+    assert len(keys) == 3
+    assert scripts(root, "base.sql").key() == scripts(root, "sql/demo.sql").key()
+
+
+# Somebody else's
+
+
+def test_a_layer_of_somebody_elses_is_one_link_whose_key_is_its_fingerprint() -> None:
+    """It says itself when it would give another result."""
+    layer = Foreign(Search("search", "1"))
+
+    planned = layer.plan(NOWHERE)
+
+    assert planned == Portion("search", layer.key(), links=(Link("", "", {}),))
+    assert layer.covers(planned)
+    assert Foreign(Search("search", "1")).key() == layer.key()
+    assert Foreign(Search("search", "2")).key() != layer.key()
+    assert planned.describe() == "search"
+
+
+def test_a_layer_of_somebody_elses_is_applied_to_the_url_of_the_draft() -> None:
+    """A plain URL, which every driver and every tool understands."""
+    search = Search()
+    layer = Foreign(search)
+
+    applied = layer.apply(NOWHERE, layer.plan(NOWHERE))
+
+    assert applied == layer.plan(NOWHERE)
+    assert search.urls == ["postgresql://postgres:hunter2@127.0.0.1:5432/warmstack_b_1"]
+
+
+def test_a_layer_of_somebody_elses_that_fails_is_told_without_the_password() -> None:
+    """The error names the layer and its class, in the words of what it raised."""
+    layer = Foreign(Search(error=ValueError("no index at hunter2@127.0.0.1")))
+
+    with pytest.raises(TemplateFailed) as caught:
+        layer.apply(NOWHERE, layer.plan(NOWHERE))
+
+    text = str(caught.value)
+    assert text.startswith("The template's layer search failed.\n")
+    assert "Why: ValueError: no index at ***@127.0.0.1\n" in text
+    assert f"a {__name__}.Search that pytest_warmstack_template_layers returned" in text
+    assert "hunter2" not in text
+
+
+def test_an_error_of_ours_goes_through_as_it_is() -> None:
+    """It has its four parts already."""
+    ours: WarmstackError = SettingsError.bad_value(name="a", value="b", source="c", wanted="d")
+    layer = Foreign(Search(error=ours))
+
+    with pytest.raises(SettingsError) as caught:
+        layer.apply(NOWHERE, layer.plan(NOWHERE))
+
+    assert caught.value is ours

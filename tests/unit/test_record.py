@@ -1,0 +1,284 @@
+"""What a template says of itself: written into its comment, read back, told in the header."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from pytest_warmstack.postgres.record import (
+    ALEMBIC,
+    BASE,
+    Link,
+    Portion,
+    Record,
+    carried,
+    extended,
+    length,
+    merged,
+)
+
+HELPER = ("file:shop/migrations/helpers.py", "d" * 16)
+
+
+def revision(number: int, **more: str) -> Link:
+    """Return the link of a revision, which needs *more* besides its own file."""
+    source = f"file:shop/migrations/versions/{number:04}_t.py"
+    return Link(f"{number:04}", source, {source: f"{number:016}", **more})
+
+
+def revisions(count: int, first: int = 1, **fields: object) -> Portion:
+    """Return what the layer of Alembic has."""
+    links = tuple(revision(number) for number in range(first, first + count))
+    return Portion(ALEMBIC, "k", links=links)._replace(**fields)
+
+
+def seed(*names: str) -> Portion:
+    """Return what the layer of the seed has."""
+    return Portion("seed", "s", links=tuple(Link(name, "", {}) for name in names))
+
+
+def record(*portions: Portion) -> Record:
+    """Return the record of a template of *portions*, above what everything stands on."""
+    return Record(1.5, "run", (Portion(BASE, "b", needs={"glob:data": "1"}), *portions))
+
+
+# Written and read
+
+
+WHOLE = Record(
+    built=1763866800.123456,
+    run="0123456789",
+    portions=(
+        Portion(BASE, "0" * 16, needs={"glob:data/**": "1" * 16, "glob:absent": ""}),
+        Portion("schema", "1" * 16, links=(Link("a.sql", "file:a.sql", {"file:a.sql": "2"}),)),
+        Portion(
+            ALEMBIC,
+            "2" * 16,
+            needs={"package:alembic": "1.16.0", "ini:alembic.ini": "3/4"},
+            folders={"scripts:migrations/versions": "5"},
+            links=(
+                revision(1),
+                revision(2, **{HELPER[0]: HELPER[1], "file:größe.csv": "6"}),
+                Link("shop.db:upgrade", "", {"file:shop/db.py": "7"}),
+            ),
+            remark=" (1 revision file that Alembic does not see)",
+            whole=False,
+        ),
+        Portion("search index", "3" * 16, links=(Link("", "", {}),)),
+        Portion("seed", "4" * 16),
+    ),
+)
+"""A record with something in each of its places."""
+
+
+def test_a_record_is_read_as_it_was_written() -> None:
+    """All of it, in order: portions, links, and what each of them needs."""
+    again = Record.read(WHOLE.write())
+
+    assert again == WHOLE
+    assert again is not None
+    assert again.write() == WHOLE.write()
+    assert [list(link.needs) for link in again.portions[2].links] == [
+        list(link.needs) for link in WHOLE.portions[2].links
+    ]
+
+
+def test_what_many_links_share_stands_in_the_text_once() -> None:
+    """A helper that a thousand revisions import makes the comment no thousand times longer."""
+    many = Portion(
+        ALEMBIC,
+        "k",
+        needs=dict([HELPER]),
+        links=tuple(revision(number, **dict([HELPER])) for number in range(1000)),
+    )
+    text = record(many).write()
+
+    assert Record.read(text) == record(many)
+    assert text.count(HELPER[0]) == 1
+    assert text.count("0999_t.py") == 1
+    assert len(text) < 150 * 1000
+
+
+def test_one_file_with_two_digests_stays_two() -> None:
+    """A file that changed between two parts of a build is told for each as that one read it."""
+    both = Portion(
+        ALEMBIC,
+        "k",
+        links=(revision(1, **{HELPER[0]: "before"}), revision(2, **{HELPER[0]: "after"})),
+    )
+
+    assert Record.read(record(both).write()) == record(both)
+
+
+def test_a_text_without_line_breaks_is_written() -> None:
+    """It becomes a comment of PostgreSQL, and nobody reads it but us."""
+    assert "\n" not in WHOLE.write()
+    assert json.loads(WHOLE.write())["run"] == "0123456789"
+
+
+@pytest.mark.parametrize(
+    "comment",
+    [
+        *("", " ", "a note of mine", "null", "[]", "7", "{}", '"built"', "{", "\x00"),
+        '{"built": 1, "run": "r"}',
+        '{"built": 1, "run": "r", "portions": []}',
+        '{"built": "yesterday", "run": "r", "portions": [], "table": []}',
+        '{"built": null, "run": "r", "portions": [], "table": []}',
+        '{"built": 1, "run": "r", "portions": 5, "table": []}',
+        '{"built": 1, "run": "r", "portions": [[]], "table": []}',
+        '{"built": 1, "run": "r", "portions": [["a", "k", [0], [], [], "", true]], "table": []}',
+        '{"built": 1, "run": "r", "portions": [["a", "k", 0, [], [], "", true]], "table": []}',
+        '{"built": 1, "run": "r", "portions": [["a", "k", [], [], [1], "", true]], "table": []}',
+        '{"built": 1, "run": "r", "portions": [["a", "k", [], [], []]], "table": []}',
+        '{"built": 1, "run": "r", "portions": [], "table": [1]}',
+        '{"built": 1, "run": "r", "portions": [], "table": ["abc"]}',
+        # What the version before this one wrote.
+        '{"built": 1763866800.0, "layers": "9 revisions"}',
+    ],
+)
+def test_a_comment_that_is_not_ours_is_read_as_none(comment: str) -> None:
+    """A template that says nothing that we understand is not used, and ends no run."""
+    assert Record.read(comment) is None
+
+
+@pytest.mark.parametrize("end", [1, 10, 100, -2])
+def test_a_comment_that_was_cut_is_read_as_none(end: int) -> None:
+    """Half of a record is none."""
+    assert Record.read(WHOLE.write()[:end]) is None
+
+
+# What it tells
+
+
+@pytest.mark.parametrize(
+    ("portion", "words"),
+    [
+        (revisions(9), "9 revisions"),
+        (revisions(1), "1 revision"),
+        (revisions(0), "0 revisions"),
+        (revisions(2, remark=" (Alembic warns: no)"), "2 revisions (Alembic warns: no)"),
+        (seed("demo.sql"), "seed demo.sql"),
+        (seed("a.sql", "shop.demo:orders"), "seed a.sql shop.demo:orders"),
+        (Portion("schema", "k", links=(Link("a.sql", "file:a.sql", {}),)), "schema a.sql"),
+        (Portion("search index", "k", links=(Link("", "", {}),)), "search index"),
+    ],
+)
+def test_a_portion_tells_what_it_holds(portion: Portion, words: str) -> None:
+    """Revisions are counted, scripts are named, and somebody else's layer has its name."""
+    assert portion.describe() == words
+
+
+def test_a_record_tells_what_its_layers_hold() -> None:
+    """In the order in which they were applied, without what everything stands on."""
+    assert record().text == ""
+    assert record(revisions(9)).text == "9 revisions"
+    assert record(revisions(9), seed("demo.sql")).text == "9 revisions, seed demo.sql"
+
+
+@pytest.mark.parametrize(
+    ("source", "label"),
+    [
+        ("file:shop/versions/0007_add_totals.py", "0007_add_totals.py"),
+        ("file:0007_add_totals.py", "0007_add_totals.py"),
+        ("file:<site>/thing/0001.py", "0001.py"),
+        ("file:../a b.sql", "a b.sql"),
+        ("", "the name"),
+    ],
+)
+def test_a_link_is_known_by_the_name_of_its_file(source: str, label: str) -> None:
+    """That is what a reader sees in the folder; without a file it is the link's own name."""
+    link = Link("the name", source, {source: "1"} if source else {})
+
+    assert link.label == label
+
+
+def test_a_links_own_file_is_told_from_the_others() -> None:
+    """Its own is compared by content, so that it can be renamed; the others by their names."""
+    link = revision(1, **dict([HELPER]))
+
+    assert link.digest == f"{1:016}"
+    assert link.others() == dict([HELPER])
+    assert Link("shop.demo:orders", "", dict([HELPER])).digest is None
+    assert Link("shop.demo:orders", "", dict([HELPER])).others() == dict([HELPER])
+
+
+@pytest.mark.parametrize(
+    ("base", "made", "words"),
+    [
+        (record(revisions(14)), record(revisions(16)), "by 2 revisions from 14"),
+        (record(revisions(14)), record(revisions(15)), "by 1 revision from 14"),
+        (record(revisions(1)), record(revisions(2)), "by 1 revision from 1"),
+        (
+            record(revisions(14)),
+            record(revisions(14), seed("demo.sql")),
+            "by seed demo.sql from 14 revisions",
+        ),
+        (
+            record(revisions(14)),
+            record(revisions(16), seed("demo.sql")),
+            "by 2 revisions, seed demo.sql from 14",
+        ),
+        (
+            record(revisions(14), seed("a.sql")),
+            record(revisions(14), seed("a.sql", "b.sql")),
+            "by seed b.sql from 14 revisions, seed a.sql",
+        ),
+        (
+            record(Portion("schema", "k", links=(Link("a.sql", "", {}),))),
+            record(Portion("schema", "k", links=(Link("a.sql", "", {}),)), revisions(3)),
+            "by 3 revisions from schema a.sql",
+        ),
+        (
+            record(revisions(2, remark=" (Alembic warns: x)")),
+            record(revisions(3, remark=" (Alembic warns: x)")),
+            "by 1 revision from 2",
+        ),
+    ],
+)
+def test_an_extension_tells_what_was_added_to_what(base: Record, made: Record, words: str) -> None:
+    """Revisions are counted from the number that was there, all else is named."""
+    assert extended(base, made) == words
+
+
+# Put together
+
+
+def test_links_of_all_portions_are_counted() -> None:
+    """What everything stands on has none."""
+    assert length(record(revisions(3), seed("a.sql", "b.sql")).portions) == 5
+    assert length(record().portions) == 0
+
+
+def test_what_is_planned_carries_what_a_template_is_known_to_need() -> None:
+    """A revision that is not run again keeps the data that it read; planned files count as now."""
+    planned = revisions(3, needs={"package:alembic": "2"})
+    known = revisions(
+        2,
+        needs={"package:alembic": "1", "package:psycopg": "3"},
+        links=(revision(1, **dict([HELPER])), Link("0002", "file:old.py", {"file:old.py": "old"})),
+    )
+
+    made = carried(planned, known)
+
+    assert made.needs == {"package:alembic": "2", "package:psycopg": "3"}
+    assert made.links == (revision(1, **dict([HELPER])), revision(2), revision(3))
+
+
+def test_what_was_applied_takes_the_place_of_what_was_planned() -> None:
+    """From the first link that ran, with what it was seen to need; the others stay."""
+    planned = revisions(3, needs={"a": "1"}, folders={"f": "1"}, remark=" (before)")
+    applied = revisions(
+        1,
+        needs={"a": "2", "b": "2"},
+        folders={"g": "2"},
+        links=(revision(2, **dict([HELPER])),),
+    )
+
+    made = merged(planned, 1, applied)
+
+    assert made.links == (revision(1), revision(2, **dict([HELPER])), revision(3))
+    assert made.needs == {"a": "2", "b": "2"}
+    assert made.folders == {"f": "1", "g": "2"}
+    assert made.remark == " (before)"
+    assert merged(planned, 1, applied._replace(remark=" (after)")).remark == " (after)"

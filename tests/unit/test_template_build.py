@@ -1,0 +1,589 @@
+"""The template is always what building anew would give, whatever happened to the project before.
+
+The server and the layers exist in the test's mind alone: a database is a list of what was applied
+to it, so that thousands of builds take no time.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable, Sequence
+from copy import deepcopy
+from dataclasses import dataclass, field
+
+import pytest
+
+from pytest_warmstack.errors import TemplateFailed
+from pytest_warmstack.identity import DatabaseName, State
+from pytest_warmstack.postgres.admin import Database
+from pytest_warmstack.postgres.dependencies import ABSENT, Present
+from pytest_warmstack.postgres.record import ALEMBIC, Link, Portion
+from pytest_warmstack.postgres.template import Target, Template, doomed, ensure
+from pytest_warmstack.runtime.base import Endpoint
+
+FOLDER = "scripts:versions"
+
+
+class Server:
+    """A server whose databases are lists of what was applied to them."""
+
+    version = "16.14"
+    endpoint = Endpoint(host="127.0.0.1", port=5432, password="p")
+
+    def __init__(self) -> None:
+        self.held: dict[str, list[str]] = {}
+        self.comments: dict[str, str] = {}
+        self.used: dict[str, float] = {}
+        self.locked: set[str] = set()
+        self.waited = False
+        self._clock = 0.0
+
+    def templates(self) -> list[Database]:
+        """The templates that are complete."""
+        return [
+            Database(name, sealed=True, used=self.used[str(name)], comment=self.comments[str(name)])
+            for name in map(DatabaseName.parse, self.comments)
+            if name is not None
+        ]
+
+    def find_template(self, name: DatabaseName) -> bool:
+        """Tell whether a template is there."""
+        return str(name) in self.comments
+
+    def try_lock(self, name: DatabaseName) -> bool:
+        """Take the lock of a name, if nobody has it."""
+        if str(name) in self.locked:
+            return False
+        self.locked.add(str(name))
+        return True
+
+    def lock(self, name: DatabaseName, *, timeout: float, say: Callable[[str], None]) -> None:
+        """Wait until the other one lets go, which is at once."""
+        say(f"waiting for {timeout:g} seconds at most")
+        self.waited = True
+        self.locked.add(str(name))
+
+    def unlock(self, name: DatabaseName) -> None:
+        """Let go of the lock of a name."""
+        self.locked.discard(str(name))
+
+    def share(self, name: DatabaseName) -> None:
+        """Keep others from dropping a template."""
+
+    def create(self, name: DatabaseName) -> None:
+        """Make an empty database."""
+        assert str(name) not in self.held
+        self.held[str(name)] = []
+
+    def copy(self, source: DatabaseName, name: DatabaseName) -> None:
+        """Make a copy of a database."""
+        assert str(name) not in self.held
+        self.held[str(name)] = list(self.held[str(source)])
+
+    def drop(self, name: DatabaseName) -> None:
+        """Drop a database."""
+        for each in (self.held, self.comments, self.used):
+            each.pop(str(name), None)  # type: ignore[attr-defined]
+
+    def settle(self, draft: DatabaseName) -> None:
+        """See that nobody is connected."""
+        assert str(draft) in self.held
+
+    def read(self, name: DatabaseName, query: str) -> list[str]:
+        """Nobody asks."""
+        raise NotImplementedError
+
+    def activity(self, name: DatabaseName) -> list[str]:
+        """Nobody asks."""
+        raise NotImplementedError
+
+    def mark(self, name: DatabaseName, comment: str) -> None:
+        """Give a template another comment."""
+        assert str(name) in self.comments
+        self.comments[str(name)] = comment
+
+    def seal(self, draft: DatabaseName, name: DatabaseName, comment: str, *, used: float) -> None:
+        """Make a template of a database."""
+        assert used > 0
+        assert str(name) not in self.held
+        self.held[str(name)] = self.held.pop(str(draft))
+        self.comments[str(name)] = comment
+        self.touch([name])
+
+    def touch(self, names: Sequence[DatabaseName]) -> None:
+        """Write down that templates were used now."""
+        for name in names:
+            self._clock += 1
+            self.used[str(name)] = self._clock
+
+    def sweep(self, made: Template, keep: int) -> None:
+        """Drop what is not to be kept, as a run does at its end."""
+        self.touch(made.used)
+        for name in doomed(self.templates(), keep):
+            if name not in made.used:
+                self.drop(name)
+
+
+@dataclass
+class Step:
+    """A revision or a script: its name, its file, what it imports, and what it reads as it runs."""
+
+    name: str
+    file: str
+    imports: tuple[str, ...] = ()
+    reads: tuple[str, ...] = ()
+
+
+@dataclass
+class Shop:
+    """A project: the contents of its files, its revisions in order, and the lines of its seed."""
+
+    files: dict[str, str] = field(default_factory=dict)
+    revisions: list[Step] = field(default_factory=list)
+    seed: list[Step] = field(default_factory=list)
+    x: str = ""
+
+    def layers(self) -> list[Steps]:
+        """Return its layers as they are now."""
+        found = [Steps(self, ALEMBIC, self.revisions, self.x)]
+        return found + ([Steps(self, "seed", self.seed, "")] if self.seed else [])
+
+    def anew(self) -> list[str]:
+        """Return what building anew gives."""
+        return [words for layer in self.layers() for words in map(layer.words, layer.steps)]
+
+    def present(self) -> Present:
+        """Return its files as they are now."""
+        return Files({**self.files, FOLDER: " ".join(sorted(each.file for each in self.revisions))})
+
+
+class Files(Present):
+    """Files that exist in a test's mind alone: keys with their contents."""
+
+    def __init__(self, files: dict[str, str]) -> None:
+        super().__init__("/nowhere")
+        self._files = dict(files)
+
+    def digest(self, key: str) -> str:
+        """Return the content as it is."""
+        return self._files.get(key, ABSENT)
+
+    def same(self, key: str, digest: str) -> bool:
+        """Tell whether the content is this one."""
+        return self.digest(key) == digest
+
+
+class Steps:
+    """A layer that applies steps by writing down what they would do now."""
+
+    applied: list[str] = []  # noqa: RUF012 - what all of them applied, for the tests
+
+    def __init__(self, shop: Shop, name: str, steps: list[Step], key: str) -> None:
+        self.name = name
+        self.steps = steps
+        self._shop = shop
+        self._key = key
+        self._server: Server | None = None
+        self.fails = False
+
+    def on(self, server: Server) -> Steps:
+        """Return the layer, told which server its targets are on."""
+        self._server = server
+        return self
+
+    def words(self, step: Step) -> str:
+        """Return what a step does to a database now: whatever it is made of decides that."""
+        files = (step.file, *step.imports, *step.reads)
+        return f"{step.name}({self._key}): " + "|".join(
+            self._shop.files.get(each, "-") for each in files
+        )
+
+    def key(self) -> str:
+        """Return what decides the layer beside files."""
+        return self._key
+
+    def covers(self, portion: Portion) -> bool:
+        """Tell whether the steps are the same; of revisions the folder tells that."""
+        names = [link.name for link in portion.links]
+        return self.name == ALEMBIC or names == [each.name for each in self.steps]
+
+    def prepare(self) -> None:
+        """Do nothing."""
+
+    def discard(self) -> None:
+        """Do nothing."""
+
+    def plan(self, _target: Target) -> Portion:
+        """Return a link for each step, with what is known before it ran."""
+        present = self._shop.present()
+        folders = {FOLDER: present.digest(FOLDER)} if self.name == ALEMBIC else {}
+        links = tuple(self._link(each, (each.file, *each.imports)) for each in self.steps)
+        return Portion(self.name, self._key, folders=folders, links=links)
+
+    def apply(self, target: Target, portion: Portion) -> Portion:
+        """Apply steps; return them with all that they needed."""
+        assert self._server is not None
+        by_name = {each.name: each for each in self.steps}
+        links = []
+        for link in portion.links:
+            step = by_name[link.name]
+            if self.fails:
+                raise TemplateFailed.layer_failed(layer=self.name, cause="no", kind="Steps")
+            self._server.held[target.database].append(self.words(step))
+            Steps.applied.append(step.name)
+            links.append(self._link(step, (step.file, *step.imports, *step.reads)))
+        return portion._replace(links=tuple(links))
+
+    def _link(self, step: Step, keys: Sequence[str]) -> Link:
+        present = self._shop.present()
+        return Link(step.name, step.file, {key: present.digest(key) for key in keys})
+
+
+def run(
+    server: Server,
+    shop: Shop,
+    *,
+    keep: bool = True,
+    rebuild: bool = False,
+    run: str = "run",
+    depends: Sequence[str] = (),
+) -> Template:
+    """Have the template of *shop*, and see that it is what building anew gives."""
+    Steps.applied.clear()
+    made = ensure(
+        server,  # type: ignore[arg-type]
+        [each.on(server) for each in shop.layers()],
+        present=shop.present(),
+        depends=depends,
+        keep=keep,
+        rebuild=rebuild,
+        run=run,
+        timeout=1,
+        say=lambda line: None,
+    )
+    assert server.held[str(made.name)] == shop.anew()
+    assert server.held.keys() == server.comments.keys(), "a draft was left"
+    assert server.locked == set()
+    return made
+
+
+def shop_of(revisions: int, *, seed: int = 0) -> Shop:
+    """Return a project; its third revision imports a helper, its fourth reads data."""
+    shop = Shop()
+    for number in range(1, revisions + 1):
+        add(shop, f"{number:04}")
+    for number in range(1, seed + 1):
+        step = Step(f"s{number}.sql", f"file:s{number}.sql")
+        shop.files[step.file] = step.name
+        shop.seed.append(step)
+    return shop
+
+
+def add(shop: Shop, name: str, place: int | None = None) -> None:
+    """Add a revision at its end, or at *place*."""
+    number = len(shop.revisions) + 1
+    imports = ("file:helpers.py",) if number % 3 == 0 else ()
+    reads = ("file:data.csv",) if number % 4 == 0 else ()
+    step = Step(name, f"file:versions/{name}_t.py", imports, reads)
+    shop.files.setdefault("file:helpers.py", "h")
+    shop.files.setdefault("file:data.csv", "d")
+    shop.files[step.file] = f"text of {name}"
+    shop.revisions.insert(len(shop.revisions) if place is None else place, step)
+
+
+def edit(shop: Shop, key: str) -> None:
+    """Change what a file holds."""
+    shop.files[key] = shop.files.get(key, "") + "'"
+
+
+# Single steps
+
+
+def test_the_first_template_is_built_and_the_second_run_finds_it() -> None:
+    """Nothing is applied to what is found."""
+    server, shop = Server(), shop_of(5, seed=1)
+
+    first = run(server, shop)
+    assert (first.origin, first.text, first.why) == ("built", "5 revisions, seed s1.sql", "")
+    second = run(server, shop)
+
+    assert (second.origin, second.name, second.used) == ("found", first.name, (first.name,))
+    assert Steps.applied == []
+
+
+def test_new_revisions_extend_the_template() -> None:
+    """Only they are applied."""
+    server, shop = Server(), shop_of(14)
+    first = run(server, shop)
+    add(shop, "0015")
+    add(shop, "0016")
+
+    second = run(server, shop)
+
+    assert (second.origin, second.how, second.why) == ("extended", "by 2 revisions from 14", "")
+    assert second.used == (second.name, first.name)
+    assert Steps.applied == ["0015", "0016"]
+
+
+def test_an_edited_revision_is_built_on_nothing_once_and_then_on_its_parent() -> None:
+    """Whoever edits it will edit it again: the template before it is left for the next time."""
+    server, shop = Server(), shop_of(7)
+    run(server, shop)
+    edit(shop, "file:versions/0006_t.py")
+
+    second = run(server, shop)
+    assert (second.origin, second.why) == ("rebuilt", "0006_t.py changed")
+    assert len(Steps.applied) == 7
+
+    edit(shop, "file:versions/0006_t.py")
+    third = run(server, shop)
+    assert (third.origin, third.how) == ("extended", "by 2 revisions from 5")
+    assert third.why == "0006_t.py changed"
+    assert Steps.applied == ["0006", "0007"]
+
+
+def test_a_server_that_is_not_kept_has_one_template() -> None:
+    """Nobody will come back to the parents of anything."""
+    server, shop = Server(), shop_of(5, seed=2)
+
+    run(server, shop, keep=False)
+
+    assert len(server.comments) == 1
+
+
+def test_a_changed_seed_leaves_the_migrations_alone() -> None:
+    """After each layer a template is left, since the next one may change without it."""
+    server, shop = Server(), shop_of(5, seed=2)
+    run(server, shop)
+    edit(shop, "file:s2.sql")
+
+    second = run(server, shop)
+
+    assert (second.origin, second.why) == ("extended", "s2.sql changed")
+    assert set(Steps.applied) <= {"s1.sql", "s2.sql"}
+
+
+def test_a_changed_helper_is_where_building_begins_anew() -> None:
+    """The reason names it with the first revision that imports it."""
+    server, shop = Server(), shop_of(7)
+    run(server, shop)
+    edit(shop, "file:helpers.py")
+
+    assert run(server, shop).why == "helpers.py changed (imported by 0003_t.py)"
+    edit(shop, "file:helpers.py")
+    assert run(server, shop).how == "by 5 revisions from 2"
+
+
+def test_data_that_a_revision_read_as_it_ran_counts() -> None:
+    """It was not known before it ran, and is known to all later runs, also to an extension's."""
+    server, shop = Server(), shop_of(5)
+    run(server, shop)
+    add(shop, "0006")
+    run(server, shop)
+    edit(shop, "file:data.csv")
+
+    assert run(server, shop).why == "data.csv changed (used by 0004_t.py)"
+
+
+def test_a_renamed_file_is_found_and_written_down() -> None:
+    """Nothing is applied, and the run after it need not even ask for a plan."""
+    server, shop = Server(), shop_of(3)
+    run(server, shop)
+    step = shop.revisions[1]
+    shop.files["file:versions/0002_renamed.py"] = shop.files.pop(step.file)
+    step.file = "file:versions/0002_renamed.py"
+
+    assert run(server, shop).origin == "found"
+    planned = []
+    for layer in (layers := shop.layers()):
+        layer.plan = planned.append  # type: ignore[assignment]
+    made = ensure(
+        server,  # type: ignore[arg-type]
+        layers,
+        present=shop.present(),
+        timeout=1,
+        say=lambda line: None,
+    )
+    assert (made.origin, planned) == ("found", [])
+    assert Steps.applied == []
+
+
+def test_going_back_to_an_older_branch_finds_its_template() -> None:
+    """Several branches can be worked on in turn."""
+    server, shop = Server(), shop_of(5)
+    branch = deepcopy(shop)
+    first = run(server, shop)
+    edit(shop, "file:versions/0004_t.py")
+    run(server, shop)
+
+    assert run(server, branch).name == first.name
+
+
+def test_a_branch_with_fewer_revisions_gets_a_template_of_its_own() -> None:
+    """One with more can't serve; but a template that was left on the way can."""
+    server, shop = Server(), shop_of(5)
+    run(server, shop)
+    edit(shop, "file:versions/0004_t.py")
+    run(server, shop)
+    del shop.revisions[3:]
+
+    made = run(server, shop)
+
+    assert (made.origin, made.text) == ("found", "3 revisions")
+    assert Steps.applied == []
+
+
+def test_a_build_anew_is_built_once_for_all_processes_of_a_run() -> None:
+    """Its own templates will do, earlier ones will not."""
+    server, shop = Server(), shop_of(3)
+    first = run(server, shop)
+
+    second = run(server, shop, rebuild=True, run="this")
+    assert (second.origin, second.why) == ("rebuilt", "--warmstack-rebuild")
+    assert len(Steps.applied) == 3
+    third = run(server, shop, rebuild=True, run="this")
+    assert (third.origin, third.name) == ("found", second.name)
+    assert run(server, shop, rebuild=True, run="next").origin == "rebuilt"
+    assert first.name != second.name
+
+
+def test_other_declarations_and_changed_declared_files_build_anew() -> None:
+    """What is declared belongs to all layers."""
+    server, shop = Server(), shop_of(3)
+    shop.files["glob:sql"] = "1"
+    run(server, shop)
+
+    assert run(server, shop, depends=["sql"]).why == "warmstack_depends changed"
+    assert run(server, shop, depends=["sql"]).origin == "found"
+    edit(shop, "glob:sql")
+    assert run(server, shop, depends=["sql"]).why == "sql changed (named in warmstack_depends)"
+
+
+def test_templates_that_say_nothing_that_we_understand_are_left_alone() -> None:
+    """They may be an older version's; they serve for nothing, and end no run."""
+    server, shop = Server(), shop_of(3)
+    for number, comment in enumerate(["", "a note", '{"built": 1.0, "layers": "9 revisions"}']):
+        name = str(DatabaseName(State.TEMPLATE, f"{number:016}"))
+        server.held[name], server.comments[name], server.used[name] = ["?"], comment, 9.0
+
+    made = run(server, shop)
+
+    assert (made.origin, made.why) == ("built", "")
+
+
+def test_who_had_to_wait_finds_what_the_other_one_built() -> None:
+    """The gate is held by the one who builds, and let go of by everybody."""
+    server, shop = Server(), shop_of(3)
+    first = run(server, shop)
+    template = server.comments.copy()
+    gates: list[str] = []
+
+    def lock(name: DatabaseName) -> bool:
+        gates.append(str(name))
+        server.comments.update(template)
+        return False
+
+    server.comments.clear()
+    server.try_lock = lock  # type: ignore[method-assign]
+    made = run(server, shop)
+
+    assert (made.origin, made.name, server.waited) == ("found", first.name, True)
+    assert len(gates) == 1
+
+
+def test_a_build_that_fails_leaves_only_what_is_whole() -> None:
+    """Its draft is dropped and its locks are free; what was left on the way may serve later."""
+    server, shop = Server(), shop_of(3, seed=1)
+    layers = [each.on(server) for each in shop.layers()]
+    layers[1].fails = True
+
+    with pytest.raises(TemplateFailed, match="layer seed failed"):
+        ensure(
+            server,  # type: ignore[arg-type]
+            layers,
+            present=shop.present(),
+            timeout=1,
+            say=lambda line: None,
+        )
+
+    assert server.locked == set()
+    assert list(server.held.values()) == [shop.anew()[:3]]
+    made = run(server, shop)
+    assert (made.origin, made.how) == ("extended", "by seed s1.sql from 3 revisions")
+
+
+# Any history
+
+
+CHANGES = (
+    *("append", "append", "edit", "edit", "remove", "pop", "insert", "rename", "swap"),
+    *("helper", "data", "seed", "seed edit", "seed swap", "no seed", "x", "back", "nothing"),
+)
+
+
+def anything(rng: random.Random, shop: Shop, past: list[Shop], number: int) -> Shop:
+    """Do something to a project that people do to theirs."""
+    change = rng.choice(CHANGES)
+    place = rng.randrange(len(shop.revisions)) if shop.revisions else 0
+    if change == "append":
+        add(shop, f"{number:04}")
+    elif change == "insert":
+        add(shop, f"{number:04}", place)
+    elif change == "edit" and shop.revisions:
+        edit(shop, shop.revisions[place].file)
+    elif change == "remove" and shop.revisions:
+        del shop.files[shop.revisions.pop(place).file]
+    elif change == "pop" and shop.revisions:
+        del shop.files[shop.revisions.pop().file]
+    elif change == "rename" and shop.revisions:
+        step = shop.revisions[place]
+        new = f"file:versions/{step.name}_{number}.py"
+        shop.files[new] = shop.files.pop(step.file)
+        step.file = new
+    elif change == "swap" and len(shop.revisions) > 1:
+        # Their files say what they follow.
+        first, second = rng.sample(shop.revisions, 2)
+        places = [shop.revisions.index(each) for each in (first, second)]
+        shop.revisions[places[0]], shop.revisions[places[1]] = second, first
+        edit(shop, first.file)
+        edit(shop, second.file)
+    elif change in {"helper", "data"}:
+        edit(shop, "file:helpers.py" if change == "helper" else "file:data.csv")
+    elif change == "seed":
+        step = Step(f"s{number}.sql", f"file:s{number}.sql", reads=("file:data.csv",))
+        shop.files[step.file] = step.name
+        shop.seed.insert(rng.randint(0, len(shop.seed)), step)
+    elif change == "seed edit" and shop.seed:
+        edit(shop, rng.choice(shop.seed).file)
+    elif change == "seed swap":
+        rng.shuffle(shop.seed)
+    elif change == "no seed":
+        shop.seed.clear()
+    elif change == "x":
+        shop.x = rng.choice(["", "a"])
+    elif change == "back":
+        return deepcopy(rng.choice(past))
+    return shop
+
+
+@pytest.mark.parametrize("keep", [1, 2, 4, 9])
+@pytest.mark.parametrize("seed", range(25))
+def test_after_any_history_the_template_is_what_building_anew_gives(seed: int, keep: int) -> None:
+    """Revisions come, go, change, move and come back; a run that changes nothing finds all."""
+    rng = random.Random(f"{seed} {keep}")  # noqa: S311 - the same in every run
+    server, shop = Server(), shop_of(rng.randint(0, 6))
+    past = [deepcopy(shop)]
+    for number in range(100, 140):
+        for _ in range(rng.choice([1, 1, 2, 5])):
+            shop = anything(rng, shop, past, number)
+            number += 1000
+        past.append(deepcopy(shop))
+
+        made = run(server, shop, keep=rng.random() > 0.1)
+        server.sweep(made, keep)
+        assert made.name in made.used
+        again = run(server, shop)
+
+        assert (again.origin, again.name) == ("found", made.name)
+        assert Steps.applied == []
+        assert len(server.comments) <= max(keep, len(made.used))
