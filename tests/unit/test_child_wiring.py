@@ -51,6 +51,8 @@ def alembic(folder: Path, url: str = "", env: str | None = None, **more: Any) ->
         ("postgresql+psycopg2://u:p@db/prod", "postgresql+psycopg2"),
         ("postgresql://u:p@db/prod", "postgresql"),
         ("postgresql+psycopg://", "postgresql+psycopg"),
+        # What env.py fills in is not there yet.
+        ("postgresql+asyncpg://%(SHOP_USER)s@db/prod", "postgresql+asyncpg"),
     ],
 )
 def test_the_driver_is_the_one_of_the_projects_own_url(

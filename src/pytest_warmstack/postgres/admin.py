@@ -387,12 +387,13 @@ class Admin:
         used: Sequence[DatabaseName],
     ) -> None:
         async with self._janitors_turn:
-            for back, name in enumerate(used):
+            now = time.time()
+            for before, name in enumerate(used):
                 # Another run may write the same at the same time; either is right.
                 with suppress(asyncpg.PostgresError):
                     await (await self._second()).execute(
                         f"ALTER DATABASE {quote(str(name))} SET {_USED}"
-                        f" TO '{time.time() - back / 1000}'"
+                        f" TO '{now - before / 1000}'"
                     )
             names = doomed(_databases(await (await self._second()).fetch(_DATABASES)))
         for name in names:
