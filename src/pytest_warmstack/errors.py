@@ -229,7 +229,11 @@ class TemplateFailed(WarmstackError):
             f"The Alembic configuration {config} can't be used.",
             why=cause,
             looked_at=[config, *_wrote(output)],
-            todo=["mend it until `alembic heads` answers in the project's root"],
+            todo=[
+                "name a section that is there"
+                if "warmstack_alembic_section" in cause
+                else "mend it until `alembic heads` answers in the project's root"
+            ],
         )
 
     @classmethod
@@ -382,6 +386,16 @@ class TemplateFailed(WarmstackError):
         )
 
     @classmethod
+    def bad_layer(cls, *, kind: str, cause: str) -> TemplateFailed:
+        """Tell that something which a hook returned is no layer."""
+        return cls(
+            f"A layer of the template, {kind}, can't be used.",
+            why=cause,
+            looked_at=["what pytest_warmstack_template_layers returned"],
+            todo=["give it a name, a method fingerprint() that returns a text, and apply(url)"],
+        )
+
+    @classmethod
     def layer_failed(cls, *, layer: str, cause: str, kind: str) -> TemplateFailed:
         """Tell that a layer of somebody else's raised."""
         return cls(
@@ -440,6 +454,9 @@ def _wrote(output: str) -> list[str]:
     return [f"the last lines that the project's code wrote:\n{output}"] if output else []
 
 
+_DRIVERS = ("psycopg", "psycopg2", "asyncpg", "pg8000")
+
+
 def _was(who: str) -> str:
     return "were" if who.endswith("migrations") else "was"
 
@@ -461,6 +478,8 @@ def _hints(state: str, cause: str) -> list[str]:
             "choose a server that has the extension: WARMSTACK_POSTGRES_IMAGE=IMAGE, or, for "
             "embedded servers, WARMSTACK_POSTGRES_BIN=FOLDER of another installation",
         ]
+    if cause.startswith("ModuleNotFoundError") and any(f"'{each}'" in cause for each in _DRIVERS):
+        return ["sqlalchemy.url names that driver: install it, or name another one there"]
     if state == "refused":
         return [
             "the migrations may connect to the template and to nothing else: keep other servers "

@@ -28,6 +28,7 @@ class Hint:
     what: str
     since: float
     why: str = ""
+    project: str = ""
 
 
 class Hints:

@@ -16,7 +16,6 @@ from pytest_warmstack.settings import RuntimeName, Settings
 
 if TYPE_CHECKING:
     from pytest_warmstack.identity import Service
-    from pytest_warmstack.postgres.template_layer import TemplateLayer
     from pytest_warmstack.runtime.base import Household
     from pytest_warmstack.steps import Ledger
     from pytest_warmstack.workbench import Workbench
@@ -203,15 +202,9 @@ def _workbench(config: pytest.Config) -> Workbench:
             household=_household(config),
             hints=Hints(cache.mkdir("warmstack") if cache is not None else None),
             say=lambda line: _write(config, [line]),
-            foreign=lambda: _foreign_layers(config),
+            foreign=lambda: config.hook.pytest_warmstack_template_layers(config=config),
         )
     return config.stash[MADE]
-
-
-def _foreign_layers(config: pytest.Config) -> list[TemplateLayer]:
-    """Return the layers of the template that other plugins and conftest files add."""
-    found = config.hook.pytest_warmstack_template_layers(config=config)
-    return [layer for each in found for layer in each or ()]
 
 
 def _close(config: pytest.Config) -> None:

@@ -37,7 +37,6 @@ if TYPE_CHECKING:
     from pytest_warmstack.postgres.clones import Clone, Clones
     from pytest_warmstack.postgres.dependencies import Present
     from pytest_warmstack.postgres.template import Layer
-    from pytest_warmstack.postgres.template_layer import TemplateLayer
     from pytest_warmstack.redis.admin import Admin as RedisAdmin
     from pytest_warmstack.redis.leases import Lease, Leases
 
@@ -63,7 +62,7 @@ class Workbench:
     household: Household
     hints: Hints
     say: Callable[[str], None]
-    foreign: Callable[[], Sequence[TemplateLayer]] = tuple
+    foreign: Callable[[], Sequence[object]] = tuple
     ledger: Ledger = field(default_factory=Ledger)
 
     def __post_init__(self) -> None:
@@ -183,7 +182,7 @@ class Workbench:
                 self._prepare_layers()
             server = runtime.ensure(spec)
             if self.household.keep:
-                self.hints.write(spec.service, _hint(server, why))
+                self.hints.write(spec.service, _hint(server, why, self.household.project.id))
         self._stack.callback(server.client.close)
         self.ledger.note(
             Step(
@@ -212,6 +211,9 @@ class Workbench:
         asked = self.settings.runtime
         if hint is None or asked not in {RuntimeName.AUTO, hint.runtime}:
             return None, ""
+        # The project as well: who copies a checkout copies pytest's cache with it.
+        if hint.project != self.household.project.id:
+            return None, ""
         if hint.fingerprint != spec.fingerprint(hint.runtime):
             return None, ""
         endpoint = Endpoint(host=hint.host, port=hint.port, password=hint.password)
@@ -231,7 +233,7 @@ class Workbench:
             origin="reused",
             since=hint.since,
         )
-        return server, hint.why
+        return server, hint.why if asked == RuntimeName.AUTO else ""
 
     def _runtime(self, spec: ServerSpec[Any]) -> tuple[Runtime, str]:
         """Return the one runtime for all the servers of this process, and why it is this one."""
@@ -272,6 +274,7 @@ class Workbench:
             self._layers(),
             present=self._present(),
             depends=settings.depends,
+            ignore=settings.depends_ignore,
             keep=household.keep,
             rebuild=settings.rebuild,
             run=household.run,
@@ -331,7 +334,7 @@ class Workbench:
         return leases
 
 
-def _hint(server: Server[Any], why: str) -> Hint:
+def _hint(server: Server[Any], why: str, project: str) -> Hint:
     """Return what the next run needs to find *server*, and why it is in this runtime."""
     return Hint(
         runtime=server.runtime,
@@ -343,6 +346,7 @@ def _hint(server: Server[Any], why: str) -> Hint:
         what=server.what,
         since=server.since,
         why=why,
+        project=project,
     )
 
 

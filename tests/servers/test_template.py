@@ -515,7 +515,7 @@ def test_only_the_templates_that_were_used_last_stay(standing: Bench) -> None:
     def ensure(admin: Any, number: int) -> template.Template:
         return template.ensure(
             admin,
-            [Foreign(Counting(number, built))],
+            [Foreign(Counting(number, built), timeout=10)],
             present=Present(str(standing.folder)),
             timeout=10,
             say=lambda _: None,

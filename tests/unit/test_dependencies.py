@@ -99,6 +99,7 @@ def root(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 KEYS = [
     "file:sql/views.sql",
+    "there:sql/views.sql",
     "folder:sql",
     "scripts:migrations/versions",
     "glob:sql/*.sql",
@@ -188,11 +189,11 @@ EDITS: dict[str, tuple[Edit, set[str]]] = {
     ),
     "a file is removed": (
         lambda root: (root / "sql/views.sql").unlink(),
-        {"file:sql/views.sql", "folder:sql", "glob:sql/*.sql"},
+        {"there:sql/views.sql", "file:sql/views.sql", "folder:sql", "glob:sql/*.sql"},
     ),
     "a file becomes a folder": (
         lambda root: [(root / "sql/views.sql").unlink(), (root / "sql/views.sql").mkdir()],
-        {"file:sql/views.sql", "glob:sql/*.sql"},
+        {"there:sql/views.sql", "file:sql/views.sql", "glob:sql/*.sql"},
     ),
     "a file is added": (
         lambda root: write(root / "sql/more.sql"),
@@ -204,7 +205,7 @@ EDITS: dict[str, tuple[Edit, set[str]]] = {
     ),
     "a file is renamed": (
         lambda root: (root / "sql/views.sql").rename(root / "sql/view.sql"),
-        {"file:sql/views.sql", "folder:sql", "glob:sql/*.sql"},
+        {"there:sql/views.sql", "file:sql/views.sql", "folder:sql", "glob:sql/*.sql"},
     ),
     "a revision is added": (
         lambda root: write(root / "migrations/versions/0002_b.py"),
@@ -256,7 +257,7 @@ EDITS: dict[str, tuple[Edit, set[str]]] = {
     ),
     "a folder is removed": (
         lambda root: shutil.rmtree(root / "sql"),
-        {"file:sql/views.sql", "folder:sql", "glob:sql/*.sql"},
+        {"there:sql/views.sql", "file:sql/views.sql", "folder:sql", "glob:sql/*.sql"},
     ),
 }
 

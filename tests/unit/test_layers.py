@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+import asyncio
+import threading
+from collections.abc import Awaitable
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from pytest_warmstack.errors import SettingsError, TemplateFailed, WarmstackError
+from pytest_warmstack.errors import TemplateFailed
 from pytest_warmstack.postgres.dependencies import Present
-from pytest_warmstack.postgres.layers import Foreign, TemplateLayer, make
+from pytest_warmstack.postgres.layers import Foreign, make
 from pytest_warmstack.postgres.migrations import Migrations
 from pytest_warmstack.postgres.record import Link, Portion
 from pytest_warmstack.postgres.scripts import Scripts
 from pytest_warmstack.postgres.template import Base, Layer, Target
+from pytest_warmstack.postgres.template_layer import TemplateLayer
 from pytest_warmstack.runtime.base import Endpoint
 from pytest_warmstack.settings import Settings
 
@@ -25,7 +29,7 @@ NOWHERE = Target(
 class Search:
     """A layer of somebody else's."""
 
-    def __init__(self, name: str = "search", text: str = "1", error: Exception | None = None):
+    def __init__(self, name: str = "search", text: str = "1", error: BaseException | None = None):
         self.name = name
         self._text = text
         self._error = error
@@ -55,7 +59,7 @@ def root(tmp_path: Path) -> Path:
 def layers(root: Path, *foreign: TemplateLayer, **choices: Any) -> list[Layer]:
     """Return the layers of the project in *root*."""
     settings = Settings(sources={"schema": "pytest.ini", "seed": "tox.ini"}, **choices)
-    return make(settings, root, Present(str(root)), foreign)
+    return make(settings, root, Present(str(root)), [[each] for each in foreign])
 
 
 def scripts(root: Path, *lines: str, **choices: Any) -> Scripts:
@@ -121,11 +125,14 @@ def test_what_everything_stands_on_is_the_version_and_what_is_declared(root: Pat
     """A template of another PostgreSQL, or of other declared files, is another."""
 
     def base(version: str = "16.14", *depends: str) -> Base:
-        return Base(version, depends, Present(str(root)))
+        return Base(version, depends, (), Present(str(root)))
 
     assert base().key() == base("16.14", "sql").key()
     assert base().key() != base("16.15").key()
+    assert base().key() != Base("16.14", (), ["data/*"], Present(str(root))).key()
     planned = base("16.14", "sql", "nowhere").plan(NOWHERE)
+    assert planned.remark == " (warmstack_depends: nothing is there for nowhere)"
+    assert base("16.14", "sql").plan(NOWHERE).remark == ""
     assert set(planned.needs) == {"glob:sql", "glob:nowhere"}
     assert planned.links == ()
     assert base("16.14", "nowhere", "sql").covers(planned)
@@ -200,21 +207,21 @@ def test_the_key_of_scripts_is_the_environment_that_they_get(root: Path) -> None
 
 def test_a_layer_of_somebody_elses_is_one_link_whose_key_is_its_fingerprint() -> None:
     """It says itself when it would give another result."""
-    layer = Foreign(Search("search", "1"))
+    layer = Foreign(Search("search", "1"), 30)
 
     planned = layer.plan(NOWHERE)
 
     assert planned == Portion("search", layer.key(), links=(Link("", "", {}),))
     assert layer.covers(planned)
-    assert Foreign(Search("search", "1")).key() == layer.key()
-    assert Foreign(Search("search", "2")).key() != layer.key()
+    assert Foreign(Search("search", "1"), 30).key() == layer.key()
+    assert Foreign(Search("search", "2"), 30).key() != layer.key()
     assert planned.describe() == "search"
 
 
 def test_a_layer_of_somebody_elses_is_applied_to_the_url_of_the_draft() -> None:
     """A plain URL, which every driver and every tool understands."""
     search = Search()
-    layer = Foreign(search)
+    layer = Foreign(search, 30)
 
     applied = layer.apply(NOWHERE, layer.plan(NOWHERE))
 
@@ -222,26 +229,88 @@ def test_a_layer_of_somebody_elses_is_applied_to_the_url_of_the_draft() -> None:
     assert search.urls == ["postgresql://postgres:hunter2@127.0.0.1:5432/warmstack_b_1"]
 
 
-def test_a_layer_of_somebody_elses_that_fails_is_told_without_the_password() -> None:
+@pytest.mark.parametrize(
+    ("error", "words"),
+    [
+        (ValueError("no index at hunter2@127.0.0.1"), "ValueError: no index at ***@127.0.0.1"),
+        (TimeoutError("too late"), "TimeoutError: too late"),
+        (SystemExit(3), "SystemExit: 3"),
+    ],
+)
+def test_a_layer_of_somebody_elses_that_fails_is_told_without_the_password(
+    error: BaseException, words: str
+) -> None:
     """The error names the layer and its class, in the words of what it raised."""
-    layer = Foreign(Search(error=ValueError("no index at hunter2@127.0.0.1")))
+    layer = Foreign(Search(error=error), 30)
 
     with pytest.raises(TemplateFailed) as caught:
         layer.apply(NOWHERE, layer.plan(NOWHERE))
 
     text = str(caught.value)
     assert text.startswith("The template's layer search failed.\n")
-    assert "Why: ValueError: no index at ***@127.0.0.1\n" in text
+    assert f"Why: {words}\n" in text
     assert f"a {__name__}.Search that pytest_warmstack_template_layers returned" in text
     assert "hunter2" not in text
 
 
-def test_an_error_of_ours_goes_through_as_it_is() -> None:
-    """It has its four parts already."""
-    ours: WarmstackError = SettingsError.bad_value(name="a", value="b", source="c", wanted="d")
-    layer = Foreign(Search(error=ours))
+def test_a_layer_of_somebody_elses_may_be_a_coroutine() -> None:
+    """It has a loop of its own, beside that of the tests."""
 
-    with pytest.raises(SettingsError) as caught:
+    class Waiting(Search):
+        def apply(self, url: str) -> Awaitable[None]:  # type: ignore[override]
+            async def apply() -> None:
+                await asyncio.sleep(0)
+                self.urls.append(url)
+
+            return apply()
+
+    waiting = Waiting()
+    layer = Foreign(waiting, 30)
+
+    layer.apply(NOWHERE, layer.plan(NOWHERE))
+
+    assert len(waiting.urls) == 1
+
+
+def test_a_layer_of_somebody_elses_that_takes_too_long_is_told() -> None:
+    """Nobody waits for it for longer than for the migrations."""
+    end = threading.Event()
+
+    class Endless(Search):
+        def apply(self, _url: str) -> None:
+            end.wait(30)
+
+    layer = Foreign(Endless(), 0.1)
+
+    with pytest.raises(TemplateFailed) as caught:
         layer.apply(NOWHERE, layer.plan(NOWHERE))
+    end.set()
 
-    assert caught.value is ours
+    assert str(caught.value).startswith("The layer search did not end within 0.1 seconds, and was")
+    assert f"in {__name__}." in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("layer", "words"),
+    [
+        (object(), "AttributeError: 'object' object has no attribute 'name'"),
+        (Search(name=""), "its name is ''"),
+        (Search(name=7), "its name is 7"),  # type: ignore[arg-type]
+        (Search(text=None), "its fingerprint() is None"),  # type: ignore[arg-type]
+    ],
+)
+def test_what_is_no_layer_is_told_as_such(layer: TemplateLayer, words: str) -> None:
+    """Before anything is built: whoever wrote it reads what is missing."""
+    with pytest.raises(TemplateFailed, match="can't be used") as caught:
+        Foreign(layer, 30)
+
+    assert words in str(caught.value)
+
+
+@pytest.mark.parametrize("result", [Search(), "search", {"search": Search()}, 7])
+def test_a_hook_that_returns_no_list_is_told_as_such(root: Path, result: object) -> None:
+    """One layer by itself is what one forgets to put into a list."""
+    with pytest.raises(TemplateFailed, match=f"{type(result).__name__}, can't be used") as caught:
+        make(Settings(), root, Present(str(root)), [[Search()], result])
+
+    assert "the hook is to return a list of layers" in str(caught.value)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from typing import Any
 
 import pytest
 
@@ -27,7 +28,7 @@ def revision(number: int, **more: str) -> Link:
     return Link(f"{number:04}", source, {source: f"{number:016}", **more})
 
 
-def revisions(count: int, first: int = 1, **fields: object) -> Portion:
+def revisions(count: int, first: int = 1, **fields: Any) -> Portion:
     """Return what the layer of Alembic has."""
     links = tuple(revision(number) for number in range(first, first + count))
     return Portion(ALEMBIC, "k", links=links)._replace(**fields)
@@ -159,21 +160,36 @@ def test_a_comment_that_was_cut_is_read_as_none(end: int) -> None:
         (revisions(0), "0 revisions"),
         (revisions(2, remark=" (Alembic warns: no)"), "2 revisions (Alembic warns: no)"),
         (seed("demo.sql"), "seed demo.sql"),
-        (seed("a.sql", "shop.demo:orders"), "seed a.sql shop.demo:orders"),
+        (seed("a.sql", "shop.demo:orders"), "2 seed scripts"),
+        (
+            Portion(ALEMBIC, "k", links=(Link("shop.db:upgrade", "", {}),), remark=" (x)"),
+            "the migrations of shop.db:upgrade (x)",
+        ),
         (Portion("schema", "k", links=(Link("a.sql", "file:a.sql", {}),)), "schema a.sql"),
         (Portion("search index", "k", links=(Link("", "", {}),)), "search index"),
     ],
 )
 def test_a_portion_tells_what_it_holds(portion: Portion, words: str) -> None:
-    """Revisions are counted, scripts are named, and somebody else's layer has its name."""
+    """Revisions are counted, a script is named, and somebody else's layer has its name."""
     assert portion.describe() == words
 
 
 def test_a_record_tells_what_its_layers_hold() -> None:
     """In the order in which they were applied, without what everything stands on."""
-    assert record().text == ""
+    assert record().text.startswith("an empty database (there is no alembic.ini")
     assert record(revisions(9)).text == "9 revisions"
     assert record(revisions(9), seed("demo.sql")).text == "9 revisions, seed demo.sql"
+
+
+def test_a_warning_is_told_once_at_its_end() -> None:
+    """One about what everything stands on too, which has no words of its own."""
+    warned = Portion(BASE, "b", remark=" (nothing is there for sql)")
+    unseen = revisions(0, remark=" (1 revision file that Alembic does not see)")
+
+    assert Record(1.5, "run", (warned, revisions(9), seed("a.sql"))).text == (
+        "9 revisions, seed a.sql (nothing is there for sql)"
+    )
+    assert record(unseen).text == "0 revisions (1 revision file that Alembic does not see)"
 
 
 @pytest.mark.parametrize(

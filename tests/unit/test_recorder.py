@@ -133,7 +133,6 @@ def beside(needs: Needs, name: str = "0001") -> set[str]:
         "def upgrade():\n    import shop.helpers",
         "def upgrade():\n    from shop import helpers",
         "import importlib\ndef upgrade():\n    importlib.import_module('shop.helpers')",
-        "try:\n    import shop.faster\nexcept ImportError:\n    import shop.helpers",
     ],
 )
 def test_a_module_that_a_revision_imports_is_a_need(recorded: Recorded, revision: str) -> None:
@@ -141,6 +140,19 @@ def test_a_module_that_a_revision_imports_is_a_need(recorded: Recorded, revision
     needs = recorded({**HELPERS, "shop/other.py": "", "versions/0001.py": revision})
 
     assert beside(needs) == BOTH
+
+
+@pytest.mark.parametrize("where", ["", "def upgrade():\n"])
+def test_a_module_that_is_not_there_is_a_need(recorded: Recorded, where: str) -> None:
+    """Once somebody makes it, in either of its forms, the link would do something else."""
+    text = "try:\n    import shop.faster\nexcept ImportError:\n    import shop.helpers"
+    revision = indented(text) if where else text
+
+    needs = recorded({**HELPERS, "versions/0001.py": revision})
+
+    missing = {"there:shop/faster.py", "there:shop/faster/__init__.py"}
+    assert beside(needs) == BOTH | missing
+    assert {needs["0001"][key] for key in missing} == {""}
 
 
 @pytest.mark.parametrize(
@@ -308,8 +320,9 @@ def indented(text: str) -> str:
 
 
 def data(needs: Needs, name: str) -> set[str]:
-    """Return what the revision *name* needs of the data."""
-    return {each for each in beside(needs, name) if "data" in each} - {"file:data/__init__.py"}
+    """Return what the revision *name* needs of the data; who reads it may look for it first."""
+    found = {each for each in beside(needs, name) if "data" in each}
+    return {each for each in found if not each.startswith("there:")} - {"file:data/__init__.py"}
 
 
 def test_data_below_a_link_is_named_by_the_link(recorded: Recorded, root: Path) -> None:
@@ -435,6 +448,31 @@ def test_a_file_that_is_not_there_is_a_need(recorded: Recorded) -> None:
     assert needs["0001"]["folder:local.csv"] == ""
 
 
+LOOKS = {
+    "exists": "import os; os.path.exists('data/a.csv')",
+    "isfile": "import os; os.path.isfile('data/a.csv')",
+    "isdir": "import os; os.path.isdir('data/a.csv')",
+    "path's exists": "import pathlib; pathlib.Path('data/a.csv').exists()",
+    "path's is_file": "import pathlib; pathlib.Path('data/a.csv').is_file()",
+    "stat": "import os; os.stat('data/a.csv')",
+}
+"""Ways to look whether data/a.csv is there."""
+
+
+@pytest.mark.parametrize("way", LOOKS)
+@pytest.mark.parametrize("late", [True, False])
+def test_a_file_that_is_looked_for_is_a_need_by_its_being_there(
+    recorded: Recorded, way: str, *, late: bool
+) -> None:
+    """What it holds was not read, and may change."""
+    text = LOOKS[way]
+
+    needs = recorded({**DATA, "versions/0001.py": indented(text) if late else text})
+
+    assert beside(needs) == {"there:data/a.csv"}
+    assert needs["0001"]["there:data/a.csv"] == "a file"
+
+
 @pytest.mark.parametrize(
     "text",
     [
@@ -485,6 +523,21 @@ def test_what_belongs_to_python_or_to_the_machine_is_no_need(
     needs = recorded({"versions/0001.py": indented(text) if late else text})
 
     assert beside(needs) - {"package:pytest"} == set()
+
+
+def test_folders_that_tools_keep_in_a_project_are_no_need(recorded: Recorded) -> None:
+    """Git's, pytest's and Python's own change all the time; a hidden file may be the project's."""
+    names = [".git/HEAD", ".venv/a/b.txt", "shop/__pycache__/a.txt", "shop/.env", ".local.csv"]
+    reads = "".join(f"    open({name!r}).close()\n" for name in names)
+
+    needs = recorded(
+        {
+            **dict.fromkeys(names, ""),
+            "versions/0001.py": f"import os\ndef upgrade():\n{reads}    os.listdir('.git')\n",
+        }
+    )
+
+    assert beside(needs) == {"file:shop/.env", "file:.local.csv"}
 
 
 def test_a_file_outside_of_the_project_is_a_need(recorded: Recorded, root: Path) -> None:

@@ -83,7 +83,7 @@ class Server:
     def drop(self, name: DatabaseName) -> None:
         """Drop a database."""
         for each in (self.held, self.comments, self.used):
-            each.pop(str(name), None)  # type: ignore[attr-defined]
+            each.pop(str(name), None)
 
     def settle(self, draft: DatabaseName) -> None:
         """See that nobody is connected."""
@@ -404,7 +404,7 @@ def test_a_renamed_file_is_found_and_written_down() -> None:
     step.file = "file:versions/0002_renamed.py"
 
     assert run(server, shop).origin == "found"
-    planned = []
+    planned: list[Target] = []
     for layer in (layers := shop.layers()):
         layer.plan = planned.append  # type: ignore[assignment]
     made = ensure(
@@ -467,6 +467,24 @@ def test_other_declarations_and_changed_declared_files_build_anew() -> None:
     assert run(server, shop, depends=["sql"]).origin == "found"
     edit(shop, "glob:sql")
     assert run(server, shop, depends=["sql"]).why == "sql changed (named in warmstack_depends)"
+
+
+@pytest.mark.parametrize("depends", [[], ["sql"], ["nowhere"]])
+def test_a_project_without_layers_has_an_empty_database(depends: list[str]) -> None:
+    """The header says so, and why; a declaration for which nothing is there is told beside it."""
+    server = Server()
+    for origin in ("built", "found"):
+        made = ensure(
+            server,  # type: ignore[arg-type]
+            [],
+            present=Files({"glob:sql": "1"}),
+            depends=depends,
+            timeout=1,
+            say=lambda line: None,
+        )
+        assert made.origin == origin
+        assert made.text.startswith("an empty database (there is no alembic.ini")
+        assert ("nothing is there for nowhere" in made.text) is (depends == ["nowhere"])
 
 
 def test_templates_that_say_nothing_that_we_understand_are_left_alone() -> None:

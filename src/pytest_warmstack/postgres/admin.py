@@ -392,8 +392,7 @@ class Admin:
                 # Another run may write the same at the same time; either is right.
                 with suppress(asyncpg.PostgresError):
                     await (await self._second()).execute(
-                        f"ALTER DATABASE {quote(str(name))} SET {_USED}"
-                        f" TO '{now - before / 1000}'"
+                        f"ALTER DATABASE {quote(str(name))} SET {_USED} TO '{now - before / 1000}'"
                     )
             names = doomed(_databases(await (await self._second()).fetch(_DATABASES)))
         for name in names:

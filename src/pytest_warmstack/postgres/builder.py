@@ -60,6 +60,7 @@ class Builder:
     _answers: queue.SimpleQueue[str | None] = field(init=False)
     _output: deque[str] = field(init=False)
     _readers: list[threading.Thread] = field(default_factory=list, init=False)
+    _caught_up: threading.Event = field(default_factory=threading.Event, init=False)
 
     def prepare(self) -> None:
         """Start the process ahead of time: it imports all that it may need, and then waits."""
@@ -88,7 +89,7 @@ class Builder:
             threading.Thread(target=target, args=args, name="warmstack-builder", daemon=True)
             for target, args in (
                 (_read_answers, (self._child.stdout, self._answers)),
-                (_read_output, (self._child.stderr, self._output)),
+                (_read_output, (self._child.stderr, self._output, self._caught_up)),
             )
         ]
         for reader in self._readers:
@@ -121,8 +122,10 @@ class Builder:
             )
             self._begun = True
         self._at = ""
+        self._caught_up.clear()
         self._tell(do=do, **request)
         report: dict[str, Any] = self._answer(target, who)
+        self._caught_up.wait(_STACK)
         report["output"] = "\n".join(self._lines()[-_OUTPUT_LINES:])
         report = _without(report, target.endpoint.password)
         if refused := report.get("refused"):
@@ -220,9 +223,14 @@ def _read_answers(pipe: IO[str], answers: queue.SimpleQueue[str | None]) -> None
     answers.put(None)
 
 
-def _read_output(pipe: IO[str], output: deque[str]) -> None:
+def _read_output(pipe: IO[str], output: deque[str], caught_up: threading.Event) -> None:
     for line in pipe:
-        output.append(line)
+        if line.endswith("\0\n"):
+            output.append(line[:-2])
+            caught_up.set()
+        else:
+            output.append(line)
+    caught_up.set()
 
 
 def _ended(status: int) -> str:

@@ -6,9 +6,14 @@ from collections.abc import Mapping, Sequence
 from typing import Final
 
 from pytest_warmstack.postgres.dependencies import ABSENT, Present
-from pytest_warmstack.postgres.record import BASE, Link, Portion, Record
+from pytest_warmstack.postgres.record import ALEMBIC, BASE, Link, Portion, Record, label
 
-_NEW_KEY: Final = {BASE: "PostgreSQL or pytest-warmstack has another version"}
+_NEW_KEY: Final = {
+    BASE: "warmstack_depends_ignore, or the version of PostgreSQL or pytest-warmstack, changed",
+    ALEMBIC: "warmstack_alembic, its section or arguments, or warmstack_env changed",
+    "schema": "warmstack_env changed",
+    "seed": "warmstack_env changed",
+}
 _DECLARED: Final = {BASE: " (named in warmstack_depends)"}
 
 
@@ -99,13 +104,7 @@ class Comparison:
             if not self._present.same(key, digest):
                 now = self._present.digest(key)
                 if key.startswith("package:"):
-                    return f"{_label(key)} is {now or 'gone'}, was {digest or 'missing'}"
+                    return f"{label(key)} is {now or 'gone'}, was {digest or 'missing'}"
                 verb = "is gone" if now == ABSENT else "is new" if digest == ABSENT else "changed"
-                return f"{_label(key)} {verb}"
+                return f"{label(key)} {verb}"
         return ""
-
-
-def _label(key: str) -> str:
-    """Return what a reader calls the thing that *key* names."""
-    kind, _, name = key.partition(":")
-    return name.rpartition("/")[2] if kind in {"file", "ini", "toml"} else name

@@ -101,6 +101,12 @@ class Present:
         data = _read(self.path(name))
         return ABSENT if data is None else fingerprint(data)
 
+    def _there(self, name: str) -> str:
+        path = self.path(name)
+        if os.path.isdir(path):  # noqa: PTH112
+            return "a folder"
+        return "a file" if os.path.exists(path) else ABSENT  # noqa: PTH110
+
     def _folder(self, name: str) -> str:
         try:
             names = sorted(os.listdir(self.path(name)))  # noqa: PTH208 - names, and no objects
@@ -154,6 +160,7 @@ class Present:
 
 _DIGESTS: Final = {
     "file": Present._file,  # noqa: SLF001 - the table of its own methods
+    "there": Present._there,  # noqa: SLF001
     "folder": Present._folder,  # noqa: SLF001
     "scripts": Present._scripts,  # noqa: SLF001
     "glob": Present._glob,  # noqa: SLF001

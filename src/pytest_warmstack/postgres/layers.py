@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import asyncio
+import inspect
+import threading
+from collections.abc import Awaitable, Iterator, Sequence
+from concurrent.futures import Future, wait
 from pathlib import Path
 
-from pytest_warmstack.errors import TemplateFailed, WarmstackError
+from pytest_warmstack.errors import TemplateFailed
 from pytest_warmstack.identity import fingerprint
 from pytest_warmstack.postgres.admin import url
 from pytest_warmstack.postgres.builder import Builder
@@ -21,10 +25,20 @@ from pytest_warmstack.settings import Settings
 class Foreign:
     """A `TemplateLayer` in its place among ours. It runs in the process of the tests."""
 
-    def __init__(self, layer: TemplateLayer) -> None:
+    def __init__(self, layer: TemplateLayer, timeout: float) -> None:
         self._layer = layer
-        self.name = layer.name
-        self._key = fingerprint(layer.fingerprint())
+        self._timeout = timeout
+        self._kind = f"{type(layer).__module__}.{type(layer).__qualname__}"
+        try:
+            self.name = layer.name
+            mark = layer.fingerprint()
+        except Exception as error:
+            cause = f"{type(error).__name__}: {error}"
+            raise TemplateFailed.bad_layer(kind=self._kind, cause=cause) from error
+        if not (isinstance(self.name, str) and isinstance(mark, str) and self.name):
+            cause = f"its name is {self.name!r} and its fingerprint() is {mark!r}"
+            raise TemplateFailed.bad_layer(kind=self._kind, cause=cause)
+        self._key = fingerprint(mark)
 
     def key(self) -> str:
         """Return the fingerprint of its own."""
@@ -45,24 +59,59 @@ class Foreign:
         return Portion(self.name, self._key, links=(Link("", "", {}),))
 
     def apply(self, target: Target, portion: Portion) -> Portion:
-        """Apply it."""
-        try:
-            self._layer.apply(url(target.endpoint, target.database, driver=None))
-        except WarmstackError:
-            raise
-        except Exception as error:
+        """Apply it, in a thread that nobody waits for longer than the migrations may take."""
+        address = url(target.endpoint, target.database, driver=None)
+        done: Future[None] = Future()
+
+        def work() -> None:
+            try:
+                made: object = self._layer.apply(address)
+                if inspect.isawaitable(made):
+                    asyncio.run(_awaited(made))
+                done.set_result(None)
+            except BaseException as error:
+                done.set_exception(error)
+
+        thread = threading.Thread(target=work, name=f"warmstack-{self.name}", daemon=True)
+        thread.start()
+        wait([done], self._timeout)
+        if not done.done():
+            raise TemplateFailed.too_slow(
+                who=f"The layer {self.name}",
+                seconds=self._timeout,
+                place=f"in {self._kind}",
+                doing=[f"PostgreSQL: {each}" for each in target.activity()],
+                output="",
+            )
+        if (error := done.exception()) is not None:
+            cause = f"{type(error).__name__}: {error}".replace(target.endpoint.password, "***")
             raise TemplateFailed.layer_failed(
-                layer=self.name,
-                cause=f"{type(error).__name__}: {error}".replace(target.endpoint.password, "***"),
-                kind=f"{type(self._layer).__module__}.{type(self._layer).__qualname__}",
+                layer=self.name, cause=cause, kind=self._kind
             ) from error
         return portion
 
 
+async def _awaited(made: Awaitable[object]) -> None:
+    await made
+
+
+def _listed(results: Sequence[object]) -> Iterator[TemplateLayer]:
+    """Yield the layers that the hook's implementations returned, each a list of them."""
+    for each in results:
+        if not isinstance(each, (list, tuple)):
+            raise TemplateFailed.bad_layer(
+                kind=type(each).__name__, cause="the hook is to return a list of layers"
+            )
+        yield from each
+
+
 def make(
-    settings: Settings, root: Path, present: Present, foreign: Sequence[TemplateLayer] = ()
+    settings: Settings, root: Path, present: Present, foreign: Sequence[object] = ()
 ) -> list[Layer]:
-    """Return the layers: the schema, the migrations, those of somebody else, the seed."""
+    """Return the layers: the schema, the migrations, those of somebody else, the seed.
+
+    *foreign* is what the implementations of `pytest_warmstack_template_layers` returned.
+    """
     builder = Builder(
         root=root,
         env=settings.env,
@@ -86,6 +135,6 @@ def make(
     return [
         *([schema] if schema.lines else []),
         *([migrations] if migrations else []),
-        *map(Foreign, foreign),
+        *(Foreign(each, settings.migrate_timeout) for each in _listed(foreign)),
         *([seed] if seed.lines else []),
     ]

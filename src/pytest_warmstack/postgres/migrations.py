@@ -134,7 +134,8 @@ class Migrations:
         links = _links(report)
         if own:
             needs = {key: digest for each in links for key, digest in each.needs.items()}
-            links = (Link(self._own, "", needs | report["needs"]),)
+            # What it runs is not known before: a new revision is a change of this one link.
+            links = (Link(self._own, "", needs | report["needs"] | report["folders"]),)
         return portion._replace(
             needs=report["needs"],
             folders=report["folders"],

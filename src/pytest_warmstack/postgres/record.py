@@ -13,6 +13,11 @@ ALEMBIC: Final = "alembic"
 """The name of the layer whose links are revisions."""
 
 
+_EMPTY: Final = (
+    "an empty database (there is no alembic.ini, no [tool.alembic], and no warmstack_schema)"
+)
+
+
 class Link(NamedTuple):
     """One step of a build: a revision, a script.
 
@@ -27,7 +32,7 @@ class Link(NamedTuple):
     @property
     def label(self) -> str:
         """What a reader knows it by: the name of its file, else its own."""
-        return self.source.rpartition("/")[2].rpartition(":")[2] or self.name
+        return label(self.source) or self.name
 
     @property
     def digest(self) -> str | None:
@@ -61,7 +66,21 @@ class Portion(NamedTuple):
             return f"the migrations of {self.links[0].name}{self.remark}"
         if self.layer == ALEMBIC:
             return f"{_revisions(len(self.links))}{self.remark}"
+        if len(self.links) > 1:
+            return f"{len(self.links)} {self.layer} scripts"
         return " ".join([self.layer, *(link.name for link in self.links if link.name)])
+
+
+def label(key: str) -> str:
+    """Return what a reader calls the thing that *key* names.
+
+    >>> label("file:shop/helpers.py"), label("file:shop/__init__.py"), label("package:pgvector")
+    ('helpers.py', 'shop/__init__.py', 'pgvector')
+    """
+    kind, _, name = key.partition(":")
+    if kind not in {"file", "there", "ini", "toml"}:
+        return name
+    return "/".join(name.split("/")[-2 if name.endswith("__init__.py") else -1 :])
 
 
 def carried(planned: Portion, recorded: Portion) -> Portion:
@@ -101,7 +120,8 @@ class Record(NamedTuple):
     @property
     def text(self) -> str:
         """What the layers hold."""
-        return ", ".join(each.describe() for each in self.portions if each.layer != BASE)
+        told = [each.describe() for each in self.portions if each.layer != BASE] or [_EMPTY]
+        return ", ".join(told) + "".join(e.remark for e in self.portions if e.layer == BASE)
 
     def write(self) -> str:
         """Return the comment. Each key stands in it once: a helper may serve a thousand links."""

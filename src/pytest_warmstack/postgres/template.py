@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Final, NamedTuple, Protocol
+from typing import NamedTuple, Protocol
 
 from pytest_warmstack.errors import WarmstackError
 from pytest_warmstack.identity import BUILD_FORMAT, DatabaseName, State, fingerprint
@@ -28,10 +28,6 @@ from pytest_warmstack.postgres.record import (
     merged,
 )
 from pytest_warmstack.runtime.base import Endpoint
-
-_EMPTY: Final = (
-    "an empty database (there is no alembic.ini, no [tool.alembic], and no warmstack_schema)"
-)
 
 
 class Target(NamedTuple):
@@ -87,12 +83,14 @@ class Base:
 
     name = BASE
 
-    def __init__(self, version: str, depends: Sequence[str], present: Present) -> None:
-        self._key = fingerprint(BUILD_FORMAT, version)
+    def __init__(
+        self, version: str, depends: Sequence[str], ignore: Sequence[str], present: Present
+    ) -> None:
+        self._key = fingerprint(BUILD_FORMAT, version, *ignore)
         self._needs = {f"glob:{each}": present.digest(f"glob:{each}") for each in depends}
 
     def key(self) -> str:
-        """Return the fingerprint of the versions."""
+        """Return the fingerprint of the versions, and of what is not to be noted."""
         return self._key
 
     def covers(self, portion: Portion) -> bool:
@@ -107,7 +105,9 @@ class Base:
 
     def plan(self, _target: Target) -> Portion:
         """Return a portion without links."""
-        return Portion(self.name, self._key, needs=self._needs)
+        nothing = [key.partition(":")[2] for key, digest in self._needs.items() if not digest]
+        remark = f" (warmstack_depends: nothing is there for {', '.join(nothing)})"
+        return Portion(self.name, self._key, self._needs, remark=remark if nothing else "")
 
     def apply(self, _target: Target, portion: Portion) -> Portion:
         """Do nothing."""
@@ -149,6 +149,7 @@ def ensure(
     *,
     present: Present,
     depends: Sequence[str] = (),
+    ignore: Sequence[str] = (),
     keep: bool = True,
     rebuild: bool = False,
     run: str = "",
@@ -157,14 +158,15 @@ def ensure(
 ) -> Template:
     """Return the template of *layers*, building it if nobody has.
 
-    Only one process builds; the others wait up to *timeout* seconds and then find it. With *keep*
+    *depends* and *ignore* are patterns of files, beside those that a build is seen to read. Only
+    one process builds; the others wait up to *timeout* seconds and then find it. With *keep*
     the build leaves templates where a later one will want to begin; with *rebuild* only one that
     the run called *run* has built will do. What a build left that died is not a template: it has
     no seal.
     """
     bench = _Bench(
         admin,
-        [Base(admin.version, depends, present), *layers],
+        [Base(admin.version, depends, ignore, present), *layers],
         present,
         keep=keep,
         rebuild=rebuild,
@@ -223,7 +225,7 @@ class _Bench:
             if self._rebuild and each.record.run != self._run:
                 continue
             if self._is_current(each.record) and self._admin.find_template(each.name):
-                return Template(each.name, "found", each.record.text or _EMPTY, (each.name,))
+                return Template(each.name, "found", each.record.text, (each.name,))
         return None
 
     def build(self, known: Sequence[_Known]) -> Template:
@@ -269,7 +271,7 @@ class _Bench:
         if base is not None:
             how = extended(base.record, record)
             return Template(name, "extended", record.text, used, how, why)
-        return Template(name, "rebuilt" if why else "built", record.text or _EMPTY, used, why=why)
+        return Template(name, "rebuilt" if why else "built", record.text, used, why=why)
 
     def _build_on(
         self,
@@ -352,7 +354,7 @@ class _Bench:
         portions = map(carried, planned, known.record.portions)
         record = Record(known.record.built, self._run, tuple(portions))
         self._admin.mark(known.name, record.write())
-        return Template(known.name, "found", record.text or _EMPTY, (known.name,))
+        return Template(known.name, "found", record.text, (known.name,))
 
     def _known_portion(self, layer: Layer, known: Sequence[_Known]) -> Portion | None:
         """Return what *layer* has in a known template, if that is what it would have now."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Awaitable
 from typing import Protocol
 
 
@@ -18,5 +19,5 @@ class TemplateLayer(Protocol):
         It is asked for in every run, so it should be quick.
         """
 
-    def apply(self, url: str) -> None:
+    def apply(self, url: str) -> Awaitable[None] | None:
         """Change the database at *url*, which begins `postgresql://`; leave no connection open."""

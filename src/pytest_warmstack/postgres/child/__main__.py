@@ -13,6 +13,7 @@ import json
 import os
 import signal
 import sys
+from contextlib import suppress
 from typing import IO, TYPE_CHECKING, Any
 
 from pytest_warmstack.postgres.child import trouble, wiring
@@ -53,6 +54,11 @@ def main() -> None:
             if work is not None:
                 # Also when the project's code swallowed the refusal and went on.
                 report["refused"] = work.guard.refused
+            for stream in (sys.stdout, sys.stderr):
+                with suppress(Exception):  # The project's code may have closed or replaced it.
+                    stream.flush()
+            # What was written before the answer is read before it, too.
+            os.write(2, b"\0\n")
             json.dump(report, answers)
             answers.write("\n")
             answers.flush()

@@ -96,7 +96,7 @@ class Guard:
 
     def _refuse(self, kind: str, tried: tuple[str, str, str]) -> None:
         host, port, database = tried
-        self.refused = f"{kind}://{host}:{port}/{database}"
+        self.refused = f"{kind}://{host}{port and f':{port}'}/{database}"
         if kind == "postgresql" and (not host or host.startswith("/")):
             socket_ = f"the Unix socket {host}" if host else "the Unix socket of this machine"
             self.refused = f"{socket_}{database and f', database {database}'}"

@@ -2,7 +2,8 @@
 
 Three sources. `__import__` and `importlib.import_module` are wrapped, since a module that was
 imported before is imported again without a trace, and is needed all the same. Python's audit
-hooks tell of every file that is opened and every folder that is listed.
+hooks tell of every file that is opened and every folder that is listed. `os.stat` is wrapped for
+those who only look whether there is one.
 """
 
 from __future__ import annotations
@@ -20,7 +21,13 @@ from functools import cache, lru_cache
 from types import FrameType, ModuleType
 from typing import Any
 
-from pytest_warmstack.postgres.dependencies import SITE, STDLIB, Present, distribution, place
+from pytest_warmstack.postgres.dependencies import (
+    SITE,
+    STDLIB,
+    Present,
+    distribution,
+    place,
+)
 
 _OURS = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))  # noqa: PTH100, PTH120
 _SYSTEM = ("/dev/", "/proc/", "/sys/", "/etc/", "/usr/", "/run/", "/var/run/", "/System/")
@@ -64,11 +71,14 @@ class Recorder:
             fromlist: Any = (),
             level: int = 0,
         ) -> ModuleType:
-            module = original(name, globals, locals, fromlist, level)
             importer = globals.get("__file__") if globals else None
-            if level and globals:
-                name = _absolute(name, globals, level)
-            self._note_import(importer, name, fromlist or ())
+            whole = _absolute(name, globals, level) if level and globals else name
+            try:
+                module = original(name, globals, locals, fromlist, level)
+            except ImportError:
+                self._note_missing(importer, whole, fromlist or ())
+                raise
+            self._note_import(importer, whole, fromlist or ())
             return module
 
         def import_module(name: str, package: str | None = None) -> ModuleType:
@@ -76,8 +86,15 @@ class Recorder:
             self._note_import(None, module.__name__, ())
             return module
 
+        stat = os.stat
+
+        def look(path: Any, *args: Any, **kwargs: Any) -> os.stat_result:
+            self._note_look(path)
+            return stat(path, *args, **kwargs)
+
         builtins.__import__ = import_
         importlib.import_module = import_module
+        os.stat = look
         sys.addaudithook(self._hear)
 
     def take_sources(self, paths: list[str]) -> dict[str, str]:
@@ -130,6 +147,15 @@ class Recorder:
                 ahead += self._imports[each]
         return found
 
+    def modules_of(self, name: str) -> set[str]:
+        """Return the files of the module called *name*, its packages', and of what they import."""
+        found: set[str] = set()
+        while name:
+            file = getattr(sys.modules.get(name), "__file__", None)
+            found |= self.modules(file) if file else set()
+            name = name.rpartition(".")[0]
+        return found
+
     def version(self, path: str) -> set[str]:
         """Return the key of the installed distribution that *path* lies in, if there is one."""
         for site in SITE:
@@ -143,7 +169,9 @@ class Recorder:
         kind, _, name = key.partition(":")
         if kind == "file":
             try:
-                if os.stat(self._present.path(name)).st_mtime > self._began:  # noqa: PTH116
+                changed = os.stat(self._present.path(name)).st_mtime  # noqa: PTH116
+                # A date in the future is a clock that goes wrong, and no change.
+                if self._began < changed <= time.time():
                     return "changed while it was read"
             except OSError:
                 pass
@@ -186,6 +214,30 @@ class Recorder:
         importer = real(importer)
         self._imports[importer].update(each for each in own if each != importer)
         self._packages[importer] |= others - sys.stdlib_module_names
+
+    def _note_missing(self, importer: str | None, name: str, fromlist: Any) -> None:
+        """Note where a module would be that was looked for in vain: it may appear."""
+        if importer is None or not self._is_project(importer):
+            return
+        for each in (name, *(f"{name}.{part}" for part in fromlist)):
+            package, _, last = each.rpartition(".")
+            folders = getattr(sys.modules.get(package), "__path__", ()) if package else sys.path
+            for folder in folders:
+                stem = os.path.abspath(os.path.join(folder, last))  # noqa: PTH100, PTH118
+                for path in (f"{stem}.py", f"{stem}/__init__.py"):
+                    if each not in sys.modules and self._is_data(path, "file"):
+                        self._reads[real(importer)].add(self.key("there", path))
+
+    def _note_look(self, path: Any) -> None:
+        """Note that somebody looks whether there is a file, which opens none."""
+        if not isinstance(path, (str, os.PathLike)):
+            return
+        frame = sys._getframe(2)  # noqa: SLF001 - whoever looks
+        if _is_reader(frame) or (reader := self._reader(frame)) is None:
+            return
+        name = os.path.abspath(os.fsdecode(path))  # noqa: PTH100
+        if name not in self._written and self._is_data(name, "file"):
+            self._reads[reader].add(self.key("there", name))
 
     def _nearest(self, frame: FrameType | None) -> str | None:
         """Return the file of the innermost frame that is the project's."""

@@ -19,7 +19,7 @@ from alembic.util import CommandError
 from alembic.util.pyfiles import coerce_resource_to_filename
 from sqlalchemy import text
 
-from pytest_warmstack.postgres.child import texts
+from pytest_warmstack.postgres.child import texts, trouble
 from pytest_warmstack.postgres.child.guard import Guard
 from pytest_warmstack.postgres.child.recorder import Recorder, real
 from pytest_warmstack.postgres.child.trouble import Trouble
@@ -180,10 +180,7 @@ class Revisions:
 
     def _called(self) -> Config | None:
         """Return what the project's callable gives: a configuration, or nothing."""
-        module, _, path = self._alembic["callable"].partition(":")
-        found: Any = importlib.import_module(module)
-        for name in path.split("."):
-            found = getattr(found, name)
+        found = trouble.attribute(self._alembic["callable"])
         takes = any(
             each.kind in {each.POSITIONAL_ONLY, each.POSITIONAL_OR_KEYWORD}
             for each in inspect.signature(found).parameters.values()

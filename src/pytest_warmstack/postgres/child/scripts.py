@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import importlib
 import inspect
 import re
 from collections.abc import Iterator
@@ -14,6 +13,7 @@ import asyncpg
 from sqlalchemy import MetaData, NullPool
 from sqlalchemy.ext.asyncio import AsyncConnection, create_async_engine
 
+from pytest_warmstack.postgres.child import trouble
 from pytest_warmstack.postgres.child.guard import Guard
 from pytest_warmstack.postgres.child.recorder import Recorder
 from pytest_warmstack.postgres.child.trouble import Trouble
@@ -22,12 +22,13 @@ _PSQL = re.compile(r"^\\(un)?restrict\b.*$", re.MULTILINE)
 """Commands of psql that pg_dump writes, and that nobody but psql needs."""
 
 _COMMENT = re.compile(r"--[^\n]*|/\*.*?\*/", re.DOTALL)
-_BACKSLASH = re.compile(r"^\\[a-z!?]\w*", re.MULTILINE)
 
 _NAME = r'(?:"(?:[^"]|"")+"|\w+)'
 _COPY = re.compile(
-    rf"^COPY (?:(?P<schema>{_NAME})\.)?(?P<table>{_NAME})"
-    rf"(?: \((?P<columns>{_NAME}(?:, ?{_NAME})*)\))? FROM stdin;\n(?P<rows>(?:.*\n)*?)\\\.$",
+    rf"^COPY\s+(?:(?P<schema>{_NAME})\.)?(?P<table>{_NAME})\s*"
+    rf"(?:\((?P<columns>\s*{_NAME}(?:\s*,\s*{_NAME})*\s*)\)\s*)?FROM\s+stdin"
+    r"(?:\s+(?:WITH\s*)?\(\s*FORMAT\s+(?P<format>text|csv)\s*\))?\s*;[ \t]*\n"
+    r"(?P<rows>(?:.*\n)*?)\\\.$",
     re.MULTILINE | re.IGNORECASE,
 )
 """Rows as pg_dump writes them (PostgreSQL's documentation, "COPY")."""
@@ -46,17 +47,14 @@ def apply(line: str, root: str, guard: Guard, recorder: Recorder) -> dict[str, A
         asyncio.run(_connected(guard, lambda connection: _run(connection, path, text)))
     else:
         keys = set()
-        module, _, _ = line.partition(":")
         found = _found(line)
-        file = getattr(importlib.import_module(module), "__file__", None)
-        modules = recorder.modules(file) if file else set()
         recorder.link(line)
         try:
             asyncio.run(_connected(guard, lambda connection: _call(connection, found, line)))
         finally:
             recorder.link("")
-        # Again: what a function imports when it is called.
-        modules |= recorder.modules(file) if file else set()
+        # Now, since a function may import something when it is called.
+        modules = recorder.modules_of(line.partition(":")[0])
     return {"needs": recorder.digests(keys | recorder.needs_of(modules, line))}
 
 
@@ -72,18 +70,17 @@ async def _connected(guard: Guard, work: Any) -> None:
 
 def _found(line: str) -> Any:
     """Return what `package.module:attribute` names."""
-    module, _, path = line.partition(":")
-    found: Any = importlib.import_module(module)
-    for name in path.split("."):
-        found = getattr(found, name)
-    # A declarative base is what one thinks of first.
-    if isinstance(metadata := getattr(found, "metadata", None), MetaData):
+    found = trouble.attribute(line)
+    # A declarative base is what one thinks of first; a model is something else.
+    metadata = getattr(found, "metadata", None)
+    if isinstance(metadata, MetaData) and not hasattr(found, "__table__"):
         return metadata
-    if not isinstance(found, MetaData) and not callable(found):
+    is_function = callable(found) and not isinstance(found, type)
+    generates = inspect.isgeneratorfunction(found) or inspect.isasyncgenfunction(found)
+    if not isinstance(found, MetaData) and (not is_function or generates):
+        kind = "a generator, which nobody runs" if generates else f"{found!r}"
         raise Trouble(
-            "script",
-            f"{line} is {type(found).__name__}, and neither a MetaData nor a function that gets"
-            " a connection",
+            "script", f"{line} is {kind}, and neither a MetaData nor a function of a connection"
         )
     return found
 
@@ -116,28 +113,21 @@ async def _run(connection: AsyncConnection, path: Path, text: str) -> None:
                     schema_name=_plain(part["schema"]) if part["schema"] else None,
                     columns=[_plain(each) for each in re.findall(_NAME, part["columns"] or "")]
                     or None,
-                    format="text",
+                    format=(part["format"] or "text").lower(),
                 )
             elif _COMMENT.sub("", part).strip("; \t\n\r"):
-                _see_that_it_is_sql(part, path.name, text.count("\n", 0, begin))
                 await raw.execute(part)
         except asyncpg.PostgresError as error:
-            offset = begin + int(getattr(error, "position", None) or 1) - 1
-            line = text.count("\n", 0, offset) + 1
+            # PostgreSQL tells the place of a mistake in the text, and not that of a broken rule.
+            position = getattr(error, "position", None)
+            spot = text[: begin + int(position) - 1] if position else ""
             words = f"{type(error).__name__}: {error}"
-            raise Trouble(
-                "script", words, f"in {path.name}, line {line}", error.sqlstate
-            ) from error
+            if text[len(spot) :].startswith("\\"):
+                words += " (commands of psql are not run: only SQL is)"
+            line = f", line {spot.count(chr(10)) + 1}" if position else ""
+            raise Trouble("script", words, f"in {path.name}{line}", error.sqlstate) from error
     if raw.is_in_transaction():
         raise Trouble("script", "it begins a transaction and does not commit it", f"in {path.name}")
-
-
-def _see_that_it_is_sql(part: str, file: str, before: int) -> None:
-    """Raise for a command of psql, which PostgreSQL itself does not know."""
-    if (command := _BACKSLASH.search(part)) is not None:
-        line = before + part.count("\n", 0, command.start()) + 1
-        words = f"{command[0]} is a command of psql, and only SQL is run"
-        raise Trouble("script", words, f"in {file}, line {line}")
 
 
 def _parts(text: str) -> Iterator[tuple[int, Any]]:

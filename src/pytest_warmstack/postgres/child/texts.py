@@ -26,7 +26,9 @@ def broken(told: Iterable[str], paths: Iterable[str]) -> str:
         if _BROKEN.match(each):
             name = each.split()[1]
             files = [Path(path).name for path in paths if declared(_read(path))[0] == name]
-            found.append(f"{each} ({', '.join(files)})" if len(files) > 1 else each)
+            after = [Path(path).name for path in paths if name in declared(_read(path))[1]]
+            named = files if len(files) > 1 else after
+            found.append(f"{each} ({', '.join(named)})" if named else each)
     return "\n".join(found)
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import difflib
+import importlib
 import os
 import sys
 import traceback
@@ -31,6 +33,19 @@ class Refused(Exception):
     """The project's code was about to connect to something else than the template."""
 
     sqlstate = "refused"
+
+
+def attribute(text: str) -> Any:
+    """Return what `package.module:attribute` names; raise `Trouble` when it is not there."""
+    module, _, path = text.partition(":")
+    found: Any = importlib.import_module(module)
+    for name in path.split("."):
+        if not hasattr(found, name):
+            close = difflib.get_close_matches(name, dir(found), 1)
+            hint = f"; is {close[0]} meant?" if close else ""
+            raise Trouble("config", f"{module} has no {path}{hint}")
+        found = getattr(found, name)
+    return found
 
 
 def report(error: BaseException, revisions: Any) -> dict[str, Any]:
