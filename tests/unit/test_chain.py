@@ -379,7 +379,7 @@ def test_a_layer_that_is_gone_is_told() -> None:
     case = Case([base(), alembic(ONE)], [base(), alembic(ONE), seed("a.sql")])
 
     assert (case.common, case.begins) == ((1, False), 0)
-    assert case.why == "the layer seed is gone or stands elsewhere"
+    assert case.why == "there is no seed any more"
 
 
 def test_a_layer_that_came_before_another_is_told() -> None:
@@ -390,7 +390,7 @@ def test_a_layer_that_came_before_another_is_told() -> None:
     )
 
     assert (case.common, case.begins) == ((0, False), 0)
-    assert case.why == "the layer alembic is gone or stands elsewhere"
+    assert case.why == "there is a schema now"
 
 
 def test_a_link_at_the_end_of_a_layer_that_is_not_the_last_is_told() -> None:

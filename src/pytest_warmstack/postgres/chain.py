@@ -54,7 +54,10 @@ class Comparison:
             return ""
         for place, portion in enumerate(record.portions):
             if place >= len(planned) or planned[place].layer != portion.layer:
-                return f"the layer {portion.layer} is gone or stands elsewhere"
+                new = planned[place].layer if place < len(planned) else ""
+                if new and all(each.layer != new for each in record.portions):
+                    return f"there is a {new} now"
+                return f"there is no {portion.layer} any more"
             mine = planned[place]
             if mine.key != portion.key:
                 return _NEW_KEY.get(portion.layer, f"the settings of {portion.layer} changed")

@@ -245,7 +245,7 @@ class _Bench:
                 self._known_portion(each, usable) or each.plan(target) for each in self._layers
             ]
             base = self._nearest(planned, usable)
-            if base is not None and length(base.record.portions) == length(planned):
+            if base is not None and _sizes(base.record.portions) == _sizes(planned):
                 return self._refresh(base, planned)
             reach = max(
                 (self._chains.common(planned, each.record)[0] for each in usable), default=0
@@ -255,6 +255,8 @@ class _Bench:
             else:
                 admin.copy(base.name, draft)
             name, record = self._build_on(target, draft, planned, base, reach)
+            if self._rebuild:
+                self._retire(known, planned)
         except BaseException:
             # The build's own error is the one to tell, also when the server is lost.
             with suppress(WarmstackError):
@@ -356,6 +358,13 @@ class _Bench:
         self._admin.mark(known.name, record.write())
         return Template(known.name, "found", record.text, (known.name,))
 
+    def _retire(self, known: Sequence[_Known], planned: Sequence[Portion]) -> None:
+        """See that nothing is built on templates of the same configuration any more."""
+        mine = [(each.layer, each.key) for each in planned[:2]]
+        for each in known:
+            if [(part.layer, part.key) for part in each.record.portions[:2]] == mine:
+                self._admin.mark(each.name, "")
+
     def _known_portion(self, layer: Layer, known: Sequence[_Known]) -> Portion | None:
         """Return what *layer* has in a known template, if that is what it would have now."""
         for each in known:
@@ -389,6 +398,10 @@ class _Bench:
             if links > 0 and self._admin.find_template(each.name):
                 return each
         return None
+
+
+def _sizes(portions: Sequence[Portion]) -> list[int]:
+    return [len(each.links) for each in portions]
 
 
 def doomed(databases: Sequence[Database], keep: int) -> list[DatabaseName]:

@@ -18,6 +18,7 @@ import tempfile
 import time
 from collections import defaultdict
 from functools import cache, lru_cache
+from importlib.machinery import SourceFileLoader
 from types import FrameType, ModuleType
 from typing import Any
 
@@ -37,6 +38,10 @@ _READERS = ("linecache", "tokenize", "importlib.metadata")
 """Parts of Python that read code to show it, or look for what is installed."""
 
 
+_stat = os.stat
+"""Ours, which is not noted."""
+
+
 class Recorder:
     """Writes down who read what.
 
@@ -49,7 +54,8 @@ class Recorder:
         self._ignore = ignore
         self._guard = guard
         self._present = Present(self._root)
-        self._began = time.time()
+        # Linux dates files by a clock that ticks every few milliseconds.
+        self._began = time.time() - 0.01
         self._imports: defaultdict[str, set[str]] = defaultdict(set)
         self._packages: defaultdict[str, set[str]] = defaultdict(set)
         self._reads: defaultdict[str, set[str]] = defaultdict(set)
@@ -86,12 +92,18 @@ class Recorder:
             self._note_import(None, module.__name__, ())
             return module
 
-        stat = os.stat
-
         def look(path: Any, *args: Any, **kwargs: Any) -> os.stat_result:
             self._note_look(path)
-            return stat(path, *args, **kwargs)
+            return _stat(path, *args, **kwargs)
 
+        path_stats = SourceFileLoader.path_stats
+
+        def dates(loader: SourceFileLoader, path: str) -> Any:
+            if self._is_project(path) and _is_edited(path):
+                raise OSError(f"the compiled {path} may be of another text")
+            return path_stats(loader, path)
+
+        SourceFileLoader.path_stats = dates  # type: ignore[method-assign,assignment]
         builtins.__import__ = import_
         importlib.import_module = import_module
         os.stat = look
@@ -169,7 +181,7 @@ class Recorder:
         kind, _, name = key.partition(":")
         if kind == "file":
             try:
-                changed = os.stat(self._present.path(name)).st_mtime  # noqa: PTH116
+                changed = _stat(self._present.path(name)).st_mtime
                 # A date in the future is a clock that goes wrong, and no change.
                 if self._began < changed <= time.time():
                     return "changed while it was read"
@@ -320,6 +332,18 @@ class Recorder:
 def real(path: str) -> str:
     """Return the path of a file without links; asked for the same ones thousands of times."""
     return os.path.realpath(path)
+
+
+def _is_edited(path: str) -> bool:
+    """Tell whether a file was written after it was compiled.
+
+    Python compares whole seconds and sizes only, and would run what stood there before.
+    """
+    try:
+        compiled = _stat(importlib.util.cache_from_source(path))
+        return _stat(path).st_mtime_ns >= compiled.st_mtime_ns
+    except (OSError, NotImplementedError):
+        return False
 
 
 def _is_import(frame: FrameType) -> bool:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import importlib
 import inspect
 import warnings
 from argparse import Namespace
@@ -279,9 +278,9 @@ class Revisions:
         for kind in ("ini", "toml"):
             if alembic[kind]:
                 keys.add(recorder.key(kind, alembic[kind]))
-        if alembic["callable"] and (module := alembic["callable"].partition(":")[0]):
-            file = getattr(importlib.import_module(module), "__file__", None)
-            keys |= {recorder.key("file", file)} if file else set()
+        if module := alembic["callable"].partition(":")[0]:
+            # What it is made of may come from anywhere.
+            keys |= recorder.needs_of(recorder.modules_of(module))
         if self.home is not None:
             # Of what env.py imports only what lies with it: the application's models may change.
             lying = {

@@ -78,7 +78,11 @@ def _found(line: str) -> Any:
     is_function = callable(found) and not isinstance(found, type)
     generates = inspect.isgeneratorfunction(found) or inspect.isasyncgenfunction(found)
     if not isinstance(found, MetaData) and (not is_function or generates):
-        kind = "a generator, which nobody runs" if generates else f"{found!r}"
+        kind = (
+            "a generator, which nobody runs"
+            if generates
+            else f"{found!r}, a {type(found).__name__}"
+        )
         raise Trouble(
             "script", f"{line} is {kind}, and neither a MetaData nor a function of a connection"
         )
