@@ -185,6 +185,19 @@ def test_what_alembic_init_makes_is_migrated_with_nothing_edited(
     assert PLACEHOLDER in (form.folder / "alembic.ini").read_text()
 
 
+def test_a_synchronous_env_py_keeps_its_driver_when_a_layer_before_it_changes(form: Form) -> None:
+    """Its revisions are known from a template then, and run all the same."""
+    form.init()
+    form.lay("shop")
+    form.write("schema.sql", "CREATE TABLE legacy (id integer);\n")
+    form.configure("warmstack_schema = schema.sql")
+    assert form.column("SELECT min(name) FROM driver") == ["psycopg"]
+
+    form.edit("schema.sql", "id integer", "id bigint")
+
+    assert form.column("SELECT min(name) FROM driver") == ["psycopg"]
+
+
 def test_a_configuration_elsewhere_can_be_named(form: Form) -> None:
     """`warmstack_alembic` names an alembic.ini in another folder, whose `here` is that folder."""
     form.init(scripts="conf/migrations")

@@ -45,14 +45,14 @@ class Builder:
     """The child of one build. It is started when it is first needed.
 
     *env* are lines like `DATABASE_URL={db_url}`, *ignore* patterns of files that are no
-    dependencies; *alembic* tells whether the project has any; *timeout*, in seconds, is for each
-    thing that is asked of it.
+    dependencies, *alembic* what is known of the project's configuration; *timeout*, in seconds, is
+    for each thing that is asked of it.
     """
 
     root: Path
     env: Sequence[str] = ()
     ignore: Sequence[str] = ()
-    alembic: bool = False
+    alembic: Mapping[str, Any] | None = None
     timeout: float
     _child: subprocess.Popen[str] | None = field(default=None, init=False)
     _begun: bool = field(default=False, init=False)
@@ -103,7 +103,7 @@ class Builder:
         The report has `output`, the last lines that the project's code wrote. Raises
         `TemplateFailed` when it tried to connect elsewhere, or did not end in time.
         """
-        self._start(*([_ALEMBIC] if "alembic" in request else []))
+        self._start(*([_ALEMBIC] if do in {"plan", "upgrade"} else []))
         if not self._begun:
             # The password goes over standard input: arguments can be read by everybody.
             self._tell(
@@ -111,7 +111,7 @@ class Builder:
                 path=sys.path,
                 env=list(self.env),
                 ignore=list(self.ignore),
-                alembic=request.get("alembic"),
+                alembic=self.alembic,
                 url={
                     "username": USER,
                     "password": target.endpoint.password,

@@ -119,7 +119,7 @@ def make(
         timeout=settings.migrate_timeout,
     )
     migrations = Migrations.find(settings, root, builder, present)
-    builder.alembic = migrations is not None
+    builder.alembic = migrations.described() if migrations else None
     schema, seed = (
         Scripts(
             name=name,

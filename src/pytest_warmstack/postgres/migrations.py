@@ -87,6 +87,16 @@ class Migrations:
         """The name of the one link of a project that can't be planned, but only run."""
         return self.function or "alembic upgrade heads"
 
+    def described(self) -> dict[str, Any]:
+        """Return what the child has to know of the configuration."""
+        return {
+            "ini": self.ini and str(self.ini),
+            "toml": self.toml and str(self.toml),
+            "section": self.section,
+            "x": list(self.x),
+            "callable": self.function,
+        }
+
     def key(self) -> str:
         """Return the fingerprint of what is said about the project outside of its files."""
         files = [os.path.relpath(each, self.builder.root) for each in (self.ini, self.toml) if each]
@@ -145,14 +155,7 @@ class Migrations:
 
     def _asked(self, target: Target, do: str, **request: Any) -> dict[str, Any]:
         """Return the child's report; raise `TemplateFailed` for the error that it tells of."""
-        alembic = {
-            "ini": self.ini and str(self.ini),
-            "toml": self.toml and str(self.toml),
-            "section": self.section,
-            "x": list(self.x),
-            "callable": self.function,
-        }
-        report = self.builder.ask(target, do, alembic=alembic, **request)
+        report = self.builder.ask(target, do, **request)
         if not (error := report.get("error")):
             return report
         where, output, kind = report.get("where", ""), report["output"], report.get("kind")

@@ -70,7 +70,10 @@ class Work:
     def __init__(self, project: dict[str, Any], answers: IO[str]) -> None:
         # What the tests can import, the project's code can: after all that `alembic` has.
         sys.path += [entry for entry in project["path"] if entry not in sys.path]
-        url = wiring.url(project["alembic"], project["url"])
+        self._project = project
+        # Which driver it is takes Alembic to know; a script alone can do without.
+        asks = any("{db_url}" in line for line in project["env"])
+        url = wiring.url(project["alembic"] if asks else None, project["url"])
         wiring.set_environment(project["env"], url)
         self.guard = Guard(url)
         self.revisions: Revisions | None = None
@@ -90,7 +93,9 @@ class Work:
         if self.revisions is None:
             from pytest_warmstack.postgres.child.revisions import Revisions
 
-            self.revisions = Revisions(request["alembic"], self.guard, self._recorder, self._tell)
+            alembic = self._project["alembic"]
+            url = wiring.url(alembic, self._project["url"])
+            self.revisions = Revisions(alembic, url, self.guard, self._recorder, self._tell)
         if do == "plan":
             return self.revisions.plan()
         report = self.revisions.upgrade(request["links"], own=request["own"])

@@ -16,7 +16,7 @@ from alembic.runtime.migration import MigrationContext
 from alembic.script import Script, ScriptDirectory
 from alembic.util import CommandError
 from alembic.util.pyfiles import coerce_resource_to_filename
-from sqlalchemy import text
+from sqlalchemy import URL, text
 
 from pytest_warmstack.postgres.child import texts, trouble
 from pytest_warmstack.postgres.child.guard import Guard
@@ -38,11 +38,13 @@ class Revisions:
     def __init__(
         self,
         alembic: dict[str, Any],
+        url: URL,
         guard: Guard,
         recorder: Recorder,
         tell: Callable[[str], None],
     ) -> None:
         self._alembic = alembic
+        self._url = url.render_as_string(hide_password=False)
         self._guard = guard
         self._recorder = recorder
         self._tell = tell
@@ -184,8 +186,7 @@ class Revisions:
             each.kind in {each.POSITIONAL_ONLY, each.POSITIONAL_OR_KEYWORD}
             for each in inspect.signature(found).parameters.values()
         )
-        url = self._guard.url.render_as_string(hide_password=False)
-        made = found(url) if takes else found()
+        made = found(self._url) if takes else found()
         if inspect.isawaitable(made):
             made = asyncio.run(_awaited(made))
         if made is not None and not isinstance(made, Config):
@@ -201,10 +202,9 @@ class Revisions:
 
     def _wired(self, config: Config) -> Config:
         """Tell the configuration the URL, in the two ways in which env.py may ask for it."""
-        url = self._guard.url.render_as_string(hide_password=False)
         # ConfigParser takes % for the start of a substitution.
-        config.set_main_option("sqlalchemy.url", url.replace("%", "%%"))
-        config.attributes["url"] = url
+        config.set_main_option("sqlalchemy.url", self._url.replace("%", "%%"))
+        config.attributes["url"] = self._url
         return config
 
     def _load(self, config: Config) -> None:
