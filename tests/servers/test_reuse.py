@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import signal
 from collections.abc import Callable, Iterator
 
@@ -201,6 +202,16 @@ def _redis_ids(project: Library) -> list[str]:
     ]
     ids = [each["Id"] for each in project.containers() if "-redis-" in each["Name"]]
     return [*ids, *(each["process"] for each in records)]
+
+
+def test_a_copied_checkout_has_servers_of_its_own(kept: Library, other_project: Library) -> None:
+    """Who copies a checkout copies pytest's cache, and with it the way to the servers."""
+    shutil.copytree(kept.folder / ".pytest_cache", other_project.folder / ".pytest_cache")
+
+    other_project.run(REUSE).assert_outcomes(passed=5)
+
+    assert len(other_project.servers()) == 2
+    assert set(other_project.servers()).isdisjoint(kept.servers())
 
 
 def test_two_projects_never_share_a_server(kept: Library, other_project: Library) -> None:

@@ -1,0 +1,250 @@
+"""Databases that something else than Alembic makes, or makes more of: schema, seed, own layers.
+
+One embedded PostgreSQL serves the whole file.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator
+from typing import Any, Final
+
+import pytest
+
+from pytest_warmstack.settings import RuntimeName
+from sample import Library
+
+REUSE: Final = "--reuse-containers"
+
+TEST: Final = """
+import json
+from pathlib import Path
+from sqlalchemy import text
+
+async def test_rows(db_session):
+    rows = await db_session.execute(text(Path("query.sql").read_text()))
+    Path("rows.json").write_text(json.dumps([list(row) for row in rows]))
+"""
+
+MODELS: Final = """
+from sqlalchemy import String
+from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
+
+class Base(DeclarativeBase):
+    pass
+
+class Country(Base):
+    __tablename__ = "country"
+    code: Mapped[str] = mapped_column(String(2), primary_key=True)
+    name: Mapped[str]
+"""
+
+SEEDS: Final = """
+from sqlalchemy import text
+from sqlalchemy.orm import Session
+from models import Country
+
+def by_session(connection):
+    with Session(connection) as session:
+        session.add(Country(code="AT", name="Austria"))
+        session.commit()
+
+async def by_statement(connection):
+    await connection.execute(text("INSERT INTO country VALUES ('BE', 'Belgium')"))
+"""
+
+DUMP: Final = """\
+--
+-- PostgreSQL database dump
+--
+
+\\restrict 1DkGVrYx5iGSg
+
+SET client_encoding = 'UTF8';
+SELECT pg_catalog.set_config('search_path', '', false);
+
+CREATE TABLE public.country (code character(2) NOT NULL, name text);
+
+COPY public.country (code, name) FROM stdin;
+CH\tSwitzerland
+XX\t\\N
+\\.
+
+CREATE FUNCTION public.shout(text) RETURNS text LANGUAGE sql AS $$ SELECT upper($1); $$;
+
+\\unrestrict 1DkGVrYx5iGSg
+"""
+
+LAYERS: Final = """
+import asyncpg
+
+class Search:
+    name = "search"
+
+    def fingerprint(self):
+        return {mark!r}
+
+    async def apply(self, url):
+        connection = await asyncpg.connect(url)
+        await connection.execute({statement!r})
+        await connection.close()
+
+def pytest_warmstack_template_layers(config):
+    return [Search()]
+"""
+
+
+@pytest.fixture(scope="module")
+def kept_project(embedded_programs: None, library_in: Callable[..., Library]) -> Iterator[Library]:
+    """A project with a kept PostgreSQL for all tests of this file."""
+    library = library_in(RuntimeName.EMBEDDED)
+    yield library
+    library.end()
+
+
+@pytest.fixture
+def kept(kept_project: Library) -> Iterator[Library]:
+    """The same with its files as they were, and a test that writes down what it finds."""
+    kept_project.reset()
+    kept_project.configure("pythonpath = .")
+    kept_project.write("test_rows.py", TEST)
+    kept_project.write("models.py", MODELS)
+    kept_project.write("seeds.py", SEEDS)
+    yield kept_project
+    kept_project.quit()
+
+
+@pytest.fixture
+def bare(kept: Library) -> Library:
+    """A project without Alembic."""
+    (kept.folder / "alembic.ini").unlink()
+    return kept
+
+
+def rows(project: Library, query: str, header: str) -> list[Any]:
+    """Return what *query* finds in a test's database; the template's line is like *header*."""
+    project.write("query.sql", query)
+    result = project.run(REUSE, "test_rows.py")
+    result.assert_outcomes(passed=1)
+    result.stdout.fnmatch_lines([f"warmstack: template of {header}"])
+    found: list[Any] = json.loads((project.folder / "rows.json").read_text())
+    return found
+
+
+@pytest.mark.parametrize("name", ["models:Base.metadata", "models:Base"])
+def test_models_can_be_the_schema(bare: Library, name: str) -> None:
+    """Their tables are made, with rows by functions that get a connection of either kind."""
+    bare.configure(
+        f"warmstack_schema = {name}",
+        "warmstack_seed =",
+        "    seeds:by_session",
+        "    seeds:by_statement",
+    )
+
+    found = rows(
+        bare, "SELECT code FROM country ORDER BY 1", f"schema {name}, 2 seed scripts: *built in *"
+    )
+
+    assert found == [["AT"], ["BE"]]
+
+
+def test_a_changed_model_makes_another_schema(bare: Library) -> None:
+    """Without Alembic the models are what the template is made of."""
+    bare.configure("warmstack_schema = models:Base.metadata")
+    columns = (
+        "SELECT column_name FROM information_schema.columns WHERE table_name = 'country' ORDER BY 1"
+    )
+    before = rows(bare, columns, "schema *: * in *")
+
+    bare.edit("models.py", "    name: Mapped[str]", "    name: Mapped[str]\n    iso: Mapped[int]")
+    after = rows(bare, columns, "schema *: rebuilt in * (models.py changed (*")
+
+    assert before == [["code"], ["name"]]
+    assert after == [["code"], ["iso"], ["name"]]
+
+
+def test_what_pg_dump_wrote_can_be_the_schema(bare: Library) -> None:
+    """With its rows, and the commands of psql that it puts around them."""
+    bare.write("dump.sql", DUMP)
+    bare.configure("warmstack_schema = dump.sql")
+
+    found = rows(
+        bare,
+        "SELECT code, public.shout(name) FROM public.country ORDER BY 1",
+        "schema dump.sql: *built in *",
+    )
+
+    assert found == [["CH", "SWITZERLAND"], ["XX", None]]
+
+
+def test_a_schema_comes_before_the_migrations(kept: Library) -> None:
+    """A project that had tables before Alembic begins with them."""
+    kept.write("schema.sql", "CREATE TABLE shelf (id integer PRIMARY KEY);")
+    kept.edit(
+        "migrations/versions/0003_index_titles.py",
+        '    op.execute("CREATE',
+        '    op.execute("ALTER TABLE book ADD shelf_id integer REFERENCES shelf")\n'
+        '    op.execute("CREATE',
+    )
+    kept.configure("warmstack_schema = schema.sql")
+
+    found = rows(
+        kept, "SELECT count(shelf_id) FROM book", "schema schema.sql, 3 revisions: *built in *"
+    )
+
+    assert found == [[0]]
+
+
+def test_tables_that_only_tests_know_can_be_a_seed(kept: Library) -> None:
+    """Beside those of the migrations."""
+    kept.configure("warmstack_seed = models:Base.metadata")
+
+    found = rows(
+        kept,
+        "SELECT (SELECT count(*) FROM book), (SELECT count(*) FROM country)",
+        "3 revisions, seed models:Base.metadata: * in *",
+    )
+
+    assert found == [[0, 0]]
+
+
+def test_a_layer_of_the_projects_own_lies_between_migrations_and_seed(kept: Library) -> None:
+    """It may be asynchronous; another fingerprint applies it anew, and no migration."""
+    statement = "CREATE VIEW titles AS SELECT title FROM book"
+    kept.write("conftest.py", LAYERS.format(mark="1", statement=statement))
+    kept.write("seed.sql", "INSERT INTO author VALUES (1, (SELECT count(*)::text FROM titles));")
+    kept.configure("warmstack_seed = seed.sql")
+    query = "SELECT count(*) FROM titles, author"
+    before = rows(kept, query, "3 revisions, search, seed seed.sql: * in *")
+    ran = kept.executions()
+
+    statement += " ORDER BY title"
+    kept.write("conftest.py", LAYERS.format(mark="2", statement=statement))
+    after = rows(
+        kept,
+        query,
+        "3 revisions, search, seed seed.sql: extended by search, seed seed.sql from 3 revisions *",
+    )
+
+    assert before == after == [[0]]
+    assert kept.executions() == ran
+
+
+@pytest.mark.parametrize(
+    ("statement", "words"),
+    [
+        ("SELECT 1/0", "The template's layer search failed.\nWhy: DivisionByZeroError: "),
+        ("SELECT pg_sleep(60)", "The layer search did not end within 2 seconds, and was stopped."),
+    ],
+)
+def test_a_layer_of_the_projects_own_that_fails_leaves_nothing(
+    kept: Library, statement: str, words: str
+) -> None:
+    """It has the same deadline as the migrations."""
+    kept.write("conftest.py", LAYERS.format(mark=statement, statement=statement))
+
+    result = kept.run(REUSE, "test_rows.py", WARMSTACK_MIGRATE_TIMEOUT="2")
+
+    result.assert_outcomes(errors=1)
+    assert words in str(result.stdout)
+    assert kept.databases("b") == []
