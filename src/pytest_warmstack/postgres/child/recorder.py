@@ -107,6 +107,8 @@ class Recorder:
         builtins.__import__ = import_
         importlib.import_module = import_module
         os.stat = look
+        for able in (os.supports_dir_fd, os.supports_fd, os.supports_follow_symlinks):
+            able |= {look} if _stat in able else set()
         sys.addaudithook(self._hear)
 
     def take_sources(self, paths: list[str]) -> dict[str, str]:
