@@ -243,6 +243,8 @@ class Library:
                 stdout=out,
                 stderr=err,
                 start_new_session=True,
+                # Whoever is started in the background ignores it, and so would the run.
+                preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
             )
         running = Running(process, stem)
         self.runs.append(running)
