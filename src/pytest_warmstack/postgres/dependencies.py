@@ -7,14 +7,12 @@ files has the same keys.
 
 from __future__ import annotations
 
-import configparser
 import glob
 import json
 import os
 import re
 import sys
 import sysconfig
-import tomllib
 from collections.abc import Iterator, Mapping
 from typing import Any, Final
 
@@ -126,6 +124,8 @@ class Present:
         return fingerprint(*parts) if parts else ABSENT
 
     def _ini(self, name: str) -> str:
+        import configparser  # On most runs the file need not be parsed.
+
         data = _read(self.path(name))
         if data is None:
             return ABSENT
@@ -142,6 +142,8 @@ class Present:
         return f"{fingerprint(data)}/{fingerprint(json.dumps(sections, sort_keys=True))}"
 
     def _toml(self, name: str) -> str:
+        import tomllib  # On most runs the file need not be parsed.
+
         data = _read(self.path(name))
         if data is None:
             return ABSENT
