@@ -9,7 +9,6 @@ from __future__ import annotations
 import socket
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from importlib.util import find_spec
 from typing import Final
 
 import pytest
@@ -367,8 +366,6 @@ def test_a_driver_alone_does_not_get_to_another_database_of_the_same_server(
     kept: Library, driver: str
 ) -> None:
     """A connection past SQLAlchemy, in a library written in C, is stopped as well."""
-    if find_spec(driver) is None:
-        pytest.skip(f"{driver} is not installed")
     kept.edit(
         ENV,
         CALL,
@@ -651,7 +648,6 @@ def test_a_function_that_is_not_there_is_named_with_who_asked_for_it(kept: Libra
 
 def test_the_variables_of_libpq_are_a_way_to_the_template(kept: Library) -> None:
     """A project that is configured by PGHOST and its like is wired by warmstack_env."""
-    pytest.importorskip("psycopg")
     kept.configure(
         "warmstack_env =",
         *(
