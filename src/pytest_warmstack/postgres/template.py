@@ -172,19 +172,16 @@ def ensure(
         rebuild=rebuild,
         run=run,
     )
-    if (found := bench.find(known := bench.known())) is not None:
+    if (found := bench.find(bench.known())) is not None:
         return found
     # Held by the one who builds, and for no longer. The template's own lock can't serve for that:
     # everybody who uses it shares that one, to the end of the run.
     gate = DatabaseName(State.BUILDING, bench.key(), "gate")
-    if not admin.try_lock(gate):
-        admin.lock(gate, timeout=timeout, say=say)
-        known = bench.known()
-        if (found := bench.find(known)) is not None:
-            admin.unlock(gate)
-            return found
+    admin.lock(gate, timeout=timeout, say=say)
     try:
-        return bench.build(known)
+        # Again: another process may have built it just before the gate was ours.
+        known = bench.known()
+        return bench.find(known) or bench.build(known)
     finally:
         with suppress(WarmstackError):
             admin.unlock(gate)
