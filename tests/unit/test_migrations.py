@@ -9,7 +9,6 @@ import pytest
 
 from pytest_warmstack.errors import TemplateFailed
 from pytest_warmstack.postgres.builder import Builder
-from pytest_warmstack.postgres.dependencies import Present
 from pytest_warmstack.postgres.migrations import Migrations
 from pytest_warmstack.settings import Settings
 
@@ -38,7 +37,7 @@ def looked_for(root: Path, **choices: Any) -> Migrations | None:
     """Return what is found in *root* with *choices*."""
     settings = Settings(sources={"alembic": "pytest.ini"}, **choices)
     builder = Builder(root=root, timeout=1)
-    return Migrations.find(settings, root, builder, Present(str(root)))
+    return Migrations.find(settings, root, builder)
 
 
 def find(root: Path, **choices: Any) -> Migrations:

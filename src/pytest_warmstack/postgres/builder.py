@@ -183,21 +183,21 @@ class Builder:
         doing = [f"PostgreSQL: {each}" for each in target.activity()]
         if (child := self._child) is not None:
             child.send_signal(signal.SIGUSR1)
-            until = time.monotonic() + _STACK
-            while time.monotonic() < until and "most recent call first" not in "".join(
-                list(self._output)[before:]
-            ):
+            until, seen = time.monotonic() + _STACK, -1
+            # Until something came and nothing more does: it is written line by line.
+            while time.monotonic() < until and not before < len(self._output) == seen:
+                seen = len(self._output)
                 time.sleep(0.02)
             child.kill()
             child.wait(_LEAVE)
             self._readers[1].join(_LEAVE)
-        lines = self._lines()
+        written = list(self._output)
         frames = [
             f"Python: {match['file']}, line {match['line']}, in {match['name']}"
-            for line in lines[before:]
+            for line in written[before:]
             if (match := _FRAME.match(line)) and self._is_own(match["file"])
         ]
-        output = "\n".join(lines[:before][-_OUTPUT_LINES:])
+        output = "".join(written[:before][-_OUTPUT_LINES:]).strip()
         self.discard()
         password = target.endpoint.password
         return TemplateFailed.too_slow(

@@ -22,7 +22,7 @@ from pytest_warmstack.postgres.template_layer import TemplateLayer
 from pytest_warmstack.settings import Settings
 
 
-class Foreign:
+class Foreign(Layer):
     """A `TemplateLayer` in its place among ours. It runs in the process of the tests."""
 
     def __init__(self, layer: TemplateLayer, timeout: float) -> None:
@@ -43,16 +43,6 @@ class Foreign:
     def key(self) -> str:
         """Return the fingerprint of its own."""
         return self._key
-
-    def covers(self, _portion: Portion) -> bool:
-        """Return true: it is one link, and its key tells all."""
-        return True
-
-    def prepare(self) -> None:
-        """Do nothing: whoever wrote it expects to be called when there is a database."""
-
-    def discard(self) -> None:
-        """Do nothing."""
 
     def plan(self, _target: Target) -> Portion:
         """Return its one link."""
@@ -118,7 +108,7 @@ def make(
         ignore=settings.depends_ignore,
         timeout=settings.migrate_timeout,
     )
-    migrations = Migrations.find(settings, root, builder, present)
+    migrations = Migrations.find(settings, root, builder)
     builder.alembic = migrations.described() if migrations else None
     schema, seed = (
         Scripts(

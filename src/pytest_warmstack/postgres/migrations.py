@@ -13,14 +13,13 @@ from pytest_warmstack.errors import TemplateFailed
 from pytest_warmstack.identity import fingerprint
 from pytest_warmstack.postgres.admin import quote
 from pytest_warmstack.postgres.builder import Builder
-from pytest_warmstack.postgres.dependencies import Present
 from pytest_warmstack.postgres.record import ALEMBIC, Link, Portion
-from pytest_warmstack.postgres.template import Target
+from pytest_warmstack.postgres.template import Layer, Target
 from pytest_warmstack.settings import Settings, is_attribute
 
 
 @dataclass(kw_only=True)
-class Migrations:
+class Migrations(Layer):
     """The Alembic project of the tests.
 
     *ini* is its alembic.ini and *toml* its pyproject.toml, of which one may be missing; or else
@@ -29,7 +28,6 @@ class Migrations:
     """
 
     builder: Builder
-    present: Present
     ini: Path | None = None
     toml: Path | None = None
     function: str = ""
@@ -41,16 +39,13 @@ class Migrations:
     name = ALEMBIC
 
     @classmethod
-    def find(
-        cls, settings: Settings, root: Path, builder: Builder, present: Present
-    ) -> Self | None:
+    def find(cls, settings: Settings, root: Path, builder: Builder) -> Self | None:
         """Return the project that *settings* name, else the one in *root*, else None.
 
         Raises `TemplateFailed` when the one that was named is not there.
         """
         plain: dict[str, Any] = {
             "builder": builder,
-            "present": present,
             "section": settings.alembic_section,
             "x": settings.alembic_x,
             "env": settings.env,
@@ -102,10 +97,6 @@ class Migrations:
         files = [os.path.relpath(each, self.builder.root) for each in (self.ini, self.toml) if each]
         which = [self.function, *files]
         return fingerprint(*which, "section", self.section, *self.x, "env", *self.env)
-
-    def covers(self, _portion: Portion) -> bool:
-        """Return true: what is new in the folders of the revisions is seen by their digests."""
-        return True
 
     def prepare(self) -> None:
         """Start the child process: it imports Alembic while the server starts, and then waits."""

@@ -46,24 +46,26 @@ class Target(NamedTuple):
 class Layer(Protocol):
     """A part of the build. Whoever changes the content also names it."""
 
-    @property
-    def name(self) -> str:
-        """The word for it in the header."""
+    name: str
+    """The word for it in the header."""
 
     def key(self) -> str:
         """Return the fingerprint of what decides the layer and stands in no file it names."""
 
     def covers(self, portion: Portion) -> bool:
         """Tell whether *portion* has all the links that the layer has now, from files alone."""
+        return True  # Where a key or a digest tells it already.
 
     def prepare(self) -> None:
         """Begin what takes long and needs no database: a server is being started, so it is empty.
 
         Then `plan` follows, or else `discard`.
         """
+        return  # Most have nothing to begin.
 
     def discard(self) -> None:
         """Undo `prepare`, if nothing came of it; make it end soon, if it is at work."""
+        return
 
     def plan(self, target: Target) -> Portion:
         """Return all links in the order in which they are applied; *target* may not exist yet.
@@ -78,7 +80,7 @@ class Layer(Protocol):
         """
 
 
-class Base:
+class Base(Layer):
     """What everything stands on: the server's version, our own, and the paths that are declared."""
 
     name = BASE
@@ -96,12 +98,6 @@ class Base:
     def covers(self, portion: Portion) -> bool:
         """Tell whether the same paths were declared."""
         return portion.needs.keys() == self._needs.keys()
-
-    def prepare(self) -> None:
-        """Do nothing."""
-
-    def discard(self) -> None:
-        """Do nothing."""
 
     def plan(self, _target: Target) -> Portion:
         """Return a portion without links."""
