@@ -27,6 +27,7 @@ from pytest_warmstack.portal import Portal
 from pytest_warmstack.postgres import layers, server, template
 from pytest_warmstack.postgres.admin import Admin
 from pytest_warmstack.postgres.dependencies import Present
+from pytest_warmstack.postgres.keeper import Keeper
 from pytest_warmstack.processes import Process
 from pytest_warmstack.runtime.base import Household
 from pytest_warmstack.runtime.embedded import Embedded
@@ -131,7 +132,9 @@ def ensured(admin: Admin, shop: Shop, expected: str, *, rebuild: bool = False) -
     seconds = time.perf_counter() - begin
     assert f"{made.origin} {made.how}".strip() == expected, made
     # As the sweep of a run does: the last used ones stay.
-    admin.sweep(lambda listed: template.doomed(listed, 4), used=made.used).result()
+    keeper = Keeper(admin, made.name)
+    keeper.sweep(lambda listed: template.doomed(listed, 4), used=made.used).result()
+    keeper.leave([], stock=0).result()
     return seconds
 
 

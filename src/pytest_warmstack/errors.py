@@ -206,6 +206,23 @@ class ServerFailed(WarmstackError):
         )
 
 
+class ServerFull(WarmstackError):
+    """The server takes no more connections."""
+
+    @classmethod
+    def connections(cls, *, cause: str, seconds: float, holders: Iterable[str]) -> ServerFull:
+        """PostgreSQL has had no connection to spare for *seconds*; *holders* tells who has them."""
+        return cls(
+            "PostgreSQL has no connection to spare.",
+            why=f"{cause}, for {seconds:g} seconds",
+            looked_at=[*holders] or ["the server's answer; to tell who holds them takes another"],
+            todo=[
+                "dispose of engines and close pools that tests open, or make the pools smaller",
+                "or use fewer workers (-n), or end other runs on this server",
+            ],
+        )
+
+
 class TemplateFailed(WarmstackError):
     """The template could not be built; nothing half-built is left."""
 
@@ -429,18 +446,72 @@ class CloneFailed(WarmstackError):
             todo=["run again; when it persists: warmstack clean, which starts from nothing"],
         )
 
+    @classmethod
+    def kept(cls, *, name: str, seconds: float, cause: str) -> CloneFailed:
+        """PostgreSQL refused to drop the database of a test that is done."""
+        return cls(
+            f"The database {name} of a test that is done could not be dropped.",
+            why=f"{cause}, for {seconds:g} seconds",
+            looked_at=["its connections, prepared transactions, subscriptions and slots"],
+            todo=["see what the test left in it; the next run tries again"],
+        )
+
 
 class LeaseFailed(WarmstackError):
-    """No Redis database could be leased."""
+    """No Redis database could be leased, or emptied."""
 
     @classmethod
-    def none_free(cls, *, databases: int, holders: int) -> LeaseFailed:
-        """Every database of the server is leased by a living process."""
+    def none_free(cls, *, databases: int, count: int, holders: Sequence[str]) -> LeaseFailed:
+        """Every database of the server is leased by a living process; *holders* tells by whom."""
+        shown = [f"databases {each}" for each in holders[:12]]
+        more = [f"... and {len(holders) - 12} more"] if len(holders) > 12 else []
         return cls(
             "Every database of the Redis server is in use.",
-            why=f"{holders} living processes hold the {databases - 1} that can be leased",
-            looked_at=["the leases in database 0", "the server's list of clients"],
-            todo=["use fewer workers, or end the other runs on this server"],
+            why=f"{len(holders)} living processes hold the {databases - 1} that can be leased, and"
+            f" this one needs {count} in a row",
+            looked_at=["the leases in database 0, and the server's list of clients", *shown, *more],
+            todo=[
+                "use fewer workers, or end the other runs on this server",
+                "or give each process a server of its own: warmstack_redis = per-process",
+            ],
+        )
+
+    @classmethod
+    def no_server(cls, *, servers: int) -> LeaseFailed:
+        """Every server that a process could have for itself is another's."""
+        return cls(
+            "There is no Redis server left for this process.",
+            why=f"each process has one of its own, and {servers} others have them all",
+            looked_at=["the server of each number, for a living holder"],
+            todo=[
+                "use fewer workers, or end other runs",
+                "or let them share one: warmstack_redis = shared",
+            ],
+        )
+
+    @classmethod
+    def too_many_asked(cls, *, databases: int, count: int) -> LeaseFailed:
+        """More databases are asked for than the server has."""
+        return cls(
+            f"The Redis server has no {count} databases for one process.",
+            why=f"it has {databases}, and the first one holds the leases",
+            looked_at=["its setting databases"],
+            todo=[f"choose warmstack_redis_databases below {databases}"],
+        )
+
+    @classmethod
+    def silent(cls, *, seconds: float, test: str) -> LeaseFailed:
+        """Redis has not answered for *seconds*; *test* is the one that was done last."""
+        return cls(
+            "Redis does not answer.",
+            why=f"its database could not be emptied within {seconds:g} seconds",
+            looked_at=[
+                f"the connection that the plugin keeps open to it, after {test or 'no test'}"
+            ],
+            todo=[
+                "see whether a test paused it (CLIENT PAUSE, DEBUG SLEEP) or left a script running",
+                "or give each process a server of its own: warmstack_redis = per-process",
+            ],
         )
 
 

@@ -11,6 +11,8 @@ if TYPE_CHECKING:
     from redis.asyncio import Redis
     from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession
 
+    from pytest_warmstack.engines import Engines
+    from pytest_warmstack.postgres.clones import Clone
     from pytest_warmstack.runtime.base import ServerHandle
     from pytest_warmstack.workbench import Workbench
 
@@ -50,23 +52,67 @@ def redis_container(_warmstack_redis: Workbench) -> ServerHandle:
     return _had(_warmstack_redis.redis).handle()
 
 
-@pytest.fixture
-def db_url(_warmstack_postgres: Workbench) -> Iterator[str]:
-    """The SQLAlchemy URL of a migrated database that is this test's own."""
+@pytest.fixture(scope="session")
+def _warmstack_engines() -> Engines:
+    """What makes the engines of this process."""
+    from pytest_warmstack.engines import Engines
+
+    return Engines()
+
+
+def _clone(request: pytest.FixtureRequest, _warmstack_postgres: Workbench) -> Iterator[Clone]:
+    """A migrated database for as long as the fixture's scope lasts."""
     clone = _had(_warmstack_postgres.take_clone)
-    yield clone.url
-    _warmstack_postgres.give_back(clone)
+    yield clone
+    _warmstack_postgres.give_back(clone, request.node.nodeid)
+
+
+_warmstack_clone_class = pytest.fixture(scope="class", name="_warmstack_clone_class")(_clone)
+_warmstack_clone_module = pytest.fixture(scope="module", name="_warmstack_clone_module")(_clone)
 
 
 @pytest.fixture
-def redis_url(_warmstack_redis: Workbench) -> str:
+def db_url(request: pytest.FixtureRequest, _warmstack_postgres: Workbench) -> Iterator[str]:
+    """The SQLAlchemy URL of a migrated database that is this test's own.
+
+    With another isolation than `clone` it is one that the tests of a class or module share, or
+    all those that undo what they do.
+    """
+    isolation = _isolation(request, _warmstack_postgres)
+    if isolation == "clone":
+        for clone in _clone(request, _warmstack_postgres):
+            yield clone.url
+        return
+    if isolation != "rollback":
+        wider: Clone = request.getfixturevalue(f"_warmstack_clone_{isolation}")
+        yield wider.url
+        return
+    from pytest_warmstack.loop_fixtures import SHARED
+
+    shared = request.node.stash[SHARED] = _had(_warmstack_postgres.borrow_clone)
+    yield shared.clone.url
+    _warmstack_postgres.restore_clone(shared, request.node.nodeid)
+
+
+@pytest.fixture
+def redis_urls(request: pytest.FixtureRequest, _warmstack_redis: Workbench) -> tuple[str, ...]:
+    """The URLs of the Redis databases that this process has, all of them empty now."""
+    return _had(lambda: _warmstack_redis.take_lease(request.node.nodeid)).urls
+
+
+@pytest.fixture
+def redis_url(redis_urls: tuple[str, ...]) -> str:
     """The URL of a Redis database that is empty now and that no other process uses."""
-    return _had(_warmstack_redis.take_lease).url
+    return redis_urls[0]
 
 
 @pytest.fixture
 def db_engine(request: pytest.FixtureRequest, db_url: str) -> AsyncEngine:
     """An engine of the test's own database, disposed of when the test is done."""
+    from pytest_warmstack.loop_fixtures import SHARED, UNDOING
+
+    if SHARED in request.node.stash:
+        request.node.stash[UNDOING] = _in_the_loop_of_the_test(request, "undoing")
     engine: AsyncEngine = _in_the_loop_of_the_test(request, "engine")
     return engine
 
@@ -83,6 +129,28 @@ def redis_client(request: pytest.FixtureRequest, redis_url: str) -> Redis:
     """A client of an empty Redis database, closed when the test is done."""
     client: Redis = _in_the_loop_of_the_test(request, "redis")
     return client
+
+
+def _isolation(request: pytest.FixtureRequest, workbench: Workbench) -> str:
+    """Return what keeps the test apart from others: its marker's word, else the setting."""
+    marker = request.node.get_closest_marker("warmstack_isolation")
+    if marker is None:
+        return workbench.settings.isolation
+    from pytest_warmstack.errors import SettingsError
+    from pytest_warmstack.settings import Isolation, Kind
+
+    try:
+        (word,) = marker.args
+        return Isolation(word)
+    except ValueError:
+        given = ", ".join(map(str, marker.args))
+        source = f"the marker warmstack_isolation of {request.node.nodeid}"
+        text = str(
+            SettingsError.bad_value(
+                name="isolation", value=given, source=source, wanted=Kind.ISOLATION
+            )
+        )
+    pytest.fail(text, pytrace=False)
 
 
 def _had(get: Callable[[], T]) -> T:

@@ -12,8 +12,6 @@ from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from pytest_warmstack.identity import Service
-
 
 @dataclass(frozen=True, kw_only=True)
 class Hint:
@@ -40,20 +38,20 @@ class Hints:
     def __init__(self, folder: Path | None) -> None:
         self._folder = folder
 
-    def read(self, service: Service) -> Hint | None:
-        """Return the hint for *service*; None also when its file can't be understood."""
+    def read(self, server: str) -> Hint | None:
+        """Return the hint for *server*, such as `redis`; None also when its file is no hint."""
         if self._folder is None:
             return None
         try:
-            return Hint(**json.loads(self._path(self._folder, service).read_bytes()))
+            return Hint(**json.loads(self._path(self._folder, server).read_bytes()))
         except (OSError, ValueError, TypeError):
             return None
 
-    def write(self, service: Service, hint: Hint) -> None:
+    def write(self, server: str, hint: Hint) -> None:
         """Leave *hint* for the next run; a folder that can't be written to is no error."""
-        if self._folder is None or self.read(service) == hint:
+        if self._folder is None or self.read(server) == hint:
             return
-        path = self._path(self._folder, service)
+        path = self._path(self._folder, server)
         # Moved into place when complete: a reader sees the old hint or the new one.
         draft = path.with_suffix(f".{os.getpid()}")
         try:
@@ -68,5 +66,5 @@ class Hints:
                 draft.unlink()
 
     @staticmethod
-    def _path(folder: Path, service: Service) -> Path:
-        return folder / f"{service}.json"
+    def _path(folder: Path, server: str) -> Path:
+        return folder / f"{server}.json"

@@ -38,6 +38,7 @@ class Label(StrEnum):
     PROJECT = f"{NAMESPACE}.project"
     PATH = f"{NAMESPACE}.path"
     SERVICE = f"{NAMESPACE}.service"
+    NUMBER = f"{NAMESPACE}.number"
     FINGERPRINT = f"{NAMESPACE}.fingerprint"
     CONFIG = f"{NAMESPACE}.config"
     VERSION = f"{NAMESPACE}.version"
@@ -97,6 +98,7 @@ class State(StrEnum):
 
     BUILDING = "b"
     TEMPLATE = "t"
+    READY = "r"
     IN_USE = "u"
 
 
@@ -119,7 +121,7 @@ class DatabaseName(NamedTuple):
     @classmethod
     def parse(cls, text: str) -> Self | None:
         """Return the name that *text* spells, or None when it is not one of ours."""
-        match = re.fullmatch(r"warmstack_([btu])_([0-9a-f]{16})(?:_([0-9a-f]{10}))?", text)
+        match = re.fullmatch(r"warmstack_([btru])_([0-9a-f]{16})(?:_([0-9a-f]{10}))?", text)
         if match is None or (match[1] == State.TEMPLATE) != (match[3] is None):
             return None
         return cls(State(match[1]), match[2], match[3] or "")

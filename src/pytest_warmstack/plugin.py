@@ -6,7 +6,7 @@ Imported in every pytest run on the machine, so nothing heavy may be imported wi
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Generator, Iterable, Sequence
 from typing import TYPE_CHECKING, Any, Final
 
 import pytest
@@ -61,6 +61,11 @@ def pytest_configure(config: pytest.Config) -> None:
         if not isinstance(error, SettingsError):
             raise
         raise pytest.UsageError(str(error)) from None
+    config.addinivalue_line(
+        "markers",
+        "warmstack_isolation(word): what keeps the test's database from others:"
+        " clone, class, module or rollback",
+    )
     config.stash[WORKERS] = []
     config.stash[fixtures.WORKBENCH] = lambda: _workbench(config)
     config.pluginmanager.register(fixtures, "warmstack-fixtures")
@@ -84,12 +89,29 @@ def pytest_runtestloop(session: pytest.Session) -> None:
     if not _will_run(session) or not (services := _services(session.items)):
         return
     workbench = _workbench(config)
+    workbench.expected = sum(
+        "db_url" in getattr(item, "fixturenames", ()) for item in session.items
+    )
     workbench.start(services)
     _write_header(config, workbench.ledger)
     refusal = workbench.refusal()
     demanded = config.stash[SETTINGS].runtime is not RuntimeName.AUTO
     if refusal is not None and demanded and not _is_worker(config):
         raise pytest.UsageError(str(refusal))
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(
+    item: pytest.Item, call: pytest.CallInfo[None]
+) -> Generator[None, pytest.TestReport, pytest.TestReport]:
+    """Tell who holds the connections when a test fails because PostgreSQL has none to spare."""
+    report = yield
+    if call.excinfo is not None and (workbench := item.config.stash.get(MADE, None)) is not None:
+        from pytest_warmstack.report import is_full
+
+        if is_full(call.excinfo.value) and (holders := workbench.holders()):
+            report.sections.append(("warmstack: who holds the connections", "\n".join(holders)))
+    return report
 
 
 @pytest.hookimpl(trylast=True)
@@ -124,6 +146,7 @@ def pytest_terminal_summary(
     reported = [each for each in config.stash[WORKERS] if each]
     if reported:
         _write_header(config, ledger)
+    _write(config, report.left(ledger.steps), quiet=True)
     if config.get_verbosity() < 0:
         return
     for line in report.summary(ledger, workers=len(reported)):
@@ -134,6 +157,12 @@ def pytest_unconfigure(config: pytest.Config) -> None:
     """Give everything back also when the session ended before it began."""
     if config.stash.get(WORKERS, None) is not None:
         _close(config)
+
+
+def _worker(config: pytest.Config) -> int:
+    """Return the number of this process among the workers of xdist: 3 for `gw3`."""
+    digits = str(getattr(config, "workerinput", {}).get("workerid", "")).lstrip("gw")
+    return int(digits) if digits.isdigit() else 0
 
 
 def _is_worker(config: pytest.Config) -> bool:
@@ -202,6 +231,7 @@ def _workbench(config: pytest.Config) -> Workbench:
             household=_household(config),
             hints=Hints(cache.mkdir("warmstack") if cache is not None else None),
             say=lambda line: _write(config, [line]),
+            worker=_worker(config),
             foreign=lambda: config.hook.pytest_warmstack_template_layers(config=config),
         )
     return config.stash[MADE]

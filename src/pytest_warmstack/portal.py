@@ -61,7 +61,9 @@ class Portal:
     def _opened(self) -> asyncio.AbstractEventLoop:
         with self._opening:
             if self._loop is None:
-                self._loop = asyncio.new_event_loop()
+                # Not the policy's, which the user may have set: its own loop is one that writes
+                # at once what it is given, which `Maintenance.post` relies on.
+                self._loop = asyncio.SelectorEventLoop()
                 self._thread = threading.Thread(
                     target=self._run, args=(self._loop,), name="warmstack-portal", daemon=True
                 )

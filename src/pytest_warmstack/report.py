@@ -3,12 +3,21 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Final
 
 from pytest_warmstack.steps import Ledger, Step
 
 _SERVERS: Final = ("postgres", "redis")
+_LINES: Final = 12
+"""How many of the things that tests left behind are told."""
+
+_QUERY: Final = 100
+"""Characters of a query that are shown."""
+
+_DEPTH: Final = 10
+"""How far an error's causes are followed."""
+
 _ORIGINS: Final = (
     *("replaced", "started again", "started"),
     *("rebuilt", "built", "extended"),
@@ -43,6 +52,30 @@ def header(steps: Sequence[Step], *, reuse: bool, reuse_source: str) -> Iterator
         yield f"the servers stay{source}; to remove them: warmstack clean"
 
 
+def is_full(error: BaseException) -> bool:
+    """Tell whether *error*, or what it came of, is PostgreSQL's refusal of one more connection.
+
+    Its SQLSTATE is 53300 (PostgreSQL's documentation, appendix "PostgreSQL Error Codes").
+    """
+    told: BaseException | None = error
+    for _ in range(_DEPTH):
+        if told is None:
+            return False
+        if "53300" in (getattr(told, "sqlstate", None), getattr(told, "pgcode", None)):
+            return True
+        told = getattr(told, "orig", None) or told.__cause__ or told.__context__
+    return False
+
+
+def left(steps: Sequence[Step]) -> Iterator[str]:
+    """Yield a line for each thing that a test left behind, and for those that are too many."""
+    told = [step.facts for step in steps if step.name == "left"]
+    for facts in told[:_LINES]:
+        yield f"{facts['test']}: {facts['trouble'] if 'trouble' in facts else _leak(facts)}"
+    if len(told) > _LINES:
+        yield f"... and {len(told) - _LINES} more like these"
+
+
 def summary(ledger: Ledger, *, workers: int) -> Iterator[str]:
     """Yield the line that tells what the set-up cost, if there was any."""
     seconds = {
@@ -65,6 +98,13 @@ def summary(ledger: Ledger, *, workers: int) -> Iterator[str]:
         parts.append(f"end {_duration(seconds['end'])}")
     by = f" by {workers} workers" if workers > 1 else ""
     yield f"set-up{by}: {', '.join(parts)}"
+
+
+def _leak(facts: Mapping[str, str]) -> str:
+    """Return the words for a connection that a test left open."""
+    name = f"connection {facts['application']!r}" if facts["application"] else "connection"
+    query = f", last: {' '.join(facts['query'].split())[:_QUERY]}" if facts["query"] else ""
+    return f"it left a {name} open ({facts['state'] or 'state unknown'}{query})"
 
 
 def _server(step: Step, *, with_why: bool) -> str:

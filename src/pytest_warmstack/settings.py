@@ -18,11 +18,29 @@ class RuntimeName(StrEnum):
     EMBEDDED = "embedded"
 
 
+class Isolation(StrEnum):
+    """How a test is kept from what others did to the database."""
+
+    CLONE = "clone"
+    CLASS = "class"
+    MODULE = "module"
+    ROLLBACK = "rollback"
+
+
+class RedisPlan(StrEnum):
+    """What of Redis a process has to itself."""
+
+    SHARED = "shared"
+    PER_PROCESS = "per-process"
+
+
 class Kind(StrEnum):
     """What a choice takes; the value is how an error message says so."""
 
     SWITCH = "yes or no"
     RUNTIME = "one of auto, docker, embedded"
+    ISOLATION = "one of clone, class, module, rollback"
+    REDIS = "one of shared, per-process"
     TEXT = "a text"
     PATH = "a path"
     SECONDS = "a number of seconds above 0"
@@ -79,6 +97,10 @@ class Settings(NamedTuple):
     depends: tuple[str, ...] = ()
     depends_ignore: tuple[str, ...] = ()
     keep_templates: int = 4
+    isolation: Isolation = Isolation.CLONE
+    clones_ahead: int = 2
+    redis: RedisPlan = RedisPlan.SHARED
+    redis_databases: int = 1
     rebuild: bool = False
     start_timeout: float = 60.0
     migrate_timeout: float = 300.0
@@ -165,6 +187,18 @@ CHOICES: Final[Mapping[str, Choice]] = dict(
             Kind.COUNT,
             "How many templates stay in a kept server, the last used ones",
         ),
+        _choice(
+            "isolation",
+            Kind.ISOLATION,
+            "What keeps tests apart: a clone for each test, class or module, or a rollback",
+        ),
+        _choice("clones_ahead", Kind.COUNT, "How many clones are made ahead of the tests"),
+        _choice(
+            "redis",
+            Kind.REDIS,
+            "What of Redis a process has: a database of a shared server, or a server per process",
+        ),
+        _choice("redis_databases", Kind.COUNT, "How many Redis databases a process has, in a row"),
         _choice("rebuild", Kind.FLAG, "Build the template anew, whatever there is"),
         _choice("start_timeout", Kind.SECONDS, "Deadline for a server to be ready, in seconds"),
         _choice("migrate_timeout", Kind.SECONDS, "Deadline for the migrations to end, in seconds"),
@@ -316,6 +350,8 @@ def _lines(raw: object) -> tuple[str, ...]:
 _CONVERT: Final[Mapping[Kind, Callable[[object], Any]]] = {
     Kind.SWITCH: _switch,
     Kind.RUNTIME: lambda raw: RuntimeName(str(raw).strip().lower()),
+    Kind.ISOLATION: lambda raw: Isolation(str(raw).strip().lower()),
+    Kind.REDIS: lambda raw: RedisPlan(str(raw).strip().lower()),
     Kind.TEXT: _text,
     Kind.PATH: _text,
     Kind.SECONDS: _seconds,

@@ -7,8 +7,8 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable, Collection, Sequence
-from concurrent.futures import Future
+from collections.abc import Callable, Collection, Mapping, Sequence
+from concurrent.futures import Future, wait
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -29,13 +29,14 @@ from pytest_warmstack.runtime.base import (
     Server,
     ServerSpec,
 )
-from pytest_warmstack.settings import RuntimeName, Settings
+from pytest_warmstack.settings import RedisPlan, RuntimeName, Settings
 from pytest_warmstack.steps import Ledger, Step
 
 if TYPE_CHECKING:
     from pytest_warmstack.postgres.admin import Admin as PostgresAdmin
-    from pytest_warmstack.postgres.clones import Clone, Clones
+    from pytest_warmstack.postgres.clones import Clone, Clones, Shared
     from pytest_warmstack.postgres.dependencies import Present
+    from pytest_warmstack.postgres.keeper import Keeper
     from pytest_warmstack.postgres.template import Layer
     from pytest_warmstack.redis.admin import Admin as RedisAdmin
     from pytest_warmstack.redis.leases import Lease, Leases
@@ -44,6 +45,9 @@ T = TypeVar("T")
 
 KNOCK: Final = 1.0
 """Seconds that a server at a hinted address may take to answer."""
+
+REDIS_SERVERS: Final = 64
+"""How many servers of its own kind there may be where each process has one."""
 
 LEAVE: Final = 10.0
 """Seconds that background work may take at the end of the run; what it leaves is swept later."""
@@ -54,8 +58,9 @@ class Workbench:
     """The set-up of one process. Everything is made when it is first asked for, once.
 
     *say* tells the user what takes long; *foreign* gives the layers of the template that others
-    add; what the set-up did is entered in `ledger`. `used` names the runtimes that were asked for
-    a server.
+    add; *expected* is how many tests will probably ask for a clone, *worker* the number of this
+    process among those of its run. What the set-up did is entered in `ledger`; `used` names the
+    runtimes that were asked for a server.
     """
 
     settings: Settings
@@ -63,6 +68,8 @@ class Workbench:
     hints: Hints
     say: Callable[[str], None]
     foreign: Callable[[], Sequence[object]] = tuple
+    expected: int = 0
+    worker: int = 0
     ledger: Ledger = field(default_factory=Ledger)
 
     def __post_init__(self) -> None:
@@ -71,6 +78,7 @@ class Workbench:
         self._threads: list[threading.Thread] = []
         self._stack = ExitStack()
         self._portal = Portal()
+        self._sweeping: Callable[[], Future[None]] | None = None
         self.used: list[str] = []
         self._specs: dict[Service, ServerSpec[Any]] = {}
 
@@ -98,7 +106,9 @@ class Workbench:
         return self._once("postgres", lambda: self._ensure(self._spec(Service.POSTGRES)))
 
     def redis(self) -> Server[RedisAdmin]:
-        """Return the Redis server."""
+        """Return the Redis server; if each process has its own, this process's one."""
+        if self.settings.redis is RedisPlan.PER_PROCESS:
+            return self.leases().server
         return self._once("redis", lambda: self._ensure(self._spec(Service.REDIS)))
 
     def clones(self) -> Clones:
@@ -115,15 +125,35 @@ class Workbench:
         with self.ledger.timed("clone"):
             return clones.take()
 
-    def give_back(self, clone: Clone) -> None:
-        """Take back the database of a test that is done."""
-        self.clones().give_back(clone)
+    def give_back(self, clone: Clone, test: str) -> None:
+        """Take back the database of *test*, which is done."""
+        self.clones().give_back(clone, test)
+        self._sweep()
 
-    def take_lease(self) -> Lease:
-        """Return this process's Redis database, empty."""
+    def borrow_clone(self) -> Shared:
+        """Return the database of the tests that undo what they do."""
+        clones = self.clones()
+        with self.ledger.timed("clone"):
+            return clones.borrow()
+
+    def restore_clone(self, shared: Shared, test: str) -> None:
+        """Take back the shared database after *test*."""
+        self.clones().restore(shared, test)
+        self._sweep()
+
+    def holders(self) -> list[str]:
+        """Return who holds PostgreSQL's connections, as far as that can be asked."""
+        keeper: Keeper | None = self._had("keeper")
+        try:
+            return keeper.holders() if keeper is not None else []
+        except WarmstackError:
+            return []
+
+    def take_lease(self, test: str) -> Lease:
+        """Return this process's Redis databases, empty for *test*."""
         leases = self.leases()
         with self.ledger.timed("flush"):
-            return leases.acquire()
+            return leases.acquire(test)
 
     def refusal(self) -> RuntimeUnavailable | None:
         """Return why no runtime could be had, if that is what happened."""
@@ -182,7 +212,7 @@ class Workbench:
                 self._prepare_layers()
             server = runtime.ensure(spec)
             if self.household.keep:
-                self.hints.write(spec.service, _hint(server, why, self.household.project.id))
+                self.hints.write(spec.key, _hint(server, why, self.household.project.id))
         self._stack.callback(server.client.close)
         self.ledger.note(
             Step(
@@ -207,7 +237,7 @@ class Workbench:
 
         Then no engine is asked, and nothing that speaks to one is imported.
         """
-        hint = self.hints.read(spec.service) if self.household.keep else None
+        hint = self.hints.read(spec.key) if self.household.keep else None
         asked = self.settings.runtime
         if hint is None or asked not in {RuntimeName.AUTO, hint.runtime}:
             return None, ""
@@ -265,6 +295,7 @@ class Workbench:
     def _make_clones(self) -> Clones:
         from pytest_warmstack.postgres import template
         from pytest_warmstack.postgres.clones import Clones
+        from pytest_warmstack.postgres.keeper import Keeper
 
         admin = self.postgres().client
         begin = time.perf_counter()
@@ -289,13 +320,45 @@ class Workbench:
                 {"origin": made.origin, "text": made.text, "how": made.how, "why": made.why},
             )
         )
-        if household.keep:
+        keeper = self._once("keeper", lambda: Keeper(admin, made.name))
+        stock = settings.clones_ahead if household.keep else 0
+
+        def sweep() -> Future[None]:
             keep = settings.keep_templates
-            admin.sweep(lambda listed: template.doomed(listed, keep), used=made.used)
-        clones = Clones(admin, made.name, admin.url)
-        if self.household.keep:
-            self._stack.callback(clones.close, timeout=LEAVE)
+            return keeper.sweep(
+                lambda listed: template.doomed(listed, keep, current=made.name, stock=stock),
+                used=made.used,
+            )
+
+        clones = Clones(
+            keeper,
+            ahead=settings.clones_ahead,
+            expected=self.expected,
+            stock=stock,
+            found=lambda each: self._found(
+                each.test, each.leak._asdict() if each.leak else {"trouble": each.trouble}
+            ),
+        )
+        self._stack.callback(clones.close, timeout=LEAVE)
+        if household.keep:
+            self._sweeping = sweep
+            self._stack.callback(self._swept)
         return clones
+
+    def _sweep(self) -> Future[Any] | None:
+        """Begin to drop what dead runs left, once, and not before the first test is done."""
+        if self._sweeping is None:
+            return None
+        return self._once("sweep", self._sweeping)
+
+    def _swept(self) -> None:
+        """Wait for the sweep to end; the next run sweeps what is left then."""
+        if (sweep := self._sweep()) is not None:
+            wait([sweep], timeout=LEAVE)
+
+    def _found(self, test: str, facts: Mapping[str, str]) -> None:
+        """Enter what a test left behind."""
+        self.ledger.note(Step("left", 0.0, {"test": test, **facts}))
 
     def _prepare_layers(self) -> None:
         """Begin to build the template before there is a server for it.
@@ -327,11 +390,40 @@ class Workbench:
     def _make_leases(self) -> Leases:
         from pytest_warmstack.redis.leases import Leases
 
-        server = self.redis()
-        connect = self._spec(Service.REDIS).connect
-        leases = Leases(server.client, lambda: connect(server.endpoint, server.fingerprint, KNOCK))
+        def on(server: Server[RedisAdmin]) -> Leases:
+            connect = self._spec(Service.REDIS).connect
+            return Leases(
+                server,
+                lambda: connect(server.endpoint, server.fingerprint, KNOCK),
+                count=self.settings.redis_databases,
+                whole=self.settings.redis is RedisPlan.PER_PROCESS,
+                found=lambda test, trouble: self._found(test, {"trouble": trouble}),
+            )
+
+        if self.settings.redis is RedisPlan.SHARED:
+            leases = on(self.redis())
+        else:
+            leases = self._first_free(on)
         self._stack.callback(leases.close)
         return leases
+
+    def _first_free(self, on: Callable[[Server[RedisAdmin]], Leases]) -> Leases:
+        """Return the lease of a server that no other process has; start one if there is none.
+
+        Each worker of xdist begins at another number, so that not all want the same one first.
+        """
+        from pytest_warmstack.errors import LeaseFailed
+        from pytest_warmstack.redis import server as redis
+
+        numbers = range(1, REDIS_SERVERS + 1)
+        for number in sorted(numbers, key=lambda each: each != self.worker + 1):
+            server = self._ensure(redis.spec(self.settings, number))
+            leases = on(server)
+            with suppress(LeaseFailed):
+                leases.take()
+                return leases
+            server.client.close()
+        raise LeaseFailed.no_server(servers=REDIS_SERVERS)
 
 
 def _hint(server: Server[Any], why: str, project: str) -> Hint:

@@ -18,10 +18,12 @@ from typing import Any, Final
 
 from pytest_warmstack.identity import DatabaseName
 from pytest_warmstack.postgres import layers, template
-from pytest_warmstack.postgres.admin import USER, Admin
+from pytest_warmstack.postgres.admin import Admin
 from pytest_warmstack.postgres.dependencies import Present
+from pytest_warmstack.postgres.sql import USER
 from pytest_warmstack.runtime.base import Server, ServerSpec
 from pytest_warmstack.settings import Settings
+from sample import keeping
 
 VERSIONS: Final = "migrations/versions"
 
@@ -209,7 +211,8 @@ class Shelf:
                 say=say,
             )
         # Nothing is dropped; it is only written down that they were used.
-        admin.sweep(lambda _: [], used=made.used).result(timeout=30)
+        with keeping(admin, made.name) as keeper:
+            keeper.sweep(lambda _: [], used=made.used).result(timeout=30)
         return made
 
     def templates(self) -> list[DatabaseName]:
@@ -236,28 +239,18 @@ class Shelf:
     def drop(self, name: DatabaseName) -> None:
         """Drop a template, whoever uses it."""
         statement = f'ALTER DATABASE "{name}" IS_TEMPLATE false'
-        self.admin._run(self.admin._execute, statement)
+        self.admin._run(self.admin.main.execute, statement)
         self.admin.drop(name)
 
     def dump(self, name: DatabaseName) -> str:
         """Return the settings of a template, and what pg_dump writes of a clone of it."""
-        clone = self.admin.clone(name)
-        endpoint = self.server.endpoint
-        place = {
-            "PGHOST": endpoint.host,
-            "PGPORT": str(endpoint.port),
-            "PGUSER": USER,
-            "PGPASSWORD": endpoint.password,
-        }
-        programs: Any = self._spec.native("")
-        command = [programs._find().folder / "pg_dump", "--inserts", "--create", str(clone)]
-        try:
-            text = subprocess.run(
-                command, env=place, check=True, capture_output=True, text=True
-            ).stdout
-        finally:
-            self.admin.drop_later(clone).result(timeout=30)
-        text = text.replace(str(clone), "database")
+        with keeping(self.admin, name) as keeper:
+            clone = keeper.prepare().result(timeout=30)
+            try:
+                text = self._dumped(str(clone.name))
+            finally:
+                keeper.drop(clone).result(timeout=30)
+        text = text.replace(str(clone.name), "database")
         text = re.sub(r"^\\(un)?restrict .*\n|^--.*\n|^\n", "", text, flags=re.M)
         # PostgreSQL does not promise in which order a table has its rows.
         rows = r"(^INSERT INTO .*\n)+"
@@ -266,13 +259,26 @@ class Shelf:
         )
         return "\n".join([*self.settings(name), text])
 
+    def _dumped(self, database: str) -> str:
+        """Return what pg_dump writes of a database."""
+        endpoint = self.server.endpoint
+        place = {
+            "PGHOST": endpoint.host,
+            "PGPORT": str(endpoint.port),
+            "PGUSER": USER,
+            "PGPASSWORD": endpoint.password,
+        }
+        programs: Any = self._spec.native("")
+        command = [programs._find().folder / "pg_dump", "--inserts", "--create", database]
+        return subprocess.run(command, env=place, check=True, capture_output=True, text=True).stdout
+
     def settings(self, name: DatabaseName) -> list[str]:
         """Return the settings of a template itself, without the one that is ours."""
         query = (
             "SELECT unnest(setconfig) FROM pg_db_role_setting"
             f" JOIN pg_database d ON d.oid = setdatabase WHERE datname = '{name}'"
         )
-        found = [row[0] for row in self.admin._run(self.admin._fetch, query)]
+        found = [row[0] for row in self.admin._run(self.admin.main.fetch, query)]
         return sorted(each for each in found if not each.startswith("warmstack."))
 
     def from_nothing(self, project: Project) -> str:

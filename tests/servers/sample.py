@@ -23,7 +23,8 @@ import pytest
 from docker.errors import DockerException
 
 from pytest_warmstack import identity
-from pytest_warmstack.postgres.admin import USER
+from pytest_warmstack.postgres.keeper import Keeper
+from pytest_warmstack.postgres.sql import USER
 from pytest_warmstack.processes import Process
 from pytest_warmstack.runtime import embedded
 from pytest_warmstack.runtime.base import (
@@ -65,6 +66,16 @@ def until(ask: Callable[[], T], what: str, *, seconds: float = _DEADLINE) -> T:
         assert time.monotonic() < deadline, f"not within {seconds:g} seconds: {what}"
         time.sleep(0.02)
     return answer
+
+
+@contextmanager
+def keeping(admin: Any, template: identity.DatabaseName) -> Iterator[Keeper]:
+    """Yield what makes and drops clones of *template*, without a run around it."""
+    keeper = Keeper(admin, template)
+    try:
+        yield keeper
+    finally:
+        keeper.leave([], stock=0).result(_DEADLINE)
 
 
 @contextmanager

@@ -86,7 +86,9 @@ def leases(bench: Bench) -> Leases:
     """Return the leases of one more process."""
     server = bench.ensure(bench.redis)
     return Leases(
-        server.client, lambda: bench.redis.connect(server.endpoint, server.fingerprint, 5)
+        server,
+        lambda: bench.redis.connect(server.endpoint, server.fingerprint, 5),
+        found=lambda test, trouble: pytest.fail(f"{test}: {trouble}"),
     )
 
 
@@ -203,14 +205,14 @@ def test_a_test_may_kill_every_client(kept: Library) -> None:
 def test_a_flush_of_everything_gives_no_database_away(standing: Bench, redis: Server[Any]) -> None:
     """FLUSHALL removes the keys that hold the leases; the connections hold them all the same."""
     first = leases(standing)
-    lease = first.acquire()
-    with Redis.from_url(lease.url) as client:
+    lease = first.acquire("a test")
+    with Redis.from_url(lease.urls[0]) as client:
         client.flushall()
 
     second = leases(standing)
 
-    assert (lease.index, second.acquire().index) == (1, 2)
-    assert first.acquire() == lease
+    assert (lease.index, second.acquire("a test").index) == (1, 2)
+    assert first.acquire("a test") == lease
 
 
 @embedded_only
@@ -220,13 +222,13 @@ def test_a_database_is_empty_each_time_and_nobody_elses_is_touched(
     """Each test's turn empties the database of its own process only."""
     first, second = leases(standing), leases(standing)
     with (
-        Redis.from_url(first.acquire().url) as mine,
-        Redis.from_url(second.acquire().url) as theirs,
+        Redis.from_url(first.acquire("a test").urls[0]) as mine,
+        Redis.from_url(second.acquire("a test").urls[0]) as theirs,
     ):
         mine.set("reader", "Ada")
         theirs.set("reader", "Grace")
 
-        first.acquire()
+        first.acquire("a test")
 
         assert mine.dbsize() == 0
         assert theirs.get("reader") == b"Grace"
@@ -241,15 +243,20 @@ def test_when_every_database_is_taken_the_text_says_so(bench: Bench) -> None:
     servers = [bench.ensure(spec) for _ in range(3)]
     assert len({server.id for server in servers}) == 1
     first, second, third = (
-        Leases(server.client, lambda: pytest.fail("a connection was lost")) for server in servers
+        Leases(
+            server,
+            lambda: pytest.fail("a connection was lost"),
+            found=lambda test, trouble: pytest.fail(f"{test}: {trouble}"),
+        )
+        for server in servers
     )
-    assert (first.acquire().index, second.acquire().index) == (1, 2)
+    assert (first.acquire("a test").index, second.acquire("a test").index) == (1, 2)
 
     with pytest.raises(LeaseFailed) as caught:
-        third.acquire()
+        third.acquire("a test")
     text = str(caught.value)
     assert "Every database of the Redis server is in use." in text
     assert "2 living processes hold the 2 that can be leased" in text
 
     first.close()
-    assert third.acquire().index == 1
+    assert third.acquire("a test").index == 1

@@ -22,7 +22,7 @@ from histories import ENV, INI, VERSIONS, Project, Shelf, promised
 from pytest_warmstack.errors import TemplateFailed
 from pytest_warmstack.postgres import dependencies, template
 from pytest_warmstack.settings import RuntimeName
-from sample import Bench, until
+from sample import Bench, keeping, until
 
 pytestmark = pytest.mark.parametrize("runtime", [RuntimeName.EMBEDDED], indirect=True)
 
@@ -1120,7 +1120,8 @@ def test_the_templates_that_were_used_last_stay(
     sweeper = standing.ensure(standing.postgres).client
 
     def sweep() -> set[str]:
-        sweeper.sweep(lambda listed: template.doomed(listed, 2)).result(timeout=30)
+        with keeping(sweeper, names[0]) as keeper:
+            keeper.sweep(lambda listed: template.doomed(listed, 2)).result(timeout=30)
         return {str(each) for each in kept.templates() if each not in kept.known}
 
     assert sweep() == {str(each) for each in (in_use, names[0], names[-1])}

@@ -19,7 +19,7 @@ from pytest_warmstack.postgres import template
 from pytest_warmstack.postgres.dependencies import Present
 from pytest_warmstack.postgres.layers import Foreign
 from pytest_warmstack.settings import RuntimeName
-from sample import Bench, Library, until
+from sample import Bench, Library, keeping, until
 
 REUSE = "--reuse-containers"
 
@@ -525,7 +525,8 @@ def test_only_the_templates_that_were_used_last_stay(standing: Bench) -> None:
     names = [ensure(mine, number).name for number in range(1, 7)]
     mine.close()
     sweeper = standing.ensure(standing.postgres).client
-    sweeper.sweep(lambda listed: template.doomed(listed, 4), used=names[:1]).result(timeout=30)
+    with keeping(sweeper, names[0]) as keeper:
+        keeper.sweep(lambda listed: template.doomed(listed, 4), used=names[:1]).result(timeout=30)
 
     left = {each.name for each in sweeper.databases()}
     assert left == {used_by_another, names[0], *names[-3:]}

@@ -19,6 +19,7 @@ SAMPLES: dict[str, Any] = {
     "allowed": "127.0.0.1:54321/warmstack_b_1",
     "cause": "the engine said no",
     "config": "/srv/shop/alembic.ini",
+    "count": 5,
     "databases": 256,
     "doing": ["Python: 0002_b.py, line 7, in upgrade", "PostgreSQL: SELECT pg_sleep(99)"],
     "file": "/srv/shop/sql/orders.sql",
@@ -28,7 +29,7 @@ SAMPLES: dict[str, Any] = {
     "function": "shop.db:make_config",
     "heads": ["0002", "0003"],
     "holder": "backend 7 of 127.0.0.1",
-    "holders": 255,
+    "holders": ["5-9:process-7@host", "10-14:process-8@host"],
     "how": "exit status 1",
     "image": "postgres:99",
     "kind": "shop.conftest.SearchIndex",
@@ -45,11 +46,13 @@ SAMPLES: dict[str, Any] = {
         WarmstackError("Second way is shut.", why="no lock", looked_at=["wall"], todo=["dig"]),
     ],
     "seconds": 2.5,
+    "servers": 64,
     "setting": "WARMSTACK_REDIS_BIN",
     "source": "pyproject.toml",
     "state": "42601",
     "table": "alembic_version",
     "template": "warmstack_t_0123",
+    "test": "tests/test_orders.py::test_refund",
     "title": "PostgreSQL",
     "tried": "postgresql://db.example.com:5432/prod",
     "value": "maybe",
@@ -194,7 +197,7 @@ def test_when_nothing_runs_every_refusal_is_told() -> None:
 
 def test_the_number_of_databases_that_can_be_leased_leaves_out_ours() -> None:
     """Database 0 holds the leases, and is nobody's."""
-    assert "255 living processes hold the 255 that can be leased" in str(
+    assert "2 living processes hold the 255 that can be leased" in str(
         made("LeaseFailed.none_free")
     )
 

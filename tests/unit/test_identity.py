@@ -21,6 +21,7 @@ NAMES = [
     (DatabaseName(State.TEMPLATE, PRINT), f"warmstack_t_{PRINT}"),
     (DatabaseName(State.BUILDING, PRINT, "00aa11bb22"), f"warmstack_b_{PRINT}_00aa11bb22"),
     (DatabaseName(State.IN_USE, PRINT, "fffffffff0"), f"warmstack_u_{PRINT}_fffffffff0"),
+    (DatabaseName(State.READY, PRINT, "0000000000"), f"warmstack_r_{PRINT}_0000000000"),
 ]
 
 
@@ -206,4 +207,4 @@ def test_changes_are_told_key_by_key(
 def test_every_label_bears_our_prefix() -> None:
     """No label of ours can be mistaken for another tool's."""
     assert all(label.startswith("pytest-warmstack.") for label in Label)
-    assert len(set(Label)) == 8
+    assert len(set(Label)) == 9

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import time
 
 import pytest
@@ -356,3 +357,83 @@ def test_the_summary_of_several_workers_tells_the_slowest_and_how_many_there_wer
 def test_a_single_worker_is_not_counted() -> None:
     """One worker is as good as none."""
     assert summary(server(), workers=1) == ["set-up: servers 1.31 s"]
+
+
+# What tests left behind
+
+
+def leftover(**facts: str) -> Step:
+    """Return the step for what a test left."""
+    plain = {"test": "a.py::test", "application": "shop", "state": "idle", "query": "SELECT 1"}
+    return Step("left", 0.0, {**plain, **facts})
+
+
+def test_a_connection_that_was_left_open_is_told_with_its_test_and_its_name() -> None:
+    """And what it did last, on one line, cut off where it is long."""
+    query = "SELECT 1,\n   2" + ", 3" * 100
+
+    (line,) = report.left([leftover(query=query)])
+
+    begin = "a.py::test: it left a connection 'shop' open (idle, last: SELECT 1, 2, 3"
+    assert line.startswith(begin)
+    assert len(line) < len(begin) + 100
+
+
+def test_a_connection_without_a_name_or_a_query_is_told_all_the_same() -> None:
+    """There is always something to say."""
+    (line,) = report.left([leftover(application="", query="", state="")])
+
+    assert line == "a.py::test: it left a connection open (state unknown)"
+
+
+def test_other_trouble_is_told_in_its_own_words() -> None:
+    """As whoever found it put it."""
+    step = Step("left", 0.0, {"test": "a.py::test", "trouble": "it committed"})
+
+    assert list(report.left([step])) == ["a.py::test: it committed"]
+
+
+def test_a_run_that_leaves_much_is_not_told_all_of_it() -> None:
+    """A suite in which every test forgets a connection would bury all else."""
+    lines = list(report.left([leftover() for _ in range(40)]))
+
+    assert len(lines) == 13
+    assert lines[-1] == "... and 28 more like these"
+
+
+def test_a_run_that_leaves_nothing_says_nothing() -> None:
+    """Other steps are told elsewhere."""
+    assert list(report.left([Step("postgres", 1.0, {})])) == []
+
+
+class Refused(Exception):
+    """An error of a driver, with PostgreSQL's code."""
+
+    sqlstate = "53300"
+
+
+def raised(*errors: Exception) -> Exception:
+    """Return the last of *errors*, each of which came of the one before."""
+    for cause, error in itertools.pairwise(errors):
+        error.__cause__ = cause
+    return errors[-1]
+
+
+def test_a_refused_connection_is_known_whatever_is_around_it() -> None:
+    """SQLAlchemy keeps the driver's error as `orig`, others as a cause."""
+    wrapped = ValueError("wrapped")
+    wrapped.orig = Refused()  # type: ignore[attr-defined]
+
+    assert report.is_full(Refused())
+    assert report.is_full(wrapped)
+    assert report.is_full(raised(Refused(), ValueError("a"), ValueError("b")))
+
+
+def test_other_errors_are_none_for_want_of_connections() -> None:
+    """And one that is its own cause does not keep us."""
+    loop = ValueError("loop")
+    loop.__cause__ = ValueError("other")
+    loop.__cause__.__cause__ = loop
+
+    assert not report.is_full(ValueError("53300"))
+    assert not report.is_full(loop)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable, Sequence
+from concurrent.futures import Future
 from copy import deepcopy
 from dataclasses import dataclass, field
 
@@ -72,10 +73,13 @@ class Server:
     def share(self, name: DatabaseName) -> None:
         """Keep others from dropping a template."""
 
-    def create(self, name: DatabaseName) -> None:
-        """Make an empty database."""
+    def create(self, name: DatabaseName) -> Future[None]:
+        """Make an empty database, at once."""
         assert str(name) not in self.held
         self.held[str(name)] = []
+        made: Future[None] = Future()
+        made.set_result(None)
+        return made
 
     def copy(self, source: DatabaseName, name: DatabaseName) -> None:
         """Make a copy of a database."""

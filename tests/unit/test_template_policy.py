@@ -76,3 +76,49 @@ def test_builds_and_clones_are_doomed_and_take_no_place(state: State, *, sealed:
     others = [Database(DatabaseName.new(state, "f" * 16), sealed, 100.0) for _ in range(3)]
 
     assert doomed([*others, *whole], 4) == [each.name for each in others]
+
+
+CURRENT = template(100.0)
+
+
+def ready(serial: str, *, of: Database = CURRENT, visits: int = 0) -> Database:
+    """Return a clone that stands ready."""
+    name = DatabaseName(State.READY, of.name.fingerprint, serial * 10)
+    return Database(name, sealed=False, visits=visits)
+
+
+def test_as_many_clones_of_the_current_template_stand_ready_as_asked() -> None:
+    """Those beyond are dropped; without a stock, all of them are."""
+    listed = [CURRENT, *map(ready, "0123")]
+
+    for stock in range(5):
+        names = doomed(listed, 4, current=CURRENT.name, stock=stock)
+        assert names == [each.name for each in listed[1 + stock :]]
+    assert doomed(listed, 4) == [each.name for each in listed[1:]]
+
+
+def test_clones_of_another_template_do_not_stand_ready() -> None:
+    """A template that was followed by another one has no stock any more, though it stays."""
+    old = template(50.0)
+    listed = [old, CURRENT, ready("0", of=old), ready("1")]
+
+    assert doomed(listed, 4, current=CURRENT.name, stock=2) == [listed[2].name]
+
+
+def test_a_clone_that_somebody_has_looked_into_does_not_stand_ready() -> None:
+    """It may have been changed; it takes no other one's place."""
+    listed = [CURRENT, ready("0", visits=1), ready("1"), ready("2")]
+
+    assert doomed(listed, 4, current=CURRENT.name, stock=2) == [listed[1].name]
+
+
+def test_clones_in_use_and_builds_are_dropped_whatever_the_stock() -> None:
+    """A sweep gets only those whose owner is gone."""
+    rubbish = [
+        Database(DatabaseName.new(state, CURRENT.name.fingerprint), sealed=False)
+        for state in (State.IN_USE, State.BUILDING)
+    ]
+
+    assert doomed([CURRENT, *rubbish], 4, current=CURRENT.name, stock=9) == [
+        each.name for each in rubbish
+    ]

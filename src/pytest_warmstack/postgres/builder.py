@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import IO, Any, Final
 
 from pytest_warmstack.errors import TemplateFailed
-from pytest_warmstack.postgres.admin import USER
+from pytest_warmstack.postgres.sql import USER
 from pytest_warmstack.postgres.template import Target
 
 _CHILD: Final = "pytest_warmstack.postgres.child"

@@ -1,55 +1,190 @@
-"""A database for every test: cloned from the template, dropped when the test is done."""
+"""A database for every test: made ahead of it, dropped behind it, and always few at a time."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from concurrent.futures import Future, wait
-from typing import NamedTuple, Protocol
+from collections import deque
+from collections.abc import Callable, Sequence
+from concurrent.futures import CancelledError, Future, wait
+from contextlib import suppress
+from dataclasses import dataclass
+from typing import Final, NamedTuple, Protocol
 
+from pytest_warmstack.errors import WarmstackError
 from pytest_warmstack.identity import DatabaseName
+
+DROPPING: Final = 8
+"""How many clones of tests that are done may wait to be dropped; more, and the tests wait."""
 
 
 class Clone(NamedTuple):
-    """A test's own database, and its SQLAlchemy URL."""
+    """A database of a test's own: its name, its SQLAlchemy URL, and the server's number for it.
+
+    The number stays when a test gives its database another name.
+    """
 
     name: DatabaseName
+    oid: int
     url: str
 
 
+class Leak(NamedTuple):
+    """A connection that a test left open: as what it announced itself, and what it was doing."""
+
+    application: str
+    state: str
+    query: str
+
+
+class Finding(NamedTuple):
+    """What a *test* left behind: a leak, or why its database could not be used again or dropped."""
+
+    test: str
+    leak: Leak | None = None
+    trouble: str = ""
+
+
+@dataclass
+class Shared:
+    """A clone that tests use one after the other, each undoing what it did.
+
+    `connections` counts those that were made to undo what went over them; any other one may have
+    committed. `trouble` is why the clone can't be used again after the test at hand.
+    """
+
+    clone: Clone
+    connections: int = 0
+    trouble: str = ""
+
+
 class Maker(Protocol):
-    """What makes and drops databases; this room knows no SQL."""
+    """What makes and drops databases, in the background; this room knows no SQL."""
 
-    def clone(self, template: DatabaseName) -> DatabaseName:
-        """Return a new clone that this process owns."""
+    def prepare(self) -> Future[Clone]:
+        """Return a clone that this process owns, and that no test had."""
 
-    def drop_later(self, name: DatabaseName) -> Future[None]:
-        """Drop a database in the background."""
+    def drop(self, clone: Clone) -> Future[list[Leak]]:
+        """Drop a clone whatever its test left; give the connections among it."""
+
+    def visits(self, clone: Clone) -> Future[int]:
+        """Return how many connections there have been to a clone since it was made."""
+
+    def stop(self) -> None:
+        """Begin to make no more clones; those that were asked for are cancelled."""
+
+    def leave(self, unused: Sequence[Clone], *, stock: int) -> Future[None]:
+        """Leave *stock* clones ready for the next run, some of them *unused* ones."""
 
 
 class Clones:
     """The clones of one template that this process uses.
 
-    A test waits for its clone to be made, never for one to be dropped.
+    *ahead* of them are kept ready, and no more than *expected*, the number of tests that will ask
+    for one. *stock* is how many the next run is to find ready. *found* is told what tests left
+    behind, from another thread.
     """
 
     def __init__(
-        self, maker: Maker, template: DatabaseName, url: Callable[[DatabaseName], str]
+        self,
+        maker: Maker,
+        *,
+        ahead: int,
+        expected: int,
+        stock: int,
+        found: Callable[[Finding], None],
     ) -> None:
         self._maker = maker
-        self._template = template
-        self._url = url
-        self._going: set[Future[None]] = set()
+        self._limit = ahead
+        self._expected = expected
+        self._stock = stock
+        self._found = found
+        self._ahead: deque[Future[Clone]] = deque()
+        self._dropping: deque[Future[list[Leak]]] = deque()
+        self._shared: Shared | None = None
+        self._last: tuple[str, Future[int]] | None = None
+        self._fill()
 
     def take(self) -> Clone:
-        """Return a clone that no other test has, had or will have."""
-        name = self._maker.clone(self._template)
-        return Clone(name, self._url(name))
+        """Return a clone that no other test has, had or will have.
 
-    def give_back(self, clone: Clone) -> None:
-        """Have the clone dropped, in the background."""
-        self._going = {future for future in self._going if not future.done()}
-        self._going.add(self._maker.drop_later(clone.name))
+        Raises `CloneFailed` with PostgreSQL's own words, or `ServerFull`.
+        """
+        while len(self._dropping) >= DROPPING:
+            # It has a deadline of its own, and tells what went wrong.
+            wait([self._dropping.popleft()])
+        future = self._ahead.popleft() if self._ahead else self._maker.prepare()
+        self._expected -= 1
+        self._fill()
+        try:
+            return future.result()
+        except KeyboardInterrupt:
+            self._ahead.appendleft(future)  # It is closed with the others.
+            raise
+
+    def give_back(self, clone: Clone, test: str) -> None:
+        """Have the clone of *test*, which is done, dropped in the background."""
+        while self._dropping and self._dropping[0].done():
+            self._dropping.popleft()
+        future = self._maker.drop(clone)
+        future.add_done_callback(lambda done: self._tell(done, test))
+        self._dropping.append(future)
+
+    def borrow(self) -> Shared:
+        """Return the clone of the tests that undo what they did; a new one if one did not."""
+        self._look()
+        if self._shared is None:
+            self._shared = Shared(self.take())
+        return self._shared
+
+    def restore(self, shared: Shared, test: str) -> None:
+        """Take the shared clone back after *test*.
+
+        Whether somebody connected to it by another way is asked in the background.
+        """
+        self._last = test, self._maker.visits(shared.clone)
+        if shared.trouble:
+            self._replace(test, shared.trouble)
 
     def close(self, *, timeout: float) -> None:
-        """Wait up to *timeout* seconds for the drops to end; the next run sweeps the rest."""
-        wait(self._going, timeout=timeout)
+        """End it, waiting up to *timeout* seconds; the next run sweeps what is left then."""
+        self._look()
+        if self._shared is not None:
+            self.give_back(self._shared.clone, "")
+        self._maker.stop()
+        wait(self._ahead, timeout=timeout)
+        wait(self._dropping, timeout=timeout)
+        unused = []
+        for future in self._ahead:
+            with suppress(WarmstackError, CancelledError, TimeoutError):
+                unused.append(future.result(timeout=0))
+        wait([self._maker.leave(unused, stock=self._stock)], timeout=timeout)
+
+    def _fill(self) -> None:
+        while len(self._ahead) < min(self._limit, self._expected):
+            self._ahead.append(self._maker.prepare())
+
+    def _look(self) -> None:
+        """See what came of the question whether the last test connected by another way."""
+        if self._last is None or self._shared is None:
+            return
+        test, visits = self._last
+        self._last = None
+        if visits.result() != self._shared.connections:
+            self._replace(test, "it connected to its database by another way than db_engine")
+
+    def _replace(self, test: str, trouble: str) -> None:
+        """Let the next test have another shared clone."""
+        self._found(Finding(test, trouble=f"{trouble}; its database was not used again"))
+        if self._shared is not None:
+            self.give_back(self._shared.clone, test)
+        self._shared = self._last = None
+
+    def _tell(self, future: Future[list[Leak]], test: str) -> None:
+        """Tell what the drop of a clone has shown."""
+        if future.cancelled():
+            return
+        error = future.exception()
+        if isinstance(error, WarmstackError):
+            self._found(Finding(test, trouble=f"{error.what} {error.why}"))
+        elif error is None:
+            for leak in future.result():
+                self._found(Finding(test, leak))

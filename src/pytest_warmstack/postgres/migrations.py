@@ -11,9 +11,9 @@ from typing import Any, Self
 
 from pytest_warmstack.errors import TemplateFailed
 from pytest_warmstack.identity import fingerprint
-from pytest_warmstack.postgres.admin import quote
 from pytest_warmstack.postgres.builder import Builder
 from pytest_warmstack.postgres.record import ALEMBIC, Link, Portion
+from pytest_warmstack.postgres.sql import quote
 from pytest_warmstack.postgres.template import Layer, Target
 from pytest_warmstack.settings import Settings, is_attribute
 

@@ -7,7 +7,9 @@ from typing import Final
 
 from pytest_warmstack.identity import Service
 from pytest_warmstack.portal import Portal
-from pytest_warmstack.postgres.admin import TITLE, USER, Admin, initdb_arguments
+from pytest_warmstack.postgres.admin import Admin, initdb_arguments
+from pytest_warmstack.postgres.connections import TITLE
+from pytest_warmstack.postgres.sql import USER
 from pytest_warmstack.runtime.base import Container, Native, ServerSpec, major_of
 from pytest_warmstack.settings import CHOICES, Settings
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
+from concurrent.futures import wait
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import cached_property
@@ -232,8 +233,10 @@ class _Bench:
             lambda: admin.activity(draft),
         )
         admin.try_lock(draft)
+        usable = () if self._rebuild else known
+        # Where there is nothing to begin at, the database can be made while the plan is.
+        empty = None if usable else admin.create(draft)
         try:
-            usable = () if self._rebuild else known
             planned = [
                 self._known_portion(each, usable) or each.plan(target) for each in self._layers
             ]
@@ -244,7 +247,7 @@ class _Bench:
                 (self._chains.common(planned, each.record)[0] for each in usable), default=0
             )
             if base is None:
-                admin.create(draft)
+                (empty or admin.create(draft)).result()
             else:
                 admin.copy(base.name, draft)
             name, record = self._build_on(target, draft, planned, base, reach)
@@ -253,6 +256,8 @@ class _Bench:
         except BaseException:
             # The build's own error is the one to tell, also when the server is lost.
             with suppress(WarmstackError):
+                if empty is not None:
+                    wait([empty])
                 admin.drop(draft)
             raise
         finally:
@@ -397,11 +402,13 @@ def _sizes(portions: Sequence[Portion]) -> list[int]:
     return [len(each.links) for each in portions]
 
 
-def doomed(databases: Sequence[Database], keep: int) -> list[DatabaseName]:
+def doomed(
+    databases: Sequence[Database], keep: int, *, current: DatabaseName | None = None, stock: int = 0
+) -> list[DatabaseName]:
     """Return what a sweep may drop if no process holds its lock.
 
-    All but the *keep* templates that were used last: builds and clones without an owner are
-    rubbish.
+    All but the *keep* templates that were used last, and *stock* clones of the *current* one that
+    stand ready and that nobody has looked into: builds and clones without an owner are rubbish.
     """
     templates = sorted(
         (each for each in databases if each.name.state is State.TEMPLATE and each.sealed),
@@ -409,4 +416,13 @@ def doomed(databases: Sequence[Database], keep: int) -> list[DatabaseName]:
         reverse=True,
     )
     kept = {each.name for each in templates[:keep]}
+    ready = [
+        each.name
+        for each in databases
+        if each.name.state is State.READY
+        and current is not None
+        and each.name.fingerprint == current.fingerprint
+        and not each.visits
+    ]
+    kept.update(ready[:stock])
     return [each.name for each in databases if each.name not in kept]

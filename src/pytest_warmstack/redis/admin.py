@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import socket
-from typing import Any, Final, Self
+from collections.abc import Iterator, Sequence
+from typing import Any, Final, NamedTuple, Self
 
 from redis import Connection
 from redis.backoff import NoBackoff
@@ -13,11 +14,35 @@ from redis.retry import Retry
 from pytest_warmstack.errors import ServerFailed
 from pytest_warmstack.runtime.base import Endpoint, NotOurs, NotReady
 
+_SECRETS: Final = frozenset({"requirepass", "masterauth", "primaryauth", "tls-key-file-pass"})
+"""Settings that we neither remember nor restore; `masterauth` is `primaryauth` in Valkey."""
+
 NAME: Final = "pytest-warmstack"
 """Every connection of ours has a name that begins with this."""
 
-_ANSWER: Final = 30.0
+ANSWER: Final = 30.0
 """Seconds that one command of ours may take."""
+
+
+class Client(NamedTuple):
+    """A connection to the server, as CLIENT LIST tells of it."""
+
+    id: int
+    name: str
+    address: str
+    database: int
+    command: str
+    flags: str
+
+    @property
+    def waits(self) -> bool:
+        """Whether it is in a command that waits for others, such as BLPOP."""
+        return "b" in self.flags
+
+    @property
+    def listens(self) -> bool:
+        """Whether it is subscribed to a channel, or monitors the server."""
+        return "P" in self.flags or "O" in self.flags
 
 
 class Admin:
@@ -29,6 +54,7 @@ class Admin:
     def __init__(self, endpoint: Endpoint, connection: Any, version: str) -> None:
         self.endpoint = endpoint
         self.version = version
+        self.id = 0
         self._connection = connection
 
     @classmethod
@@ -47,14 +73,15 @@ class Admin:
             protocol=2,
             retry=Retry(NoBackoff(), 0),
             socket_connect_timeout=timeout,
-            socket_timeout=_ANSWER,
+            socket_timeout=ANSWER,
         )
         admin = cls(endpoint, connection, "")
         try:
             connection.connect()
             # redis-py 5.2 to 8 differ in what a name setting does; an answer is what counts.
-            facts = admin.command("INFO", "server")
-            _, ident = admin.command("CONFIG", "GET", "syslog-ident")
+            facts, (_, ident), admin.id = admin.commands(
+                ("INFO", "server"), ("CONFIG", "GET", "syslog-ident"), ("CLIENT", "ID")
+            )
         except (AuthenticationError, ResponseError, ValueError) as error:
             connection.disconnect()
             raise NotOurs(f"it does not take the password: {error}") from error
@@ -74,27 +101,80 @@ class Admin:
         Raises `ServerFailed` when the connection is lost, and redis-py's `ResponseError` when the
         server refuses.
         """
-        try:
-            self._connection.send_command(*words)
-            return self._connection.read_response()
-        except ResponseError:
-            raise
-        except (RedisError, OSError) as error:
-            self._connection.disconnect()
-            raise ServerFailed.lost(title="Redis", cause=str(error)) from error
+        (answer,) = self.begin(words)
+        return answer
 
-    def clients(self) -> dict[str, str]:
-        """Return the names of all connections to the server, by their ids."""
-        lines = self.command("CLIENT", "LIST").splitlines()
-        facts = [dict(pair.partition("=")[::2] for pair in line.split(" ")) for line in lines]
-        return {each["id"]: each.get("name", "") for each in facts}
+    def commands(self, *commands: Sequence[str | int]) -> list[Any]:
+        """Return the answers to several commands, in one round trip; else like `command`."""
+        return list(self.begin(*commands))
+
+    def begin(self, *commands: Sequence[str | int]) -> Iterator[Any]:
+        """Send several commands at once, and return their answers one by one, as they come.
+
+        All have to be taken before the next command. Raises what `command` does.
+        """
+        connection = self._connection
+        try:
+            connection.send_packed_command(connection.pack_commands(commands))
+        except (RedisError, OSError) as error:
+            raise self._lost(error) from error
+        return self._answers(len(commands))
+
+    def _answers(self, count: int) -> Iterator[Any]:
+        for left in reversed(range(count)):
+            try:
+                yield self._connection.read_response()
+            except ResponseError:
+                if left:
+                    self._connection.disconnect()  # What else was asked is not heard any more.
+                raise
+            except (RedisError, OSError) as error:
+                raise self._lost(error) from error
+
+    def _lost(self, error: Exception) -> ServerFailed:
+        self._connection.disconnect()
+        return ServerFailed.lost(title="Redis", cause=str(error))
+
+    def clients(self) -> list[Client]:
+        """Return all connections to the server."""
+        return self.clients_of(self.command("CLIENT", "LIST"))
+
+    @staticmethod
+    def clients_of(listed: str) -> list[Client]:
+        """Return the connections that an answer to CLIENT LIST tells of."""
+        facts = (
+            dict(pair.partition("=")[::2] for pair in line.split(" "))
+            for line in listed.splitlines()
+        )
+        return [
+            Client(
+                id=int(each["id"]),
+                name=each.get("name", ""),
+                address=each.get("addr", ""),
+                database=int(each.get("db", 0)),
+                command=each.get("cmd", ""),
+                flags=each.get("flags", ""),
+            )
+            for each in facts
+        ]
+
+    @staticmethod
+    def stats(info: str) -> dict[str, int]:
+        """Return how often each command was called, from an answer to INFO commandstats."""
+        pairs = (
+            line.removeprefix("cmdstat_").partition(":calls=")[::2] for line in info.splitlines()
+        )
+        return {name: int(rest.partition(",")[0]) for name, rest in pairs if rest}
+
+    def settings(self) -> dict[str, str]:
+        """Return the server's settings, but for those that hold a secret."""
+        answer = iter(self.command("CONFIG", "GET", "*"))
+        pairs = zip(answer, answer, strict=True)
+        return {name: value for name, value in pairs if name not in _SECRETS}
 
     def users(self) -> int:
         """Return how many other processes of ours are connected to this server."""
-        own = str(self.command("CLIENT", "ID"))
-        return sum(
-            name.startswith(NAME) for number, name in self.clients().items() if number != own
-        )
+        return sum(each.name.startswith(NAME) and each.id != self.id for each in self.clients())
 
     def close(self) -> None:
         """End the connection, and with it the lease."""

@@ -29,8 +29,8 @@ OPTIONS: Final[Mapping[str, str]] = {
 _PROGRAMS: Final = ("redis-server", "valkey-server")
 
 
-def spec(settings: Settings) -> ServerSpec[Admin]:
-    """Return the description of the Redis that *settings* ask for."""
+def spec(settings: Settings, number: int = 0) -> ServerSpec[Admin]:
+    """Return the description of the Redis that *settings* ask for; *number* 0 is for all."""
     return ServerSpec(
         service=Service.REDIS,
         title=TITLE,
@@ -43,6 +43,7 @@ def spec(settings: Settings) -> ServerSpec[Admin]:
         container=_container,
         native=lambda fingerprint: NativeRedis(settings.redis_bin, fingerprint),
         connect=Admin.connect,
+        number=number,
     )
 
 

@@ -107,6 +107,7 @@ class ServerSpec(Generic[C]):
 
     *major* is the version asked for (None when any will do), *programs* a folder named by the
     user, *options* are the server's own settings, *port* is where it listens in a container.
+    *number* tells apart several servers of a service, from 1 on; 0 is one that all share.
 
     *container* takes a password and a fingerprint, *native* a fingerprint. *connect* makes the
     client with a real query: it takes the endpoint, the fingerprint to expect and a time in
@@ -124,6 +125,12 @@ class ServerSpec(Generic[C]):
     container: Callable[[str, str], Container]
     native: Callable[[str], Native]
     connect: Callable[[Endpoint, str, float], C]
+    number: int = 0
+
+    @property
+    def key(self) -> str:
+        """A word for it within a project: `redis`, or `redis-2`."""
+        return f"{self.service}-{self.number}" if self.number else str(self.service)
 
     def config(self, runtime: str) -> dict[str, str]:
         """Return all that makes a running server the one asked for, by name."""
@@ -133,7 +140,8 @@ class ServerSpec(Generic[C]):
             origin = {"version": str(self.major or "any")}
             if self.programs:
                 origin["programs"] = self.programs
-        return {"format": SERVER_FORMAT, **origin, **self.options}
+        number = {"number": str(self.number)} if self.number else {}
+        return {"format": SERVER_FORMAT, **origin, **number, **self.options}
 
     def fingerprint(self, runtime: str) -> str:
         """Return the fingerprint of `config`."""
@@ -254,6 +262,7 @@ class Household:
             Label.PROJECT: self.project.id,
             Label.PATH: self.project.path,
             Label.SERVICE: spec.service,
+            Label.NUMBER: str(spec.number),
             Label.FINGERPRINT: spec.fingerprint(runtime),
             Label.CONFIG: json.dumps(spec.config(runtime), sort_keys=True),
             Label.VERSION: version(NAMESPACE),
@@ -261,18 +270,19 @@ class Household:
             Label.OWNER: str(self.owner),
         }
 
-    def owns(self, found: Found, service: Service) -> bool:
-        """Tell whether *found* is this household's server of that service, outdated or not."""
+    def owns(self, found: Found, spec: ServerSpec[Any]) -> bool:
+        """Tell whether *found* is this household's server for *spec*, outdated or not."""
         return (
             found.labels.get(Label.PROJECT) == self.project.id
-            and found.labels.get(Label.SERVICE) == service
+            and found.labels.get(Label.SERVICE) == spec.service
+            and found.labels.get(Label.NUMBER, "0") == str(spec.number)
             and found.labels.get(Label.RUN) == (KEPT if self.keep else self.run)
         )
 
     def name(self, spec: ServerSpec[Any], runtime: str) -> str:
         """Return the one name that such a server can have, so that no two are ever made."""
         run = KEPT if self.keep else self.run
-        parts = ["warmstack", self.project.slug, self.project.id, run, spec.service]
+        parts = ["warmstack", self.project.slug, self.project.id, run, spec.key]
         return "-".join([*filter(None, parts), spec.fingerprint(runtime)[:8]])
 
 
@@ -319,7 +329,7 @@ def remove_outdated(runtime: Runtime, household: Household, spec: ServerSpec[Any
     reason = ""
     current = household.name(spec, runtime.name)
     for found in runtime.list():
-        if found.name == current or not household.owns(found, spec.service):
+        if found.name == current or not household.owns(found, spec):
             continue
         if found.running and runtime.in_use(spec, found):
             continue

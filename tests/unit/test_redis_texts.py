@@ -1,0 +1,85 @@
+"""What Redis' answers are understood to say."""
+
+from __future__ import annotations
+
+import pytest
+
+from pytest_warmstack.redis import leases
+from pytest_warmstack.redis.admin import Admin
+
+LIST = (
+    "id=7 addr=127.0.0.1:5 laddr=127.0.0.1:6 fd=8 name=pytest-warmstack:lease:3-5:process-1@a age=1"
+    " idle=0 flags=N db=3 sub=0 psub=0 cmd=client|list user=default redir=-1\n"
+    "id=8 addr=127.0.0.1:7 name= flags=b db=4 cmd=blpop\n"
+    "id=9 addr=127.0.0.1:9 name=shop flags=P db=0 cmd=subscribe\n"
+    "id=10 addr=127.0.0.1:9 name= flags=O db=0 cmd=monitor\n"
+)
+STATS = (
+    "# Commandstats\r\n"
+    "cmdstat_config|set:calls=3,usec=9,usec_per_call=3.00,rejected_calls=0,failed_calls=0\r\n"
+    "cmdstat_config|get:calls=5,usec=9\r\n"
+    "cmdstat_get:calls=12,usec=1\r\n"
+)
+
+
+def test_a_list_of_clients_is_read() -> None:
+    """Who they are, where they stand, and whether they wait or listen."""
+    clients = Admin.clients_of(LIST)
+
+    assert [each.id for each in clients] == [7, 8, 9, 10]
+    assert [each.database for each in clients] == [3, 4, 0, 0]
+    assert [each.name for each in clients[1:]] == ["", "shop", ""]
+    assert [each.waits for each in clients] == [False, True, False, False]
+    assert [each.listens for each in clients] == [False, False, True, True]
+    assert clients[1].command == "blpop"
+
+
+def test_the_counts_of_commands_are_read() -> None:
+    """With their subcommands, where the server counts those."""
+    assert Admin.stats(STATS) == {"config|set": 3, "config|get": 5, "get": 12}
+
+
+@pytest.mark.parametrize(
+    ("stats", "counts"),
+    [
+        ({}, {"config": 0, "functions": 0, "scripts": 0, "pause": 0}),
+        ({"config|set": 2, "config|get": 9}, {"config": 2}),
+        ({"config": 4}, {"config": 4}),
+        ({"function|load": 1, "function|delete": 2, "fcall": 9}, {"functions": 3}),
+        ({"client|pause": 1, "client|list": 9}, {"pause": 1}),
+    ],
+)
+def test_what_changes_a_server_is_counted(stats: dict[str, int], counts: dict[str, int]) -> None:
+    """And what only looks at it is not, but by a Redis that counts no subcommands."""
+    assert {kind: leases._count(stats, kind) for kind in counts} == counts
+
+
+@pytest.mark.parametrize(
+    ("name", "leased"),
+    [
+        ("pytest-warmstack:lease:3-5:process-1@a", range(3, 6)),
+        ("pytest-warmstack:lease:12-12:process-1@a", range(12, 13)),
+        ("pytest-warmstack", None),
+        ("my-pytest-warmstack:lease:3-5", None),
+        ("", None),
+    ],
+)
+def test_a_name_tells_what_its_connection_holds(name: str, leased: range | None) -> None:
+    """So a FLUSHALL, which removes the keys, gives nothing away."""
+    assert leases._leased(name) == leased
+
+
+@pytest.mark.parametrize(
+    ("one", "other", "overlap"),
+    [
+        (range(1, 2), range(1, 2), True),
+        (range(1, 6), range(5, 7), True),
+        (range(5, 7), range(1, 6), True),
+        (range(1, 6), range(6, 11), False),
+        (range(6, 11), range(1, 6), False),
+        (range(1, 9), range(3, 4), True),
+    ],
+)
+def test_blocks_of_databases_overlap_or_not(one: range, other: range, *, overlap: bool) -> None:
+    """Also those of processes that asked for different numbers."""
+    assert leases._overlap(one, other) is overlap
