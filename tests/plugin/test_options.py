@@ -16,7 +16,7 @@ import pytest
 from pytest_warmstack import options
 from pytest_warmstack.errors import SettingsError
 from pytest_warmstack.runtime.base import Found
-from pytest_warmstack.settings import CHOICES, Kind, RuntimeName, Settings
+from pytest_warmstack.settings import CHOICES, Isolation, Kind, RedisPlan, RuntimeName, Settings
 
 Run = Callable[..., pytest.RunResult]
 
@@ -87,6 +87,8 @@ PLACES: list[Place] = [on_the_command_line, in_a_variable, *FILES]
 EXAMPLES: dict[Kind, tuple[str, Any]] = {
     Kind.SWITCH: ("yes", True),
     Kind.RUNTIME: ("embedded", RuntimeName.EMBEDDED),
+    Kind.ISOLATION: ("module", Isolation.MODULE),
+    Kind.REDIS: ("per-process", RedisPlan.PER_PROCESS),
     Kind.TEXT: ("postgres:15", "postgres:15"),
     Kind.SECONDS: ("2.5", 2.5),
     Kind.COUNT: ("7", 7),

@@ -179,8 +179,10 @@ class Keeper:
     async def _drop(self, clone: Clone) -> list[Leak]:
         leaks = await self._left(clone)
         try:
-            await self._janitor.execute(sql.drop(str(clone.name), missing_ok=False))
-        except Refusal:  # Also when it is not there: then it may be, under another name.
+            async with self._janitor.turn() as janitor:
+                await janitor.execute(sql.drop(str(clone.name), missing_ok=False))
+        except (Refusal, TimeoutError):
+            # Also when it is not there: then it may be, under another name.
             await self._drop_by_force(clone)
         self._gone.append(clone.name.lock_key)
         if len(self._gone) >= BATCH:
@@ -213,10 +215,13 @@ class Keeper:
         while (name := await self._janitor.fetchval(query, clone.oid)) is not None:
             try:
                 await self._cleared(name, clone.oid)
-                await self._janitor.execute(sql.unseal(name), sql.drop(name))
-            except Refusal as error:
+                async with self._janitor.turn() as janitor:
+                    await janitor.execute(sql.unseal(name))
+                    await janitor.execute(sql.drop(name))
+            except (Refusal, TimeoutError) as error:
                 if time.monotonic() > deadline:
-                    raise CloneFailed.kept(name=name, seconds=BUSY, cause=str(error)) from error
+                    cause = str(error) or "PostgreSQL does not answer"
+                    raise CloneFailed.kept(name=name, seconds=BUSY, cause=cause) from error
                 await asyncio.sleep(0.05)
 
     async def _cleared(self, name: str, oid: int) -> None:

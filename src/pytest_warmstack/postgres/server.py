@@ -24,6 +24,10 @@ OPTIONS: Final[Mapping[str, str]] = {
     "jit": "off",
     # Each test has an engine with a pool of its own, and each worker two connections of ours.
     "max_connections": "300",
+    # An application may commit in two phases; what a test left prepared is rolled back.
+    "max_prepared_transactions": "64",
+    # A clone does not live for long enough, and a worker in it would hold its drop up.
+    "autovacuum": "off",
     # A clone per test means many databases, and migrations touch many tables in a transaction.
     "max_locks_per_transaction": "256",
     "timezone": "UTC",

@@ -23,7 +23,7 @@ from testcontainers.core.config import ConnectionMode
 from testcontainers.core.container import DockerContainer
 from testcontainers.core.docker_client import DockerClient, get_docker_host
 
-from pytest_warmstack.errors import RuntimeUnavailable, ServerFailed
+from pytest_warmstack.errors import RuntimeUnavailable, ServerFailed, ServerFull
 from pytest_warmstack.identity import Label
 from pytest_warmstack.runtime.base import (
     PATIENCE,
@@ -149,6 +149,8 @@ class Docker:
                 return False
             try:
                 client = container.connect(PATIENCE)
+            except ServerFull:
+                return True
             except (NotReady, NotOurs):
                 return False
             try:

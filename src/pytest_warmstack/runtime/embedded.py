@@ -23,7 +23,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Final, Self
 
-from pytest_warmstack.errors import RuntimeUnavailable, ServerFailed
+from pytest_warmstack.errors import RuntimeUnavailable, ServerFailed, ServerFull
 from pytest_warmstack.identity import Label, random_password
 from pytest_warmstack.processes import Process
 from pytest_warmstack.runtime.base import (
@@ -124,6 +124,8 @@ class Embedded:
                     client = spec.connect(record.endpoint, fingerprint, PATIENCE)
                     spec.check_version(client)
                     origin, reason = "reused" if household.keep else "shared", ""
+                except ServerFull:
+                    raise  # Others use it.
                 except Exception as failure:
                     origin, reason = "replaced", f"the old one was broken: {failure}"
                     _stop(record)
@@ -184,6 +186,8 @@ class Embedded:
             return False
         try:
             client = spec.connect(record.endpoint, found.labels[Label.FINGERPRINT], PATIENCE)
+        except ServerFull:
+            return True
         except Exception:
             return False
         try:
