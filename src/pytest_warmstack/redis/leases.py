@@ -1,9 +1,9 @@
 """Redis databases of its own for every process, held by a living connection.
 
-The lease is a key in database 0, for each database leased, that holds the id of the holder's
-connection; when that connection is gone, the lease is free. The connection also bears the
-databases' numbers in its name, so that a test's FLUSHALL, which removes the keys, gives nothing
-away.
+The lease is a key in database 0 for each database leased (in the last one, for a whole server),
+that holds the id of the holder's connection; when that connection is gone, the lease is free. The
+connection also bears the databases' numbers in its name, so that a test's FLUSHALL, which removes
+the keys, gives nothing away.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ import json
 import os
 import re
 import socket
+import threading
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
@@ -34,10 +35,13 @@ return 1
 """Take databases if the holder of each is still the one that was found to be gone (or none)."""
 
 _CONFIG: Final = f"{NAME}:config"
-"""The key in database 0 with the server's settings, as they were before any test."""
+"""The key with the server's settings, as they were before any test."""
 
 _GRACE: Final = 0.2
 """Seconds that a client which a test has closed may take to be gone."""
+
+_LEAVE: Final = 2.0
+"""Seconds that putting things right may take at the end of a run; the next one does it again."""
 
 _SERVER_WIDE: Final[Mapping[str, Sequence[str]]] = {
     "config": ("config", "config|set"),
@@ -84,6 +88,8 @@ class Leases:
         self._test = ""
         self._seen: dict[str, int] = {}
         self._config: dict[str, str] | None = None
+        # Where our own keys are. Who has the whole server uses the first of its databases.
+        self._home = 0
 
     def take(self) -> Lease:
         """Take the lease, for as long as the process lives.
@@ -114,8 +120,20 @@ class Leases:
         return lease
 
     def close(self) -> None:
-        """End the connection, and with it the lease."""
+        """Leave the server as it was found, and end the connection, and with it the lease."""
+        if self._lease is not None:
+            # Not waited for when a test has paused the server for long.
+            leaving = threading.Thread(target=self._leave, args=(self._lease,), daemon=True)
+            leaving.start()
+            leaving.join(_LEAVE)
         self._admin.close()
+
+    def _leave(self, lease: Lease) -> None:
+        with suppress(ServerFailed, ResponseError):
+            self._flush(lease)
+            # Some test's FLUSHALL may have taken it.
+            kept = ("SET", _CONFIG, json.dumps(self._config))
+            self._admin.commands(("SELECT", self._home), kept)
 
     def _indexes(self, first: int) -> range:
         return range(first, first + self._count)
@@ -125,8 +143,11 @@ class Leases:
         admin, last = self._admin, self._indexes(lease.index)[-1]
         # SYNC: an asynchronous flush could remove what the test has begun to write.
         flushes: list[Sequence[str | int]] = []
+        if self._whole:
+            kept = json.dumps(self._config)
+            flushes += [("FLUSHALL", "SYNC"), ("SELECT", self._home), ("SET", _CONFIG, kept)]
         for index in self._indexes(lease.index):
-            flushes += [("SELECT", index), ("FLUSHALL" if self._whole else "FLUSHDB", "SYNC")]
+            flushes += [("SELECT", index), ("FLUSHDB", "SYNC")]
         answers = admin.begin(("INFO", "commandstats"), ("CLIENT", "LIST"), *flushes)
         stats, clients = admin.stats(next(answers)), admin.clients_of(next(answers))
         done = {kind for kind in _SERVER_WIDE if _count(stats, kind) != self._seen.get(kind, 0)}
@@ -174,7 +195,7 @@ class Leases:
             with suppress(ResponseError):  # It has gone by itself.
                 self._admin.command("CLIENT", "KILL", "ID", number)
             name = f" {each.name!r}" if each.name else ""
-            what = f"waited in {each.command.upper()}" if each.waits else "was subscribed"
+            what = "was subscribed" if "P" in each.flags else f"was in {each.command.upper()}"
             self._found(self._test, f"it left a Redis client{name} that {what}")
 
     def _is_stray(self, client: Client, indexes: range) -> bool:
@@ -189,14 +210,9 @@ class Leases:
     def _taken(self, first: int) -> Lease:
         """Take free databases, those from *first* on if they are."""
         admin = self._admin
-        databases, clients, stats, config = admin.commands(
-            ("CONFIG", "GET", "databases"),
-            ("CLIENT", "LIST"),
-            ("INFO", "commandstats"),
-            ("GET", _CONFIG),
-        )
+        databases, clients = admin.commands(("CONFIG", "GET", "databases"), ("CLIENT", "LIST"))
         total = int(databases[1])
-        self._keep_config(config, admin.stats(stats))
+        self._home = total - 1 if self._whole else 0
         living = admin.clients_of(clients)
         ids = {str(each.id) for each in living}
         taken = [leased for each in living if (leased := _leased(each.name)) is not None]
@@ -206,7 +222,13 @@ class Leases:
         }
         if not keys:
             raise LeaseFailed.too_many_asked(databases=total, count=self._count)
-        holders = iter(admin.command("MGET", *(key for each in keys.values() for key in each)))
+        _, config, stats, found = admin.commands(
+            ("SELECT", self._home),
+            ("GET", _CONFIG),
+            ("INFO", "commandstats"),
+            ("MGET", *(key for each in keys.values() for key in each)),
+        )
+        holders = iter(found)
         for start, own in keys.items():
             held = [next(holders) or "" for _ in own]
             if any(each in ids for each in held):
@@ -216,6 +238,7 @@ class Leases:
             # The name first: from now on nobody else takes these for free.
             admin.command("CLIENT", "SETNAME", self._name(start))
             if admin.command("EVAL", _CLAIM, len(own), *own, admin.id, *held):
+                self._keep_config(config, admin.stats(stats))
                 admin.command("SELECT", start)
                 place = f"{admin.endpoint.host}:{admin.endpoint.port}"
                 address = f"redis://:{admin.endpoint.password}@{place}"

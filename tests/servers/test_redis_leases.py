@@ -1,0 +1,404 @@
+"""What of Redis a process has: databases of its own, empty and as it was; or a whole server."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+from dataclasses import dataclass, field
+from typing import Any
+
+import pytest
+import redis.exceptions
+from redis import Redis
+
+from pytest_warmstack.errors import LeaseFailed
+from pytest_warmstack.redis.leases import Lease, Leases
+from pytest_warmstack.runtime.base import Server
+from pytest_warmstack.settings import RuntimeName
+from sample import Bench, Library, until, with_command, with_options
+
+REUSE = "--reuse-containers"
+LIBRARY = "#!lua name=mine\nredis.register_function('f', function() return 1 end)"
+
+SERVERS = """
+import asyncio
+import os
+import time
+from pathlib import Path
+import pytest
+
+@pytest.mark.parametrize("number", range(6))
+async def test_alone(redis_client, redis_url, redis_container, number):
+    with Path("alone.log").open("a") as log:
+        log.write(f"{redis_container.id} {os.getpid()} {redis_url.rpartition('/')[2]}\\n")
+    # All of them at once.
+    deadline = time.monotonic() + 30
+    path = Path("alone.log")
+    while len({line.split()[1] for line in path.read_text().splitlines()}) < int(os.environ["ALL"]):
+        assert time.monotonic() < deadline
+        await asyncio.sleep(0.02)
+    assert await redis_client.dbsize() == 0
+    assert not await redis_client.function_list()
+    assert (await redis_client.config_get("maxmemory"))["maxmemory"] == "0"
+    await redis_client.set("key", number)
+    await redis_client.flushall()
+    await redis_client.set("key", number)
+    await redis_client.config_set("maxmemory", "77mb")
+    await redis_client.function_load(
+        "#!lua name=mine\\nredis.register_function('f', function() return 1 end)"
+    )
+    assert await redis_client.get("key") == str(number).encode()
+"""
+
+URLS = """
+from redis import Redis
+
+def test_fills_them(redis_urls, redis_url):
+    assert redis_urls[0] == redis_url
+    numbers = [int(url.rpartition("/")[2]) for url in redis_urls]
+    assert numbers == list(range(numbers[0], numbers[0] + 5))
+    for url in redis_urls:
+        with Redis.from_url(url) as client:
+            assert client.dbsize() == 0
+            client.set("key", "value")
+
+def test_finds_them_empty(redis_urls):
+    for url in redis_urls:
+        with Redis.from_url(url) as client:
+            assert client.dbsize() == 0
+            client.set("key", "value")
+
+def test_finds_one_empty(redis_url):
+    with Redis.from_url(redis_url) as client:
+        assert client.dbsize() == 0
+"""
+
+
+@dataclass
+class Desk:
+    """One Redis server, and whoever leases of it; `told` is what was said of clients left over."""
+
+    bench: Bench
+    spec: Any
+    told: list[tuple[str, str]] = field(default_factory=list)
+
+    def server(self) -> Server[Any]:
+        """Return the server, as one more process reaches it."""
+        return self.bench.ensure(self.spec)
+
+    def leases(self, server: Server[Any] | None = None, **options: Any) -> Leases:
+        """Return the leases of one more process."""
+        server = server or self.server()
+        return Leases(
+            server,
+            lambda: self.spec.connect(server.endpoint, server.fingerprint, 5),
+            found=lambda test, trouble: self.told.append((test, trouble)),
+            **options,
+        )
+
+
+@pytest.fixture
+def desk(standing: Bench) -> Iterator[Desk]:
+    """A Redis server in the runtime under test."""
+    yield Desk(standing, standing.redis)
+    standing.leave()
+
+
+@pytest.fixture
+def small(bench: Bench) -> Desk:
+    """A server with seven databases, six of which can be leased."""
+    options = with_options(bench.redis, databases="7")
+    return Desk(bench, with_command(options, lambda words: [*words, "--databases", "7"]))
+
+
+def client(lease: Lease, place: int = 0) -> Redis:
+    """Return a client of a database that was leased."""
+    return Redis.from_url(lease.urls[place])
+
+
+embedded_only = pytest.mark.parametrize("runtime", [RuntimeName.EMBEDDED], indirect=True)
+
+
+# Whose a database is
+
+
+@embedded_only
+def test_at_the_same_moment_each_process_gets_another_database(desk: Desk, runtime: str) -> None:
+    """Sixteen at once, and again when half of them have gone."""
+    everybody = [desk.leases() for _ in range(16)]
+    with ThreadPoolExecutor(16) as pool:
+        first = [lease.index for lease in pool.map(lambda each: each.take(), everybody)]
+    assert sorted(first) == list(range(1, 17))
+
+    for each in everybody[:8]:
+        each.close()
+    newer = [desk.leases() for _ in range(8)]
+    one = newer[0]
+    until(lambda: len(one._others(one._admin.clients())) == 8, "half of them are gone")
+    with ThreadPoolExecutor(8) as pool:
+        second = [lease.index for lease in pool.map(lambda each: each.take(), newer)]
+    assert sorted([*first[8:], *second]) == list(range(1, 17))
+
+
+@embedded_only
+def test_more_processes_than_databases_are_told_who_has_them(small: Desk, runtime: str) -> None:
+    """No database is ever shared; when one is free again, it is taken."""
+    holders = [small.leases() for _ in range(6)]
+    assert [each.take().index for each in holders] == [1, 2, 3, 4, 5, 6]
+
+    late = small.leases()
+    with pytest.raises(LeaseFailed, match="Every database of the Redis server is in use") as caught:
+        late.take()
+    text = str(caught.value)
+    assert "6 living processes hold the 6 that can be leased" in text
+    assert text.count("process-") == 6
+
+    holders[3].close()
+    until(lambda: len(late._others(late._admin.clients())) == 5, "the fourth one is gone")
+    assert late.take().index == 4
+
+
+@embedded_only
+def test_blocks_of_databases_never_overlap(small: Desk, runtime: str) -> None:
+    """Also when processes ask for different numbers, and when the keys were flushed away."""
+    two = small.leases(count=2)
+    assert [url[-1] for url in two.take().urls] == ["1", "2"]
+    one = small.leases()
+    assert one.take().index == 3
+    with client(one.take()) as each:
+        each.flushall()
+
+    again = small.leases(count=2)
+    assert again.take().index == 5
+    with pytest.raises(LeaseFailed, match="Every database"):
+        small.leases(count=2).take()
+    assert small.leases().take().index == 4
+
+
+@embedded_only
+def test_more_databases_than_there_are_can_not_be_asked_for(small: Desk, runtime: str) -> None:
+    """The error says how many there are, and what to choose."""
+    with pytest.raises(LeaseFailed, match="has no 7 databases") as caught:
+        small.leases(count=7).take()
+    assert "warmstack_redis_databases" in str(caught.value)
+
+
+@embedded_only
+def test_all_databases_are_emptied_before_each_test(desk: Desk, runtime: str) -> None:
+    """All of this process, and none of another's."""
+    mine, theirs = desk.leases(count=3), desk.leases(count=3)
+    lease, other = mine.acquire("one"), theirs.acquire("one")
+    for each in (lease, other):
+        for place in range(3):
+            with client(each, place) as each_client:
+                each_client.set("key", "value")
+
+    mine.acquire("two")
+
+    for place in range(3):
+        with client(lease, place) as empty, client(other, place) as full:
+            assert (empty.dbsize(), full.dbsize()) == (0, 1)
+
+
+# What a flush leaves
+
+
+def test_what_a_flush_leaves_is_put_right_by_one_alone(desk: Desk) -> None:
+    """Settings, functions and scripts are as they were before any test."""
+    leases = desk.leases()
+    with client(leases.acquire("one")) as each:
+        before = each.config_get("*")
+        each.config_set("maxmemory", "77mb")
+        each.config_set("maxmemory-policy", "allkeys-lru")
+        each.config_set("notify-keyspace-events", "KEA")
+        each.function_load(LIBRARY)
+        sha = each.script_load("return 1")
+
+        leases.acquire("two")
+
+        assert each.config_get("*") == before
+        assert each.function_list() == []
+        assert each.script_exists(sha) == [False]
+    assert desk.told == []
+
+
+def test_what_a_dead_process_changed_is_put_right_by_the_next(desk: Desk) -> None:
+    """It finds the settings of the server's beginning, not those that it meets."""
+    dead = desk.leases()
+    with client(dead.acquire("one")) as each:
+        before = each.config_get("*")
+        each.config_set("maxmemory", "55mb")
+        each.function_load(LIBRARY)
+        # As when it is killed: nobody puts anything right.
+        dead._admin.close()
+        living = desk.leases()
+        until(lambda: not living._others(living._admin.clients()), "the dead one is gone")
+
+        living.acquire("two")
+
+        assert each.config_get("*") == before
+        assert each.function_list() == []
+
+
+def test_nothing_is_put_right_that_could_be_anothers(desk: Desk) -> None:
+    """While another process has a lease, only what is ours is touched."""
+    mine, theirs = desk.leases(), desk.leases()
+    lease, other = mine.acquire("one"), theirs.acquire("one")
+    with client(lease) as each, client(other) as theirs_client:
+        each.config_set("maxmemory", "33mb")
+        each.function_load(LIBRARY)
+        listener = theirs_client.pubsub()
+        listener.subscribe("news")
+        assert listener.get_message(timeout=5)
+
+        mine.acquire("two")
+
+        assert each.config_get("maxmemory")["maxmemory"] == str(33 * 1024**2)
+        assert len(each.function_list()) == 1
+        each.publish("news", "still here")
+        assert listener.get_message(timeout=5)["data"] == b"still here"
+        listener.close()
+        theirs.close()
+
+        # The server may hear of the end of their connection a moment later.
+        until(lambda: len(mine._others(mine._admin.clients())) == 0, "the other one is gone")
+        mine.acquire("three")
+
+        assert each.config_get("maxmemory")["maxmemory"] == "0"
+        assert each.function_list() == []
+    assert desk.told == []
+
+
+@pytest.mark.parametrize("every", [False, True], ids=["writes", "all"])
+def test_a_paused_server_is_not_waited_for_longer_than_it_must(desk: Desk, every: bool) -> None:
+    """A pause of writes is ended at once; one of all commands ends by itself."""
+    leases = desk.leases()
+    with client(leases.acquire("one")) as each:
+        each.client_pause(400 if every else 60_000, all=every)
+
+        leases.acquire("two")
+
+        each.set("key", "value")
+    assert desk.told == []
+
+
+def test_clients_that_wait_or_listen_are_disconnected_and_told(desk: Desk) -> None:
+    """They would take what the next test is about; those that only stand there may stay."""
+    leases = desk.leases()
+    lease = leases.acquire("one")
+    waiting, listening, monitoring, idle = (client(lease) for _ in range(4))
+    ended = threading.Event()
+
+    def wait() -> None:
+        with suppress(redis.exceptions.ConnectionError):
+            waiting.blpop("queue")
+        ended.set()
+
+    threading.Thread(target=wait, daemon=True).start()
+    subscription = listening.pubsub()
+    subscription.psubscribe("news.*")
+    assert subscription.get_message(timeout=5)
+    monitor = monitoring.monitor().__enter__()
+    idle.set("key", "value")
+    number = idle.client_id()
+    until(lambda: any("b" in each["flags"] for each in idle.client_list()), "one waits")
+
+    leases.acquire("two")
+
+    assert ended.wait(5)
+    assert idle.client_id() == number
+    assert [test for test, _ in desk.told] == ["one"] * 3
+    assert sorted(what.rpartition(" that ")[2] for _, what in desk.told) == [
+        "was in BLPOP",
+        "was in MONITOR",
+        "was subscribed",
+    ]
+    idle.lpush("queue", "mine")
+    assert idle.llen("queue") == 1
+    monitor.connection.disconnect()
+    for each in (waiting, listening, monitoring, idle):
+        each.close()
+
+
+def test_clients_that_were_closed_are_not_told(desk: Desk) -> None:
+    """Right after they waited or listened."""
+    leases = desk.leases()
+    for turn in range(20):
+        with client(leases.acquire(f"{turn}")) as each:
+            subscription = each.pubsub()
+            subscription.subscribe("news")
+            assert subscription.get_message(timeout=5)
+            subscription.close()
+            assert each.blpop("queue", timeout=0.01) is None
+
+    assert desk.told == []
+
+
+def test_where_nothing_is_to_be_put_right_a_flush_is_one_round_trip(
+    desk: Desk, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """All that is sent before a test goes at once."""
+    leases = desk.leases()
+    leases.acquire("one")
+    sent: list[Any] = []
+    connection = leases._admin._connection
+    send = connection.send_packed_command
+    monkeypatch.setattr(
+        connection, "send_packed_command", lambda packed: (sent.append(packed), send(packed))
+    )
+
+    for turn in range(5):
+        leases.acquire(f"{turn}")
+
+    assert len(sent) == 5
+
+
+# In runs
+
+
+def test_all_urls_lead_to_empty_databases(embedded_project: Library) -> None:
+    """A real application uses five; no client of ours is needed for the flush."""
+    embedded_project.configure("warmstack_redis_databases = 5")
+    embedded_project.write("test_urls.py", URLS)
+
+    embedded_project.run("test_urls.py").assert_outcomes(passed=3)
+
+
+def test_each_process_has_a_server_of_its_own(project: Library) -> None:
+    """In which it may do what it likes: two workers and another run, all at once.
+
+    The servers stay, are found again, and go when they are cleaned.
+    """
+    project.configure("warmstack_redis = per-process")
+    project.write("test_alone.py", SERVERS)
+
+    runs = [
+        project.start(REUSE, "-n", "2", "test_alone.py", ALL="3"),
+        project.start(REUSE, "test_alone.py", ALL="3"),
+    ]
+    for running in runs:
+        running.wait().assert_outcomes(passed=6)
+
+    lines = [line.split() for line in project.lines("alone.log")]
+    pairs = {(server, process) for server, process, _ in lines}
+    assert len(pairs) == len({server for server, _ in pairs}) == 3
+    assert {index for *_, index in lines} == {"0"}
+    kept = project.servers()
+    assert len(kept) == 3
+
+    result = project.run(REUSE, "test_alone.py", ALL="3")
+    result.assert_outcomes(passed=6)
+    assert project.servers() == kept
+    result.stdout.fnmatch_lines(["*Redis * reused*"])
+
+
+def test_servers_of_processes_end_with_their_run(embedded_project: Library) -> None:
+    """Without reuse nothing of them stays."""
+    embedded_project.configure("warmstack_redis = per-process")
+    embedded_project.write("test_alone.py", SERVERS)
+
+    embedded_project.run("-n", "2", "test_alone.py", ALL="2").assert_outcomes(passed=6)
+
+    assert embedded_project.folders() == []
