@@ -2,10 +2,14 @@
 #
 #   RUNTIME=docker    insist on Docker          RUNTIME=embedded   insist on native servers
 #   ARGS="-k refund"  passed on to pytest       PYTHON=python3.13  for the virtual environment
+#   RUNS=3 WORKERS=8 TESTS=400                  sizes of `make stress`
 
 RUNTIME ?= auto
 PYTHON ?= python3
 ARGS ?=
+RUNS ?= 3
+WORKERS ?= 8
+TESTS ?= 400
 
 VENV := .venv
 INSTALLED := $(VENV)/.installed
@@ -17,7 +21,7 @@ export WARMSTACK_TEST_DOCKER = demanded
 endif
 
 .DEFAULT_GOAL := help
-.PHONY: help test test-unit test-integration images check format bench containers-clean
+.PHONY: help test test-unit test-integration stress images check format bench containers-clean
 
 help: ## Show this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/make \1\t\2/' | expand -t 26
@@ -41,9 +45,13 @@ format: $(INSTALLED) ## Format the code
 	$(VENV)/bin/ruff check --fix
 	$(VENV)/bin/ruff format
 
-bench: $(INSTALLED) ## Measure what the plugin costs a run, and what a template costs
+stress: $(INSTALLED) ## Let many processes write at once; larger than in the tests
+	STRESS_RUNS=$(RUNS) STRESS_WORKERS=$(WORKERS) STRESS_TESTS=$(TESTS) $(PYTEST) tests/servers/test_stress.py $(ARGS)
+
+bench: $(INSTALLED) ## Measure what the plugin costs a run, a template, and a clone for every test
 	$(VENV)/bin/python benchmarks/warm.py
 	$(VENV)/bin/python benchmarks/template.py
+	$(VENV)/bin/python benchmarks/clones.py
 
 images: ## Build the stand-in images, for machines that reach no registry
 	tests/images/build

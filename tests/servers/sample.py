@@ -162,9 +162,9 @@ class Running:
     stem: Path
     begun: float = field(default_factory=time.monotonic)
 
-    def wait(self) -> pytest.RunResult:
-        """Return the result when the run has ended."""
-        ret = self.process.wait(_DEADLINE)
+    def wait(self, seconds: float = _DEADLINE) -> pytest.RunResult:
+        """Return the result when the run has ended, within *seconds*."""
+        ret = self.process.wait(seconds)
         lines = [
             self.stem.with_suffix(suffix).read_text(errors="replace").splitlines()
             for suffix in (".out", ".err")

@@ -280,6 +280,9 @@ def test_a_clone_that_stands_ready_is_taken_once(standing: Bench, runtime: str) 
 
     assert len({clone.name for clone in clones}) == len({clone.oid for clone in clones}) == 8
     assert {name.serial for name in names} <= {clone.name.serial for clone in clones}
+    with keeping(standing.ensure(standing.postgres).client, template) as sweeper:
+        sweeper.sweep(lambda _: [clone.name for clone in clones]).result(30)
+    assert {clone.name for clone in clones} <= {each.name for each in admins[0].databases()}
     for keeper, clone in zip(keepers, clones, strict=True):
         assert keeper.drop(clone).result(30) == []
         keeper.leave([], stock=0).result(30)
