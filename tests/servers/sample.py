@@ -249,7 +249,8 @@ class Library:
             process = subprocess.Popen(
                 [sys.executable, "-m", *(command or ("pytest", *_UNUSED)), *arguments],
                 cwd=self.folder / below,
-                env={**own, **variables},
+                # Its lines are read from a file while it goes on.
+                env={**own, "PYTHONUNBUFFERED": "1", **variables},
                 stdin=subprocess.DEVNULL,
                 stdout=out,
                 stderr=err,
