@@ -96,9 +96,16 @@ class Engines:
         options["ssl"] = False
         if connect is not None:
             arguments, options = [], {"async_creator_fn": connect}
-        pool: Pool = (StaticPool if connect else AsyncAdaptedQueuePool)(
-            lambda: dialect.connect(*arguments, **options), dialect=dialect
-        )
+
+        def opened(rec: Any) -> Any:
+            # A listener of the test's may change them, or connect by itself.
+            own, named = list(arguments), dict(options)
+            for listener in dialect.dispatch.do_connect:
+                if (connection := listener(dialect, rec, own, named)) is not None:
+                    return connection
+            return dialect.connect(*own, **named)
+
+        pool: Pool = (StaticPool if connect else AsyncAdaptedQueuePool)(opened, dialect=dialect)
         if (begin := dialect.on_connect_url(parsed)) is not None:
             event.listen(pool, "connect", lambda connection, _record: begin(connection))
         engine = Engine(pool, dialect, parsed, execution_options={"compiled_cache": self._compiled})

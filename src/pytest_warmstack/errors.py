@@ -514,6 +514,19 @@ class LeaseFailed(WarmstackError):
             ],
         )
 
+    @classmethod
+    def refused(cls, *, cause: str, test: str) -> LeaseFailed:
+        """Redis will not do what empties the databases; *test* is the one that was done last."""
+        return cls(
+            "The Redis database could not be emptied.",
+            why=cause,
+            looked_at=[f"the server's answer, after {test or 'no test'}"],
+            todo=[
+                "see whether a test changed what the whole server does (REPLICAOF, ACL)",
+                "or give each process a server of its own: warmstack_redis = per-process",
+            ],
+        )
+
 
 def _listed(names: Iterable[str]) -> str:
     """Return *names* as a readable list."""

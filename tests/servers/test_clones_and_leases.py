@@ -201,6 +201,54 @@ def test_a_test_may_kill_every_client(kept: Library) -> None:
     kept.run(REUSE, "test_kill.py").assert_outcomes(passed=3)
 
 
+def test_a_test_may_end_every_connection_to_postgresql(kept: Library) -> None:
+    """Ours among them, and those of another run, whose clone stays its own although it sweeps."""
+    kept.write(
+        "test_wait.py",
+        "import time\n"
+        "from pathlib import Path\n"
+        "import pytest\n"
+        "from sqlalchemy import text\n"
+        "@pytest.mark.parametrize('number', range(3))\n"
+        "async def test_that_waits(db_session, number):\n"
+        "    await db_session.execute(text(\"INSERT INTO author VALUES (1, 'Ursula')\"))\n"
+        "    await db_session.commit()\n"
+        "    await db_session.close()\n"
+        '    Path("running").touch()\n'
+        "    deadline = time.monotonic() + 60\n"
+        '    while not Path("go").exists():\n'
+        "        assert time.monotonic() < deadline\n"
+        "        time.sleep(0.02)\n"
+        "    await db_session.bind.dispose(close=False)\n"
+        '    assert await db_session.scalar(text("SELECT count(*) FROM author")) == 1\n',
+    )
+    kept.write(
+        "test_end.py",
+        "import pytest\n"
+        "from sqlalchemy import text\n"
+        "@pytest.mark.parametrize('number', range(8))\n"
+        "async def test_that_ends_all(db_session, number):\n"
+        '    assert await db_session.scalar(text("SELECT count(*) FROM author")) == 0\n'
+        "    await db_session.execute(text(\"INSERT INTO author VALUES (1, 'Ursula')\"))\n"
+        '    end = "SELECT count(pg_terminate_backend(pid)) FROM pg_stat_activity WHERE "\\\n'
+        "        \"backend_type = 'client backend' AND pid <> pg_backend_pid()\"\n"
+        "    assert await db_session.scalar(text(end)) >= 1\n"
+        "    await db_session.commit()\n",
+    )
+    running = kept.start(REUSE, "test_wait.py")
+    until((kept.folder / "running").exists, "the test runs")
+    clones = set(kept.databases("u"))
+
+    kept.run(REUSE, "test_end.py").assert_outcomes(passed=8)
+    kept.run(REUSE, "test_library.py").assert_outcomes(passed=5)
+
+    assert clones <= set(kept.databases("u"))
+    (kept.folder / "go").touch()
+    running.wait().assert_outcomes(passed=3)
+    kept.run(REUSE, "test_library.py").assert_outcomes(passed=5)
+    assert kept.databases("u") == []
+
+
 @embedded_only
 def test_a_flush_of_everything_gives_no_database_away(standing: Bench, redis: Server[Any]) -> None:
     """FLUSHALL removes the keys that hold the leases; the connections hold them all the same."""

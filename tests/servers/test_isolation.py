@@ -180,6 +180,13 @@ async def test_that_listens(db_engine, db_session):
     await authors(db_session)
     note("end")
 
+async def test_that_connects_in_its_own_way(db_engine, db_session):
+    @event.listens_for(db_engine.sync_engine, "do_connect")
+    def begun(dialect, record, arguments, options):
+        options["server_settings"] = {"application_name": "its own"}
+    name = text("SELECT current_setting('application_name')")
+    assert await db_session.scalar(name) == "its own"
+
 async def test_that_meets_no_listener(db_engine, db_session):
     await add(db_session)
     with pytest.raises(IntegrityError):
@@ -342,7 +349,7 @@ def test_engines_share_a_dialect_and_nothing_else(kept: Library) -> None:
 
     result = kept.run(REUSE, "test_engines.py", *warnings, "-p", "no:randomly")
 
-    result.assert_outcomes(passed=14)
+    result.assert_outcomes(passed=15)
     lines = noted(kept)
     assert "met" in lines
     assert lines[-1] == "end"

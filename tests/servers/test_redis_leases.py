@@ -13,9 +13,10 @@ import pytest
 import redis.exceptions
 from redis import Redis
 
-from pytest_warmstack.errors import LeaseFailed
+from pytest_warmstack.errors import LeaseFailed, ServerFailed
+from pytest_warmstack.redis.admin import Admin
 from pytest_warmstack.redis.leases import Lease, Leases
-from pytest_warmstack.runtime.base import Server
+from pytest_warmstack.runtime.base import NotReady, Server
 from pytest_warmstack.settings import RuntimeName
 from sample import Bench, Library, until, with_command, with_options
 
@@ -183,6 +184,51 @@ def test_more_databases_than_there_are_can_not_be_asked_for(small: Desk, runtime
     with pytest.raises(LeaseFailed, match="has no 7 databases") as caught:
         small.leases(count=7).take()
     assert "warmstack_redis_databases" in str(caught.value)
+
+
+@embedded_only
+def test_a_connection_that_was_lost_takes_no_database_without_a_lease(
+    desk: Desk, runtime: str
+) -> None:
+    """Also when the server can't be reached again at once: the test fails, and not the next one."""
+    answers = [NotReady("it starts again"), None]
+
+    def connect() -> Admin:
+        if (answer := answers.pop(0)) is not None:
+            raise answer
+        connected: Admin = desk.spec.connect(server.endpoint, server.fingerprint, 5)
+        return connected
+
+    server = desk.server()
+    mine = Leases(server, connect, found=lambda test, trouble: pytest.fail(f"{test}: {trouble}"))
+    index = mine.acquire("one").index
+    desk.server().client.command("CLIENT", "KILL", "ID", server.client.id)
+
+    with pytest.raises(ServerFailed, match="Redis stopped answering"):
+        mine.acquire("two")
+    lease = mine.acquire("three")
+
+    assert lease.index == index
+    assert desk.leases().acquire("other").index != index
+
+
+@embedded_only
+def test_a_server_that_will_not_flush_is_told_in_its_own_words(desk: Desk, runtime: str) -> None:
+    """A test made it the replica of another one; afterwards it goes on with the same lease."""
+    mine = desk.leases()
+    index = mine.acquire("one").index
+    other = desk.server().client
+    other.command("REPLICAOF", "127.0.0.1", "1")
+
+    with pytest.raises(LeaseFailed, match="could not be emptied") as caught:
+        mine.acquire("two")
+    with pytest.raises(LeaseFailed, match="could not be emptied"):
+        desk.leases().acquire("of another process")
+
+    other.command("REPLICAOF", "NO", "ONE")
+    assert "read only replica" in str(caught.value)
+    assert "after one" in str(caught.value)
+    assert mine.acquire("three").index == index
 
 
 @embedded_only

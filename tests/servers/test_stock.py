@@ -304,11 +304,16 @@ def test_no_clone_is_ever_given_twice(kept: Library) -> None:
 
 
 def test_the_dead_are_swept_after_the_first_test(kept: Library) -> None:
-    """It still sees the rubbish, since nothing slows it down; the end of the run does not."""
+    """It still sees the rubbish, since nothing slows it down; the end of the run does not.
+
+    One is a database whose drop was interrupted, which PostgreSQL lets nobody change.
+    """
     print_, serial = "0123456789abcdef", "0123456789"
     rubbish = [f"warmstack_{state}_{print_}_{serial}" for state in "bru"]
     for name in rubbish:
         kept.sql(f"CREATE DATABASE {name}", "SELECT 1")
+    interrupted = f"UPDATE pg_database SET datconnlimit = -2 WHERE datname = '{rubbish[0]}'"
+    kept.sql(interrupted, "SELECT 1")
     kept.write(
         "test_rubbish.py",
         "from sqlalchemy import text\n"

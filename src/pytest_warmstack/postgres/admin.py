@@ -14,17 +14,17 @@ from typing import Any, NamedTuple, ParamSpec, Self, TypeVar
 
 import asyncpg
 
-from pytest_warmstack.errors import CloneFailed, ServerFailed, TemplateFailed
+from pytest_warmstack.errors import CloneFailed, TemplateFailed
 from pytest_warmstack.identity import DatabaseName, State
 from pytest_warmstack.portal import Portal
 from pytest_warmstack.postgres import sql
 from pytest_warmstack.postgres.connections import (
     APPLICATION,
     LOST,
-    TITLE,
     Maintenance,
     connect,
     connect_patiently,
+    lost,
 )
 from pytest_warmstack.postgres.sql import USER, literal, quote
 from pytest_warmstack.runtime.base import Endpoint, NotOurs, NotReady
@@ -126,11 +126,10 @@ class Admin:
         A shared lock is what says that it is in use; whoever drops it takes an exclusive one.
         """
         # Two statements: the second one must see what happened before the lock was ours.
-        key = name.lock_key
-        if not self._run(self.main.fetchval, f"SELECT pg_try_advisory_lock_shared({key})"):
+        if not self._run(self.main.lock, name.lock_key, shared=True):
             return False
         if not self._properties(name):
-            self._run(self.main.fetchval, f"SELECT pg_advisory_unlock_shared({key})")
+            self._run(self.main.unlock, name.lock_key, shared=True)
             return False
         return True
 
@@ -150,15 +149,15 @@ class Admin:
 
     def try_lock(self, name: DatabaseName) -> bool:
         """Take the exclusive lock of *name* if it is free."""
-        return bool(self._run(self.main.fetchval, f"SELECT pg_try_advisory_lock({name.lock_key})"))
+        return self._run(self.main.lock, name.lock_key)
 
     def unlock(self, name: DatabaseName) -> None:
         """Let go of the exclusive lock of *name*."""
-        self._run(self.main.fetchval, f"SELECT pg_advisory_unlock({name.lock_key})")
+        self._run(self.main.unlock, name.lock_key)
 
     def share(self, name: DatabaseName) -> None:
         """Take the shared lock of a template, which says that it is in use."""
-        self._run(self.main.fetchval, f"SELECT pg_advisory_lock_shared({name.lock_key})")
+        self._run(self.main.lock, name.lock_key, shared=True)
 
     def create(self, name: DatabaseName) -> Future[None]:
         """Begin to make an empty database, of which there is as little to copy as can be.
@@ -263,7 +262,7 @@ class Admin:
         try:
             return self.portal.call(function, *args, **kwargs)
         except LOST as error:
-            raise ServerFailed.lost(title=TITLE, cause=str(error)) from error
+            raise lost(error) from error
 
     async def _read(self, name: DatabaseName, query: str) -> list[str]:
         connection = await connect(self.endpoint, str(name))
@@ -284,7 +283,7 @@ class Admin:
             finally:
                 await connection.close()
         except LOST as error:
-            raise ServerFailed.lost(title=TITLE, cause=str(error)) from error
+            raise lost(error) from error
 
     def _properties(self, name: DatabaseName) -> bool:
         """Look at what a copy of a database does not get by itself; tell whether it is sealed."""

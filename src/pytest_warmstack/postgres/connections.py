@@ -6,15 +6,19 @@ import asyncio
 import os
 import socket
 import time
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Callable, Collection, Coroutine, Sequence
 from contextlib import asynccontextmanager, suppress
-from typing import Any, Final
+from functools import wraps
+from typing import Any, Final, ParamSpec, TypeVar
 
 import asyncpg
 
-from pytest_warmstack.errors import ServerFull
-from pytest_warmstack.postgres.sql import USER
+from pytest_warmstack.errors import ServerFailed, ServerFull
+from pytest_warmstack.postgres import sql
 from pytest_warmstack.runtime.base import Endpoint
+
+T = TypeVar("T")
+P = ParamSpec("P")
 
 TITLE: Final = "PostgreSQL"
 
@@ -36,7 +40,16 @@ _LEAVE: Final = 2.0
 Refusal = asyncpg.PostgresError
 """PostgreSQL's answer, when it is a no."""
 
-LOST: Final = (OSError, asyncpg.InterfaceError, asyncpg.PostgresConnectionError)
+LOST: Final = (
+    OSError,
+    asyncpg.InterfaceError,
+    asyncpg.PostgresConnectionError,
+    asyncpg.AdminShutdownError,
+    asyncpg.CrashShutdownError,
+    asyncpg.CannotConnectNowError,
+    # A statement on a connection that is just being told that it has ended.
+    asyncpg.InternalClientError,
+)
 """What is raised when a connection, or the server behind it, is gone."""
 
 
@@ -48,7 +61,7 @@ async def connect(endpoint: Endpoint, database: str = MAINTENANCE, seconds: floa
     return await asyncpg.connect(
         host=endpoint.host,
         port=endpoint.port,
-        user=USER,
+        user=sql.USER,
         password=endpoint.password,
         database=database,
         ssl=False,
@@ -58,9 +71,12 @@ async def connect(endpoint: Endpoint, database: str = MAINTENANCE, seconds: floa
     )
 
 
-async def connect_patiently(endpoint: Endpoint, seconds: float = BUSY) -> Any:
+async def connect_patiently(
+    endpoint: Endpoint, seconds: float = BUSY, *, recovering: bool = False
+) -> Any:
     """Return a connection to the maintenance database, as soon as the server has one to spare.
 
+    With *recovering*, also as soon as it has recovered from the crash of one of its processes.
     Raises `ServerFull` when it has none within `BUSY` seconds; *seconds* are for one attempt.
     """
     deadline = time.monotonic() + BUSY
@@ -70,6 +86,9 @@ async def connect_patiently(endpoint: Endpoint, seconds: float = BUSY) -> Any:
         except asyncpg.TooManyConnectionsError as error:
             if time.monotonic() > deadline:
                 raise ServerFull.connections(cause=str(error), seconds=BUSY, holders=()) from error
+        except asyncpg.CannotConnectNowError:
+            if not recovering or time.monotonic() > deadline:
+                raise
         await asyncio.sleep(0.05)
 
 
@@ -78,26 +97,113 @@ def _host() -> str:
     return socket.gethostname()[:32]
 
 
+def lost(error: Exception) -> ServerFailed:
+    """Return the error that tells of one of `LOST`."""
+    cause = str(error) or f"a statement had no answer within {_STATEMENT:g} seconds"
+    return ServerFailed.lost(title=TITLE, cause=cause)
+
+
+def persistent(
+    function: Callable[P, Coroutine[Any, Any, T]],
+) -> Callable[P, Coroutine[Any, Any, T]]:
+    """Have *function* done again when it lost a connection, for `BUSY` seconds: others are made.
+
+    A test may end all that there are, and the next test again. A server that is gone refuses.
+    """
+
+    @wraps(function)
+    async def done(*args: P.args, **kwargs: P.kwargs) -> T:
+        deadline = time.monotonic() + BUSY
+        while True:
+            try:
+                return await function(*args, **kwargs)
+            except (TimeoutError, ConnectionRefusedError):
+                raise
+            except LOST:
+                if time.monotonic() > deadline:
+                    raise
+            await asyncio.sleep(0.01)
+
+    return done
+
+
 class Maintenance:
     """One connection to the maintenance database; those who use it wait for their turn.
 
-    It is made when it is first needed, and made again when it was lost; one that was handed in
-    is not, since locks hang on it.
+    It is made when it is first needed, and made again when it was lost: a test may end every
+    connection that there is. If locks hung on it, that is done at once, and they are taken again.
     """
 
     def __init__(self, endpoint: Endpoint, connection: Any = None) -> None:
         self._endpoint = endpoint
-        self._connection = connection
-        self._renewable = connection is None
-        self._lock = asyncio.Lock()
+        self._connection: Any = None
+        self._pid = 0
+        self._turn = asyncio.Lock()
+        self._alone: set[int] = set()
+        self._shared: set[int] = set()
+        self._renewing: asyncio.Future[None] | None = None
+        if connection is not None:
+            self._adopt(connection)
 
     @asynccontextmanager
     async def turn(self) -> AsyncIterator[Any]:
         """Give the connection to one user at a time."""
-        async with self._lock:
-            if self._renewable and (self._connection is None or self._connection.is_closed()):
-                self._connection = await connect_patiently(self._endpoint)
-            yield self._connection
+        async with self._turn:
+            if self._connection is None or self._connection.is_closed():
+                await self._connect()
+            try:
+                yield self._connection
+            except TimeoutError:
+                raise  # One statement took too long; the connection is as good as before.
+            except LOST:
+                self._connection.terminate()  # It may not know yet that it is lost.
+                raise
+
+    async def _connect(self) -> None:
+        connection = await connect_patiently(self._endpoint, recovering=self._pid != 0)
+        if self._alone or self._shared:
+            # A server can't tell a connection that was cut from one that is silent.
+            await connection.fetch(sql.END, self._pid)
+            # What another process holds by now, it took to drop what it stands for.
+            await connection.fetch(sql.LOCK, sql.numbers(self._alone))
+            await connection.fetch(sql.LOCK_SHARED, sql.numbers(self._shared))
+        self._adopt(connection)
+
+    def _adopt(self, connection: Any) -> None:
+        self._connection, self._pid = connection, connection.get_server_pid()
+        connection.add_termination_listener(self._ended)
+
+    def _ended(self, connection: Any) -> None:
+        if connection is self._connection and (self._alone or self._shared):
+            self._renewing = asyncio.ensure_future(self._renew())
+
+    async def _renew(self) -> None:
+        # What can't be done now, the next one to need the connection will try, and tell.
+        with suppress(ServerFull, Refusal, *LOST):
+            async with self.turn():
+                pass
+
+    async def lock(self, key: int, *, shared: bool = False) -> bool:
+        """Take an advisory lock if it is free, alone or *shared*; tell whether it was.
+
+        It is held until `unlock`, or as long as the process lives.
+        """
+        query, held = (sql.LOCK_SHARED, self._shared) if shared else (sql.LOCK, self._alone)
+        taken = bool(await self.fetchval(query, sql.numbers([key])))
+        if taken:
+            held.add(key)
+        return taken
+
+    async def lock_new(self, keys: Collection[int]) -> None:
+        """Take advisory locks that nobody else can want, since their keys were just made up."""
+        self._alone.update(keys)
+        await self.fetch(sql.LOCK, sql.numbers(keys))
+
+    async def unlock(self, *keys: int, shared: bool = False) -> None:
+        """Let go of advisory locks."""
+        query, held = (sql.UNLOCK_SHARED, self._shared) if shared else (sql.UNLOCK, self._alone)
+        held.difference_update(keys)
+        await self.fetch(query, sql.numbers(keys))
 
     async def fetch(self, query: str, *values: Any) -> Sequence[Any]:
         """Return the rows of *query*; one with *values* apart is parsed by the server once."""
@@ -131,7 +237,7 @@ class Maintenance:
 
     async def close(self) -> None:
         """End the connection, and with it the locks that hang on it. Closing twice is fine."""
-        connection = self._connection
+        connection, self._connection = self._connection, None
         if connection is not None and not connection.is_closed():
             try:
                 async with asyncio.timeout(_LEAVE):

@@ -16,7 +16,7 @@ from typing import Any, Final
 
 import asyncpg
 
-from pytest_warmstack.errors import CloneFailed, ServerFailed, ServerFull
+from pytest_warmstack.errors import CloneFailed, ServerFull
 from pytest_warmstack.identity import DatabaseName, State
 from pytest_warmstack.postgres import sql
 from pytest_warmstack.postgres.admin import Admin, Database, databases_of
@@ -25,10 +25,11 @@ from pytest_warmstack.postgres.connections import (
     APPLICATION,
     BUSY,
     LOST,
-    TITLE,
     Maintenance,
     Refusal,
     connect,
+    lost,
+    persistent,
     retried,
 )
 
@@ -38,6 +39,8 @@ GRACE: Final = 0.5
 A backend needs a millisecond or two for it, and on a machine with more to do than it can, longer.
 """
 
+RENEWAL: Final = 0.25
+"""Seconds for which a sweep spares what nobody holds: connections can be lost and made anew."""
 
 BATCH: Final = 16
 """How many locks are taken at once, and how many are given up: each call is work for a test."""
@@ -113,13 +116,17 @@ class Keeper:
 
     async def _prepare(self) -> Clone:
         try:
-            return await self._claimed() or await self._made()
+            return await self._claimed_or_made()
         except ServerFull as error:
             raise ServerFull.connections(
                 cause=error.why, seconds=BUSY, holders=await self._holders()
             ) from error
         except LOST as error:
-            raise ServerFailed.lost(title=TITLE, cause=str(error)) from error
+            raise lost(error) from error
+
+    @persistent
+    async def _claimed_or_made(self) -> Clone:
+        return await self._claimed() or await self._made()
 
     async def _claimed(self) -> Clone | None:
         """Take a clone that stands ready; None when there is none, or none any more."""
@@ -131,7 +138,7 @@ class Keeper:
         while self._stock:
             ready = self._stock.popleft()
             key = ready.lock_key
-            if not await self._main.fetchval("SELECT pg_try_advisory_lock($1)", key):
+            if not await self._main.lock(key):
                 continue
             name = ready._replace(state=State.IN_USE)
             try:
@@ -139,7 +146,7 @@ class Keeper:
                 async with self._main.turn() as connection:
                     await connection.execute(sql.rename(ready, name))
             except Refusal:  # Another run had it and is done with it, or somebody is looking at it.
-                await self._main.execute(f"SELECT pg_advisory_unlock({key})")
+                await self._main.unlock(key)
                 continue
             return await self._dressed(name)
         return None
@@ -155,6 +162,8 @@ class Keeper:
                     raise asyncio.CancelledError
                 await retried(connection, statement)
             return await self._dressed(name)
+        except LOST:
+            raise
         except Refusal as error:
             raise CloneFailed.refused(
                 template=str(self._template), cause=str(error), looked_at=[statement]
@@ -166,7 +175,7 @@ class Keeper:
         The lock comes first: a database in use without one belongs to nobody, and is swept.
         """
         names = [DatabaseName.new(State.IN_USE, self._template.fingerprint) for _ in range(BATCH)]
-        await self._main.fetch(sql.LOCK, [name.lock_key for name in names])
+        await self._main.lock_new([name.lock_key for name in names])
         self._names.extend(names)
 
     async def _dressed(self, name: DatabaseName) -> Clone:
@@ -176,6 +185,7 @@ class Keeper:
         oid = await self._main.fetchval(sql.OID, str(name))
         return Clone(name, oid, self._admin.url(name))
 
+    @persistent
     async def _drop(self, clone: Clone) -> list[Leak]:
         leaks = await self._left(clone)
         try:
@@ -187,7 +197,7 @@ class Keeper:
         self._gone.append(clone.name.lock_key)
         if len(self._gone) >= BATCH:
             keys, self._gone = self._gone, []
-            await self._main.fetch(sql.UNLOCK, keys)
+            await self._main.unlock(*keys)
         return leaks
 
     async def _left(self, clone: Clone) -> list[Leak]:
@@ -216,8 +226,7 @@ class Keeper:
             try:
                 await self._cleared(name, clone.oid)
                 async with self._janitor.turn() as janitor:
-                    await janitor.execute(sql.unseal(name))
-                    await janitor.execute(sql.drop(name))
+                    await _unsealed_and_dropped(janitor, name)
             except (Refusal, TimeoutError) as error:
                 if time.monotonic() > deadline:
                     cause = str(error) or "PostgreSQL does not answer"
@@ -263,6 +272,7 @@ class Keeper:
         finally:
             await inside.close()
 
+    @persistent
     async def _visits(self, clone: Clone) -> int:
         query = "SELECT sessions FROM pg_stat_database WHERE datid = $1"
         return int(await self._main.fetchval(query, clone.oid) or 0)
@@ -278,10 +288,31 @@ class Keeper:
             with suppress(Refusal):
                 to = f"SET {sql.USED} TO '{now - before / 1000}'"
                 await self._janitor.execute(f"ALTER DATABASE {sql.quote(str(name))} {to}")
-        for name in doomed(databases_of(await self._janitor.fetch(sql.DATABASES))):
-            # Turn by turn, so that the drop of a test's clone need not wait for all of them.
-            async with self._janitor.turn() as janitor:
-                await _swept(janitor, name)
+        listed = databases_of(await self._janitor.fetch(sql.DATABASES))
+        # Turn by turn, so that the drop of a test's clone need not wait for all of them.
+        suspects = [name for name in doomed(listed) if not await self._swept(name)]
+        if suspects:
+            # Whoever lives and has only lost a connection holds its locks again by then.
+            await asyncio.sleep(RENEWAL)
+        for name in suspects:
+            await self._swept(name, sure=True)
+
+    async def _swept(self, name: DatabaseName, *, sure: bool = False) -> bool:
+        """Drop a database of ours, if nobody holds its lock. It may be gone since it was listed.
+
+        Return false when it was spared because one can't be *sure* yet that its owner is dead.
+        """
+        async with self._janitor.turn() as janitor:
+            if not await janitor.fetchval(f"SELECT pg_try_advisory_lock({name.lock_key})"):
+                return True
+            try:
+                if not sure and name.state in {State.IN_USE, State.BUILDING}:
+                    return False
+                with suppress(asyncpg.ObjectInUseError):  # The next run will try again.
+                    await _unsealed_and_dropped(janitor, str(name))
+            finally:
+                await janitor.fetchval(f"SELECT pg_advisory_unlock({name.lock_key})")
+        return True
 
     async def _leave(self, unused: Sequence[Clone], stock: int) -> None:
         missing = await self._stocked(unused, stock) if stock else 0
@@ -297,7 +328,7 @@ class Keeper:
         """Put unused clones to the stock as far as it has room; return how many are missing."""
         # One at a time, else each of several workers that end at once would fill it.
         gate = DatabaseName(State.READY, self._template.fingerprint, "gate")
-        turn = await self._main.fetchval(f"SELECT pg_try_advisory_lock({gate.lock_key})")
+        turn = await self._main.lock(gate.lock_key)
         rows = await self._main.fetch(sql.stock(self._template)) if turn else []
         missing = stock - len(rows) if turn else 0
         for clone in unused:
@@ -318,14 +349,9 @@ class Keeper:
         ]
 
 
-async def _swept(janitor: Any, name: DatabaseName) -> None:
-    """Drop a database of ours, if nobody holds its lock."""
-    if not await janitor.fetchval(f"SELECT pg_try_advisory_lock({name.lock_key})"):
-        return
-    try:
-        # It may be gone since it was listed, or have another state.
-        with suppress(asyncpg.InvalidCatalogNameError):
-            await retried(janitor, sql.unseal(str(name)))
-        await retried(janitor, sql.drop(str(name)))
-    finally:
-        await janitor.fetchval(f"SELECT pg_advisory_unlock({name.lock_key})")
+async def _unsealed_and_dropped(janitor: Any, name: str) -> None:
+    # Only if need be: to change one whose drop was interrupted ends the connection (PostgreSQL's
+    # dbcommands.c, AlterDatabase); to drop it again does not.
+    if await janitor.fetchval(sql.IS_TEMPLATE, name):
+        await retried(janitor, sql.unseal(name))
+    await retried(janitor, sql.drop(name))

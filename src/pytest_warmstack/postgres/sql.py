@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Final
 
 from pytest_warmstack.identity import DatabaseName, State
@@ -73,9 +73,25 @@ SESSIONS: Final = (
 
 OID: Final = "SELECT oid FROM pg_database WHERE datname = $1"
 
-LOCK: Final = "SELECT pg_advisory_lock(key) FROM unnest($1::bigint[]) key"
+IS_TEMPLATE: Final = "SELECT datistemplate FROM pg_database WHERE datname = $1"
 
-UNLOCK: Final = "SELECT pg_advisory_unlock(key) FROM unnest($1::bigint[]) key"
+_KEYS: Final = "FROM unnest($1::text::bigint[]) key"
+"""A list of numbers as a text: an array would have asyncpg ask for its type first."""
+
+LOCK: Final = f"SELECT pg_try_advisory_lock(key) {_KEYS}"
+LOCK_SHARED: Final = f"SELECT pg_try_advisory_lock_shared(key) {_KEYS}"
+UNLOCK: Final = f"SELECT pg_advisory_unlock(key) {_KEYS}"
+UNLOCK_SHARED: Final = f"SELECT pg_advisory_unlock_shared(key) {_KEYS}"
+"""Take advisory locks that are free, and let go of them. The parameter is made by `numbers`."""
+
+END: Final = (
+    "SELECT pg_terminate_backend(pid, 10000) FROM pg_stat_activity"
+    " WHERE pid = $1 AND application_name = current_setting('application_name')"
+)
+"""End a connection like the one that asks, by its backend's number, and wait until it has ended.
+
+The name as well, since the number may be another backend's by now.
+"""
 
 HOLDERS: Final = (
     "SELECT coalesce(datname, '') AS database, application_name AS application,"
@@ -101,6 +117,15 @@ def literal(text: str) -> str:
     """Return *text* as a quoted SQL string."""
     escaped = text.replace("'", "''")
     return f"'{escaped}'"
+
+
+def numbers(keys: Iterable[int]) -> str:
+    """Return *keys* as the text of an array.
+
+    >>> numbers([1, -2])
+    '{1,-2}'
+    """
+    return f"{{{','.join(map(str, keys))}}}"
 
 
 def create(name: DatabaseName) -> str:

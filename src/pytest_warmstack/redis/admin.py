@@ -56,6 +56,7 @@ class Admin:
         self.version = version
         self.id = 0
         self._connection = connection
+        self._cause = ""
 
     @classmethod
     def connect(cls, endpoint: Endpoint, fingerprint: str, timeout: float) -> Self:
@@ -114,6 +115,9 @@ class Admin:
         All have to be taken before the next command. Raises what `command` does.
         """
         connection = self._connection
+        if self._cause:
+            # redis-py would connect anew, without the lease.
+            raise ServerFailed.lost(title="Redis", cause=self._cause)
         try:
             connection.send_packed_command(connection.pack_commands(commands))
         except (RedisError, OSError) as error:
@@ -124,16 +128,17 @@ class Admin:
         for left in reversed(range(count)):
             try:
                 yield self._connection.read_response()
-            except ResponseError:
+            except ResponseError as error:
                 if left:
-                    self._connection.disconnect()  # What else was asked is not heard any more.
+                    self._lost(error)  # What else was asked is not heard any more.
                 raise
             except (RedisError, OSError) as error:
                 raise self._lost(error) from error
 
     def _lost(self, error: Exception) -> ServerFailed:
+        self._cause = str(error)
         self._connection.disconnect()
-        return ServerFailed.lost(title="Redis", cause=str(error))
+        return ServerFailed.lost(title="Redis", cause=self._cause)
 
     def clients(self) -> list[Client]:
         """Return all connections to the server."""

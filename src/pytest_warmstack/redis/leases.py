@@ -23,7 +23,7 @@ from redis.exceptions import ResponseError
 
 from pytest_warmstack.errors import LeaseFailed, ServerFailed
 from pytest_warmstack.redis.admin import ANSWER, NAME, Admin, Client
-from pytest_warmstack.runtime.base import Server
+from pytest_warmstack.runtime.base import NotOurs, NotReady, Server
 
 _CLAIM: Final = """
 for i, key in ipairs(KEYS) do
@@ -103,21 +103,32 @@ class Leases:
     def acquire(self, test: str) -> Lease:
         """Return the lease for *test*, with its databases empty.
 
-        Raises `LeaseFailed`, also when the server does not answer any more.
+        Raises `LeaseFailed`, or `ServerFailed` when the server is gone.
         """
-        lease = self.take()
         begin = time.monotonic()
         try:
-            self._flush(lease)
-        except ServerFailed as error:
-            if time.monotonic() - begin > ANSWER / 2:
-                raise LeaseFailed.silent(seconds=ANSWER, test=self._test) from error
-            # The connection is gone, and the lease with it. Once more, on a new one.
-            self._admin = self._connect()
-            lease = self._lease = self._taken(first=lease.index)
-            self._flush(lease)
+            lease = self.take()
+            try:
+                self._flush(lease)
+            except ServerFailed as error:
+                if time.monotonic() - begin > ANSWER / 2:
+                    raise LeaseFailed.silent(seconds=ANSWER, test=self._test) from error
+                # The connection is gone, and the lease with it. Once more, on a new one.
+                lease = self._renewed(lease)
+                self._flush(lease)
+        except ResponseError as error:
+            raise LeaseFailed.refused(cause=str(error), test=self._test) from error
         self._test = test
         return lease
+
+    def _renewed(self, lease: Lease) -> Lease:
+        """Return a lease on a new connection, of the same databases if they are free."""
+        try:
+            self._admin = self._connect()
+        except (NotReady, NotOurs) as error:
+            raise ServerFailed.lost(title="Redis", cause=str(error)) from error
+        self._lease = self._taken(first=lease.index)
+        return self._lease
 
     def close(self) -> None:
         """Leave the server as it was found, and end the connection, and with it the lease."""
