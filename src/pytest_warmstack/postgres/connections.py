@@ -161,13 +161,20 @@ class Maintenance:
 
     async def _connect(self) -> None:
         connection = await connect_patiently(self._endpoint, recovering=self._pid != 0)
-        if self._alone or self._shared:
-            # A server can't tell a connection that was cut from one that is silent.
-            await connection.fetch(sql.END, self._pid)
-            # What another process holds by now, it took to drop what it stands for.
-            await connection.fetch(sql.LOCK, sql.numbers(self._alone))
-            await connection.fetch(sql.LOCK_SHARED, sql.numbers(self._shared))
+        try:
+            if self._alone or self._shared:
+                await self._lock_again(connection)
+        except BaseException:
+            connection.terminate()
+            raise
         self._adopt(connection)
+
+    async def _lock_again(self, connection: Any) -> None:
+        # A server can't tell a connection that was cut from one that is silent.
+        await connection.fetch(sql.END, self._pid)
+        # What another process holds by now, it took to drop what it stands for.
+        await connection.fetch(sql.LOCK, sql.numbers(self._alone))
+        await connection.fetch(sql.LOCK_SHARED, sql.numbers(self._shared))
 
     def _adopt(self, connection: Any) -> None:
         self._connection, self._pid = connection, connection.get_server_pid()
