@@ -303,6 +303,7 @@ def test_a_sweep_spares_the_clone_of_one_who_connects_anew(
     owner.create(template).result(30)
     with keeping(owner, template) as keeper, keeping(other, template) as sweeper:
         clone = keeper.prepare().result(30)
+        sweeper.sweep(lambda _: []).result(30)  # It has its connection by now.
 
         async def slowly(*args: Any, **kwargs: Any) -> Any:
             await asyncio.sleep(0.1)
