@@ -13,6 +13,7 @@ from pytest_warmstack.errors import ServerFull
 from pytest_warmstack.identity import DatabaseName, State
 from pytest_warmstack.postgres.connections import connect
 from pytest_warmstack.postgres.keeper import Keeper
+from pytest_warmstack.postgres.sql import copy
 from pytest_warmstack.settings import RuntimeName, Settings
 from sample import Bench, Library, keeping, until, with_command, with_options
 
@@ -290,6 +291,31 @@ def test_a_clone_that_stands_ready_is_taken_once(standing: Bench, runtime: str) 
         assert keeper.drop(clone).result(30) == []
         keeper.leave([], stock=0).result(30)
     admins[0].drop(template)
+    standing.leave()
+
+
+@pytest.mark.parametrize("runtime", [RuntimeName.EMBEDDED], indirect=True)
+def test_a_clone_that_is_being_swept_is_not_taken(standing: Bench, runtime: str) -> None:
+    """It stands ready, and somebody holds its lock: another one is made."""
+    admin, other = (standing.ensure(standing.postgres).client for _ in range(2))
+    template = DatabaseName(State.TEMPLATE, "b" * 16)
+    admin.create(template).result(30)
+    ready = DatabaseName.new(State.READY, template.fingerprint)
+    admin._run(admin.main.execute, copy(template, ready, admin.major))
+    assert other.try_lock(ready)
+    with keeping(admin, template) as keeper:
+        clone = keeper.prepare().result(30)
+
+        assert clone.name.serial != ready.serial
+        assert ready in {each.name for each in other.databases()}
+
+        other.unlock(ready)
+        assert keeper.drop(clone).result(30) == []
+    with keeping(other, template) as keeper:
+        clone = keeper.prepare().result(30)
+        assert clone.name.serial == ready.serial
+        assert keeper.drop(clone).result(30) == []
+    admin.drop(template)
     standing.leave()
 
 

@@ -201,7 +201,7 @@ class Keeper:
         return leaks
 
     async def _left(self, clone: Clone) -> list[Leak]:
-        """Return the connections that do not end by themselves, and end them."""
+        """Return the connections that do not end by themselves; the drop will end them."""
         deadline = time.monotonic() + GRACE
         # Most have ended by then, and one look is enough.
         await asyncio.sleep(pause := 0.003)
@@ -210,8 +210,6 @@ class Keeper:
                 break
             await asyncio.sleep(pause)
             pause = min(pause * 2, 0.05)
-        for row in rows:
-            await self._janitor.fetchval(f"SELECT pg_terminate_backend({row['pid']})")
         return [
             Leak(row["application_name"], row["state"], row["query"])
             for row in rows

@@ -65,7 +65,7 @@ OWN_TABLES: Final = (
 """PostgreSQL's own tables in a database, but for those that all databases share."""
 
 SESSIONS: Final = (
-    "SELECT pid, application_name, coalesce(state, '') AS state, coalesce(query, '') AS query"
+    "SELECT application_name, coalesce(state, '') AS state, coalesce(query, '') AS query"
     " FROM pg_stat_activity WHERE datid = $1"
     " AND backend_type IN ('client backend', 'walsender') ORDER BY pid"
 )
