@@ -210,6 +210,7 @@ def test_a_connection_that_was_lost_takes_no_database_without_a_lease(
 
     assert lease.index == index
     assert desk.leases().acquire("other").index != index
+    mine.close()
 
 
 @embedded_only
@@ -229,6 +230,7 @@ def test_a_server_that_will_not_flush_is_told_in_its_own_words(desk: Desk, runti
     assert "read only replica" in str(caught.value)
     assert "after one" in str(caught.value)
     assert mine.acquire("three").index == index
+    mine.close()
 
 
 @embedded_only
