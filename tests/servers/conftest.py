@@ -132,6 +132,23 @@ def embedded_project(
     library.end()
 
 
+@pytest.fixture(scope="module")
+def kept_project(embedded_programs: None, library_in: Callable[..., Library]) -> Iterator[Library]:
+    """A project with kept embedded servers for all tests of a file."""
+    library = library_in(RuntimeName.EMBEDDED)
+    library.run("--reuse-containers").assert_outcomes(passed=5)
+    yield library
+    library.end()
+
+
+@pytest.fixture
+def kept(kept_project: Library) -> Iterator[Library]:
+    """The same with its files as they were."""
+    kept_project.reset()
+    yield kept_project
+    kept_project.quit()
+
+
 @pytest.fixture
 def docker_project(images: Images, library_in: Callable[..., Library]) -> Iterator[Library]:
     """The same in Docker only."""

@@ -201,7 +201,7 @@ class Library:
         """Bring every file back to what the example has; caches stay."""
         for name in ("migrations", "more"):
             shutil.rmtree(self.folder / name, ignore_errors=True)
-        for path in self.folder.glob("*.*"):
+        for path in self.folder.iterdir():
             if path.is_file():
                 path.unlink()
         shutil.copytree(

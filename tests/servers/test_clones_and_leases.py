@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -55,24 +55,6 @@ from pathlib import Path
 def test_index(redis_url):
     Path("index.log").write_text(redis_url.rpartition("/")[2])
 """
-
-
-@pytest.fixture(scope="module")
-def kept_project(embedded_programs: None, library_in: Callable[..., Library]) -> Iterator[Library]:
-    """A project with kept servers for all tests of this file."""
-    library = library_in(RuntimeName.EMBEDDED)
-    library.run(REUSE).assert_outcomes(passed=5)
-    yield library
-    library.end()
-
-
-@pytest.fixture
-def kept(kept_project: Library) -> Iterator[Library]:
-    """The same with its files as they were."""
-    kept_project.reset()
-    (kept_project.folder / "running").unlink(missing_ok=True)
-    yield kept_project
-    kept_project.quit()
 
 
 @pytest.fixture

@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator
 
 import pytest
 
-from pytest_warmstack.settings import RuntimeName
 from sample import Library
 
 REUSE = "--reuse-containers"
@@ -215,24 +213,6 @@ import pytest
 def db_url(db_url):
     return db_url.replace("asyncpg", "psycopg")
 """
-
-
-@pytest.fixture(scope="module")
-def kept_project(embedded_programs: None, library_in: Callable[..., Library]) -> Iterator[Library]:
-    """A project with kept servers for all tests of this file."""
-    library = library_in(RuntimeName.EMBEDDED)
-    library.run(REUSE).assert_outcomes(passed=5)
-    yield library
-    library.end()
-
-
-@pytest.fixture
-def kept(kept_project: Library) -> Iterator[Library]:
-    """The same with its files as they were."""
-    kept_project.reset()
-    (kept_project.folder / "noted.log").unlink(missing_ok=True)
-    yield kept_project
-    kept_project.quit()
 
 
 def noted(project: Library) -> list[str]:

@@ -12,7 +12,6 @@ from typing import Any
 
 import pytest
 
-from pytest_warmstack.settings import RuntimeName
 from sample import Library, Running, query, until
 
 REUSE = "--reuse-containers"
@@ -77,25 +76,6 @@ async def test_many(db_session, redis_client, number):
     assert await redis_client.dbsize() == 0
     await redis_client.set("key", number)
 """
-
-
-@pytest.fixture(scope="module")
-def kept_project(embedded_programs: None, library_in: Callable[..., Library]) -> Iterator[Library]:
-    """A project with kept servers for all tests of this file."""
-    library = library_in(RuntimeName.EMBEDDED)
-    library.run(REUSE).assert_outcomes(passed=5)
-    yield library
-    library.end()
-
-
-@pytest.fixture
-def kept(kept_project: Library) -> Iterator[Library]:
-    """The same with its files as they were."""
-    kept_project.reset()
-    for name in ("running", "go"):
-        (kept_project.folder / name).unlink(missing_ok=True)
-    yield kept_project
-    kept_project.quit()
 
 
 def begun(project: Library, *arguments: str) -> Running:

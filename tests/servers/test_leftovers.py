@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Iterator
 
 import psycopg2
 import pytest
@@ -154,23 +153,6 @@ async def test_subscribed(db_engine):
 async def test_after_all_that(db_session):
     pass
 """
-
-
-@pytest.fixture(scope="module")
-def kept_project(embedded_programs: None, library_in: Callable[..., Library]) -> Iterator[Library]:
-    """A project with kept servers for all tests of this file."""
-    library = library_in(RuntimeName.EMBEDDED)
-    library.run(REUSE).assert_outcomes(passed=5)
-    yield library
-    library.end()
-
-
-@pytest.fixture
-def kept(kept_project: Library) -> Iterator[Library]:
-    """The same with its files as they were."""
-    kept_project.reset()
-    yield kept_project
-    kept_project.quit()
 
 
 def assert_only_templates_and_stock(project: Library) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -99,23 +98,6 @@ async def test_that_takes_all_there_are(db_url):
         for each in taken[1:]:
             each.terminate()
 """
-
-
-@pytest.fixture(scope="module")
-def kept_project(embedded_programs: None, library_in: Callable[..., Library]) -> Iterator[Library]:
-    """A project with kept servers for most tests of this file."""
-    library = library_in(RuntimeName.EMBEDDED)
-    library.run(REUSE).assert_outcomes(passed=5)
-    yield library
-    library.end()
-
-
-@pytest.fixture
-def kept(kept_project: Library) -> Iterator[Library]:
-    """The same with its files as they were."""
-    kept_project.reset()
-    yield kept_project
-    kept_project.quit()
 
 
 def ready(project: Library, count: int = AHEAD) -> dict[str, int]:
