@@ -263,7 +263,7 @@ def waits(suite: Suite, rounds: int) -> None:
 
 
 class Pieces:
-    """What a test pays beyond its clone, measured in this process, each on a clone of its own."""
+    """What a test pays, measured in this process: beyond its clone, each on a clone of its own."""
 
     COUNT: Final = 60
 
@@ -286,10 +286,20 @@ class Pieces:
             await (self._plain, self._fresh, self._kept)[turn % 3](f"{self._server}{name}")
             with self._timed("an event loop of its own"):
                 asyncio.new_event_loop().close()
+        await self._copies()
         count = self.COUNT // 3
-        print(f"\nms beyond the clone, median of {count} (least, most)")
+        print(f"\nms for one test, median of {count} (least, most)")
         for name, each in self._times.items():
             print(f"  {name:52}{statistics.median(each):6.2f}   ({min(each):.2f}, {max(each):.2f})")
+
+    async def _copies(self) -> None:
+        connection = await asyncpg.connect(f"{self._server}postgres", ssl=False)
+        for _ in range(self.COUNT // 3):
+            with self._timed("the server: a copy of the template"):
+                await connection.execute("CREATE DATABASE c TEMPLATE standing STRATEGY FILE_COPY")
+            with self._timed("the server: dropping one"):
+                await connection.execute("DROP DATABASE c")
+        await connection.close()
 
     async def _plain(self, url: str) -> None:
         with self._timed("asyncpg: a connection"):
