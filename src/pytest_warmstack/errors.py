@@ -528,6 +528,23 @@ class LeaseFailed(WarmstackError):
         )
 
 
+class Forked(WarmstackError):
+    """A process that was forked from the one that runs the tests goes on with them."""
+
+    @classmethod
+    def back(cls, *, process: int) -> Forked:
+        """Tell that *process* is the one whose databases these are."""
+        return cls(
+            "This process has no databases of its own.",
+            why=f"it was forked from process {process}, by a test, and came back into the run",
+            looked_at=["the id of this process"],
+            todo=[
+                "end the child with os._exit, which leaves the run to its parent",
+                "or start it with subprocess, or with multiprocessing's method spawn",
+            ],
+        )
+
+
 def _listed(names: Iterable[str]) -> str:
     """Return *names* as a readable list."""
     return ", ".join(sorted(names)) or "nothing"

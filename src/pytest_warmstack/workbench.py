@@ -5,6 +5,7 @@ It starts what is asked for, once, remembers what failed, and removes at the end
 
 from __future__ import annotations
 
+import os
 import threading
 import time
 from collections.abc import Callable, Collection, Mapping, Sequence
@@ -15,7 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 from pytest_warmstack import runtime as runtimes
-from pytest_warmstack.errors import RuntimeUnavailable, WarmstackError
+from pytest_warmstack.errors import Forked, RuntimeUnavailable, WarmstackError
 from pytest_warmstack.hints import Hint, Hints
 from pytest_warmstack.identity import Service
 from pytest_warmstack.portal import Portal
@@ -73,6 +74,7 @@ class Workbench:
     ledger: Ledger = field(default_factory=Ledger)
 
     def __post_init__(self) -> None:
+        self._pid = os.getpid()
         self._made: dict[str, Future[Any]] = {}
         self._making = threading.Lock()
         self._threads: list[threading.Thread] = []
@@ -164,8 +166,11 @@ class Workbench:
     def close(self, *, tidy: bool) -> None:
         """Give everything back; with *tidy*, remove what this run, and dead ones, leave behind.
 
-        Closing twice is fine. One failure does not keep the rest from being cleaned.
+        Closing twice is fine. One failure does not keep the rest from being cleaned. In a process
+        that was forked from this one it does nothing: all of it is still its parent's.
         """
+        if self._pid != os.getpid():
+            return
         if any(thread.is_alive() for thread in self._threads):
             # Interrupted while it was being made ready: nobody waits for a template any more.
             for layer in self._had("layers") or []:
@@ -192,6 +197,8 @@ class Workbench:
 
     def _once(self, name: str, make: Callable[[], T]) -> T:
         """Return what *make* gave the first time; an error is remembered and raised again."""
+        if self._pid != os.getpid():
+            raise Forked.back(process=self._pid)
         own: Future[T] = Future()
         with self._making:
             made: Future[T] = self._made.setdefault(name, own)

@@ -64,6 +64,26 @@ def upgrade():
         time.sleep(60)
 """
 
+FORKS = """
+import os
+import sys
+
+from sqlalchemy import text
+
+def test_that_forks(db_url, redis_url):
+    child = os.fork()
+    if child == 0:
+        sys.exit("pytest takes this for a failure of the test, and goes on")
+    os.waitpid(child, 0)
+
+async def test_after_it(db_session, redis_client):
+    assert await db_session.scalar(text("SELECT count(*) FROM author")) == 0
+    await redis_client.set("key", "value")
+
+async def test_at_last(db_session, redis_client):
+    assert await redis_client.dbsize() == 0
+"""
+
 MANY = """
 import pytest
 from sqlalchemy import text
@@ -270,6 +290,22 @@ def test_killed_again_and_again_at_any_moment(kept: Library) -> None:
             running.kill()
 
     assert_healed(kept, servers)
+
+
+def test_a_forked_process_that_comes_back_into_the_run_takes_nothing(
+    embedded_project: Library,
+) -> None:
+    """It is told so, ends, and leaves to its parent what is its parent's."""
+    project = embedded_project
+    project.write("test_forks.py", FORKS)
+
+    result = project.run("test_forks.py")
+
+    # What the parent printed comes last.
+    result.assert_outcomes(passed=3)
+    result.stdout.re_match_lines(
+        [r".*Why: it was forked from process \d+, by a test, .*", r"=* ?1 failed, 3 errors in .*"]
+    )
 
 
 def test_a_server_that_is_killed_under_a_run_is_told_and_replaced(

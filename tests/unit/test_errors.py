@@ -41,6 +41,7 @@ SAMPLES: dict[str, Any] = {
     "named": "/srv/shop/conf/alembic.ini",
     "output": "running 0001\nrunning 0002",
     "place": "/dev/shm/ours/one",
+    "process": 4711,
     "refusals": [
         WarmstackError("First way is shut.", why="no key", looked_at=["door"], todo=["knock"]),
         WarmstackError("Second way is shut.", why="no lock", looked_at=["wall"], todo=["dig"]),
