@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Awaitable, Callable
+from contextlib import suppress
 from typing import Any, Final
 
 import asyncpg
@@ -23,15 +24,26 @@ from sqlalchemy import (
     event,
     make_url,
 )
-from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
+from sqlalchemy.exc import DBAPIError, SQLAlchemyError
+from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession, create_async_engine
 from sqlalchemy.util import LRUCache
 
 from pytest_warmstack.identity import DatabaseName
 from pytest_warmstack.postgres.clones import Shared
-from pytest_warmstack.postgres.connections import APPLICATION
+from pytest_warmstack.postgres.connections import APPLICATION, LOST
 
 _STATEMENTS: Final = 500
 """Compiled statements that are kept, as many as an engine keeps by default."""
+
+_BEGIN: Final = "warmstack_begin"
+"""The savepoint at the begin of a test that undoes what it does."""
+
+_ENDED: Final = "it ended the transaction around it, as COMMIT does"
+
+_NOWHERE: Final = frozenset({"3B001", "25P01"})
+"""No such savepoint, no transaction (PostgreSQL's documentation, "PostgreSQL Error Codes")."""
+
+_STAYS: Final = "what it did could not be undone"
 
 Connect = Callable[[], Awaitable[Any]]
 
@@ -124,14 +136,14 @@ class Undoing:
         self._connection: Any = None
         self._around: Any = None
         self._connects = 0
-        self.trouble = ""
+        self._trouble = ""
 
     async def begin(self, shared: Shared) -> Connect:
         """Begin the transaction around a test in *shared*; return what gives its connection."""
         if self._shared is not shared:
             self.close()
         self._shared = shared
-        self.trouble = ""
+        self._trouble = ""
 
         async def connection() -> Any:
             # Anew when the test had it closed.
@@ -146,28 +158,49 @@ class Undoing:
         await self._begin()
         return connection
 
-    def look(self) -> str:
+    async def leave(self, session: AsyncSession) -> None:
+        """Close *session*; what it could not undo, `end` will tell of."""
+        connection = None
+        with suppress(SQLAlchemyError):  # One that has failed gives none.
+            connection = await session.connection() if session.in_transaction() else None
+        try:
+            if not self._look():
+                await session.close()
+                return
+        except DBAPIError as error:
+            gone = getattr(error.orig, "sqlstate", None) in _NOWHERE
+            self._trouble = _ENDED if gone else f"{_STAYS}: {error.orig}"
+        # Without the transaction around it, there is nothing that it could go back to.
+        if connection is not None:
+            await connection.invalidate()
+        await session.invalidate()
+
+    def _look(self) -> str:
         """Return why the test's database can't be used again, if so."""
-        if not self.trouble:
+        if not self._trouble:
             if self._connects or self._is_closed():
-                self.trouble = "its connection was closed"
+                self._trouble = "its connection was closed"
             elif not self._connection.is_in_transaction():
-                self.trouble = "it ended the transaction around it, as COMMIT does"
-        return self.trouble
+                self._trouble = _ENDED
+        return self._trouble
 
     async def end(self) -> str:
         """Undo what the test did; return why its database can't be used again, if so."""
-        if self.look():
+        if not self._look():
+            try:
+                # It is not there in a transaction that only looks like ours (COMMIT AND CHAIN).
+                await self._connection.execute(f"ROLLBACK TO SAVEPOINT {_BEGIN}")
+                await self._around.rollback()
+                # What no transaction undoes: advisory locks, LISTEN, settings.
+                await self._connection.reset()
+            except asyncpg.InvalidSavepointSpecificationError:
+                self._trouble = _ENDED
+            except (asyncpg.PostgresError, *LOST) as error:
+                # A statement that still runs, say: what it holds, it would hold until it ends.
+                self._trouble = f"{_STAYS}: {error}"
+        if self._trouble:
             self.close()
-            return self.trouble
-        try:
-            await self._around.rollback()
-            # What no transaction undoes: advisory locks, LISTEN, settings.
-            await self._connection.reset()
-        except (asyncpg.PostgresError, asyncpg.InterfaceError):
-            # It left a statement behind that still runs; the server undoes it all.
-            self.close()
-        return ""
+        return self._trouble
 
     def close(self) -> None:
         """End the connection, if there is one."""
@@ -181,6 +214,7 @@ class Undoing:
     async def _begin(self) -> None:
         self._around = self._connection.transaction()
         await self._around.start()
+        await self._connection.execute(f"SAVEPOINT {_BEGIN}")
 
     async def _connect(self, shared: Shared) -> None:
         url = make_url(shared.clone.url)

@@ -74,11 +74,7 @@ def declare(loop: str) -> ModuleType:
         session = AsyncSession(db_engine, expire_on_commit=False)
         yield session
         undoing = request.node.stash.get(UNDOING, None)
-        if undoing is not None and undoing.look():
-            # Without the transaction around it, there is nothing that it could go back to.
-            await session.invalidate()
-        else:
-            await session.close()
+        await (session.close() if undoing is None else undoing.leave(session))
 
     @fixture("redis")
     async def redis(redis_url: str) -> AsyncIterator[Redis]:

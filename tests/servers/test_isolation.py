@@ -29,6 +29,8 @@ async def add(session):
     await session.execute(INSERT)
     await session.commit()
 
+LEFT = []
+
 def note(line):
     with Path("noted.log").open("a") as log:
         log.write(f"{line}\\n")
@@ -98,6 +100,24 @@ async def test_that_disposes(db_session, db_engine):
         await connection.execute(INSERT)
 
 async def test_after_this(db_session):
+    await add(db_session)
+
+async def test_that_commits_and_begins_again(db_session):
+    await db_session.execute(INSERT)
+    await db_session.execute(text("COMMIT AND CHAIN"))
+
+async def test_after_that_one(db_session):
+    await add(db_session)
+
+async def test_that_leaves_a_statement_running(db_session):
+    await db_session.execute(INSERT)
+    connection = await (await db_session.connection()).get_raw_connection()
+    LEFT.append(asyncio.ensure_future(connection.driver_connection.execute("SELECT pg_sleep(60)")))
+    LEFT[-1].add_done_callback(lambda done: done.cancelled() or done.exception())
+    await asyncio.sleep(0.01)
+    db_session.sync_session.expunge_all()
+
+async def test_after_this_one(db_session):
     await add(db_session)
 
 async def test_at_last(db_session):
@@ -265,9 +285,11 @@ def test_one_that_commits_for_real_is_found_out(kept: Library, arguments: tuple[
 
     result = kept.run(REUSE, "test_leaking.py", *options)
 
-    result.assert_outcomes(passed=7)
+    result.assert_outcomes(passed=11)
     why = accused(result)
     assert why.keys() == {
+        "test_that_commits_and_begins_again",
+        "test_that_leaves_a_statement_running",
         "test_that_commits_by_hand",
         "test_that_connects_by_itself",
         "test_that_disposes",
@@ -275,10 +297,12 @@ def test_one_that_commits_for_real_is_found_out(kept: Library, arguments: tuple[
     assert "COMMIT" in why["test_that_commits_by_hand"]
     assert "another way" in why["test_that_connects_by_itself"]
     assert "closed" in why["test_that_disposes"]
+    assert "COMMIT" in why["test_that_commits_and_begins_again"]
+    assert "another operation is in progress" in why["test_that_leaves_a_statement_running"]
     if not options:
         # One database for each test that spoils it and the one after it, another for the last.
         urls = noted(kept)
-        assert [urls.count(url) for url in dict.fromkeys(urls)] == [1, 2, 2, 2]
+        assert [urls.count(url) for url in dict.fromkeys(urls)] == [1, 2, 2, 2, 2, 2]
 
 
 def test_a_class_or_a_module_shares_a_database_and_the_closest_word_counts(kept: Library) -> None:

@@ -41,6 +41,10 @@ async def test_undone(db_session):
     await db_session.commit()
     wait()
 
+@pytest.mark.warmstack_isolation("rollback")
+def test_synchronous(db_url):
+    wait()
+
 @pytest.mark.warmstack_isolation("class")
 class TestShared:
     async def test_shared(self, db_session):
@@ -326,3 +330,22 @@ def test_a_server_that_is_killed_under_a_run_is_told_and_replaced(
     result.assert_outcomes(passed=1, failed=2, errors=58)
     assert "PostgreSQL stopped answering during the run." in result.stdout.str()
     project.run(REUSE, "test_library.py").assert_outcomes(passed=5)
+
+
+def test_a_server_that_is_killed_is_told_although_nobody_asks_for_it_any_more(
+    embedded_project: Library,
+) -> None:
+    """Of the last test it is to be known whether it undid all; now that can't be known."""
+    import signal
+
+    project = embedded_project
+    project.write("test_waiting.py", WAITING)
+    running = begun(project, "test_waiting.py", "-k", "synchronous")
+
+    project.stop("postgres", signal.SIGKILL)
+    (project.folder / "go").touch()
+
+    result = running.wait()
+    result.assert_outcomes(passed=1, deselected=3)
+    assert result.ret == 0
+    assert "whether it connected by another way can't be told" in result.stdout.str()

@@ -215,22 +215,22 @@ def test_a_connection_that_was_lost_takes_no_database_without_a_lease(
 
 @embedded_only
 def test_a_server_that_will_not_flush_is_told_in_its_own_words(desk: Desk, runtime: str) -> None:
-    """A test made it the replica of another one; afterwards it goes on with the same lease."""
-    mine = desk.leases()
+    """It is the replica of another one, which may be what another process wants."""
+    mine, theirs = desk.leases(), desk.leases()
     index = mine.acquire("one").index
-    other = desk.server().client
-    other.command("REPLICAOF", "127.0.0.1", "1")
+    other = theirs.acquire("one").index
+    theirs._admin.command("REPLICAOF", "127.0.0.1", "1")
 
     with pytest.raises(LeaseFailed, match="could not be emptied") as caught:
         mine.acquire("two")
     with pytest.raises(LeaseFailed, match="could not be emptied"):
-        desk.leases().acquire("of another process")
+        desk.leases().acquire("of a third process")
 
-    other.command("REPLICAOF", "NO", "ONE")
+    theirs._admin.command("REPLICAOF", "NO", "ONE")
     assert "read only replica" in str(caught.value)
     assert "after one" in str(caught.value)
     assert mine.acquire("three").index == index
-    mine.close()
+    assert theirs.acquire("three").index == other
 
 
 @embedded_only
@@ -270,6 +270,68 @@ def test_what_a_flush_leaves_is_put_right_by_one_alone(desk: Desk) -> None:
         assert each.function_list() == []
         assert each.script_exists(sha) == [False]
     assert desk.told == []
+
+
+UNWILLING = {
+    "memory": ("CONFIG", "SET", "maxmemory", "1"),
+    "replicas": ("CONFIG", "SET", "min-replicas-to-write", "1"),
+    "replica": ("REPLICAOF", "127.0.0.1", "1"),
+}
+"""What makes a server refuse to empty a database, or to write at all."""
+
+
+@pytest.mark.parametrize("whole", [False, True], ids=["shared", "whole"])
+@pytest.mark.parametrize("killed", [False, True], ids=["same", "next"])
+@pytest.mark.parametrize("which", UNWILLING)
+def test_a_server_is_made_to_write_again(desk: Desk, which: str, killed: bool, whole: bool) -> None:
+    """By the process whose test did it, or by the next one when that was killed."""
+    leases = desk.leases(whole=whole)
+    with client(leases.acquire("one")) as each:
+        before = each.config_get("*")
+        each.execute_command(*UNWILLING[which])
+        if killed:
+            leases._admin.close()
+            leases = desk.leases(whole=whole)
+            until(lambda: not leases._others(leases._admin.clients()), "the dead one is gone")
+
+        with client(leases.acquire("two")) as again:
+            again.set("key", "value")
+
+        after = each.config_get("*")
+        assert {name: after[name] for name in before} == before
+
+
+def test_a_script_that_never_ends_is_ended(desk: Desk) -> None:
+    """The test gave up waiting for it; nobody else uses the server."""
+    leases = desk.leases()
+    with client(leases.acquire("one")) as each:
+        each.config_set("busy-reply-threshold", "50")
+        each.connection_pool.connection_kwargs["socket_timeout"] = 0.3
+        with pytest.raises(redis.exceptions.TimeoutError):
+            each.eval("while true do end", 0)
+
+    leases.acquire("two")
+
+    with client(leases.acquire("three")) as each:
+        each.set("key", "value")
+        assert each.config_get("busy-reply-threshold") == {"busy-reply-threshold": "5000"}
+
+
+def test_what_a_test_flushed_away_is_known_to_the_next_process(desk: Desk) -> None:
+    """The settings of the server's beginning, although a FLUSHALL took them, and then a kill."""
+    dead = desk.leases()
+    with client(dead.acquire("one")) as each:
+        before = each.config_get("*")
+        each.flushall()
+        dead.acquire("two")
+        each.config_set("maxmemory", "44mb")
+        dead._admin.close()
+        living = desk.leases()
+        until(lambda: not living._others(living._admin.clients()), "the dead one is gone")
+
+        living.acquire("three")
+
+        assert each.config_get("*") == before
 
 
 def test_what_a_dead_process_changed_is_put_right_by_the_next(desk: Desk) -> None:
@@ -368,6 +430,85 @@ def test_clients_that_wait_or_listen_are_disconnected_and_told(desk: Desk) -> No
     monitor.connection.disconnect()
     for each in (waiting, listening, monitoring, idle):
         each.close()
+
+
+@embedded_only
+def test_a_client_that_connects_anew_at_once_is_met_again(desk: Desk, runtime: str) -> None:
+    """As consumers do that go on whatever happens."""
+    leases = desk.leases()
+    lease = leases.acquire("one")
+    end = threading.Event()
+
+    def consume() -> None:
+        while not end.is_set():
+            with suppress(redis.exceptions.ConnectionError), client(lease) as each:
+                each.blpop("queue")
+                return
+
+    consumer = threading.Thread(target=consume, daemon=True)
+    consumer.start()
+    admin = desk.server().client
+    until(lambda: any(each.waits for each in admin.clients()), "it waits")
+    begin = admin.id
+
+    leases.acquire("two")
+
+    assert desk.told == [("one", "it left a Redis client that was in BLPOP")]
+    waiting = [each for each in admin.clients() if each.waits]
+    # Whatever it does: it was cut off again and again, for a bounded time.
+    assert all(each.id > begin + 3 for each in waiting)
+    end.set()
+    leases.acquire("three")
+    consumer.join(5)
+    assert not consumer.is_alive()
+
+
+@embedded_only
+def test_nothing_is_put_right_when_another_process_comes_meanwhile(
+    desk: Desk, runtime: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """After the first look at who is connected, and before anything is undone."""
+    mine = desk.leases()
+    lease = mine.acquire("one")
+    theirs = desk.leases()
+    looks = []
+
+    def others(clients: Any) -> list[Any]:
+        looks.append(clients)
+        if len(looks) == 1:
+            with client(theirs.acquire("one")) as their_client:
+                their_client.function_load(LIBRARY)
+            return []
+        found: list[Any] = Leases._others(mine, clients)
+        return found
+
+    with client(lease) as each:
+        each.config_set("maxmemory", "66mb")
+        monkeypatch.setattr(mine, "_others", others)
+
+        mine.acquire("two")
+
+        assert len(each.function_list()) == 1
+        monkeypatch.undo()
+        theirs.close()
+        until(lambda: not mine._others(mine._admin.clients()), "the other one has gone")
+        mine.acquire("three")
+        assert each.function_list() == []
+
+
+@embedded_only
+def test_one_who_is_interrupted_while_answers_come_loses_the_connection(
+    desk: Desk, runtime: str
+) -> None:
+    """And not its place among the answers: the next test has the same databases, on a new one."""
+    leases = desk.leases()
+    index = leases.acquire("one").index
+    answers = leases._admin.begin(("PING",), ("ECHO", "a"), ("ECHO", "b"))
+    assert next(answers) == "PONG"
+
+    assert leases.acquire("two").index == index
+    assert leases._admin.command("ECHO", "c") == "c"
+    leases.close()
 
 
 def test_clients_that_were_closed_are_not_told(desk: Desk) -> None:

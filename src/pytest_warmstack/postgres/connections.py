@@ -153,10 +153,9 @@ class Maintenance:
                 await self._connect()
             try:
                 yield self._connection
-            except TimeoutError:
-                raise  # One statement took too long; the connection is as good as before.
             except LOST:
-                self._connection.terminate()  # It may not know yet that it is lost.
+                # It may not know yet that it is lost; or it waits for an answer that never comes.
+                self._connection.terminate()
                 raise
 
     async def _connect(self) -> None:
@@ -187,8 +186,12 @@ class Maintenance:
     async def _renew(self) -> None:
         # What can't be done now, the next one to need the connection will try, and tell.
         with suppress(ServerFull, Refusal, *LOST):
-            async with self.turn():
-                pass
+            await self._connected()
+
+    @persistent
+    async def _connected(self) -> None:
+        async with self.turn():
+            pass
 
     async def lock(self, key: int, *, shared: bool = False) -> bool:
         """Take an advisory lock if it is free, alone or *shared*; tell whether it was.

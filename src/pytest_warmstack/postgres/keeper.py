@@ -270,8 +270,14 @@ class Keeper:
         finally:
             await inside.close()
 
-    @persistent
     async def _visits(self, clone: Clone) -> int:
+        try:
+            return await self._counted(clone)
+        except (Refusal, *LOST) as error:
+            raise lost(error) from error
+
+    @persistent
+    async def _counted(self, clone: Clone) -> int:
         query = "SELECT sessions FROM pg_stat_database WHERE datid = $1"
         return int(await self._main.fetchval(query, clone.oid) or 0)
 
@@ -287,30 +293,29 @@ class Keeper:
                 to = f"SET {sql.USED} TO '{now - before / 1000}'"
                 await self._janitor.execute(f"ALTER DATABASE {sql.quote(str(name))} {to}")
         listed = databases_of(await self._janitor.fetch(sql.DATABASES))
-        # Turn by turn, so that the drop of a test's clone need not wait for all of them.
-        suspects = [name for name in doomed(listed) if not await self._swept(name)]
-        if suspects:
+        held = {row["key"] for row in await self._janitor.fetch(sql.HELD)}
+        free = [name for name in doomed(listed) if name.lock_key not in held]
+        owned = [name for name in free if name.state in {State.IN_USE, State.BUILDING}]
+        for name in free:
+            if name not in owned:
+                await self._swept(name)
+        if owned:
             # Whoever lives and has only lost a connection holds its locks again by then.
             await asyncio.sleep(RENEWAL)
-        for name in suspects:
-            await self._swept(name, sure=True)
+        for name in owned:
+            await self._swept(name)
 
-    async def _swept(self, name: DatabaseName, *, sure: bool = False) -> bool:
-        """Drop a database of ours, if nobody holds its lock. It may be gone since it was listed.
-
-        Return false when it was spared because one can't be *sure* yet that its owner is dead.
-        """
+    async def _swept(self, name: DatabaseName) -> None:
+        """Drop a database of ours, if nobody holds its lock. It may be gone since it was listed."""
+        # Turn by turn, so that the drop of a test's clone need not wait for all of them.
         async with self._janitor.turn() as janitor:
             if not await janitor.fetchval(f"SELECT pg_try_advisory_lock({name.lock_key})"):
-                return True
+                return
             try:
-                if not sure and name.state in {State.IN_USE, State.BUILDING}:
-                    return False
                 with suppress(asyncpg.ObjectInUseError):  # The next run will try again.
                     await _unsealed_and_dropped(janitor, str(name))
             finally:
                 await janitor.fetchval(f"SELECT pg_advisory_unlock({name.lock_key})")
-        return True
 
     async def _leave(self, unused: Sequence[Clone], stock: int) -> None:
         missing = await self._stocked(unused, stock) if stock else 0

@@ -84,6 +84,13 @@ UNLOCK: Final = f"SELECT pg_advisory_unlock(key) {_KEYS}"
 UNLOCK_SHARED: Final = f"SELECT pg_advisory_unlock_shared(key) {_KEYS}"
 """Take advisory locks that are free, and let go of them. The parameter is made by `numbers`."""
 
+HELD: Final = (
+    "SELECT classid::bigint << 32 | objid::bigint AS key FROM pg_locks"
+    " WHERE locktype = 'advisory' AND objsubid = 1 AND granted AND database ="
+    " (SELECT oid FROM pg_database WHERE datname = current_database())"
+)
+"""The advisory locks that somebody holds; a 64-bit key is shown as its two halves."""
+
 END: Final = (
     "SELECT pg_terminate_backend(pid, 10000) FROM pg_stat_activity"
     " WHERE pid = $1 AND application_name = current_setting('application_name')"

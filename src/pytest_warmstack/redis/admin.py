@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import socket
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from typing import Any, Final, NamedTuple, Self
 
 from redis import Connection
@@ -19,6 +20,9 @@ _SECRETS: Final = frozenset({"requirepass", "masterauth", "primaryauth", "tls-ke
 
 NAME: Final = "pytest-warmstack"
 """Every connection of ours has a name that begins with this."""
+
+BUSY: Final = "BUSY"
+"""What the answers of a server begin with that runs somebody's script for too long."""
 
 ANSWER: Final = 30.0
 """Seconds that one command of ours may take."""
@@ -57,6 +61,7 @@ class Admin:
         self.id = 0
         self._connection = connection
         self._cause = ""
+        self._left = 0
 
     @classmethod
     def connect(cls, endpoint: Endpoint, fingerprint: str, timeout: float) -> Self:
@@ -85,6 +90,8 @@ class Admin:
             )
         except (AuthenticationError, ResponseError, ValueError) as error:
             connection.disconnect()
+            if str(error).startswith(BUSY):
+                raise NotReady(f"{endpoint.host}:{endpoint.port}: {error}") from error
             raise NotOurs(f"it does not take the password: {error}") from error
         except (RedisError, ServerFailed, OSError) as error:
             connection.disconnect()
@@ -112,9 +119,12 @@ class Admin:
     def begin(self, *commands: Sequence[str | int]) -> Iterator[Any]:
         """Send several commands at once, and return their answers one by one, as they come.
 
-        All have to be taken before the next command. Raises what `command` does.
+        All have to be taken before the next command. Raises what `command` does; the answers
+        after a refusal are heard, and dropped.
         """
         connection = self._connection
+        if self._left:
+            self._lost(RuntimeError("somebody was interrupted before all answers were heard"))
         if self._cause:
             # redis-py would connect anew, without the lease.
             raise ServerFailed.lost(title="Redis", cause=self._cause)
@@ -122,21 +132,32 @@ class Admin:
             connection.send_packed_command(connection.pack_commands(commands))
         except (RedisError, OSError) as error:
             raise self._lost(error) from error
-        return self._answers(len(commands))
+        self._left = len(commands)
+        return self._answers()
 
-    def _answers(self, count: int) -> Iterator[Any]:
-        for left in reversed(range(count)):
+    def _answers(self) -> Iterator[Any]:
+        while self._left:
             try:
-                yield self._connection.read_response()
-            except ResponseError as error:
-                if left:
-                    self._lost(error)  # What else was asked is not heard any more.
+                yield self._answer()
+            except ResponseError:
+                while self._left:
+                    with suppress(ResponseError):
+                        self._answer()
                 raise
-            except (RedisError, OSError) as error:
-                raise self._lost(error) from error
+
+    def _answer(self) -> Any:
+        try:
+            answer = self._connection.read_response()
+        except ResponseError:
+            self._left -= 1
+            raise
+        except (RedisError, OSError) as error:
+            raise self._lost(error) from error
+        self._left -= 1
+        return answer
 
     def _lost(self, error: Exception) -> ServerFailed:
-        self._cause = str(error)
+        self._cause, self._left = str(error), 0
         self._connection.disconnect()
         return ServerFailed.lost(title="Redis", cause=self._cause)
 

@@ -22,7 +22,7 @@ from typing import Final
 from redis.exceptions import ResponseError
 
 from pytest_warmstack.errors import LeaseFailed, ServerFailed
-from pytest_warmstack.redis.admin import ANSWER, NAME, Admin, Client
+from pytest_warmstack.redis.admin import ANSWER, BUSY, NAME, Admin, Client
 from pytest_warmstack.runtime.base import NotOurs, NotReady, Server
 
 _CLAIM: Final = """
@@ -39,6 +39,9 @@ _CONFIG: Final = f"{NAME}:config"
 
 _GRACE: Final = 0.2
 """Seconds that a client which a test has closed may take to be gone."""
+
+_ANEW: Final = 0.02
+"""Seconds after which a client that was cut off is looked for once more."""
 
 _LEAVE: Final = 2.0
 """Seconds that putting things right may take at the end of a run; the next one does it again."""
@@ -87,6 +90,7 @@ class Leases:
         self._lease: Lease | None = None
         self._test = ""
         self._seen: dict[str, int] = {}
+        self._alone = False
         self._config: dict[str, str] | None = None
         # Where our own keys are. Who has the whole server uses the first of its databases.
         self._home = 0
@@ -96,39 +100,68 @@ class Leases:
 
         Raises `LeaseFailed` when every database is leased by a living process.
         """
-        if self._lease is None:
-            self._lease = self._taken(first=0 if self._whole else 1)
-        return self._lease
+        return self._willingly(self._had)
 
     def acquire(self, test: str) -> Lease:
         """Return the lease for *test*, with its databases empty.
 
         Raises `LeaseFailed`, or `ServerFailed` when the server is gone.
         """
-        begin = time.monotonic()
-        try:
-            lease = self.take()
-            try:
-                self._flush(lease)
-            except ServerFailed as error:
-                if time.monotonic() - begin > ANSWER / 2:
-                    raise LeaseFailed.silent(seconds=ANSWER, test=self._test) from error
-                # The connection is gone, and the lease with it. Once more, on a new one.
-                lease = self._renewed(lease)
-                self._flush(lease)
-        except ResponseError as error:
-            raise LeaseFailed.refused(cause=str(error), test=self._test) from error
+        lease = self._willingly(self._emptied)
         self._test = test
         return lease
 
-    def _renewed(self, lease: Lease) -> Lease:
-        """Return a lease on a new connection, of the same databases if they are free."""
+    def _willingly(self, do: Callable[[], Lease]) -> Lease:
+        """Return what *do* gives; if the server refuses, undo what makes it, and try again."""
         try:
-            self._admin = self._connect()
-        except (NotReady, NotOurs) as error:
-            raise ServerFailed.lost(title="Redis", cause=str(error)) from error
-        self._lease = self._taken(first=lease.index)
+            try:
+                return do()
+            except ResponseError as error:
+                self._make_willing(error)
+                return do()
+        except ResponseError as error:
+            raise LeaseFailed.refused(cause=str(error), test=self._test) from error
+
+    def _had(self) -> Lease:
+        if self._lease is None:
+            self._lease = self._taken()
         return self._lease
+
+    def _emptied(self) -> Lease:
+        """Return the lease, its databases empty; on a new connection if the old one is lost."""
+        begin = time.monotonic()
+        lease = self._had()
+        try:
+            self._flush(lease)
+        except ServerFailed as error:
+            if time.monotonic() - begin > ANSWER / 2:
+                raise LeaseFailed.silent(seconds=ANSWER, test=self._test) from error
+            # The lease is gone with the connection.
+            try:
+                self._admin = self._connect()
+            except (NotReady, NotOurs) as failure:
+                raise ServerFailed.lost(title="Redis", cause=str(failure)) from failure
+            lease = self._lease = self._taken(first=lease.index)
+            self._flush(lease)
+        return lease
+
+    def _make_willing(self, error: ResponseError) -> None:
+        """Undo what makes the server refuse to empty a database, if a test of ours has done it.
+
+        Raises *error* again when it may be what another process wants.
+        """
+        admin = self._admin
+        if str(error).startswith(BUSY) and self._alone:
+            for kind in ("SCRIPT", "FUNCTION"):
+                with suppress(ResponseError):
+                    admin.command(kind, "KILL")
+        if not self._whole and self._others(admin.clients()):
+            raise error
+        with suppress(ResponseError):
+            admin.command("REPLICAOF", "NO", "ONE")
+        _, config = admin.commands(("SELECT", self._home), ("GET", _CONFIG))
+        self._keep_config(config)
+        self._restore({"config"})
 
     def close(self) -> None:
         """Leave the server as it was found, and end the connection, and with it the lease."""
@@ -142,40 +175,44 @@ class Leases:
     def _leave(self, lease: Lease) -> None:
         with suppress(ServerFailed, ResponseError):
             self._flush(lease)
-            # Some test's FLUSHALL may have taken it.
-            kept = ("SET", _CONFIG, json.dumps(self._config))
-            self._admin.commands(("SELECT", self._home), kept)
+            # The next run then takes the same ones, and none that a living process has lost.
+            self._admin.commands(("SELECT", self._home), ("DEL", *self._keys(lease.index)))
 
     def _indexes(self, first: int) -> range:
         return range(first, first + self._count)
 
     def _flush(self, lease: Lease) -> None:
         """Empty the databases, and put right what a flush leaves, in one round trip if nothing."""
-        admin, last = self._admin, self._indexes(lease.index)[-1]
+        admin = self._admin
         # SYNC: an asynchronous flush could remove what the test has begun to write.
-        flushes: list[Sequence[str | int]] = []
-        if self._whole:
-            kept = json.dumps(self._config)
-            flushes += [("FLUSHALL", "SYNC"), ("SELECT", self._home), ("SET", _CONFIG, kept)]
+        flushes: list[Sequence[str | int]] = [("FLUSHALL", "SYNC")] if self._whole else []
         for index in self._indexes(lease.index):
             flushes += [("SELECT", index), ("FLUSHDB", "SYNC")]
-        answers = admin.begin(("INFO", "commandstats"), ("CLIENT", "LIST"), *flushes)
+        kept = ("SELECT", self._home), ("EXISTS", _CONFIG)
+        answers = admin.begin(("INFO", "commandstats"), ("CLIENT", "LIST"), *flushes, *kept)
         stats, clients = admin.stats(next(answers)), admin.clients_of(next(answers))
         done = {kind for kind in _SERVER_WIDE if _count(stats, kind) != self._seen.get(kind, 0)}
-        alone = self._whole or not self._others(clients)
-        if "pause" in done and alone:
+        self._alone = self._is_alone(clients)
+        if "pause" in done and self._alone:
             # The flush itself waits for the end of a pause of all that writes.
-            with suppress(ServerFailed):
+            with suppress(ServerFailed, NotReady, NotOurs):
                 second = self._connect()
                 second.command("CLIENT", "UNPAUSE")
                 second.close()
-        for _ in answers:
-            pass
-        self._end_strays(clients, range(lease.index, last + 1))
-        if alone and done:
+        *_, known = answers
+        # Asked again: another process may have come meanwhile.
+        if done and self._alone and self._is_alone(admin.clients()):
             self._restore(done)
             stats = admin.stats(admin.command("INFO", "commandstats"))
             self._seen = {kind: _count(stats, kind) for kind in _SERVER_WIDE}
+        if not known:
+            # A FLUSHALL took it, the test's or our own.
+            with suppress(ResponseError):  # The server may have no memory for it.
+                admin.command("SET", _CONFIG, json.dumps(self._config))
+        self._end_strays(clients, self._indexes(lease.index))
+
+    def _is_alone(self, clients: Iterable[Client]) -> bool:
+        return self._whole or not self._others(clients)
 
     def _restore(self, done: Iterable[str]) -> None:
         """Undo what tests did to the server as a whole; there is no other lease that it harms."""
@@ -196,18 +233,26 @@ class Leases:
 
     def _end_strays(self, clients: Sequence[Client], indexes: range) -> None:
         """Disconnect those who listen or wait in our databases: they would steal from a test."""
-        strays = {each.id: each for each in clients if self._is_stray(each, indexes)}
+        strays = {each.id for each in clients if self._is_stray(each, indexes)}
         deadline = time.monotonic() + _GRACE
         while strays and time.monotonic() < deadline:
             time.sleep(0.005)
-            living = {each.id for each in self._admin.clients() if self._is_stray(each, indexes)}
-            strays = {number: each for number, each in strays.items() if number in living}
-        for number, each in strays.items():
-            with suppress(ResponseError):  # It has gone by itself.
-                self._admin.command("CLIENT", "KILL", "ID", number)
+            strays &= {each.id for each in self._strays(indexes)}
+        living = [each for each in clients if each.id in strays]
+        for each in living:
             name = f" {each.name!r}" if each.name else ""
             what = "was subscribed" if "P" in each.flags else f"was in {each.command.upper()}"
             self._found(self._test, f"it left a Redis client{name} that {what}")
+        while living and time.monotonic() < deadline + _GRACE:
+            for each in living:
+                with suppress(ResponseError):  # It has gone by itself.
+                    self._admin.command("CLIENT", "KILL", "ID", each.id)
+            # One that connects anew at once is met here; one that takes its time, a test later.
+            time.sleep(_ANEW)
+            living = self._strays(indexes)
+
+    def _strays(self, indexes: range) -> list[Client]:
+        return [each for each in self._admin.clients() if self._is_stray(each, indexes)]
 
     def _is_stray(self, client: Client, indexes: range) -> bool:
         mine = self._whole or client.database in indexes
@@ -218,19 +263,21 @@ class Leases:
         own = self._admin.id
         return [each for each in clients if each.id != own and _leased(each.name) is not None]
 
-    def _taken(self, first: int) -> Lease:
-        """Take free databases, those from *first* on if they are."""
+    def _taken(self, first: int | None = None) -> Lease:
+        """Take free databases, those from *first* on if they are.
+
+        Those that a process had which is gone come last: it may have lost its connection only.
+        """
         admin = self._admin
         databases, clients = admin.commands(("CONFIG", "GET", "databases"), ("CLIENT", "LIST"))
         total = int(databases[1])
         self._home = total - 1 if self._whole else 0
         living = admin.clients_of(clients)
         ids = {str(each.id) for each in living}
-        taken = [leased for each in living if (leased := _leased(each.name)) is not None]
+        others = self._others(living)
+        taken = [leased for each in others if (leased := _leased(each.name)) is not None]
         starts = [0] if self._whole else range(1, total - self._count + 1, self._count)
-        keys = {
-            start: self._keys(start) for start in sorted(starts, key=lambda each: each != first)
-        }
+        keys = {start: self._keys(start) for start in starts}
         if not keys:
             raise LeaseFailed.too_many_asked(databases=total, count=self._count)
         _, config, found = admin.commands(
@@ -239,8 +286,9 @@ class Leases:
             ("MGET", *(key for each in keys.values() for key in each)),
         )
         holders = iter(found)
-        for start, own in keys.items():
-            held = [next(holders) or "" for _ in own]
+        held_by = {start: [next(holders) or "" for _ in own] for start, own in keys.items()}
+        for start in sorted(keys, key=lambda each: (each != first, any(held_by[each]))):
+            own, held = keys[start], held_by[start]
             if any(each in ids for each in held):
                 continue
             if any(_overlap(self._indexes(start), each) for each in taken):
@@ -257,11 +305,7 @@ class Leases:
         raise LeaseFailed.none_free(
             databases=total,
             count=self._count,
-            holders=[
-                f"{each.name.removeprefix(_LEASE)}, {each.address}"
-                for each in living
-                if _leased(each.name) is not None
-            ],
+            holders=[f"{each.name.removeprefix(_LEASE)}, {each.address}" for each in others],
         )
 
     def _keep_config(self, config: str | None) -> None:
