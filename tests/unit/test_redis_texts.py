@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from pytest_warmstack.redis import leases
+from pytest_warmstack.redis import leases, traces
 from pytest_warmstack.redis.admin import Admin
 
 LIST = (
@@ -51,7 +51,7 @@ def test_the_counts_of_commands_are_read() -> None:
 )
 def test_what_changes_a_server_is_counted(stats: dict[str, int], counts: dict[str, int]) -> None:
     """And what only looks at it is not, but by a Redis that counts no subcommands."""
-    assert {kind: leases._count(stats, kind) for kind in counts} == counts
+    assert {kind: traces.count(stats, kind) for kind in counts} == counts
 
 
 @pytest.mark.parametrize(

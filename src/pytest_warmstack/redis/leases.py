@@ -8,13 +8,12 @@ the keys, gives nothing away.
 
 from __future__ import annotations
 
-import json
 import os
 import re
 import socket
 import threading
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import Final
@@ -22,7 +21,9 @@ from typing import Final
 from redis.exceptions import ResponseError
 
 from pytest_warmstack.errors import LeaseFailed, ServerFailed
+from pytest_warmstack.redis import traces
 from pytest_warmstack.redis.admin import ANSWER, BUSY, NAME, Admin, Client
+from pytest_warmstack.redis.traces import ServerWide
 from pytest_warmstack.runtime.base import NotOurs, NotReady, Server
 
 _CLAIM: Final = """
@@ -34,25 +35,8 @@ return 1
 """
 """Take databases if the holder of each is still the one that was found to be gone (or none)."""
 
-_CONFIG: Final = f"{NAME}:config"
-"""The key with the server's settings, as they were before any test."""
-
-_GRACE: Final = 0.2
-"""Seconds that a client which a test has closed may take to be gone."""
-
-_ANEW: Final = 0.02
-"""Seconds after which a client that was cut off is looked for once more."""
-
 _LEAVE: Final = 2.0
 """Seconds that putting things right may take at the end of a run; the next one does it again."""
-
-_SERVER_WIDE: Final[Mapping[str, Sequence[str]]] = {
-    "config": ("config", "config|set"),
-    "functions": ("function", "function|load", "function|restore", "function|delete"),
-    "scripts": ("script", "script|load"),
-    "pause": ("client|pause",),
-}
-"""What no flush undoes, and the commands that do it; Redis before 7 counts no subcommands."""
 
 
 @dataclass(frozen=True)
@@ -89,9 +73,8 @@ class Leases:
         self._found = found
         self._lease: Lease | None = None
         self._test = ""
-        self._seen: dict[str, int] = {}
+        self._wide = ServerWide()
         self._alone = False
-        self._config: dict[str, str] | None = None
         # Where our own keys are. Who has the whole server uses the first of its databases.
         self._home = 0
 
@@ -152,16 +135,11 @@ class Leases:
         """
         admin = self._admin
         if str(error).startswith(BUSY) and self._alone:
-            for kind in ("SCRIPT", "FUNCTION"):
-                with suppress(ResponseError):
-                    admin.command(kind, "KILL")
-        if not self._whole and self._others(admin.clients()):
+            traces.end_script(admin)
+        if not self._is_alone(admin.clients()):
             raise error
-        with suppress(ResponseError):
-            admin.command("REPLICAOF", "NO", "ONE")
-        _, config = admin.commands(("SELECT", self._home), ("GET", _CONFIG))
-        self._keep_config(config)
-        self._restore({"config"})
+        admin.command("SELECT", self._home)
+        self._wide.free(admin)
 
     def close(self) -> None:
         """Leave the server as it was found, and end the connection, and with it the lease."""
@@ -188,10 +166,10 @@ class Leases:
         flushes: list[Sequence[str | int]] = [("FLUSHALL", "SYNC")] if self._whole else []
         for index in self._indexes(lease.index):
             flushes += [("SELECT", index), ("FLUSHDB", "SYNC")]
-        kept = ("SELECT", self._home), ("EXISTS", _CONFIG)
+        kept = ("SELECT", self._home), ("EXISTS", traces.SETTINGS)
         answers = admin.begin(("INFO", "commandstats"), ("CLIENT", "LIST"), *flushes, *kept)
-        stats, clients = admin.stats(next(answers)), admin.clients_of(next(answers))
-        done = {kind for kind in _SERVER_WIDE if _count(stats, kind) != self._seen.get(kind, 0)}
+        done = self._wide.done(admin.stats(next(answers)))
+        clients = admin.clients_of(next(answers))
         self._alone = self._is_alone(clients)
         if "pause" in done and self._alone:
             # The flush itself waits for the end of a pause of all that writes.
@@ -202,61 +180,18 @@ class Leases:
         *_, known = answers
         # Asked again: another process may have come meanwhile.
         if done and self._alone and self._is_alone(admin.clients()):
-            self._restore(done)
-            stats = admin.stats(admin.command("INFO", "commandstats"))
-            self._seen = {kind: _count(stats, kind) for kind in _SERVER_WIDE}
+            self._wide.undo(admin, done)
         if not known:
-            # A FLUSHALL took it, the test's or our own.
-            with suppress(ResponseError):  # The server may have no memory for it.
-                admin.command("SET", _CONFIG, json.dumps(self._config))
-        self._end_strays(clients, self._indexes(lease.index))
+            self._wide.store(admin)  # A FLUSHALL took it, the test's or our own.
+        traces.end_strays(
+            admin,
+            clients,
+            lambda each: self._whole or each.database in self._indexes(lease.index),
+            lambda trouble: self._found(self._test, trouble),
+        )
 
     def _is_alone(self, clients: Iterable[Client]) -> bool:
         return self._whole or not self._others(clients)
-
-    def _restore(self, done: Iterable[str]) -> None:
-        """Undo what tests did to the server as a whole; there is no other lease that it harms."""
-        admin = self._admin
-        if "functions" in done:
-            with suppress(ResponseError):
-                admin.command("FUNCTION", "FLUSH", "SYNC")
-        if "scripts" in done:
-            with suppress(ResponseError):  # Before 6.2 it takes no SYNC.
-                admin.command("SCRIPT", "FLUSH", "SYNC")
-        if "config" in done and self._config is not None:
-            now = admin.settings()
-            for name, value in self._config.items():
-                if now.get(name) != value:
-                    # Some can't be set while the server runs; those no test has changed.
-                    with suppress(ResponseError):
-                        admin.command("CONFIG", "SET", name, value)
-
-    def _end_strays(self, clients: Sequence[Client], indexes: range) -> None:
-        """Disconnect those who listen or wait in our databases: they would steal from a test."""
-        strays = {each.id for each in clients if self._is_stray(each, indexes)}
-        deadline = time.monotonic() + _GRACE
-        while strays and time.monotonic() < deadline:
-            time.sleep(0.005)
-            strays &= {each.id for each in self._strays(indexes)}
-        living = [each for each in clients if each.id in strays]
-        for each in living:
-            name = f" {each.name!r}" if each.name else ""
-            what = "was subscribed" if "P" in each.flags else f"was in {each.command.upper()}"
-            self._found(self._test, f"it left a Redis client{name} that {what}")
-        while living and time.monotonic() < deadline + _GRACE:
-            for each in living:
-                with suppress(ResponseError):  # It has gone by itself.
-                    self._admin.command("CLIENT", "KILL", "ID", each.id)
-            # One that connects anew at once is met here; one that takes its time, a test later.
-            time.sleep(_ANEW)
-            living = self._strays(indexes)
-
-    def _strays(self, indexes: range) -> list[Client]:
-        return [each for each in self._admin.clients() if self._is_stray(each, indexes)]
-
-    def _is_stray(self, client: Client, indexes: range) -> bool:
-        mine = self._whole or client.database in indexes
-        return mine and (client.waits or client.listens) and not client.name.startswith(NAME)
 
     def _others(self, clients: Iterable[Client]) -> list[Client]:
         """Return the connections of other processes that hold a lease."""
@@ -280,9 +215,9 @@ class Leases:
         keys = {start: self._keys(start) for start in starts}
         if not keys:
             raise LeaseFailed.too_many_asked(databases=total, count=self._count)
-        _, config, found = admin.commands(
+        _, settings, found = admin.commands(
             ("SELECT", self._home),
-            ("GET", _CONFIG),
+            ("GET", traces.SETTINGS),
             ("MGET", *(key for each in keys.values() for key in each)),
         )
         holders = iter(found)
@@ -296,7 +231,7 @@ class Leases:
             # The name first: from now on nobody else takes these for free.
             admin.command("CLIENT", "SETNAME", self._name(start))
             if admin.command("EVAL", _CLAIM, len(own), *own, admin.id, *held):
-                self._keep_config(config)
+                self._wide.remember(admin, settings)
                 admin.command("SELECT", start)
                 place = f"{admin.endpoint.host}:{admin.endpoint.port}"
                 address = f"redis://:{admin.endpoint.password}@{place}"
@@ -307,16 +242,6 @@ class Leases:
             count=self._count,
             holders=[f"{each.name.removeprefix(_LEASE)}, {each.address}" for each in others],
         )
-
-    def _keep_config(self, config: str | None) -> None:
-        """Remember the server's settings as they were before any test: as *config* tells them."""
-        if self._config is not None:
-            return
-        if config is not None:
-            self._config = json.loads(config)
-            return
-        self._config = self._admin.settings()
-        self._admin.command("SET", _CONFIG, json.dumps(self._config))
 
     def _keys(self, first: int) -> list[str]:
         return [f"{NAME}:lease:{index}" for index in self._indexes(first)]
@@ -339,8 +264,3 @@ def _leased(name: str) -> range | None:
 
 def _overlap(one: range, other: range) -> bool:
     return one.start < other.stop and other.start < one.stop
-
-
-def _count(stats: Mapping[str, int], kind: str) -> int:
-    """Return how often commands of a *kind* were called."""
-    return sum(stats.get(command, 0) for command in _SERVER_WIDE[kind])
