@@ -1,4 +1,4 @@
-"""Connections of ours to PostgreSQL: made when first needed, used in turns, with deadlines."""
+"""Connections of ours to PostgreSQL, and the locks on them: used in turns, with deadlines, renewed."""
 
 from __future__ import annotations
 
