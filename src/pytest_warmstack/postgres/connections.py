@@ -1,4 +1,4 @@
-"""Connections of ours to PostgreSQL, and the locks on them: used in turns, with deadlines, renewed."""
+"""Connections of ours to PostgreSQL and the locks on them: used in turns, made anew when lost."""
 
 from __future__ import annotations
 
