@@ -458,9 +458,12 @@ def test_a_client_that_connects_anew_at_once_is_met_again(desk: Desk, runtime: s
     # Whatever it does: it was cut off again and again, for a bounded time.
     assert all(each.id > begin + 3 for each in waiting)
     end.set()
-    leases.acquire("three")
-    consumer.join(5)
-    assert not consumer.is_alive()
+
+    def gone() -> bool:
+        leases.acquire("three")
+        return not consumer.is_alive()
+
+    until(gone, "it has ended")
 
 
 @embedded_only

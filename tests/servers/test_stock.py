@@ -314,7 +314,7 @@ def test_a_sweep_spares_the_clone_of_one_who_connects_anew(
         sweeper.sweep(lambda _: []).result(30)  # It has its connection by now.
 
         async def slowly(*args: Any, **kwargs: Any) -> Any:
-            await asyncio.sleep(0.1)
+            await asyncio.sleep(0.05)
             return await connect(*args, **kwargs)
 
         monkeypatch.setattr("pytest_warmstack.postgres.connections.connect", slowly)
