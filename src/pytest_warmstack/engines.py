@@ -98,14 +98,13 @@ class Engines:
         options: dict[str, Any] = {"execution_options": {"compiled_cache": self._compiled}}
         if connect is not None:
             return create_async_engine(url, async_creator=connect, poolclass=StaticPool, **options)
-        # The server speaks no TLS; asking it on every connection costs a round trip.
-        return create_async_engine(url, connect_args={"ssl": False}, **options)
+        return create_async_engine(url, connect_args=_plain(make_url(url)), **options)
 
     def _next(self, dialect: Dialect, url: str, connect: Connect | None) -> AsyncEngine:
         """Return an engine with the *dialect* of the one before, made as SQLAlchemy does."""
         parsed = make_url(url)
         arguments, options = dialect.create_connect_args(parsed)
-        options["ssl"] = False
+        options.update(_plain(parsed))
         if connect is not None:
             arguments, options = [], {"async_creator_fn": connect}
 
@@ -224,11 +223,19 @@ class Undoing:
             user=url.username,
             password=url.password,
             database=url.database,
-            ssl=False,
+            ssl=url.query.get("ssl", False),
             server_settings={"application_name": f"{APPLICATION} {os.getpid()}"},
         )
         shared.connections += 1
         self._connects += 1
+
+
+def _plain(url: URL) -> dict[str, Any]:
+    """Return what keeps the driver from asking for TLS, unless the URL wants it.
+
+    A server of ours speaks none; to ask on every connection costs a round trip.
+    """
+    return {} if "ssl" in url.query else {"ssl": False}
 
 
 def _is_clone(url: str | URL) -> bool:

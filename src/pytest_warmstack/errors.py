@@ -116,6 +116,29 @@ class RuntimeUnavailable(WarmstackError):
         )
 
     @classmethod
+    def no_url(cls, *, title: str, variable: str) -> RuntimeUnavailable:
+        """External servers were asked for, and nobody said where the one called *title* is."""
+        return cls(
+            f"There is no external {title} to connect to.",
+            why="the runtime external was asked for, and no URL was given",
+            looked_at=[variable],
+            todo=[
+                f"name the server: {variable}=URL",
+                "or let it be run for you: --warmstack-runtime=auto",
+            ],
+        )
+
+    @classmethod
+    def both(cls, *, title: str, variable: str, runtime: str) -> RuntimeUnavailable:
+        """A URL was given, and the runtime of servers of our own was named as well."""
+        return cls(
+            f"There are two answers to the question where {title} runs.",
+            why=f"a URL was given, and the runtime {runtime} as well",
+            looked_at=[variable, "WARMSTACK_RUNTIME"],
+            todo=["leave the URL out", "or the runtime: --warmstack-runtime=auto"],
+        )
+
+    @classmethod
     def nothing(cls, refusals: Sequence[WarmstackError]) -> RuntimeUnavailable:
         """Every runtime that `auto` may choose has refused."""
         return cls(
@@ -203,6 +226,84 @@ class ServerFailed(WarmstackError):
             why=cause,
             looked_at=["the connection that the plugin keeps open to it"],
             todo=["see whether somebody stopped it, then run again: a new one is started"],
+        )
+
+    @classmethod
+    def unreachable(
+        cls, *, title: str, place: str, variable: str, seconds: float, cause: str
+    ) -> ServerFailed:
+        """Tell that nothing answers where somebody else's server was said to be."""
+        return cls(
+            f"{title} at {place} did not answer within {seconds:g} seconds.",
+            why=cause,
+            looked_at=[f"{place}, from {variable}"],
+            todo=[
+                "see that the server runs, and can be reached from this machine",
+                f"or correct {variable}, or leave it out: then a server is started for you",
+                "or give it longer: WARMSTACK_START_TIMEOUT=SECONDS",
+            ],
+        )
+
+    @classmethod
+    def rejected(cls, *, title: str, place: str, variable: str, cause: str) -> ServerFailed:
+        """Tell that somebody else's server does not let us in."""
+        return cls(
+            f"{title} at {place} does not let us in.",
+            why=cause,
+            looked_at=[f"the server's answer to the user and password in {variable}"],
+            todo=[
+                f"correct {variable}; characters such as @ : / in a password are written as "
+                "%40 %3A %2F"
+            ],
+        )
+
+    @classmethod
+    def pooled(cls, *, place: str, cause: str) -> ServerFailed:
+        """Tell that a pooler is in between, which gives each transaction another connection."""
+        return cls(
+            f"At {place} there is a pooler in transaction mode, and not PostgreSQL itself.",
+            why=f"{cause}; locks belong to a connection, and with such a pooler none lasts",
+            looked_at=["the numbers of the backends that answer on one connection"],
+            todo=[
+                "name the port of PostgreSQL itself (5432 as a rule, where PgBouncer has 6432)",
+                "or give us a database entry with pool_mode=session",
+            ],
+        )
+
+    @classmethod
+    def no_right(cls, *, place: str, role: str) -> ServerFailed:
+        """Tell that the role may not create databases."""
+        return cls(
+            f"The role {role} at {place} may not create databases.",
+            why="it has neither CREATEDB nor SUPERUSER; templates and clones are databases",
+            looked_at=[f"pg_roles, for {role}"],
+            todo=[
+                f"as a superuser: ALTER ROLE {role} CREATEDB",
+                "or name another role in the URL",
+            ],
+        )
+
+    @classmethod
+    def read_only(cls, *, place: str) -> ServerFailed:
+        """Tell that the server only follows another one."""
+        return cls(
+            f"PostgreSQL at {place} is a standby.",
+            why="it follows another server, and nothing can be written to it",
+            looked_at=["pg_is_in_recovery()"],
+            todo=["name the primary server in the URL"],
+        )
+
+    @classmethod
+    def cluster(cls, *, place: str) -> ServerFailed:
+        """Tell that Redis runs as a cluster, which has one database only."""
+        return cls(
+            f"Redis at {place} is a node of a cluster.",
+            why="a cluster has no databases but the first, and each process needs one of its own",
+            looked_at=["INFO server: redis_mode"],
+            todo=[
+                "name a server that is no cluster",
+                "or leave the URL out: then a server is started for you",
+            ],
         )
 
 
@@ -477,6 +578,40 @@ class LeaseFailed(WarmstackError):
         )
 
     @classmethod
+    def not_ours(
+        cls, *, databases: int, count: int, leased: int, found: Sequence[str]
+    ) -> LeaseFailed:
+        """The databases of somebody else's server that no process holds are not empty.
+
+        *found* tells what is in them.
+        """
+        return cls(
+            "No database of the Redis server can be used: those that are free hold keys.",
+            why="a database with keys is only emptied if it has our mark, which these have not,"
+            f" and this process needs {count} in a row (of {databases}, processes of ours"
+            f" hold {leased})",
+            looked_at=[*found],
+            todo=[
+                "empty one by hand, if that is rubbish: redis-cli -n NUMBER FLUSHDB",
+                "or name a server with empty databases, or leave the URL out: then a server is "
+                "started for you",
+            ],
+        )
+
+    @classmethod
+    def not_whole(cls) -> LeaseFailed:
+        """Each process is to have a server of its own, and the server is somebody else's."""
+        return cls(
+            "A Redis server that somebody else runs can't be had for one process alone.",
+            why="a URL was given, and warmstack_redis = per-process",
+            looked_at=["WARMSTACK_REDIS_URL", "WARMSTACK_REDIS"],
+            todo=[
+                "leave the URL out: then a server is started for each process",
+                "or let the processes share it: warmstack_redis = shared",
+            ],
+        )
+
+    @classmethod
     def no_server(cls, *, servers: int) -> LeaseFailed:
         """Every server that a process could have for itself is another's."""
         return cls(
@@ -525,6 +660,52 @@ class LeaseFailed(WarmstackError):
                 "see whether a test changed what the whole server does (REPLICAOF, ACL)",
                 "or give each process a server of its own: warmstack_redis = per-process",
             ],
+        )
+
+
+class CommandFailed(WarmstackError):
+    """A command of `warmstack` could not do what it was asked for."""
+
+    @classmethod
+    def no_folder(cls, *, folder: str) -> CommandFailed:
+        """Tell that the folder that was named is not there, and no server knows of it."""
+        return cls(
+            f"There is no folder {folder}.",
+            why="no such folder, and no server of ours that belongs to it",
+            looked_at=[folder],
+            todo=["name a folder of the project, or see what there is: warmstack status"],
+        )
+
+    @classmethod
+    def no_server(cls, *, title: str, project: str, looked_at: Iterable[str]) -> CommandFailed:
+        """Tell that the project has no server of the kind called *title* that answers."""
+        return cls(
+            f"There is no {title} of this project that runs.",
+            why="none was kept, or it has stopped",
+            looked_at=[project, *looked_at],
+            todo=["start it: warmstack up", "or see what there is: warmstack status"],
+        )
+
+    @classmethod
+    def no_client(cls, *, program: str, looked_at: Iterable[str]) -> CommandFailed:
+        """Tell that the client *program* is nowhere to be found."""
+        return cls(
+            f"There is no {program} to be started.",
+            why="it is not installed",
+            looked_at=looked_at,
+            todo=[f"install {program}, or put the folder that holds it on the PATH"],
+        )
+
+    @classmethod
+    def which_database(
+        cls, *, wanted: str, matching: Sequence[str], names: Iterable[str]
+    ) -> CommandFailed:
+        """Tell that *wanted* stands for no database that can be opened, or for several."""
+        return cls(
+            f"There is not one database that can be opened and is meant by {wanted!r}.",
+            why=f"it fits {_listed(matching)}; to a template nobody can connect",
+            looked_at=[f"the databases of the server: {_listed(names)}"],
+            todo=["name one of them, or a part of its name that no other has"],
         )
 
 

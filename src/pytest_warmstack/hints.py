@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import os
+import time
 from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -64,6 +65,27 @@ class Hints:
         except OSError:
             with suppress(OSError):
                 draft.unlink()
+
+    def is_due(self, what: str, seconds: float) -> bool:
+        """Tell whether *what* was not done in this project for *seconds*, and note that it is now.
+
+        Never, where nothing can be noted.
+        """
+        if self._folder is None:
+            return False
+        path = self._folder / f"{what}.stamp"
+        try:
+            if time.time() - path.stat().st_mtime < seconds:
+                return False
+        except FileNotFoundError:
+            pass
+        except OSError:
+            return False
+        try:
+            path.touch()
+        except OSError:
+            return False
+        return True
 
     @staticmethod
     def _path(folder: Path, server: str) -> Path:

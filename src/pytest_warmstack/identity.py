@@ -15,10 +15,10 @@ from typing import Final, NamedTuple, Self
 NAMESPACE: Final = "pytest-warmstack"
 """Prefix of every label of ours."""
 
-SERVER_FORMAT: Final = "1"
+SERVER_FORMAT: Final = "2"
 """Raised when a server that an older version of this package started must not be reused."""
 
-BUILD_FORMAT: Final = "2"
+BUILD_FORMAT: Final = "3"
 """Raised when a template that an older version of this package built must not be reused.
 
 A fingerprint of files alone once let a broken builder pass unnoticed (pgtestdb, changelog 0.1.1).

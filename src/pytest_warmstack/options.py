@@ -167,4 +167,6 @@ def _default(choice: Choice) -> str:
         return "yes" if choice.default else "no"
     if choice.kind is Kind.SECONDS:
         return f"{choice.default:g}"
+    if choice.kind is Kind.AGE:
+        return f"`{choice.default / 86400:g}d`"
     return f"`{choice.default}`" if choice.default else "-"

@@ -6,7 +6,7 @@ Imported in every pytest run on the machine, so nothing heavy may be imported wi
 from __future__ import annotations
 
 import os
-from collections.abc import Generator, Iterable, Sequence
+from collections.abc import Callable, Generator, Iterable, Sequence
 from typing import TYPE_CHECKING, Any, Final
 
 import pytest
@@ -67,7 +67,7 @@ def pytest_configure(config: pytest.Config) -> None:
         " clone, class, module or rollback",
     )
     config.stash[WORKERS] = []
-    config.stash[fixtures.WORKBENCH] = lambda: _workbench(config)
+    config.stash[fixtures.WORKBENCH] = lambda: set_up(config)
     config.pluginmanager.register(fixtures, "warmstack-fixtures")
 
 
@@ -88,13 +88,11 @@ def pytest_runtestloop(session: pytest.Session) -> None:
     config = session.config
     if not _will_run(session) or not (services := _services(session.items)):
         return
-    workbench = _workbench(config)
-    workbench.expected = sum(
-        "db_url" in getattr(item, "fixturenames", ()) for item in session.items
-    )
-    workbench.start(services)
-    _write_header(config, workbench.ledger)
-    refusal = workbench.refusal()
+    bench = set_up(config)
+    bench.expected = sum("db_url" in getattr(item, "fixturenames", ()) for item in session.items)
+    bench.start(services)
+    _write_header(config, bench.ledger)
+    refusal = bench.refusal()
     demanded = config.stash[SETTINGS].runtime is not RuntimeName.AUTO
     if refusal is not None and demanded and not _is_worker(config):
         raise pytest.UsageError(str(refusal))
@@ -217,8 +215,11 @@ def _household(config: pytest.Config) -> Household:
     )
 
 
-def _workbench(config: pytest.Config) -> Workbench:
-    """Return the set-up of this process, made when it is first asked for."""
+def set_up(config: pytest.Config, say: Callable[[str], None] | None = None) -> Workbench:
+    """Return the set-up of this process, made when it is first asked for.
+
+    *say* is told what takes long; without one it is written to the terminal.
+    """
     if config.stash.get(MADE, None) is None:
         from pytest_warmstack.hints import Hints
         from pytest_warmstack.workbench import Workbench
@@ -230,7 +231,7 @@ def _workbench(config: pytest.Config) -> Workbench:
             settings=settings,
             household=_household(config),
             hints=Hints(cache.mkdir("warmstack") if cache is not None else None),
-            say=lambda line: _write(config, [line]),
+            say=say or (lambda line: _write(config, [line])),
             worker=_worker(config),
             foreign=lambda: config.hook.pytest_warmstack_template_layers(config=config),
         )
@@ -255,13 +256,13 @@ def _close(config: pytest.Config) -> None:
 
 def _tidy(config: pytest.Config, workers: Sequence[dict[str, Any] | None]) -> None:
     """Remove the servers that workers of xdist started, wherever they may have."""
-    from pytest_warmstack import runtime
+    from pytest_warmstack import upkeep
 
     names = {name for each in workers if each for name in each["runtimes"]}
     if None in workers:
         # One crashed or was interrupted, and it may have started a server anywhere.
-        names |= {RuntimeName.DOCKER, RuntimeName.EMBEDDED}
-    runtime.tidy_all(sorted(names), _household(config))
+        names.update(upkeep.OWN)
+    upkeep.tidy_all(sorted(names), _household(config), config.stash[SETTINGS].max_idle)
 
 
 def _write_header(config: pytest.Config, ledger: Ledger) -> None:

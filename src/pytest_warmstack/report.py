@@ -19,7 +19,7 @@ _DEPTH: Final = 10
 """How far an error's causes are followed."""
 
 _ORIGINS: Final = (
-    *("replaced", "started again", "started"),
+    *("replaced", "started again", "started", "connected"),
     *("rebuilt", "built", "extended"),
     *("reused", "found", "shared"),
 )
@@ -47,7 +47,7 @@ def header(steps: Sequence[Step], *, reuse: bool, reuse_source: str) -> Iterator
         else:
             yield _server(step, with_why=not told_why)
             told_why = True
-    if reuse and any(step.name in _SERVERS for step in steps):
+    if reuse and any(step.name in _SERVERS and step.facts["since"] for step in steps):
         source = f" ({reuse_source})" if reuse_source else ""
         yield f"the servers stay{source}; to remove them: warmstack clean"
 
@@ -118,7 +118,8 @@ def _server(step: Step, *, with_why: bool) -> str:
     else:
         state = f"{origin} in {_duration(step.seconds)}"
     reason = f" ({facts['reason']})" if facts["reason"] else ""
-    return f"{facts['title']} on {facts['place']}, {runtime}{why}, {facts['what']}: {state}{reason}"
+    what = f", {facts['what']}" if facts["what"] else ""
+    return f"{facts['title']} on {facts['place']}, {runtime}{why}{what}: {state}{reason}"
 
 
 def _template(step: Step) -> str:

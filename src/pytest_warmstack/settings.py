@@ -5,6 +5,7 @@ Command line, ini file, environment and the README's table all derive from the r
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Mapping
 from enum import StrEnum
 from typing import Any, Final, NamedTuple
@@ -16,6 +17,7 @@ class RuntimeName(StrEnum):
     AUTO = "auto"
     DOCKER = "docker"
     EMBEDDED = "embedded"
+    EXTERNAL = "external"
 
 
 class Isolation(StrEnum):
@@ -38,12 +40,15 @@ class Kind(StrEnum):
     """What a choice takes; the value is how an error message says so."""
 
     SWITCH = "yes or no"
-    RUNTIME = "one of auto, docker, embedded"
+    RUNTIME = "one of auto, docker, embedded, external"
     ISOLATION = "one of clone, class, module, rollback"
     REDIS = "one of shared, per-process"
     TEXT = "a text"
     PATH = "a path"
     SECONDS = "a number of seconds above 0"
+    AGE = "a time such as 7d, 12h or 30min, or never"
+    POSTGRES_URL = "a URL such as postgresql://role:password@host:5432?sslmode=require"
+    REDIS_URL = "a URL such as redis://:password@host:6379, without a database's number"
     COUNT = "a whole number above 0"
     CONFIG = "a path, or package.module:function"
     FLAG = "nothing: it is given, or not"
@@ -86,6 +91,8 @@ class Settings(NamedTuple):
     runtime: RuntimeName = RuntimeName.AUTO
     postgres_image: str = "postgres:16-alpine"
     redis_image: str = "redis:7-alpine"
+    postgres_url: str = ""
+    redis_url: str = ""
     postgres_bin: str = ""
     redis_bin: str = ""
     alembic: str = ""
@@ -97,6 +104,7 @@ class Settings(NamedTuple):
     depends: tuple[str, ...] = ()
     depends_ignore: tuple[str, ...] = ()
     keep_templates: int = 4
+    max_idle: float = 7 * 86400.0
     isolation: Isolation = Isolation.CLONE
     clones_ahead: int = 2
     redis: RedisPlan = RedisPlan.SHARED
@@ -132,9 +140,19 @@ CHOICES: Final[Mapping[str, Choice]] = dict(
             "Keep the servers after the run, for the next one to find",
             flag="--reuse-containers",
         ),
-        _choice("runtime", Kind.RUNTIME, "Where the servers run: auto, docker or embedded"),
+        _choice(
+            "runtime",
+            Kind.RUNTIME,
+            "Where the servers run: auto, docker, embedded, or external ones of somebody else",
+        ),
         _choice("postgres_image", Kind.TEXT, "Docker image of PostgreSQL"),
         _choice("redis_image", Kind.TEXT, "Docker image of Redis"),
+        _choice(
+            "postgres_url",
+            Kind.POSTGRES_URL,
+            "URL of a PostgreSQL server that somebody else runs, to be used instead of one of ours",
+        ),
+        _choice("redis_url", Kind.REDIS_URL, "URL of a Redis server that somebody else runs"),
         _choice(
             "postgres_bin", Kind.PATH, "Folder of PostgreSQL's programs, for the runtime embedded"
         ),
@@ -186,6 +204,11 @@ CHOICES: Final[Mapping[str, Choice]] = dict(
             "keep_templates",
             Kind.COUNT,
             "How many templates stay in a kept server, the last used ones",
+        ),
+        _choice(
+            "max_idle",
+            Kind.AGE,
+            "How long kept servers may be unused, of any project, before a run removes them",
         ),
         _choice(
             "isolation",
@@ -262,8 +285,10 @@ def _converted(choice: Choice, raw: object, source: str) -> Any:
     except (ValueError, TypeError, KeyError, IndexError) as error:
         from pytest_warmstack.errors import SettingsError
 
-        # Of several lines the one that is wrong.
+        # Of several lines the one that is wrong; and nobody's password.
         value = error.line if isinstance(error, _BadLine) else raw
+        if choice.kind in {Kind.POSTGRES_URL, Kind.REDIS_URL}:
+            value = without_password(str(raw))
         raise SettingsError.bad_value(
             name=choice.ini, value=value, source=source, wanted=choice.kind.value
         ) from None
@@ -303,6 +328,59 @@ def _count(raw: object) -> int:
     if (count := int(str(raw))) < 1:
         raise ValueError
     return count
+
+
+_UNITS: Final = {"d": 86400.0, "h": 3600.0, "min": 60.0, "m": 60.0, "s": 1.0}
+
+NEVER: Final = float("inf")
+"""The age that nothing reaches."""
+
+
+def age(raw: object) -> float:
+    """Return the seconds that a text such as `7d` stands for; raise ValueError for another one.
+
+    >>> age("12h"), age("never")
+    (43200.0, inf)
+    """
+    text = str(raw).strip().lower()
+    if text == "never":
+        return NEVER
+    number = text.rstrip("abcdefghijklmnopqrstuvwxyz")
+    seconds = float(number) * _UNITS[text[len(number) :].strip()]
+    if not 0 <= seconds < NEVER:
+        raise ValueError(text)
+    return seconds
+
+
+def without_password(url: str) -> str:
+    """Return *url* with stars in the place of its password.
+
+    >>> without_password("redis://:secret@db:6379")
+    'redis://:***@db:6379'
+    """
+    return re.sub(r"(://[^:@]*:).*@", r"\1***@", url)
+
+
+def _url(raw: object, schemes: tuple[str, ...]) -> str:
+    from urllib.parse import urlsplit
+
+    text = _text(raw)
+    parts = urlsplit(text)
+    # The driver is none of the server's business: `postgresql+asyncpg` is as good.
+    if parts.scheme.partition("+")[0] not in schemes or not parts.hostname or parts.port == 0:
+        raise ValueError
+    # Of what a query may say the drivers understand each something else, but for this.
+    if schemes[0] == "postgresql" and not re.fullmatch(r"(sslmode=[a-z-]+)?", parts.query):
+        raise ValueError
+    return text
+
+
+def _redis_url(raw: object) -> str:
+    text = _url(raw, ("redis", "rediss"))
+    path = text.partition("://")[2].partition("?")[0].partition("/")[2]
+    if path not in {"", "0"}:
+        raise ValueError  # Every process has a database of its own; one number can't say which.
+    return text
 
 
 class _BadLine(ValueError):
@@ -355,6 +433,9 @@ _CONVERT: Final[Mapping[Kind, Callable[[object], Any]]] = {
     Kind.TEXT: _text,
     Kind.PATH: _text,
     Kind.SECONDS: _seconds,
+    Kind.AGE: age,
+    Kind.POSTGRES_URL: lambda raw: _url(raw, ("postgresql", "postgres")),
+    Kind.REDIS_URL: _redis_url,
     Kind.COUNT: _count,
     Kind.CONFIG: _text,
     Kind.FLAG: _switch,

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 from pytest_warmstack import runtime as runtimes
+from pytest_warmstack import specs
 from pytest_warmstack.errors import Forked, RuntimeUnavailable, WarmstackError
 from pytest_warmstack.hints import Hint, Hints
 from pytest_warmstack.identity import Service
@@ -26,6 +27,7 @@ from pytest_warmstack.runtime.base import (
     Household,
     NotOurs,
     NotReady,
+    OwnRuntime,
     Runtime,
     Server,
     ServerSpec,
@@ -49,6 +51,9 @@ KNOCK: Final = 1.0
 
 REDIS_SERVERS: Final = 64
 """How many servers of its own kind there may be where each process has one."""
+
+UPKEEP: Final = 3600.0
+"""Seconds between two looks for unused servers, by runs that reuse theirs, in one project."""
 
 LEAVE: Final = 10.0
 """Seconds that background work may take at the end of the run; what it leaves is swept later."""
@@ -80,7 +85,7 @@ class Workbench:
         self._threads: list[threading.Thread] = []
         self._stack = ExitStack()
         self._portal = Portal()
-        self._sweeping: Callable[[], Future[None]] | None = None
+        self._sweeping: Callable[[], Future[Any]] | None = None
         self.used: list[str] = []
         self._specs: dict[Service, ServerSpec[Any]] = {}
 
@@ -159,9 +164,17 @@ class Workbench:
 
     def refusal(self) -> RuntimeUnavailable | None:
         """Return why no runtime could be had, if that is what happened."""
-        made = self._made.get("runtime")
-        error = made.exception() if made is not None and made.done() else None
-        return error if isinstance(error, RuntimeUnavailable) else None
+        for name in ("runtime", *(f"external {service}" for service in Service)):
+            made = self._made.get(name)
+            error = made.exception() if made is not None and made.done() else None
+            if isinstance(error, RuntimeUnavailable):
+                return error
+        return None
+
+    def errors(self) -> list[BaseException]:
+        """Return what went wrong so far, each error once."""
+        found = [made.exception() for made in self._made.values() if made.done()]
+        return list({id(error): error for error in found if error is not None}.values())
 
     def close(self, *, tidy: bool) -> None:
         """Give everything back; with *tidy*, remove what this run, and dead ones, leave behind.
@@ -181,10 +194,17 @@ class Workbench:
         with ExitStack() as last:
             last.callback(self._portal.close)
             if (chosen := self._had("runtime")) is not None:
-                runtime: Runtime = chosen[0]
+                runtime: OwnRuntime = chosen[0]
                 last.callback(runtime.close)
                 if tidy:
-                    last.callback(runtimes.tidy, runtime, self.household.run)
+                    from pytest_warmstack import upkeep
+
+                    last.callback(upkeep.tidy, runtime, self.household.run, self.settings.max_idle)
+            elif tidy and self.hints.is_due("upkeep", UPKEEP):
+                from pytest_warmstack import upkeep
+
+                # A run that reuses its servers asks no engine anything.
+                last.callback(upkeep.begin, self.settings.max_idle)
             last.push(self._stack.pop_all())
         self._made.clear()
         if self.ledger.steps:
@@ -218,7 +238,7 @@ class Workbench:
             if spec.service is Service.POSTGRES:
                 self._prepare_layers()
             server = runtime.ensure(spec)
-            if self.household.keep:
+            if self.household.keep and not server.foreign:
                 self.hints.write(spec.key, _hint(server, why, self.household.project.id))
         self._stack.callback(server.client.close)
         self.ledger.note(
@@ -227,13 +247,13 @@ class Workbench:
                 time.perf_counter() - begin,
                 {
                     "title": f"{server.title} {server.client.version}",
-                    "place": f"{server.endpoint.host}:{server.endpoint.port}",
+                    "place": server.endpoint.place,
                     "runtime": server.runtime,
                     "why": why,
                     "what": server.what,
                     "origin": server.origin,
                     "reason": server.reason,
-                    "since": str(server.since),
+                    "since": "" if server.foreign else str(server.since),
                 },
             )
         )
@@ -244,7 +264,7 @@ class Workbench:
 
         Then no engine is asked, and nothing that speaks to one is imported.
         """
-        hint = self.hints.read(spec.key) if self.household.keep else None
+        hint = self.hints.read(spec.key) if self.household.keep and not spec.url else None
         asked = self.settings.runtime
         if hint is None or asked not in {RuntimeName.AUTO, hint.runtime}:
             return None, ""
@@ -274,10 +294,15 @@ class Workbench:
 
     def _runtime(self, spec: ServerSpec[Any]) -> tuple[Runtime, str]:
         """Return the one runtime for all the servers of this process, and why it is this one."""
-        wanted = {**self._specs, spec.service: spec}
+        name = self.settings.runtime
+        if spec.url:
+            return self._once(
+                f"external {spec.service}",
+                lambda: (runtimes.elsewhere(name, self.household, spec, self.say), ""),
+            )
+        wanted = {each.service: each for each in (*self._specs.values(), spec) if not each.url}
 
-        def choose() -> tuple[Runtime, str]:
-            name = self.settings.runtime
+        def choose() -> tuple[OwnRuntime, str]:
             chosen = runtimes.choose(name, self.household, list(wanted.values()), self.say)
             self.used.append(str(chosen[0].name))
             return chosen
@@ -291,31 +316,29 @@ class Workbench:
 
     def _spec(self, service: Service) -> ServerSpec[Any]:
         """Return what the server looks like; only now its driver is imported."""
-        if service is Service.POSTGRES:
-            from pytest_warmstack.postgres import server as postgres
-
-            return postgres.spec(self.settings, self._portal)
-        from pytest_warmstack.redis import server as redis
-
-        return redis.spec(self.settings)
+        return specs.make(service, self.settings, self._portal)
 
     def _make_clones(self) -> Clones:
         from pytest_warmstack.postgres import template
         from pytest_warmstack.postgres.clones import Clones
         from pytest_warmstack.postgres.keeper import Keeper
 
-        admin = self.postgres().client
+        server = self.postgres()
+        admin = server.client
         begin = time.perf_counter()
         settings, household = self.settings, self.household
+        # Somebody else's server stays, and what stands ready on it serves the next run, of anybody.
+        keep = household.keep or server.foreign
         made = template.ensure(
             admin,
             self._layers(),
             present=self._present(),
             depends=settings.depends,
             ignore=settings.depends_ignore,
-            keep=household.keep,
+            keep=keep,
             rebuild=settings.rebuild,
             run=household.run,
+            project=household.project.slug,
             # A waiting process may wait for the whole build of another, and no longer.
             timeout=settings.migrate_timeout,
             say=self.say,
@@ -328,13 +351,18 @@ class Workbench:
             )
         )
         keeper = self._once("keeper", lambda: Keeper(admin, made.name))
-        stock = settings.clones_ahead if household.keep else 0
+        stock = settings.clones_ahead if keep else 0
 
-        def sweep() -> Future[None]:
-            keep = settings.keep_templates
+        def sweep() -> Future[Any]:
             return keeper.sweep(
-                lambda listed: template.doomed(listed, keep, current=made.name, stock=stock),
-                used=made.used,
+                lambda listed: template.doomed(
+                    listed,
+                    settings.keep_templates,
+                    current=made.name,
+                    stock=stock,
+                    idle=settings.max_idle,
+                ),
+                notes=made.notes(),
             )
 
         clones = Clones(
@@ -347,7 +375,7 @@ class Workbench:
             ),
         )
         self._stack.callback(clones.close, timeout=LEAVE)
-        if household.keep:
+        if keep:
             self._sweeping = sweep
             self._stack.callback(self._swept)
         return clones
@@ -409,6 +437,10 @@ class Workbench:
 
         if self.settings.redis is RedisPlan.SHARED:
             leases = on(self.redis())
+        elif self.settings.redis_url:
+            from pytest_warmstack.errors import LeaseFailed
+
+            raise LeaseFailed.not_whole()
         else:
             leases = self._first_free(on)
         self._stack.callback(leases.close)
@@ -420,11 +452,10 @@ class Workbench:
         Each worker of xdist begins at another number, so that not all want the same one first.
         """
         from pytest_warmstack.errors import LeaseFailed
-        from pytest_warmstack.redis import server as redis
 
         numbers = range(1, REDIS_SERVERS + 1)
         for number in sorted(numbers, key=lambda each: each != self.worker + 1):
-            server = self._ensure(redis.spec(self.settings, number))
+            server = self._ensure(specs.make(Service.REDIS, self.settings, number=number))
             leases = on(server)
             with suppress(LeaseFailed):
                 leases.take()

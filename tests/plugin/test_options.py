@@ -92,6 +92,9 @@ EXAMPLES: dict[Kind, tuple[str, Any]] = {
     Kind.TEXT: ("postgres:15", "postgres:15"),
     Kind.SECONDS: ("2.5", 2.5),
     Kind.COUNT: ("7", 7),
+    Kind.AGE: ("12h", 43200.0),
+    Kind.POSTGRES_URL: ("postgresql://ci@db", "postgresql://ci@db"),
+    Kind.REDIS_URL: ("redis://cache", "redis://cache"),
     Kind.CONFIG: ("shop.db:make_config", "shop.db:make_config"),
     Kind.FLAG: ("", True),
     Kind.WORDS: ("tenant=a", ("tenant=a",)),
@@ -235,7 +238,10 @@ def test_help_names_every_option_and_every_ini_key(run: Run) -> None:
     [
         ("runtime", "podman", on_the_command_line),
         ("runtime", "podman", in_pytest_ini),
-        ("runtime", "external", in_a_variable),
+        ("runtime", "external,docker", in_a_variable),
+        ("max_idle", "7", in_pytest_ini),
+        ("postgres_url", "mysql://db", in_a_variable),
+        ("redis_url", "redis://cache/5", on_the_command_line),
         ("reuse", "maybe", in_a_variable),
         ("reuse", "maybe", in_pytest_ini),
         ("start_timeout", "soon", on_the_command_line),
@@ -287,7 +293,7 @@ def test_an_unknown_runtime_is_answered_with_the_known_ones(run: Run) -> None:
     result = run(runtime="podman")
 
     assert result.ret == pytest.ExitCode.USAGE_ERROR
-    result.stderr.fnmatch_lines(["Why: it takes one of auto, docker, embedded"])
+    result.stderr.fnmatch_lines(["Why: it takes one of auto, docker, embedded, external"])
 
 
 # What each choice does

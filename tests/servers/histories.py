@@ -20,8 +20,7 @@ from pytest_warmstack.identity import DatabaseName
 from pytest_warmstack.postgres import layers, template
 from pytest_warmstack.postgres.admin import Admin
 from pytest_warmstack.postgres.dependencies import Present
-from pytest_warmstack.postgres.sql import USER
-from pytest_warmstack.runtime.base import Server, ServerSpec
+from pytest_warmstack.runtime.base import USER, Server, ServerSpec
 from pytest_warmstack.settings import Settings
 from sample import keeping
 
@@ -212,7 +211,7 @@ class Shelf:
             )
         # Nothing is dropped; it is only written down that they were used.
         with keeping(admin, made.name) as keeper:
-            keeper.sweep(lambda _: [], used=made.used).result(timeout=30)
+            keeper.sweep(lambda _: [], notes=made.notes()).result(timeout=30)
         return made
 
     def templates(self) -> list[DatabaseName]:

@@ -24,10 +24,10 @@ from docker.errors import DockerException
 
 from pytest_warmstack import identity
 from pytest_warmstack.postgres.keeper import Keeper
-from pytest_warmstack.postgres.sql import USER
 from pytest_warmstack.processes import Process
 from pytest_warmstack.runtime import embedded
 from pytest_warmstack.runtime.base import (
+    USER,
     Command,
     Container,
     Endpoint,

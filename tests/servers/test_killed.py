@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 
+from pytest_warmstack.postgres.sql import MARK
 from sample import Library, Running, query, until
 
 REUSE = "--reuse-containers"
@@ -252,7 +253,8 @@ def test_killed_while_a_clone_is_dropped(kept: Library) -> None:
 
 def test_killed_while_it_sweeps(kept: Library) -> None:
     """What it was about to drop, the next one does."""
-    kept.sql("CREATE DATABASE warmstack_u_0123456789abcdef_0123456789", "SELECT 1")
+    name = "warmstack_u_0123456789abcdef_0123456789"
+    kept.sql(f"CREATE DATABASE {name} CONNECTION LIMIT {MARK}", "SELECT 1")
     kept.write("test_waiting.py", WAITING)
     running = begun(kept, "test_waiting.py", "-k", "in_use")
     with locked(kept) as tries:

@@ -10,7 +10,7 @@ from psycopg2.extras import LogicalReplicationConnection
 
 from pytest_warmstack.errors import CloneFailed
 from pytest_warmstack.identity import DatabaseName, State
-from pytest_warmstack.postgres.sql import USER
+from pytest_warmstack.runtime.base import USER
 from pytest_warmstack.settings import RuntimeName
 from sample import Bench, Library, keeping, query, until, with_command, with_options
 

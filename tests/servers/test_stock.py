@@ -12,7 +12,8 @@ from pytest_warmstack.errors import ServerFull
 from pytest_warmstack.identity import DatabaseName, State
 from pytest_warmstack.postgres.connections import connect
 from pytest_warmstack.postgres.keeper import Keeper
-from pytest_warmstack.postgres.sql import copy
+from pytest_warmstack.postgres.sql import MARK
+from pytest_warmstack.runtime.base import in_use
 from pytest_warmstack.settings import RuntimeName, Settings
 from sample import Bench, Library, keeping, until, with_command, with_options
 
@@ -283,7 +284,7 @@ def test_a_clone_that_is_being_swept_is_not_taken(standing: Bench, runtime: str)
     template = DatabaseName(State.TEMPLATE, "b" * 16)
     admin.create(template).result(30)
     ready = DatabaseName.new(State.READY, template.fingerprint)
-    admin._run(admin.main.execute, copy(template, ready, admin.major))
+    admin._run(admin.main.execute, admin.copying(template, ready))
     assert other.try_lock(ready)
     with keeping(admin, template) as keeper:
         clone = keeper.prepare().result(30)
@@ -351,7 +352,7 @@ def test_the_dead_are_swept_after_the_first_test(kept: Library) -> None:
     print_, serial = "0123456789abcdef", "0123456789"
     rubbish = [f"warmstack_{state}_{print_}_{serial}" for state in "bru"]
     for name in rubbish:
-        kept.sql(f"CREATE DATABASE {name}", "SELECT 1")
+        kept.sql(f"CREATE DATABASE {name} CONNECTION LIMIT {MARK}", "SELECT 1")
     interrupted = f"UPDATE pg_database SET datconnlimit = -2 WHERE datname = '{rubbish[0]}'"
     kept.sql(interrupted, "SELECT 1")
     kept.write(
@@ -443,6 +444,6 @@ def test_a_full_server_is_waited_for_told_and_left_alone(
         for each in runtime_.list()
         if each.labels["pytest-warmstack.path"] == str(bench.folder)
     ]
-    assert runtime_.in_use(spec, found)
+    assert in_use(runtime_, spec, found)
     others.pop().client.close()
     assert bench.ensure(spec).id == first.id

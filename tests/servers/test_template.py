@@ -9,13 +9,14 @@ from __future__ import annotations
 import os
 import signal
 import socket
+import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
 import pytest
 
-from pytest_warmstack.postgres import template
+from pytest_warmstack.postgres import sql, template
 from pytest_warmstack.postgres.dependencies import Present
 from pytest_warmstack.postgres.layers import Foreign
 from pytest_warmstack.settings import RuntimeName
@@ -525,8 +526,9 @@ def test_only_the_templates_that_were_used_last_stay(standing: Bench) -> None:
     names = [ensure(mine, number).name for number in range(1, 7)]
     mine.close()
     sweeper = standing.ensure(standing.postgres).client
+    note = sql.note(names[0], used=time.time(), project="")
     with keeping(sweeper, names[0]) as keeper:
-        keeper.sweep(lambda listed: template.doomed(listed, 4), used=names[:1]).result(timeout=30)
+        keeper.sweep(lambda listed: template.doomed(listed, 4), notes=[note]).result(timeout=30)
 
     left = {each.name for each in sweeper.databases()}
     assert left == {used_by_another, names[0], *names[-3:]}

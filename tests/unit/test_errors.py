@@ -34,18 +34,25 @@ SAMPLES: dict[str, Any] = {
     "image": "postgres:99",
     "kind": "shop.conftest.SearchIndex",
     "layer": "seed",
+    "leased": 3,
     "line": "shop.demo:orders",
     "log": "FATAL: no\nLOG: ended",
     "looked_at": ["the server's answer", "its log"],
+    "matching": ["warmstack_k_12", "warmstack_k_13"],
     "name": "warmstack_reuse",
+    "names": ["postgres", "warmstack_k_12", "warmstack_k_13"],
     "named": "/srv/shop/conf/alembic.ini",
     "output": "running 0001\nrunning 0002",
     "place": "/dev/shm/ours/one",
     "process": 4711,
+    "program": "psql",
+    "project": "/srv/shop",
     "refusals": [
         WarmstackError("First way is shut.", why="no key", looked_at=["door"], todo=["knock"]),
         WarmstackError("Second way is shut.", why="no lock", looked_at=["wall"], todo=["dig"]),
     ],
+    "role": "ci",
+    "runtime": "docker",
     "seconds": 2.5,
     "servers": 64,
     "setting": "WARMSTACK_REDIS_BIN",
@@ -111,7 +118,7 @@ def made(name: str) -> WarmstackError:
 def options(text: str) -> list[str]:
     """Return the options, ini keys and variables that *text* names; a hook is none of them."""
     return re.findall(
-        r"--warmstack-[a-z-]+|WARMSTACK_[A-Z_]+|(?<!pytest_)warmstack_(?!b_|t_)[a-z_]+", text
+        r"--warmstack-[a-z-]+|WARMSTACK_[A-Z_]+|(?<!pytest_)warmstack_(?!b_|t_|k_)[a-z_]+", text
     )
 
 
@@ -358,10 +365,15 @@ class Client:
     """A connection to a server that is not there."""
 
     version = "16.14"
+    endpoint = Endpoint(host="127.0.0.1", port=5432, password="hunter2")
 
     def users(self) -> int:
         """Nobody else is connected."""
         return 0
+
+    def used(self) -> float:
+        """Nobody has used it."""
+        return 0.0
 
     def close(self) -> None:
         """There is nothing to close."""
@@ -369,7 +381,7 @@ class Client:
 
 def test_no_password_is_in_what_a_traceback_may_print() -> None:
     """The representations of an address, a server, its handle and a container's plan hide it."""
-    endpoint = Endpoint(host="127.0.0.1", port=5432, password="hunter2")
+    endpoint = Client.endpoint
     server = Server(
         service=Service.POSTGRES,
         title="PostgreSQL",

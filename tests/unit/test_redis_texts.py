@@ -66,7 +66,7 @@ def test_what_changes_a_server_is_counted(stats: dict[str, int], counts: dict[st
 )
 def test_a_name_tells_what_its_connection_holds(name: str, leased: range | None) -> None:
     """So a FLUSHALL, which removes the keys, gives nothing away."""
-    assert leases._leased(name) == leased
+    assert leases.leased(name) == leased
 
 
 @pytest.mark.parametrize(

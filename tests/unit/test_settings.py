@@ -30,6 +30,9 @@ EXAMPLES: dict[Kind, tuple[object, object]] = {
     Kind.TEXT: ("postgres:15", "postgres:15"),
     Kind.PATH: ("conf/alembic.ini", "conf/alembic.ini"),
     Kind.SECONDS: ("2.5", 2.5),
+    Kind.AGE: ("12h", 43200.0),
+    Kind.POSTGRES_URL: ("postgresql://ci:x@db/any", "postgresql://ci:x@db/any"),
+    Kind.REDIS_URL: ("rediss://cache:6380/0", "rediss://cache:6380/0"),
     Kind.COUNT: ("7", 7),
     Kind.CONFIG: ("shop.db:make_config", "shop.db:make_config"),
     Kind.FLAG: (True, True),
@@ -264,6 +267,24 @@ GOOD: list[tuple[Kind, object, object]] = [
     (Kind.SECONDS, "1", 1.0),
     (Kind.SECONDS, 0.5, 0.5),
     (Kind.SECONDS, " 1e2 ", 100.0),
+    (Kind.AGE, "7d", 604800.0),
+    (Kind.AGE, " 30 min ", 1800.0),
+    (Kind.AGE, "1.5H", 5400.0),
+    (Kind.AGE, "0s", 0.0),
+    (Kind.AGE, "Never", float("inf")),
+    (Kind.POSTGRES_URL, " postgres://db ", "postgres://db"),
+    (Kind.POSTGRES_URL, "postgresql+asyncpg://a:b@[::1]:1/x", "postgresql+asyncpg://a:b@[::1]:1/x"),
+    (
+        Kind.POSTGRES_URL,
+        "postgresql://db?sslmode=verify-full",
+        "postgresql://db?sslmode=verify-full",
+    ),
+    (Kind.REDIS_URL, "redis://cache", "redis://cache"),
+    (
+        Kind.REDIS_URL,
+        "rediss://u:p@cache:1/?ssl_cert_reqs=none",
+        "rediss://u:p@cache:1/?ssl_cert_reqs=none",
+    ),
     (Kind.COUNT, "1", 1),
     (Kind.COUNT, " 12 ", 12),
     (Kind.COUNT, 3, 3),
@@ -309,6 +330,20 @@ BAD: list[tuple[Kind, Any]] = [
     *((Kind.TEXT, raw) for raw in ("", "  ")),
     *((Kind.PATH, raw) for raw in ("", "\t")),
     *((Kind.SECONDS, raw) for raw in ("", "soon", "0", "-1", 0, "inf", "nan", "1 s", None)),
+    *(
+        (Kind.AGE, raw)
+        for raw in ("", "7", "d", "-1d", "inf", "inf d", "nan d", "7 weeks", 7, None)
+    ),
+    *(
+        (Kind.POSTGRES_URL, raw)
+        for raw in ("", "db", "mysql://db", "postgresql:///x", "postgres://:1")
+    ),
+    *((Kind.POSTGRES_URL, f"postgres://db{raw}") for raw in (":0", ":x", ":99999", "?host=/run")),
+    *(
+        (Kind.REDIS_URL, raw)
+        for raw in ("", "cache:6379", "http://cache", "redis:///0", "unix:///x")
+    ),
+    *((Kind.REDIS_URL, f"redis://cache{raw}") for raw in ("/5", "/x", "/0/1", ":0")),
     *((Kind.COUNT, raw) for raw in ("", "many", "0", "-1", 0, "1.5", 1.5, "inf", None, [3])),
     *((Kind.CONFIG, raw) for raw in ("", "  ")),
     *((Kind.FLAG, raw) for raw in ("", "maybe", 2)),
@@ -337,6 +372,34 @@ def test_a_bad_value_is_refused_with_its_source_and_what_is_wanted(kind: Kind, r
     assert text.startswith(f"{shown!r} is no value for warmstack_{name}.\n")
     assert f"Why: it takes {kind.value}\n" in text
     assert "Looked at: tox.ini\n" in text
+
+
+@pytest.mark.parametrize(
+    ("name", "url"),
+    [
+        ("postgres_url", "mysql://ci:hunter2@db/x"),
+        ("postgres_url", "postgresql://ci:hun/ter2@db"),
+        ("postgres_url", "postgresql://ci:hunter2@"),
+        ("postgres_url", "postgresql://ci:a@hunter2@db?x=1"),
+        ("redis_url", "redis://:hunter2@cache/5"),
+    ],
+)
+def test_a_url_that_is_refused_is_shown_without_its_password(name: str, url: str) -> None:
+    """The error stands in the log of a CI machine, which many can read."""
+    with pytest.raises(SettingsError) as caught:
+        resolve(given("tox.ini", **{name: url}))
+
+    text = str(caught.value)
+    assert ":***@" in text
+    assert "ter2" not in text
+
+
+@pytest.mark.parametrize("variable", ["DATABASE_URL", "REDIS_URL", "POSTGRES_URL", "PGHOST"])
+def test_what_the_application_is_told_is_no_target(variable: str) -> None:
+    """The database of the application itself is never taken for one to test on."""
+    environ = {variable: "postgresql://app:secret@production/app"}
+
+    assert resolve(environment(environ), ci(environ)) == Settings()
 
 
 @pytest.mark.parametrize(

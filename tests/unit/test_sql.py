@@ -11,6 +11,7 @@ from pytest_warmstack.identity import DatabaseName, State
 from pytest_warmstack.postgres import sql
 
 TEMPLATE = DatabaseName(State.TEMPLATE, "0123456789abcdef")
+US = "postgres"
 CLONE = DatabaseName(State.IN_USE, "0123456789abcdef", "00aa11bb22")
 
 
@@ -31,13 +32,20 @@ def test_a_text_is_quoted(text: str, quoted: str) -> None:
     assert sql.literal(text) == quoted
 
 
-@pytest.mark.parametrize(("major", "strategy"), [(14, ""), (15, " STRATEGY FILE_COPY"), (18, " S")])
-def test_a_copy_is_one_of_files_where_there_is_a_choice(major: int, strategy: str) -> None:
+@pytest.mark.parametrize("by_file", [True, False])
+def test_a_copy_is_one_of_files_where_that_is_said(by_file: bool) -> None:
     """Before PostgreSQL 15 there is no other, and no word for it."""
-    statement = sql.copy(TEMPLATE, CLONE, major)
+    statement = sql.copy(TEMPLATE, CLONE, by_file=by_file)
 
-    assert statement.startswith(f'CREATE DATABASE "{CLONE}" TEMPLATE "{TEMPLATE}"{strategy}')
-    assert ("STRATEGY" in statement) == bool(strategy)
+    assert statement.startswith(f'CREATE DATABASE "{CLONE}" TEMPLATE "{TEMPLATE}" ')
+    assert ("STRATEGY FILE_COPY" in statement) is by_file
+
+
+def test_every_database_is_born_with_our_mark() -> None:
+    """One that is killed on before it could be marked would be nobody's for ever."""
+    for statement in (sql.create(CLONE), sql.copy(TEMPLATE, CLONE, by_file=True)):
+        assert f"CONNECTION LIMIT {sql.MARK}" in statement
+    assert sql.MARK.to_bytes(4, "big") == b"wrms"
 
 
 def test_the_stock_is_asked_for_by_the_whole_name() -> None:
@@ -53,13 +61,15 @@ def test_a_database_may_be_missing_when_it_is_dropped_or_not() -> None:
 
 def row(**facts: Any) -> dict[str, Any]:
     """Return a row of `properties`, of a database that nobody has changed."""
-    plain = {"owner": sql.USER, "datconnlimit": -1, "grants": None, "settings": None}
+    plain = {"owner": US, "datconnlimit": sql.MARK, "grants": None, "settings": None}
     return {**plain, **facts}
 
 
 def test_a_plain_template_gives_its_copies_nothing_more() -> None:
     """Then a clone costs no other statement."""
-    assert sql.dress(row(settings=json.dumps([["", [f"{sql.USED}=1.5"]]]))) == []
+    noted = json.dumps([[US, [f"application_name={sql.USED}1.5 shop"]]])
+
+    assert sql.dress(row(settings=noted), US) == []
 
 
 def test_a_copy_gets_the_settings_grants_owner_and_limit() -> None:
@@ -70,12 +80,14 @@ def test_a_copy_gets_the_settings_grants_owner_and_limit() -> None:
             datconnlimit=7,
             settings=json.dumps([["", ["app.tenant=it's"]], ["reader", ["search_path=a, b"]]]),
             grants=json.dumps([["", "CONNECT", False], ["reader", "TEMPORARY", True]]),
-        )
+        ),
+        US,
     )
     name = f'"{CLONE}"'
 
     assert sql.dressing(pairs, CLONE).split("; ") == [
         f'ALTER DATABASE {name} OWNER TO "o\'hara"',
+        f"COMMENT ON DATABASE {name} IS '{sql.DRAFT}'",
         f"ALTER DATABASE {name} CONNECTION LIMIT 7",
         f"""ALTER DATABASE {name} SET "app"."tenant" TO 'it''s'""",
         f'ALTER ROLE "reader" IN DATABASE {name} SET "search_path" TO a, b',

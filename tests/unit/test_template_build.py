@@ -108,9 +108,9 @@ class Server:
         assert str(name) in self.comments
         self.comments[str(name)] = comment
 
-    def seal(self, draft: DatabaseName, name: DatabaseName, comment: str, *, used: float) -> None:
+    def seal(self, draft: DatabaseName, name: DatabaseName, comment: str, note: str) -> None:
         """Make a template of a database."""
-        assert used > 0
+        assert str(name) in note
         assert str(name) not in self.held
         self.held[str(name)] = self.held.pop(str(draft))
         self.comments[str(name)] = comment

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import time
+
 import pytest
 
 from pytest_warmstack.identity import DatabaseName, State, fingerprint
@@ -95,6 +97,52 @@ def test_as_many_clones_of_the_current_template_stand_ready_as_asked() -> None:
         names = doomed(listed, 4, current=CURRENT.name, stock=stock)
         assert names == [each.name for each in listed[1 + stock :]]
     assert doomed(listed, 4) == [each.name for each in listed[1:]]
+
+
+def of(project: str, used: float) -> Database:
+    """Return a template of another project than those above."""
+    return template(used)._replace(project=project)
+
+
+def test_each_project_keeps_its_own_templates() -> None:
+    """On a server that many projects share, none drops the templates of another."""
+    shop = [of("shop", number) for number in (1, 2, 3)]
+    blog = [of("blog", number) for number in (7, 8, 9)]
+
+    names = doomed([*shop, *blog], 2, current=blog[2].name)
+
+    assert names == [shop[0].name, blog[0].name]
+
+
+def test_a_stock_of_another_project_stands_ready() -> None:
+    """Its clones are somebody else's, as long as its template stays."""
+    now = time.time()
+    blog, old = of("blog", now), of("blog", now - 100)
+    listed = [CURRENT, blog, old, ready("0", of=blog), ready("1", of=blog), ready("2", of=old)]
+
+    assert doomed(listed, 1, current=CURRENT.name, stock=2) == [old.name, listed[5].name]
+    assert doomed(listed, 1, current=CURRENT.name, stock=1) == [
+        old.name,
+        listed[4].name,
+        listed[5].name,
+    ]
+
+
+def test_a_template_that_was_not_used_for_long_is_doomed_but_for_the_current_one() -> None:
+    """Nobody else cleans a server that somebody else runs."""
+    now = time.time()
+    stale, fresh = of("blog", now - 100), of("blog", now - 50)
+    listed = [CURRENT, stale, fresh]
+
+    assert doomed(listed, 4, current=CURRENT.name, idle=75) == [stale.name]
+    assert doomed(listed, 4, current=CURRENT.name) == []
+
+
+def test_the_current_template_stays_also_where_its_use_is_not_noted() -> None:
+    """Another role's template can't always be written to."""
+    newer = [template(CURRENT.used + number) for number in (1, 2)]
+
+    assert CURRENT.name not in doomed([CURRENT, *newer], 1, current=CURRENT.name)
 
 
 def test_clones_of_another_template_do_not_stand_ready() -> None:

@@ -9,7 +9,6 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Coroutine, Sequence
 from concurrent.futures import Future
-from contextlib import suppress
 from typing import Any, NamedTuple, ParamSpec, Self, TypeVar
 
 import asyncpg
@@ -17,17 +16,18 @@ import asyncpg
 from pytest_warmstack.errors import CloneFailed, TemplateFailed
 from pytest_warmstack.identity import DatabaseName, State
 from pytest_warmstack.portal import Portal
-from pytest_warmstack.postgres import sql
+from pytest_warmstack.postgres import foreign, sql
 from pytest_warmstack.postgres.connections import (
     APPLICATION,
     LOST,
+    REJECTED,
     Maintenance,
     connect,
     connect_patiently,
     lost,
 )
-from pytest_warmstack.postgres.sql import USER, literal, quote
-from pytest_warmstack.runtime.base import Endpoint, NotOurs, NotReady
+from pytest_warmstack.postgres.sql import literal, quote
+from pytest_warmstack.runtime.base import USER, Endpoint, NotOurs, NotReady, postgres_url
 
 T = TypeVar("T")
 P = ParamSpec("P")
@@ -45,8 +45,9 @@ def initdb_arguments(major: int | None) -> list[str]:
 class Database(NamedTuple):
     """A database of ours, as the server lists it; *sealed* marks a template that is complete.
 
-    *used* tells when a template was used last, in epoch seconds, *visits* how many connections
-    there have been to the database. The *comment* is not always asked for: it is long.
+    *used* tells when a template was used last, in epoch seconds, and for which *project*; *visits*
+    how many connections there have been to the database. The *comment* is not always asked for: it
+    is long.
     """
 
     name: DatabaseName
@@ -54,12 +55,15 @@ class Database(NamedTuple):
     used: float = 0.0
     comment: str = ""
     visits: int = 0
+    project: str = ""
 
 
 class Admin:
     """The connection of this process to the maintenance database, usable from any thread."""
 
-    def __init__(self, endpoint: Endpoint, portal: Portal, connection: Any) -> None:
+    def __init__(
+        self, endpoint: Endpoint, portal: Portal, connection: Any, *, role: str, durable: bool
+    ) -> None:
         self.endpoint = endpoint
         self.portal = portal
         self.main = Maintenance(endpoint, connection)
@@ -68,6 +72,10 @@ class Admin:
         # "16.14", or "16.14 (Debian 16.14-1)": the server's own words, known since it greeted us.
         self.version = connection.get_settings().server_version.split()[0]
         self.major: int = connection.get_server_version().major
+        self._role = role
+        # FILE_COPY is the faster one where durability is off, and brings the template's relation
+        # cache along; else it waits for two checkpoints. Before PostgreSQL 15 it is all there is.
+        self._by_file = self.major >= 15 and not durable
 
     @classmethod
     def connect(
@@ -75,7 +83,9 @@ class Admin:
     ) -> Self:
         """Connect to the server of ours that answers to *fingerprint*, within *timeout* seconds.
 
-        Raises `NotReady` when nothing answers yet, `NotOurs` when another server does.
+        Without a fingerprint it is somebody else's. Raises `NotReady` when nothing answers yet,
+        `NotOurs` when another server does, or does not let us in, and `ServerFailed` when
+        somebody else's can't be used.
         """
         return portal.call(cls._connect, endpoint, fingerprint, portal, timeout)
 
@@ -85,23 +95,32 @@ class Admin:
     ) -> Self:
         try:
             connection = await connect_patiently(endpoint, seconds)
-            query = "SELECT current_setting('cluster_name')"
-            name = await connection.fetchval(query, timeout=seconds)
-        except (
-            asyncpg.InvalidPasswordError,
-            asyncpg.InvalidAuthorizationSpecificationError,
-        ) as error:
+            if not fingerprint:
+                known = await foreign.greet(endpoint, connection, seconds)
+                return cls(
+                    known.endpoint, portal, connection, role=known.role, durable=known.durable
+                )
+            name, fsync = await connection.fetchrow(sql.NAME, timeout=seconds)
+        except REJECTED as error:
             raise NotOurs(f"it does not take the password: {error}") from error
         except (OSError, TimeoutError, asyncpg.PostgresError, asyncpg.InterfaceError) as error:
-            raise NotReady(f"{endpoint.host}:{endpoint.port}: {error or 'no answer'}") from error
+            raise NotReady(f"{endpoint.place}: {error or 'no answer'}") from error
         if name != f"warmstack-{fingerprint}":
             connection.terminate()
             raise NotOurs(f"it calls itself {name!r}")
-        return cls(endpoint, portal, connection)
+        return cls(endpoint, portal, connection, role=USER, durable=fsync == "on")
 
     def url(self, database: DatabaseName, driver: str = "asyncpg") -> str:
         """Return the SQLAlchemy URL of a database of ours."""
-        return url(self.endpoint, str(database), driver)
+        return postgres_url(self.endpoint, str(database), driver)
+
+    def copying(self, source: DatabaseName, name: DatabaseName) -> str:
+        """Return the statement that copies a database, in the way that is fastest here."""
+        return sql.copy(source, name, by_file=self._by_file)
+
+    def ask(self, query: str) -> Sequence[Any]:
+        """Return the rows of *query*, asked in the maintenance database."""
+        return self._run(self.main.fetch, query)
 
     def users(self) -> int:
         """Return how many other processes of ours are connected to this server."""
@@ -111,6 +130,14 @@ class Admin:
             " AND pid <> pg_backend_pid()"
         )
         return int(self._run(self.main.fetchval, query))
+
+    def held(self) -> set[int]:
+        """Return the keys of the locks that some process holds."""
+        return {row["key"] for row in self.ask(sql.HELD)}
+
+    def used(self) -> float:
+        """Return when the server was used last, as its templates tell; 0 when it has none."""
+        return max((each.used for each in self.databases()), default=0.0)
 
     def databases(self) -> list[Database]:
         """Return every database of ours, asked of the server without connecting to any of them."""
@@ -172,7 +199,7 @@ class Admin:
 
         Raises `CloneFailed` with PostgreSQL's own words.
         """
-        statement = sql.copy(source, name, self.major)
+        statement = self.copying(source, name)
         dress = sql.dressing(self.dress(source), name)
         try:
             self._run(self.main.execute, statement)
@@ -195,8 +222,7 @@ class Admin:
 
     def mark(self, name: DatabaseName, comment: str) -> None:
         """Replace the comment of a template."""
-        statement = f"COMMENT ON DATABASE {quote(str(name))} IS {literal(comment)}"
-        self._run(self.main.execute, statement)
+        self._run(self.main.execute, sql.comment(name, comment))
 
     def activity(self, name: DatabaseName) -> list[str]:
         """Return what each connection to a database of ours is doing, in PostgreSQL's words."""
@@ -232,19 +258,19 @@ class Admin:
         self._run(
             self.main.execute,
             "SELECT pg_terminate_backend(pid, 5000) FROM pg_stat_activity"
-            f" WHERE datname = {literal(str(draft))}",
+            f" WHERE datname = {literal(str(draft))} AND backend_type = 'client backend'",
         )
         self.read(draft, "SELECT 'settled'")
 
-    def seal(self, draft: DatabaseName, name: DatabaseName, comment: str, *, used: float) -> None:
-        """Turn *draft* into the template *name*, in one transaction: from now on it counts."""
-        final = quote(str(name))
+    def seal(self, draft: DatabaseName, name: DatabaseName, comment: str, note: str) -> None:
+        """Turn *draft* into the template *name*, in one transaction: from now on it counts.
+
+        *note* is the statement that notes when it was used.
+        """
         self._run(
             self.main.execute,
-            f"BEGIN; ALTER DATABASE {quote(str(draft))} RENAME TO {final};"
-            f" COMMENT ON DATABASE {final} IS {literal(comment)};"
-            f" ALTER DATABASE {final} SET {sql.USED} TO '{used}';"
-            f" ALTER DATABASE {final} IS_TEMPLATE true ALLOW_CONNECTIONS false; COMMIT",
+            f"BEGIN; {sql.rename(draft, name)}; {sql.comment(name, comment)}; {note};"
+            f" ALTER DATABASE {quote(str(name))} IS_TEMPLATE true ALLOW_CONNECTIONS false; COMMIT",
         )
 
     def close(self) -> None:
@@ -275,7 +301,7 @@ class Admin:
 
     async def _create(self, name: DatabaseName) -> None:
         try:
-            await self.main.execute(sql.create(name))
+            await self.main.execute(sql.create(name), sql.comment(name, sql.DRAFT))
             connection = await connect(self.endpoint, str(name))
             try:
                 tables = await connection.fetchval(sql.OWN_TABLES)
@@ -289,7 +315,7 @@ class Admin:
         """Look at what a copy of a database does not get by itself; tell whether it is sealed."""
         rows = self._run(self.main.fetch, sql.properties(name))
         for row in rows:
-            self._dress[name] = sql.dress(row)
+            self._dress[name] = sql.dress(row, self._role)
         return any(row["sealed"] for row in rows)
 
     def _holder(self, name: DatabaseName) -> str:
@@ -310,13 +336,6 @@ class Admin:
         return ", ".join(holders) or "nobody any more"
 
 
-def url(endpoint: Endpoint, database: str, driver: str | None) -> str:
-    """Return the SQLAlchemy URL of a database; without a driver it is what psql takes."""
-    scheme = f"postgresql+{driver}" if driver else "postgresql"
-    place = f"{endpoint.host}:{endpoint.port}"
-    return f"{scheme}://{USER}:{endpoint.password}@{place}/{database}"
-
-
 def databases_of(rows: Sequence[Any]) -> list[Database]:
     """Return the databases of ours among *rows* of `sql.DATABASES`."""
     named = [(DatabaseName.parse(row["datname"]), row) for row in rows]
@@ -324,20 +343,10 @@ def databases_of(rows: Sequence[Any]) -> list[Database]:
         Database(
             name,
             row["sealed"],
-            _used(row["settings"]),
-            row.get("comment", ""),
-            row.get("visits", 0),
+            comment=row.get("comment", ""),
+            visits=row.get("visits", 0),
+            **sql.noted(row["note"]),
         )
         for name, row in named
         if name
     ]
-
-
-def _used(settings: Sequence[str] | None) -> float:
-    """Return when a template was used last, as its settings tell; 0 when they don't."""
-    for setting in settings or ():
-        name, _, value = setting.partition("=")
-        if name == sql.USED:
-            with suppress(ValueError):
-                return float(value)
-    return 0.0

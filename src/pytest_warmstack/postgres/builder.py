@@ -21,8 +21,8 @@ from pathlib import Path
 from typing import IO, Any, Final
 
 from pytest_warmstack.errors import TemplateFailed
-from pytest_warmstack.postgres.sql import USER
 from pytest_warmstack.postgres.template import Target
+from pytest_warmstack.runtime.base import USER
 
 _CHILD: Final = "pytest_warmstack.postgres.child"
 _ALEMBIC: Final = "alembic.command"
@@ -113,7 +113,7 @@ class Builder:
                 ignore=list(self.ignore),
                 alembic=self.alembic,
                 url={
-                    "username": USER,
+                    "username": target.endpoint.user or USER,
                     "password": target.endpoint.password,
                     "host": target.endpoint.host,
                     "port": target.endpoint.port,

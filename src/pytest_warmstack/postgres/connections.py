@@ -15,7 +15,7 @@ import asyncpg
 
 from pytest_warmstack.errors import ServerFailed, ServerFull
 from pytest_warmstack.postgres import sql
-from pytest_warmstack.runtime.base import Endpoint
+from pytest_warmstack.runtime.base import MAINTENANCE, USER, Endpoint
 
 T = TypeVar("T")
 P = ParamSpec("P")
@@ -24,9 +24,6 @@ TITLE: Final = "PostgreSQL"
 
 APPLICATION: Final = "pytest-warmstack"
 """What the application_name of every connection of ours begins with."""
-
-MAINTENANCE: Final = "postgres"
-"""The database that we connect to: advisory locks count within one database only."""
 
 BUSY: Final = 10.0
 """Seconds for which a refusal because of somebody's connection is tried again."""
@@ -39,6 +36,12 @@ _LEAVE: Final = 2.0
 
 Refusal = asyncpg.PostgresError
 """PostgreSQL's answer, when it is a no."""
+
+REJECTED: Final = (
+    asyncpg.InvalidPasswordError,
+    asyncpg.InvalidAuthorizationSpecificationError,
+)
+"""What is raised when the server does not let us in."""
 
 LOST: Final = (
     OSError,
@@ -54,17 +57,18 @@ LOST: Final = (
 
 
 async def connect(endpoint: Endpoint, database: str = MAINTENANCE, seconds: float = BUSY) -> Any:
-    """Return a connection; its statements have a deadline, and Nagle and TLS are left out.
+    """Return a connection; its statements have a deadline, and on a server of ours it is plain.
 
     Its name tells which process is behind it, and on which machine.
     """
     return await asyncpg.connect(
         host=endpoint.host,
         port=endpoint.port,
-        user=sql.USER,
+        user=endpoint.user or USER,
+        # Never None: then it would be looked for in the user's own variables and files.
         password=endpoint.password,
         database=database,
-        ssl=False,
+        ssl=endpoint.query.removeprefix("sslmode=") or False,
         timeout=seconds,
         command_timeout=_STATEMENT,
         server_settings={"application_name": f"{APPLICATION} {os.getpid()}@{_host()}"},

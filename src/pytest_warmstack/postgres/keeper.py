@@ -11,15 +11,12 @@ import time
 from collections import deque
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
-from contextlib import suppress
-from typing import Any, Final
-
-import asyncpg
+from typing import Final
 
 from pytest_warmstack.errors import CloneFailed, ServerFull
 from pytest_warmstack.identity import DatabaseName, State
 from pytest_warmstack.postgres import sql
-from pytest_warmstack.postgres.admin import Admin, Database, databases_of
+from pytest_warmstack.postgres.admin import Admin, Database
 from pytest_warmstack.postgres.clones import Clone, Leak
 from pytest_warmstack.postgres.connections import (
     APPLICATION,
@@ -32,15 +29,13 @@ from pytest_warmstack.postgres.connections import (
     persistent,
     retried,
 )
+from pytest_warmstack.postgres.sweep import sweep, unsealed_and_dropped
 
 GRACE: Final = 0.5
 """Seconds that a connection may take to end after its test; one that is still there is a leak.
 
 A backend needs a millisecond or two for it, and on a machine with more to do than it can, longer.
 """
-
-RENEWAL: Final = 0.25
-"""Seconds for which a sweep spares what nobody holds: connections can be lost and made anew."""
 
 BATCH: Final = 16
 """How many locks are taken at once, and how many are given up: each call is work for a test."""
@@ -88,14 +83,14 @@ class Keeper:
         self,
         doomed: Callable[[list[Database]], list[DatabaseName]],
         *,
-        used: Sequence[DatabaseName] = (),
-    ) -> Future[None]:
+        notes: Sequence[str] = (),
+    ) -> Future[list[DatabaseName]]:
         """Drop what *doomed* picks of our databases and nobody holds a lock on.
 
-        Before, write down that the templates *used* were just used, the first one last. The locks
+        Before, execute *notes*, the statements that note which templates were just used. The locks
         are tried on the second connection, so that those of this process count too.
         """
-        return self._portal.submit(self._sweep, doomed, used)
+        return self._portal.submit(sweep, self._janitor, doomed, notes)
 
     def stop(self) -> None:
         """Begin to make no more clones; those that were asked for are cancelled."""
@@ -155,7 +150,7 @@ class Keeper:
         if not self._names:
             await self._name_some()
         name = self._names.popleft()
-        statement = sql.copy(self._template, name, self._admin.major)
+        statement = self._admin.copying(self._template, name)
         try:
             async with self._maker.turn() as connection:
                 if self._leaving:
@@ -224,7 +219,7 @@ class Keeper:
             try:
                 await self._cleared(name, clone.oid)
                 async with self._janitor.turn() as janitor:
-                    await _unsealed_and_dropped(janitor, name)
+                    await unsealed_and_dropped(janitor, name)
             except (Refusal, TimeoutError) as error:
                 if time.monotonic() > deadline:
                     cause = str(error) or "PostgreSQL does not answer"
@@ -281,49 +276,13 @@ class Keeper:
         query = "SELECT sessions FROM pg_stat_database WHERE datid = $1"
         return int(await self._main.fetchval(query, clone.oid) or 0)
 
-    async def _sweep(
-        self,
-        doomed: Callable[[list[Database]], list[DatabaseName]],
-        used: Sequence[DatabaseName],
-    ) -> None:
-        now = time.time()
-        for before, name in enumerate(used):
-            # Another run may write the same at the same time; either is right.
-            with suppress(Refusal):
-                to = f"SET {sql.USED} TO '{now - before / 1000}'"
-                await self._janitor.execute(f"ALTER DATABASE {sql.quote(str(name))} {to}")
-        listed = databases_of(await self._janitor.fetch(sql.DATABASES))
-        held = {row["key"] for row in await self._janitor.fetch(sql.HELD)}
-        free = [name for name in doomed(listed) if name.lock_key not in held]
-        owned = [name for name in free if name.state in {State.IN_USE, State.BUILDING}]
-        for name in free:
-            if name not in owned:
-                await self._swept(name)
-        if owned:
-            # Whoever lives and has only lost a connection holds its locks again by then.
-            await asyncio.sleep(RENEWAL)
-        for name in owned:
-            await self._swept(name)
-
-    async def _swept(self, name: DatabaseName) -> None:
-        """Drop a database of ours, if nobody holds its lock. It may be gone since it was listed."""
-        # Turn by turn, so that the drop of a test's clone need not wait for all of them.
-        async with self._janitor.turn() as janitor:
-            if not await janitor.fetchval(f"SELECT pg_try_advisory_lock({name.lock_key})"):
-                return
-            try:
-                with suppress(asyncpg.ObjectInUseError):  # The next run will try again.
-                    await _unsealed_and_dropped(janitor, str(name))
-            finally:
-                await janitor.fetchval(f"SELECT pg_advisory_unlock({name.lock_key})")
-
     async def _leave(self, unused: Sequence[Clone], stock: int) -> None:
         missing = await self._stocked(unused, stock) if stock else 0
         posts = [self._maker, self._janitor]
         posts += [Maintenance(self._admin.endpoint) for _ in range(missing - len(posts))]
         for post, _ in zip(posts, range(missing), strict=False):
             name = DatabaseName.new(State.READY, self._template.fingerprint)
-            await post.post(sql.copy(self._template, name, self._admin.major))
+            await post.post(self._admin.copying(self._template, name))
         for post in posts:
             await post.close()
 
@@ -350,11 +309,3 @@ class Keeper:
             f" from {row['client']}, on {row['database']}"
             for row in rows[:12]
         ]
-
-
-async def _unsealed_and_dropped(janitor: Any, name: str) -> None:
-    # Only if need be: to change one whose drop was interrupted ends the connection (PostgreSQL's
-    # dbcommands.c, AlterDatabase); to drop it again does not.
-    if await janitor.fetchval(sql.IS_TEMPLATE, name):
-        await retried(janitor, sql.unseal(name))
-    await retried(janitor, sql.drop(name))

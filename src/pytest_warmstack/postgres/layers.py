@@ -11,7 +11,6 @@ from pathlib import Path
 
 from pytest_warmstack.errors import TemplateFailed
 from pytest_warmstack.identity import fingerprint
-from pytest_warmstack.postgres.admin import url
 from pytest_warmstack.postgres.builder import Builder
 from pytest_warmstack.postgres.dependencies import Present
 from pytest_warmstack.postgres.migrations import Migrations
@@ -19,6 +18,7 @@ from pytest_warmstack.postgres.record import Link, Portion
 from pytest_warmstack.postgres.scripts import Scripts
 from pytest_warmstack.postgres.template import Layer, Target
 from pytest_warmstack.postgres.template_layer import TemplateLayer
+from pytest_warmstack.runtime.base import postgres_url
 from pytest_warmstack.settings import Settings
 
 
@@ -50,7 +50,7 @@ class Foreign(Layer):
 
     def apply(self, target: Target, portion: Portion) -> Portion:
         """Apply it, in a thread that nobody waits for longer than the migrations may take."""
-        address = url(target.endpoint, target.database, driver=None)
+        address = postgres_url(target.endpoint, target.database, driver=None)
         done: Future[None] = Future()
 
         def work() -> None:

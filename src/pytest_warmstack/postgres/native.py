@@ -15,8 +15,7 @@ from typing import Final
 from pytest_warmstack.errors import RuntimeUnavailable, ServerFailed
 from pytest_warmstack.postgres.admin import initdb_arguments
 from pytest_warmstack.postgres.connections import TITLE
-from pytest_warmstack.postgres.sql import USER
-from pytest_warmstack.runtime.base import Command
+from pytest_warmstack.runtime.base import USER, Command
 from pytest_warmstack.settings import CHOICES
 
 _INITDB_DEADLINE: Final = 60.0

@@ -145,7 +145,13 @@ class Record(NamedTuple):
             ]
             for each in self.portions
         ]
-        plain = {"built": self.built, "run": self.run, "portions": portions, "table": list(table)}
+        plain = {
+            "warmstack": "template",  # First: `SIGNATURE` is how the comment begins.
+            "built": self.built,
+            "run": self.run,
+            "portions": portions,
+            "table": list(table),
+        }
         return json.dumps(plain, separators=(",", ":"))
 
     @classmethod

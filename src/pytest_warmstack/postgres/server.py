@@ -9,8 +9,7 @@ from pytest_warmstack.identity import Service
 from pytest_warmstack.portal import Portal
 from pytest_warmstack.postgres.admin import Admin, initdb_arguments
 from pytest_warmstack.postgres.connections import TITLE
-from pytest_warmstack.postgres.sql import USER
-from pytest_warmstack.runtime.base import Container, Native, ServerSpec, major_of
+from pytest_warmstack.runtime.base import USER, Container, Native, ServerSpec, major_of
 from pytest_warmstack.settings import CHOICES, Settings
 
 OPTIONS: Final[Mapping[str, str]] = {
@@ -46,6 +45,8 @@ def spec(settings: Settings, portal: Portal) -> ServerSpec[Admin]:
         title=TITLE,
         image=settings.postgres_image,
         image_variable=str(CHOICES["postgres_image"].variable),
+        url=settings.postgres_url,
+        url_variable=str(CHOICES["postgres_url"].variable),
         major=major,
         programs=settings.postgres_bin,
         options=OPTIONS,

@@ -8,34 +8,66 @@ from typing import Any, Final
 
 from pytest_warmstack.identity import DatabaseName, State
 
-USER: Final = "postgres"
-"""Who we are on a server of ours: its superuser."""
+MARK: Final = 0x77726D73
+"""The limit of connections that every database of ours is made with: `wrms`, read as letters.
 
-USED: Final = "warmstack.used"
-"""The setting of a template that tells when it was used last, in epoch seconds.
-
-A setting, and not part of its comment, since that is long and this is written on every run.
+A name alone is no proof that a database is ours, and a mark that is set afterwards is missing if
+we are killed in between. This one comes with CREATE DATABASE itself, and is never reached.
 """
+
+USED: Final = "warmstack "
+"""How the note begins that tells when a template was used last, by whom, and for what.
+
+It is the application_name of a role in the template, which nobody can connect to: the one text
+beside its comment that a role without SUPERUSER may leave with a database. The comment is long,
+and would be written anew on every run.
+"""
+
+NAME: Final = "SELECT current_setting('cluster_name'), current_setting('fsync')"
+
+GREETING: Final = (
+    "SELECT current_setting('fsync') AS fsync, r.rolcreatedb OR r.rolsuper AS creates,"
+    " pg_is_in_recovery() AS standby, pg_backend_pid() AS pid,"
+    " coalesce((SELECT s.ssl FROM pg_stat_ssl s WHERE s.pid = pg_backend_pid()), false) AS tls,"
+    " current_setting('is_superuser') AS superuser, current_user AS role"
+    " FROM pg_roles r WHERE r.rolname = current_user"
+)
+"""What has to be known of a server that is not ours."""
+
+BACKEND: Final = "SELECT pg_backend_pid()"
+
+SIGNATURE: Final = '{"warmstack":'
+"""How the comments of our databases begin, those that have one."""
+
+DRAFT: Final = f'{SIGNATURE}"draft"}}'
+RETIRED: Final = f'{SIGNATURE}"retired"}}'
+"""What the comments of such databases of ours say that are no template, or no longer."""
 
 _SEALED: Final = "datistemplate AND NOT datallowconn"
 _VISITS: Final = "coalesce((SELECT sessions FROM pg_stat_database s WHERE s.datid = d.oid), 0)"
 """How many connections there have been to a database."""
 
 _COMMENT: Final = "coalesce(shobj_description(d.oid, 'pg_database'), '')"
-_SETTINGS: Final = (
-    "(SELECT array_agg(each) FROM pg_db_role_setting s, unnest(s.setconfig) each"
-    " WHERE s.setdatabase = d.oid AND s.setrole = 0)"
+_NOTE: Final = (
+    "coalesce((SELECT max(each) FROM pg_db_role_setting s, unnest(s.setconfig) each"
+    f" WHERE s.setdatabase = d.oid AND each LIKE 'application\\_name={USED}%'), '')"
 )
+"""The note of a template; of several roles' the latest, since it begins with the time."""
+
+_OURS: Final = (
+    f"(datconnlimit IN ({MARK}, -2) OR shobj_description(d.oid, 'pg_database') LIKE '{SIGNATURE}%')"
+)
+"""A limit of -2 marks a database whose drop was interrupted (PostgreSQL's pg_database.h)."""
 
 DATABASES: Final = (
-    f"SELECT datname, {_SEALED} AS sealed, {_SETTINGS} AS settings, {_VISITS} AS visits"
-    r" FROM pg_database d WHERE datname LIKE 'warmstack\_%'"
+    f"SELECT datname, {_SEALED} AS sealed, {_NOTE} AS note, {_VISITS} AS visits"
+    rf" FROM pg_database d WHERE datname LIKE 'warmstack\_%' AND {_OURS}"
 )
 """Asked of the server as a whole: nothing of ours ever connects to a template."""
 
 TEMPLATES: Final = (
-    f"SELECT datname, {_SEALED} AS sealed, {_SETTINGS} AS settings, {_COMMENT} AS comment"
-    rf" FROM pg_database d WHERE datname LIKE 'warmstack\_t\_%' AND {_SEALED}"
+    f"SELECT datname, {_SEALED} AS sealed, {_NOTE} AS note, {_COMMENT} AS comment"
+    rf" FROM pg_database d WHERE datname LIKE 'warmstack\_t\_%' AND {_SEALED} AND {_OURS}"
 )
 
 _PROPERTIES: Final = (
@@ -91,6 +123,20 @@ HELD: Final = (
 )
 """The advisory locks that somebody holds; a 64-bit key is shown as its two halves."""
 
+OVERVIEW: Final = (
+    f"SELECT datname, {_SEALED} AS sealed, {_NOTE} AS note, {_COMMENT} AS comment,"
+    " CASE WHEN has_database_privilege(d.oid, 'CONNECT') THEN pg_database_size(d.oid) END AS bytes"
+    rf" FROM pg_database d WHERE datname LIKE 'warmstack\_%' AND {_OURS} ORDER BY oid"
+)
+"""All that there is of ours, with the bytes that each takes."""
+
+HELD_BY: Final = (
+    "SELECT l.classid::bigint << 32 | l.objid::bigint AS key, a.application_name AS application"
+    " FROM pg_locks l JOIN pg_stat_activity a USING (pid)"
+    " WHERE l.locktype = 'advisory' AND l.objsubid = 1 AND l.granted"
+)
+"""Who holds which of our locks."""
+
 END: Final = (
     "SELECT pg_terminate_backend(pid, 10000) FROM pg_stat_activity"
     " WHERE pid = $1 AND application_name = current_setting('application_name')"
@@ -108,6 +154,15 @@ HOLDERS: Final = (
     " GROUP BY 1, 2, 3 ORDER BY 4 DESC, 1, 2"
 )
 """Who holds the connections of the server."""
+
+
+def noted(note: str) -> dict[str, Any]:
+    """Return what the note of a template tells: `used`, `project`; nothing if it is none."""
+    used, _, project = note.partition(USED)[2].partition(" ")
+    try:
+        return {"used": float(used), "project": project}
+    except ValueError:
+        return {}
 
 
 def quote(name: str) -> str:
@@ -137,15 +192,27 @@ def numbers(keys: Iterable[int]) -> str:
 
 def create(name: DatabaseName) -> str:
     """Return the statement that makes an empty database."""
-    return f"CREATE DATABASE {quote(str(name))}"
+    return f"CREATE DATABASE {quote(str(name))} CONNECTION LIMIT {MARK}"
 
 
-def copy(source: DatabaseName, name: DatabaseName, major: int) -> str:
-    """Return the statement that copies a database, on a server of the version *major*."""
-    # FILE_COPY is the faster one where durability is off, and brings the template's relation
-    # cache along. Before PostgreSQL 15 it is the only way there is.
-    strategy = " STRATEGY FILE_COPY" if major >= 15 else ""
-    return f"CREATE DATABASE {quote(str(name))} TEMPLATE {quote(str(source))}{strategy}"
+def copy(source: DatabaseName, name: DatabaseName, *, by_file: bool) -> str:
+    """Return the statement that copies a database, *by_file* instead of block by block."""
+    strategy = " STRATEGY FILE_COPY" if by_file else ""
+    return (
+        f"CREATE DATABASE {quote(str(name))} TEMPLATE {quote(str(source))}"
+        f" CONNECTION LIMIT {MARK}{strategy}"
+    )
+
+
+def note(name: DatabaseName, *, used: float, project: str) -> str:
+    """Return the statement that notes on a template when it was used last, and for what."""
+    text = literal(f"{USED}{used:.3f} {project}")
+    return f"ALTER ROLE CURRENT_USER IN DATABASE {quote(str(name))} SET application_name TO {text}"
+
+
+def comment(name: DatabaseName, text: str) -> str:
+    """Return the statement that gives a database a comment."""
+    return f"COMMENT ON DATABASE {quote(str(name))} IS {literal(text)}"
 
 
 def rename(old: DatabaseName, new: DatabaseName) -> str:
@@ -172,7 +239,7 @@ def stock(template: DatabaseName) -> str:
     beginning = str(DatabaseName(State.READY, template.fingerprint)).replace("_", r"\_")
     return (
         f"SELECT datname FROM pg_database d WHERE datname LIKE {literal(beginning + '%')}"
-        f" AND datconnlimit <> -2 AND {_VISITS} = 0 ORDER BY oid"
+        f" AND datconnlimit <> -2 AND {_OURS} AND {_VISITS} = 0 ORDER BY oid"
     )
 
 
@@ -184,20 +251,23 @@ def properties(name: DatabaseName) -> str:
     return _PROPERTIES.format(name=literal(str(name)))
 
 
-def dress(row: Mapping[str, Any]) -> list[tuple[str, str]]:
+def dress(row: Mapping[str, Any], us: str) -> list[tuple[str, str]]:
     """Return what makes a copy like its source, from the source's row of `properties`.
 
-    Each statement is the text before the copy's name, and the one after it.
+    Each statement is the text before the copy's name, and the one after it. *us* is the role that
+    makes the copy.
     """
     statements = []
-    if row["owner"] != USER:
+    if row["owner"] != us:
         statements.append(("ALTER DATABASE ", f" OWNER TO {quote(row['owner'])}"))
-    if row["datconnlimit"] >= 0:
+    if row["datconnlimit"] != MARK:
+        # With a limit of the project's own, a comment takes the place of our mark.
+        statements.append(("COMMENT ON DATABASE ", f" IS {literal(DRAFT)}"))
         statements.append(("ALTER DATABASE ", f" CONNECTION LIMIT {row['datconnlimit']}"))
     for role, settings in json.loads(row["settings"] or "[]"):
         for setting in settings:
             name, _, value = setting.partition("=")
-            if name != USED:
+            if not setting.startswith(f"application_name={USED}"):
                 to = f" SET {_setting(name)} TO {_value(name, value)}"
                 whom = f"ALTER ROLE {quote(role)} IN DATABASE " if role else "ALTER DATABASE "
                 statements.append((whom, to))

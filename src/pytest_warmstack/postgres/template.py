@@ -16,6 +16,7 @@ from typing import NamedTuple, Protocol
 
 from pytest_warmstack.errors import WarmstackError
 from pytest_warmstack.identity import BUILD_FORMAT, DatabaseName, State, fingerprint
+from pytest_warmstack.postgres import sql
 from pytest_warmstack.postgres.admin import Admin, Database
 from pytest_warmstack.postgres.chain import Comparison
 from pytest_warmstack.postgres.dependencies import Present
@@ -29,6 +30,7 @@ from pytest_warmstack.postgres.record import (
     merged,
 )
 from pytest_warmstack.runtime.base import Endpoint
+from pytest_warmstack.settings import NEVER
 
 
 class Target(NamedTuple):
@@ -116,7 +118,7 @@ class Template(NamedTuple):
 
     *origin* is `found`, `extended`, `rebuilt` or `built`; *text* tells what its layers hold, *how*
     from where it was extended, *why* what made a build necessary. *used* names the templates that
-    this one was made from, and itself.
+    this one was made from, and itself; *project* is the one it is for.
     """
 
     name: DatabaseName
@@ -125,6 +127,16 @@ class Template(NamedTuple):
     used: tuple[DatabaseName, ...]
     how: str = ""
     why: str = ""
+    project: str = ""
+
+    def notes(self) -> list[str]:
+        """Return the statements that note that it, and what it was made from, was just used."""
+        now = time.time()
+        return [
+            # The one it was made from a moment earlier, so that they have an order.
+            sql.note(name, used=now - place / 1000, project=self.project)
+            for place, name in enumerate(self.used)
+        ]
 
 
 @dataclass
@@ -150,6 +162,7 @@ def ensure(
     keep: bool = True,
     rebuild: bool = False,
     run: str = "",
+    project: str = "",
     timeout: float,
     say: Callable[[str], None],
 ) -> Template:
@@ -158,8 +171,8 @@ def ensure(
     *depends* and *ignore* are patterns of files, beside those that a build is seen to read. Only
     one process builds; the others wait up to *timeout* seconds and then find it. With *keep*
     the build leaves templates where a later one will want to begin; with *rebuild* only one that
-    the run called *run* has built will do. What a build left that died is not a template: it has
-    no seal.
+    the run called *run* has built will do. *project* is what a reader knows the template by. What a
+    build left that died is not a template: it has no seal.
     """
     bench = _Bench(
         admin,
@@ -168,6 +181,7 @@ def ensure(
         keep=keep,
         rebuild=rebuild,
         run=run,
+        project=project,
     )
     if (found := bench.find(bench.known())) is not None:
         return found
@@ -196,6 +210,7 @@ class _Bench:
         keep: bool,
         rebuild: bool,
         run: str,
+        project: str,
     ) -> None:
         self._admin = admin
         self._layers = layers
@@ -203,6 +218,7 @@ class _Bench:
         self._keep = keep
         self._rebuild = rebuild
         self._run = run
+        self._project = project
 
     def key(self) -> str:
         """Return what all builds of the same configuration share."""
@@ -219,7 +235,7 @@ class _Bench:
             if self._rebuild and each.record.run != self._run:
                 continue
             if self._is_current(each.record) and self._admin.find_template(each.name):
-                return Template(each.name, "found", each.record.text, (each.name,))
+                return self._template(each.name, "found", each.record)
         return None
 
     def build(self, known: Sequence[_Known]) -> Template:
@@ -265,13 +281,16 @@ class _Bench:
                 layer.discard()
             with suppress(WarmstackError):
                 admin.unlock(draft)
-        used = (name,) if base is None else (name, base.name)
         why = self._chains.why(planned, known[0].record) if known else ""
         why = "--warmstack-rebuild" if self._rebuild else why
         if base is not None:
             how = extended(base.record, record)
-            return Template(name, "extended", record.text, used, how, why)
-        return Template(name, "rebuilt" if why else "built", record.text, used, why=why)
+            made = self._template(name, "extended", record)
+            return made._replace(used=(name, base.name), how=how, why=why)
+        return self._template(name, "rebuilt" if why else "built", record)._replace(why=why)
+
+    def _template(self, name: DatabaseName, origin: str, record: Record) -> Template:
+        return Template(name, origin, record.text, (name,), project=self._project)
 
     def _build_on(
         self,
@@ -343,7 +362,8 @@ class _Bench:
         comment = record.write()
         name = DatabaseName(State.TEMPLATE, fingerprint(comment, str(draft)))
         self._admin.share(name)
-        self._admin.seal(draft, name, comment, used=record.built)
+        note = sql.note(name, used=record.built, project=self._project)
+        self._admin.seal(draft, name, comment, note)
         return name
 
     def _refresh(self, known: _Known, planned: Sequence[Portion]) -> Template:
@@ -354,14 +374,14 @@ class _Bench:
         portions = map(carried, planned, known.record.portions)
         record = Record(known.record.built, self._run, tuple(portions))
         self._admin.mark(known.name, record.write())
-        return Template(known.name, "found", record.text, (known.name,))
+        return self._template(known.name, "found", record)
 
     def _retire(self, known: Sequence[_Known], planned: Sequence[Portion]) -> None:
         """See that nothing is built on templates of the same configuration any more."""
         mine = [(each.layer, each.key) for each in planned[:2]]
         for each in known:
             if [(part.layer, part.key) for part in each.record.portions[:2]] == mine:
-                self._admin.mark(each.name, "")
+                self._admin.mark(each.name, sql.RETIRED)
 
     def _known_portion(self, layer: Layer, known: Sequence[_Known]) -> Portion | None:
         """Return what *layer* has in a known template, if that is what it would have now."""
@@ -403,26 +423,38 @@ def _sizes(portions: Sequence[Portion]) -> list[int]:
 
 
 def doomed(
-    databases: Sequence[Database], keep: int, *, current: DatabaseName | None = None, stock: int = 0
+    databases: Sequence[Database],
+    keep: int,
+    *,
+    current: DatabaseName | None = None,
+    stock: int = 0,
+    idle: float = NEVER,
 ) -> list[DatabaseName]:
     """Return what a sweep may drop if no process holds its lock.
 
-    All but the *keep* templates that were used last, and *stock* clones of the *current* one that
-    stand ready and that nobody has looked into: builds and clones without an owner are rubbish.
+    Of each project the *keep* templates stay that were used last, but for those that were not
+    used for *idle* seconds. Of the *current* one, and of those of other projects, up to *stock*
+    clones stay that stand ready and that nobody has looked into. Builds and clones without an
+    owner are rubbish.
     """
-    templates = sorted(
-        (each for each in databases if each.name.state is State.TEMPLATE and each.sealed),
-        key=lambda each: each.used,
-        reverse=True,
-    )
-    kept = {each.name for each in templates[:keep]}
-    ready = [
-        each.name
-        for each in databases
-        if each.name.state is State.READY
-        and current is not None
-        and each.name.fingerprint == current.fingerprint
-        and not each.visits
-    ]
-    kept.update(ready[:stock])
+    own = next((each.project for each in databases if each.name == current), None)
+    stays: dict[str, list[Database]] = {}
+    for each in sorted(databases, key=lambda e: (e.name == current, e.used), reverse=True):
+        mine = stays.setdefault(each.project, [])
+        is_fresh = each.name == current or time.time() - each.used <= idle
+        is_template = each.name.state is State.TEMPLATE and each.sealed
+        if is_template and is_fresh and len(mine) < keep:
+            mine.append(each)
+    kept = {each.name for mine in stays.values() for each in mine}
+    room = {
+        each.name.fingerprint: stock
+        for mine in stays.values()
+        for each in mine
+        if each.name == current or each.project != own
+    }
+    for each in databases:
+        wanted = room.get(each.name.fingerprint, 0)
+        if each.name.state is State.READY and wanted and not each.visits:
+            kept.add(each.name)
+            room[each.name.fingerprint] -= 1
     return [each.name for each in databases if each.name not in kept]

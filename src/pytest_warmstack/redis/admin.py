@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
+import re
 import socket
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from typing import Any, Final, NamedTuple, Self
 
-from redis import Connection
 from redis.backoff import NoBackoff
+from redis.connection import Connection, parse_url
 from redis.exceptions import AuthenticationError, RedisError, ResponseError
 from redis.retry import Retry
 
 from pytest_warmstack.errors import ServerFailed
-from pytest_warmstack.runtime.base import Endpoint, NotOurs, NotReady
+from pytest_warmstack.runtime.base import Endpoint, NotOurs, NotReady, redis_url
 
 _SECRETS: Final = frozenset({"requirepass", "masterauth", "primaryauth", "tls-key-file-pass"})
 """Settings that we neither remember nor restore; `masterauth` is `primaryauth` in Valkey."""
@@ -21,11 +22,21 @@ _SECRETS: Final = frozenset({"requirepass", "masterauth", "primaryauth", "tls-ke
 NAME: Final = "pytest-warmstack"
 """Every connection of ours has a name that begins with this."""
 
+USED: Final = f"{NAME}:used"
+"""The key that tells when a run was done with the server last."""
+
 BUSY: Final = "BUSY"
 """What the answers of a server begin with that runs somebody's script for too long."""
 
 ANSWER: Final = 30.0
 """Seconds that one command of ours may take."""
+
+
+MOST: Final = 1024
+"""How many databases are looked for on a server that does not tell."""
+
+_RESERVED: Final = frozenset({"db", "protocol", "client_name", "decode_responses", "retry"})
+"""What a URL may say and we decide."""
 
 
 class Client(NamedTuple):
@@ -67,13 +78,15 @@ class Admin:
     def connect(cls, endpoint: Endpoint, fingerprint: str, timeout: float) -> Self:
         """Connect to the server of ours that answers to *fingerprint*, within *timeout* seconds.
 
-        Raises `NotReady` when nothing answers yet, `NotOurs` when another server does.
+        Without a fingerprint it is somebody else's. Raises `NotReady` when nothing answers yet,
+        `NotOurs` when another server does, or does not let us in, and `ServerFailed` when
+        somebody else's can't be used.
         """
         _knock(endpoint, timeout)
-        connection: Any = Connection(  # type: ignore[no-untyped-call]
-            host=endpoint.host,
-            port=endpoint.port,
-            password=endpoint.password,
+        # What the URL says about TLS, if anything, redis-py knows to read.
+        options: Any = parse_url(redis_url(endpoint, 0))  # type: ignore[no-untyped-call]
+        connection: Any = options.pop("connection_class", Connection)(
+            **{name: value for name, value in options.items() if name not in _RESERVED},
             client_name=NAME,
             decode_responses=True,
             protocol=2,
@@ -82,25 +95,28 @@ class Admin:
             socket_timeout=ANSWER,
         )
         admin = cls(endpoint, connection, "")
+        # A managed server often refuses CONFIG, and would not know our fingerprint anyway.
+        who = [("CONFIG", "GET", "syslog-ident")] if fingerprint else []
         try:
             connection.connect()
             # redis-py 5.2 to 8 differ in what a name setting does; an answer is what counts.
-            facts, (_, ident), admin.id = admin.commands(
-                ("INFO", "server"), ("CONFIG", "GET", "syslog-ident"), ("CLIENT", "ID")
-            )
+            facts, admin.id, *idents = admin.commands(("INFO", "server"), ("CLIENT", "ID"), *who)
         except (AuthenticationError, ResponseError, ValueError) as error:
             connection.disconnect()
             if str(error).startswith(BUSY):
-                raise NotReady(f"{endpoint.host}:{endpoint.port}: {error}") from error
+                raise NotReady(f"{endpoint.place}: {error}") from error
             raise NotOurs(f"it does not take the password: {error}") from error
         except (RedisError, ServerFailed, OSError) as error:
             connection.disconnect()
-            raise NotReady(f"{endpoint.host}:{endpoint.port}: {error}") from error
-        if ident != f"warmstack-{fingerprint}":
+            raise NotReady(f"{endpoint.place}: {error}") from error
+        if any(ident != f"warmstack-{fingerprint}" for _, ident in idents):
             connection.disconnect()
-            raise NotOurs(f"it calls itself {ident!r}")
+            raise NotOurs(f"it calls itself {idents[0][1]!r}")
         lines = dict(line.partition(":")[::2] for line in facts.splitlines())
         admin.version = lines["redis_version"]
+        if lines.get("redis_mode") == "cluster":
+            connection.disconnect()
+            raise ServerFailed.cluster(place=endpoint.place)
         return admin
 
     def command(self, *words: str | int) -> Any:
@@ -192,6 +208,23 @@ class Admin:
         )
         return {name: int(rest.partition(",")[0]) for name, rest in pairs if rest}
 
+    def databases(self) -> int:
+        """Return how many databases the server has, also one that does not tell its settings."""
+        with suppress(ResponseError, IndexError):
+            return int(self.command("CONFIG", "GET", "databases")[1])
+        number = 1
+        with suppress(ResponseError):
+            while number < MOST and self.command("SELECT", number):
+                number += 1
+        self.command("SELECT", 0)
+        return number
+
+    def filled(self) -> dict[int, int]:
+        """Return how many keys there are in each database that has any."""
+        lines = self.command("INFO", "keyspace").splitlines()
+        found = (re.match(r"db(\d+):keys=(\d+)", line) for line in lines)
+        return {int(each[1]): int(each[2]) for each in found if each}
+
     def settings(self) -> dict[str, str]:
         """Return the server's settings, but for those that hold a secret."""
         answer = iter(self.command("CONFIG", "GET", "*"))
@@ -201,6 +234,15 @@ class Admin:
     def users(self) -> int:
         """Return how many other processes of ours are connected to this server."""
         return sum(each.name.startswith(NAME) and each.id != self.id for each in self.clients())
+
+    def used(self) -> float:
+        """Return when a run was done with the server last, in epoch seconds; 0 if none was yet."""
+        found = []
+        for home in sorted({0, self.databases() - 1}):
+            _, noted = self.commands(("SELECT", home), ("GET", USED))
+            with suppress(TypeError, ValueError):
+                found.append(float(noted))
+        return max(found, default=0.0)
 
     def close(self) -> None:
         """End the connection, and with it the lease."""
@@ -212,12 +254,13 @@ def _knock(endpoint: Endpoint, timeout: float) -> None:
 
     redis-py has one deadline for the connection's whole life, which has to be a long one.
     """
-    place = f"{endpoint.host}:{endpoint.port}"
     try:
         with socket.create_connection((endpoint.host, endpoint.port), timeout) as probe:
+            if endpoint.scheme == "rediss":
+                return  # It would answer to TLS only.
             probe.sendall(b"PING\r\n")
             answer = probe.recv(64)
     except OSError as error:
-        raise NotReady(f"{place}: {error}") from error
+        raise NotReady(f"{endpoint.place}: {error}") from error
     if not answer:
-        raise NotReady(f"{place}: it hung up")
+        raise NotReady(f"{endpoint.place}: it hung up")

@@ -22,18 +22,28 @@ from redis.exceptions import ResponseError
 
 from pytest_warmstack.errors import LeaseFailed, ServerFailed
 from pytest_warmstack.redis import traces
-from pytest_warmstack.redis.admin import ANSWER, BUSY, NAME, Admin, Client
-from pytest_warmstack.redis.traces import ServerWide
-from pytest_warmstack.runtime.base import NotOurs, NotReady, Server
+from pytest_warmstack.redis.admin import ANSWER, BUSY, NAME, USED, Admin, Client
+from pytest_warmstack.redis.traces import ServerWide, Untouched
+from pytest_warmstack.runtime.base import NotOurs, NotReady, Server, redis_url
 
 _CLAIM: Final = """
 for i, key in ipairs(KEYS) do
-    if (redis.call('GET', key) or '') ~= ARGV[i + 1] then return 0 end
+    local held = redis.call('GET', key) or ''
+    if held ~= ARGV[i + 1] then return 0 end
+    if ARGV[#KEYS + 2] ~= '' and held == '' then
+        redis.call('SELECT', ARGV[#KEYS + 2] + i - 1)
+        local size = redis.call('DBSIZE')
+        redis.call('SELECT', 0)
+        if size > 0 then return 0 end
+    end
 end
 for i, key in ipairs(KEYS) do redis.call('SET', key, ARGV[1]) end
 return 1
 """
-"""Take databases if the holder of each is still the one that was found to be gone (or none)."""
+"""Take databases if the holder of each is still the one that was found to be gone (or none).
+
+The last argument is the first database, where one that was never ours has to be empty.
+"""
 
 _LEAVE: Final = 2.0
 """Seconds that putting things right may take at the end of a run; the next one does it again."""
@@ -73,7 +83,7 @@ class Leases:
         self._found = found
         self._lease: Lease | None = None
         self._test = ""
-        self._wide = ServerWide()
+        self._wide = Untouched() if server.foreign else ServerWide()
         self._alone = False
         # Where our own keys are. Who has the whole server uses the first of its databases.
         self._home = 0
@@ -154,7 +164,13 @@ class Leases:
         with suppress(ServerFailed, ResponseError):
             self._flush(lease)
             # The next run then takes the same ones, and none that a living process has lost.
-            self._admin.commands(("SELECT", self._home), ("DEL", *self._keys(lease.index)))
+            commands: list[Sequence[str | int]] = [
+                ("SELECT", self._home),
+                ("DEL", *self._keys(lease.index)),
+            ]
+            if not self.server.foreign:
+                commands.append(("SET", USED, f"{time.time():.3f}"))
+            self._admin.commands(*commands)
 
     def _indexes(self, first: int) -> range:
         return range(first, first + self._count)
@@ -191,12 +207,12 @@ class Leases:
         )
 
     def _is_alone(self, clients: Iterable[Client]) -> bool:
-        return self._whole or not self._others(clients)
+        return self._whole or not (self.server.foreign or self._others(clients))
 
     def _others(self, clients: Iterable[Client]) -> list[Client]:
         """Return the connections of other processes that hold a lease."""
         own = self._admin.id
-        return [each for each in clients if each.id != own and _leased(each.name) is not None]
+        return [each for each in clients if each.id != own and leased(each.name) is not None]
 
     def _taken(self, first: int | None = None) -> Lease:
         """Take free databases, those from *first* on if they are.
@@ -204,13 +220,16 @@ class Leases:
         Those that a process had which is gone come last: it may have lost its connection only.
         """
         admin = self._admin
-        databases, clients = admin.commands(("CONFIG", "GET", "databases"), ("CLIENT", "LIST"))
-        total = int(databases[1])
+        try:
+            databases, clients = admin.commands(("CONFIG", "GET", "databases"), ("CLIENT", "LIST"))
+            total = int(databases[1])
+        except (ResponseError, IndexError):  # As a managed server answers, which tells nothing.
+            total, clients = admin.databases(), admin.command("CLIENT", "LIST")
         self._home = total - 1 if self._whole else 0
         living = admin.clients_of(clients)
         ids = {str(each.id) for each in living}
         others = self._others(living)
-        taken = [leased for each in others if (leased := _leased(each.name)) is not None]
+        taken = [indexes for each in others if (indexes := leased(each.name)) is not None]
         starts = [0] if self._whole else range(1, total - self._count + 1, self._count)
         keys = {start: self._keys(start) for start in starts}
         if not keys:
@@ -222,21 +241,36 @@ class Leases:
         )
         holders = iter(found)
         held_by = {start: [next(holders) or "" for _ in own] for start, own in keys.items()}
+        # On somebody else's server a database may hold what is theirs; the key of a lease is our
+        # mark, which stays when its holder is killed.
+        filled = admin.filled() if self.server.foreign else {}
+        theirs: list[int] = []
         for start in sorted(keys, key=lambda each: (each != first, any(held_by[each]))):
             own, held = keys[start], held_by[start]
             if any(each in ids for each in held):
                 continue
             if any(_overlap(self._indexes(start), each) for each in taken):
                 continue
+            marked = zip(self._indexes(start), held, strict=True)
+            if found := [index for index, mark in marked if filled.get(index) and not mark]:
+                theirs += found
+                continue
             # The name first: from now on nobody else takes these for free.
             admin.command("CLIENT", "SETNAME", self._name(start))
-            if admin.command("EVAL", _CLAIM, len(own), *own, admin.id, *held):
+            first_of_all = start if self.server.foreign else ""
+            if admin.command("EVAL", _CLAIM, len(own), *own, admin.id, *held, first_of_all):
                 self._wide.remember(admin, settings)
                 admin.command("SELECT", start)
-                place = f"{admin.endpoint.host}:{admin.endpoint.port}"
-                address = f"redis://:{admin.endpoint.password}@{place}"
-                return Lease(start, tuple(f"{address}/{each}" for each in self._indexes(start)))
+                urls = (redis_url(admin.endpoint, each) for each in self._indexes(start))
+                return Lease(start, tuple(urls))
         admin.command("CLIENT", "SETNAME", NAME)
+        if theirs:
+            raise LeaseFailed.not_ours(
+                databases=total,
+                count=self._count,
+                leased=sum(len(each) for each in taken),
+                found=[traces.described(admin, each, filled[each]) for each in theirs[:12]],
+            )
         raise LeaseFailed.none_free(
             databases=total,
             count=self._count,
@@ -256,7 +290,7 @@ class Leases:
 _LEASE: Final = f"{NAME}:lease:"
 
 
-def _leased(name: str) -> range | None:
+def leased(name: str) -> range | None:
     """Return the databases that the connection called *name* holds; None when it holds none."""
     match = re.match(rf"{_LEASE}(\d+)-(\d+)", name)
     return range(int(match[1]), int(match[2]) + 1) if match else None

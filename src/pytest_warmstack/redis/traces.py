@@ -95,6 +95,20 @@ class ServerWide:
                     admin.command("CONFIG", "SET", name, value)
 
 
+class Untouched(ServerWide):
+    """The same for a server that somebody else runs: what is the whole server's is left alone."""
+
+    def remember(self, admin: Admin, known: str | None) -> None:
+        """Remember nothing."""
+
+    def store(self, admin: Admin) -> None:
+        """Write nothing down."""
+
+    def done(self, stats: Mapping[str, int]) -> set[str]:
+        """Return nothing: whoever did it may have been anybody."""
+        return set()
+
+
 def end_script(admin: Admin) -> None:
     """End the script or function that holds the server up, unless it has written something."""
     for kind in ("SCRIPT", "FUNCTION"):
@@ -129,6 +143,13 @@ def end_strays(
         # One that connects anew at once is met here; one that takes its time, a test later.
         time.sleep(ANEW)
         living = [each for each in admin.clients() if _is_stray(each, is_ours)]
+
+
+def described(admin: Admin, index: int, keys: int) -> str:
+    """Return what a database of somebody else's holds, for an error's text."""
+    _, example, _ = admin.commands(("SELECT", index), ("RANDOMKEY",), ("SELECT", 0))
+    plural = "" if keys == 1 else "s"
+    return f"database {index}: {keys} key{plural}, such as {example!r}"
 
 
 def count(stats: Mapping[str, int], kind: str) -> int:

@@ -1,19 +1,16 @@
-"""Where servers run: Docker, or native processes."""
+"""Where servers run: in Docker, as native processes, or wherever somebody else runs them."""
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Callable, Sequence
-from contextlib import suppress
 from typing import Any
 
 from pytest_warmstack.errors import RuntimeUnavailable, WarmstackError
-from pytest_warmstack.identity import Label
-from pytest_warmstack.runtime.base import Household, Runtime, ServerSpec
+from pytest_warmstack.runtime.base import Household, OwnRuntime, Runtime, ServerSpec
 from pytest_warmstack.settings import RuntimeName
 
 
-def make(name: str, household: Household) -> Runtime:
+def make(name: str, household: Household) -> OwnRuntime:
     """Return the runtime called *name*, which only now is imported.
 
     Raises `RuntimeUnavailable` when it can't be reached at all.
@@ -27,18 +24,37 @@ def make(name: str, household: Household) -> Runtime:
     return Embedded(household)
 
 
+def elsewhere(
+    name: RuntimeName,
+    household: Household,
+    spec: ServerSpec[Any],
+    say: Callable[[str], None],
+) -> Runtime:
+    """Return the runtime for *spec*, which has the URL of a server that somebody else runs.
+
+    Raises `RuntimeUnavailable` when the runtime *name* is one of our own.
+    """
+    if name not in {RuntimeName.AUTO, RuntimeName.EXTERNAL}:
+        raise RuntimeUnavailable.both(title=spec.title, variable=spec.url_variable, runtime=name)
+    from pytest_warmstack.runtime.external import External
+
+    return External(household, say)
+
+
 def choose(
     name: RuntimeName,
     household: Household,
     specs: Sequence[ServerSpec[Any]],
     say: Callable[[str], None],
-) -> tuple[Runtime, str]:
-    """Return the runtime for *specs*, and why it is this one.
+) -> tuple[OwnRuntime, str]:
+    """Return the runtime for *specs*, none of which has a URL, and why it is this one.
 
     `auto` takes Docker when its engine answers and has, or can pull, the images; else native
     processes. A runtime that was named never gives way to another: it raises
     `RuntimeUnavailable`.
     """
+    if name is RuntimeName.EXTERNAL:
+        raise RuntimeUnavailable.no_url(title=specs[0].title, variable=specs[0].url_variable)
     names = (RuntimeName.DOCKER, RuntimeName.EMBEDDED) if name is RuntimeName.AUTO else (name,)
     refusals: list[WarmstackError] = []
     for candidate in names:
@@ -57,27 +73,3 @@ def choose(
             why = "; ".join(f"{refusal.what.split('. ')[0].rstrip('.')}" for refusal in refusals)
             return runtime, why
     raise RuntimeUnavailable.nothing(refusals)
-
-
-def tidy(runtime: Runtime, run: str) -> None:
-    """Remove the servers of *run*, and those of runs whose owner has ended without doing so."""
-    doomed = [
-        found for found in runtime.list() if found.labels.get(Label.RUN) == run or found.orphaned
-    ]
-    # Side by side: to stop one takes an engine a few tenths of a second.
-    threads = [threading.Thread(target=runtime.remove, args=(found,)) for found in doomed]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-
-
-def tidy_all(names: Sequence[str], household: Household) -> None:
-    """Do `tidy` for the run of *household* on each runtime in *names* that can be reached."""
-    for name in names:
-        with suppress(RuntimeUnavailable):
-            runtime = make(name, household)
-            try:
-                tidy(runtime, household.run)
-            finally:
-                runtime.close()

@@ -5,13 +5,14 @@ from __future__ import annotations
 import json
 import re
 import time
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Final, Generic, NamedTuple, Protocol, TypeVar
+from urllib.parse import quote
 
-from pytest_warmstack.errors import ServerFailed
+from pytest_warmstack.errors import ServerFailed, ServerFull
 from pytest_warmstack.identity import (
     KEPT,
     NAMESPACE,
@@ -24,6 +25,15 @@ from pytest_warmstack.identity import (
 )
 from pytest_warmstack.processes import Process
 from pytest_warmstack.settings import RuntimeName
+
+USER: Final = "postgres"
+"""Who we are on a PostgreSQL of ours: its superuser."""
+
+MAINTENANCE: Final = "postgres"
+"""PostgreSQL's database that we connect to: advisory locks count within one database only.
+
+So it is the same one for everybody, also where somebody else's URL names another.
+"""
 
 POLL: Final = 0.05
 """Seconds between two attempts to query a server that is starting."""
@@ -42,22 +52,47 @@ class NotOurs(Exception):
 
 @dataclass(frozen=True, kw_only=True)
 class Endpoint:
-    """Where a server answers, and the password it takes."""
+    """Where a server answers, and as whom it takes us.
+
+    Without a *user* we are the server's own first one. *scheme* and *query* are what the URL of a
+    server that somebody else runs says beyond that, about TLS say; one of ours has none.
+    """
 
     host: str
     port: int
     password: str = field(repr=False)
+    user: str = ""
+    scheme: str = ""
+    query: str = ""
+
+    @property
+    def place(self) -> str:
+        """The address, as a URL has it: an IPv6 address stands in brackets."""
+        return f"[{self.host}]:{self.port}" if ":" in self.host else f"{self.host}:{self.port}"
+
+    def authority(self, user: str = "") -> str:
+        """Return what stands between `//` and the path of a URL, with *user* if there is none."""
+        user = self.user or user
+        if not user and not self.password:
+            return self.place
+        password = f":{quote(self.password, safe='')}" if self.password else ""
+        return f"{quote(user, safe='')}{password}@{self.place}"
 
 
 class Client(Protocol):
     """The connection whose query told that a server is ready; work goes on over it."""
 
-    @property
-    def version(self) -> str:
-        """The version that the server itself gives, such as `16.14`."""
+    endpoint: Endpoint
+    """Where it is connected to, with what the first connection has shown."""
+
+    version: str
+    """The version that the server itself gives, such as `16.14`."""
 
     def users(self) -> int:
         """Return how many other processes of ours are connected to the server."""
+
+    def used(self) -> float:
+        """Return when it was used last, in epoch seconds; 0 when it can't tell."""
 
     def close(self) -> None:
         """End the connection."""
@@ -103,15 +138,16 @@ class Native(Protocol):
 
 @dataclass(frozen=True, kw_only=True)
 class ServerSpec(Generic[C]):
-    """What a server of ours looks like, whatever runs it.
+    """What a server looks like, whatever runs it.
 
-    *major* is the version asked for (None when any will do), *programs* a folder named by the
-    user, *options* are the server's own settings, *port* is where it listens in a container.
-    *number* tells apart several servers of a service, from 1 on; 0 is one that all share.
+    *url* leads to one that somebody else runs; then the rest tells only how to connect. *major* is
+    the version asked for (None when any will do), *programs* a folder named by the user, *options*
+    are the server's own settings, *port* is where it listens in a container. *number* tells apart
+    several servers of a service, from 1 on; 0 is one that all share.
 
     *container* takes a password and a fingerprint, *native* a fingerprint. *connect* makes the
-    client with a real query: it takes the endpoint, the fingerprint to expect and a time in
-    seconds, and raises `NotReady` or `NotOurs`.
+    client with a real query: it takes the endpoint, the fingerprint to expect (nothing, if the
+    server is not one of ours) and a time in seconds, and raises `NotReady` or `NotOurs`.
     """
 
     service: Service
@@ -126,6 +162,8 @@ class ServerSpec(Generic[C]):
     native: Callable[[str], Native]
     connect: Callable[[Endpoint, str, float], C]
     number: int = 0
+    url: str = field(default="", repr=False)
+    url_variable: str = ""
 
     @property
     def key(self) -> str:
@@ -151,7 +189,11 @@ class ServerSpec(Generic[C]):
 
     def check_version(self, client: Client) -> None:
         """Raise `ServerFailed` when the server that answers is not of the version asked for."""
-        if self.major is not None and client.version.partition(".")[0] != str(self.major):
+        if (
+            self.major is not None
+            and not self.url
+            and client.version.partition(".")[0] != str(self.major)
+        ):
             raise ServerFailed.wrong_version(
                 title=self.title, found=client.version, wanted=f"version {self.major}"
             )
@@ -161,8 +203,9 @@ class ServerSpec(Generic[C]):
 class Server(Generic[C_co]):
     """A server that is ready, the client it answered, and how it came to be ready.
 
-    *origin* is one of `reused`, `started`, `started again`, `replaced`; *reason* says why, where
-    that is not obvious. *since* is when it was made, in seconds since the epoch.
+    *origin* is one of `reused`, `started`, `started again`, `replaced`, or `connected` to one that
+    is not ours, which has no fingerprint; *reason* says why, where that is not obvious. *since* is
+    when it was made, in seconds since the epoch.
     """
 
     service: Service
@@ -177,15 +220,18 @@ class Server(Generic[C_co]):
     reason: str = ""
     since: float
 
+    @property
+    def foreign(self) -> bool:
+        """Whether somebody else runs it."""
+        return not self.fingerprint
+
     def handle(self) -> ServerHandle:
         """Return what a test gets of this server."""
         return ServerHandle(
-            host=self.endpoint.host,
-            port=self.endpoint.port,
+            endpoint=self.client.endpoint,
             id=self.id,
             runtime=self.runtime,
             version=self.client.version,
-            password=self.endpoint.password,
             service=self.service,
         )
 
@@ -197,13 +243,26 @@ class ServerHandle:
     The methods are those that users of testcontainers know.
     """
 
-    host: str
-    port: int
+    endpoint: Endpoint
     id: str
     runtime: str
     version: str
-    password: str = field(repr=False)
     service: Service
+
+    @property
+    def host(self) -> str:
+        """The host to connect to."""
+        return self.endpoint.host
+
+    @property
+    def port(self) -> int:
+        """The port to connect to."""
+        return self.endpoint.port
+
+    @property
+    def password(self) -> str:
+        """The password that the server takes."""
+        return self.endpoint.password
 
     def get_container_host_ip(self) -> str:
         """Return the host to connect to."""
@@ -218,21 +277,38 @@ class ServerHandle:
 
         *driver* is PostgreSQL's, as SQLAlchemy names it; None gives a plain URL.
         """
-        place = f"{host or self.host}:{self.port}"
+        endpoint = replace(self.endpoint, host=host or self.host)
         if self.service is Service.REDIS:
-            return f"redis://:{self.password}@{place}/0"
-        scheme = f"postgresql+{driver}" if driver else "postgresql"
-        return f"{scheme}://postgres:{self.password}@{place}/postgres"
+            return redis_url(endpoint, 0)
+        return postgres_url(endpoint, MAINTENANCE, driver)
 
 
 class Found(NamedTuple):
-    """A server of ours, as its labels describe it, whether it runs or not."""
+    """A server of ours, as its labels describe it, whether it runs or not.
+
+    *what* is its image or its program, *state* a word for what it does, *since* when it was made,
+    in seconds since the epoch. Its *kind* is `server`, or that of a thing which belonged to one.
+    """
 
     runtime: str
     id: str
     name: str
     running: bool
     labels: Mapping[str, str]
+    what: str = ""
+    state: str = ""
+    since: float = 0.0
+    kind: str = "server"
+
+    @property
+    def service(self) -> str:
+        """The service that it is of."""
+        return self.labels.get(Label.SERVICE, "")
+
+    @property
+    def path(self) -> str:
+        """The root of the project that it belongs to."""
+        return self.labels.get(Label.PATH, "")
 
     @property
     def kept(self) -> bool:
@@ -287,17 +363,11 @@ class Household:
 
 
 class Runtime(Protocol):
-    """Finds, starts and removes servers."""
+    """Something that has servers to give."""
 
     @property
     def name(self) -> str:
         """The word for it in the settings."""
-
-    def check(self, specs: Sequence[ServerSpec[Any]], say: Callable[[str], None]) -> None:
-        """Raise `RuntimeUnavailable` unless servers of all *specs* can be run here.
-
-        What takes long, a pull, is told through *say*.
-        """
 
     def ensure(self, spec: ServerSpec[C]) -> Server[C]:
         """Return the household's server of this *spec*, found or made.
@@ -305,14 +375,47 @@ class Runtime(Protocol):
         Raises `ServerFailed` when it does not become ready, and leaves no failed one behind.
         """
 
+
+class OwnRuntime(Runtime, Protocol):
+    """One that runs its servers itself: it finds, starts and removes them."""
+
+    def check(self, specs: Sequence[ServerSpec[Any]], say: Callable[[str], None]) -> None:
+        """Raise `RuntimeUnavailable` unless servers of all *specs* can be run here.
+
+        What takes long, a pull, is told through *say*.
+        """
+
     def list(self) -> list[Found]:
         """Return every server of ours that this runtime can see, of any project."""
 
-    def in_use(self, spec: ServerSpec[Any], found: Found) -> bool:
-        """Tell whether a process of ours is connected to the server that was found.
+    def connect(self, spec: ServerSpec[C], found: Found) -> C:
+        """Return a client of the server that was found.
 
-        *spec* is one of its service; its labels tell the rest.
+        *spec* is one of its service; its labels tell the rest. Raises `NotReady` or `NotOurs`
+        when it does not answer, or not as it should, and `ServerFull`.
         """
+
+    def memory(self, found: Found) -> int:
+        """Return how many bytes of memory a server takes, with its data; 0 when not known."""
+
+    def log(self, found: Found, lines: int, *, follow: bool = False) -> Iterator[str]:
+        """Yield the last *lines* that a server wrote, without its password.
+
+        With *follow*, go on with what it writes, until it ends.
+        """
+
+    def client(
+        self, spec: ServerSpec[Any], found: Found, program: str
+    ) -> tuple[Sequence[str], Endpoint] | None:
+        """Return how to call a client *program* that lies where the server does.
+
+        That is the beginning of the command, and where the server is, seen from there; None when
+        there is no such program. A container's gets what our environment has under the names
+        `PGPASSWORD` and `REDISCLI_AUTH`.
+        """
+
+    def scraps(self) -> Sequence[Found]:
+        """Return what else is ours and no server: volumes, networks, folders without a record."""
 
     def remove(self, found: Found) -> None:
         """Remove a server with its data; one that is gone already is no error."""
@@ -321,7 +424,37 @@ class Runtime(Protocol):
         """Let go of what the runtime holds itself, such as a connection to its engine."""
 
 
-def remove_outdated(runtime: Runtime, household: Household, spec: ServerSpec[Any]) -> str:
+def postgres_url(endpoint: Endpoint, database: str, driver: str | None) -> str:
+    """Return the SQLAlchemy URL of a database; without a driver it is what psql takes."""
+    scheme = f"postgresql+{driver}" if driver else "postgresql"
+    # asyncpg has another word for it, as SQLAlchemy passes it on.
+    query = endpoint.query.replace("sslmode=", "ssl=") if driver == "asyncpg" else endpoint.query
+    return f"{scheme}://{endpoint.authority(USER)}/{database}{query and f'?{query}'}"
+
+
+def redis_url(endpoint: Endpoint, index: int) -> str:
+    """Return the URL of a Redis database."""
+    query = endpoint.query and f"?{endpoint.query}"
+    return f"{endpoint.scheme or 'redis'}://{endpoint.authority()}/{index}{query}"
+
+
+def in_use(runtime: OwnRuntime, spec: ServerSpec[Any], found: Found) -> bool:
+    """Tell whether a process of ours is connected to the server that was found."""
+    if not found.running:
+        return False
+    try:
+        client = runtime.connect(spec, found)
+    except ServerFull:
+        return True
+    except (NotReady, NotOurs, ServerFailed):
+        return False
+    try:
+        return bool(client.users())
+    finally:
+        client.close()
+
+
+def remove_outdated(runtime: OwnRuntime, household: Household, spec: ServerSpec[Any]) -> str:
     """Remove the servers that an earlier configuration left, and return what differs.
 
     One that a living run still uses is left to it.
@@ -331,7 +464,7 @@ def remove_outdated(runtime: Runtime, household: Household, spec: ServerSpec[Any
     for found in runtime.list():
         if found.name == current or not household.owns(found, spec):
             continue
-        if found.running and runtime.in_use(spec, found):
+        if in_use(runtime, spec, found):
             continue
         runtime.remove(found)
         old = json.loads(found.labels.get(Label.CONFIG, "{}"))

@@ -6,10 +6,13 @@ ssh hosts, Docker in Docker); this is the only room that speaks to it.
 
 from __future__ import annotations
 
+import json
 import os
+import shutil
 import socket
+import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from datetime import datetime
 from ipaddress import ip_network
@@ -23,7 +26,7 @@ from testcontainers.core.config import ConnectionMode
 from testcontainers.core.container import DockerContainer
 from testcontainers.core.docker_client import DockerClient, get_docker_host
 
-from pytest_warmstack.errors import RuntimeUnavailable, ServerFailed, ServerFull
+from pytest_warmstack.errors import RuntimeUnavailable, ServerFailed
 from pytest_warmstack.identity import Label
 from pytest_warmstack.runtime.base import (
     PATIENCE,
@@ -130,33 +133,107 @@ class Docker:
                 name=each["Names"][0].lstrip("/") if each["Names"] else each["Id"][:12],
                 running=each["State"] == "running",
                 labels=each["Labels"],
+                # As it was asked for: the engine gives a number once its name is another's.
+                what=f"image {_config(each['Labels']).get('image', each['Image'])}",
+                state=each["State"],
+                since=float(each["Created"]),
             )
             for each in containers
         ]
 
     def remove(self, found: Found) -> None:
-        """Remove a container with its anonymous volumes."""
-        _remove(self._engine, found.id)
+        """Remove a container with its anonymous volumes, or a volume, or a network."""
+        api = self._engine.client.api
+        with suppress(NotFound):
+            if found.kind == "volume":
+                api.remove_volume(found.id, force=True)
+            elif found.kind == "network":
+                api.remove_network(found.id)
+            else:
+                _remove(self._engine, found.id)
 
     def close(self) -> None:
         """Close the connection to the engine."""
         self._engine.client.close()
 
-    def in_use(self, spec: ServerSpec[Any], found: Found) -> bool:
-        """Tell whether a process of ours is connected to the server that was found."""
-        with _explained(spec.title), _Container(spec, found.labels, found.name) as container:
-            if not container.find():
-                return False
+    def connect(self, spec: ServerSpec[C], found: Found) -> C:
+        """Return a client of the server that was found."""
+        with _Container(spec, found.labels, found.name) as container:
             try:
-                client = container.connect(PATIENCE)
-            except ServerFull:
-                return True
-            except (NotReady, NotOurs):
-                return False
-            try:
-                return bool(client.users())
-            finally:
-                client.close()
+                if not container.find():
+                    raise NotReady(f"the container {found.name} is gone")
+                client: C = container.connect(PATIENCE)
+            except (DockerException, RequestException) as error:
+                raise NotReady(_explanation(error)) from error
+            return client
+
+    def memory(self, found: Found) -> int:
+        """Return how many bytes a container takes: tmpfs counts, caches of files don't."""
+        with suppress(DockerException, RequestException):
+            stats = self._engine.client.api.stats(found.id, stream=False, one_shot=True)
+            # As `docker stats` has it (docker/cli, calculateMemUsageUnixNoCache).
+            memory = stats.get("memory_stats", {})
+            detail = memory.get("stats", {})
+            caches = detail.get("total_inactive_file", detail.get("inactive_file", 0))
+            return max(int(memory.get("usage", 0)) - int(caches), 0)
+        return 0
+
+    def log(self, found: Found, lines: int, *, follow: bool = False) -> Iterator[str]:
+        """Yield the last *lines* that a container wrote, and with *follow* what comes then."""
+        try:
+            container = self._engine.client.containers.get(found.id)
+            password = _password(container)
+            rest = b""
+            for part in container.logs(stream=True, follow=follow, tail=lines):
+                *whole, rest = (rest + part).split(b"\n")
+                yield from (_without(password, line) for line in whole)
+            if rest:
+                yield _without(password, rest)
+        except (DockerException, RequestException) as error:
+            yield _explanation(error)
+
+    def client(
+        self, spec: ServerSpec[Any], found: Found, program: str
+    ) -> tuple[Sequence[str], Endpoint] | None:
+        """Return how to call a client in the container, by Docker's own command."""
+        docker = shutil.which("docker")
+        if docker is None:
+            return None
+        names = ("PGPASSWORD", "REDISCLI_AUTH")
+        passed = [part for name in names for part in ("--env", name)]
+        terminal = ["--tty"] if sys.stdin.isatty() else []
+        command = [docker, "exec", "--interactive", *terminal, *passed, found.id, program]
+        return command, Endpoint(host="127.0.0.1", port=spec.port, password="")
+
+    def scraps(self) -> Sequence[Found]:
+        """Return the volumes and networks with our labels."""
+        api = self._engine.client.api
+        filters = {"label": Label.PROJECT.value}
+        volumes = api.volumes(filters=filters)["Volumes"] or []
+        return [
+            *(self._scrap("volume", each["Name"], each) for each in volumes),
+            *(self._scrap("network", each["Id"], each) for each in api.networks(filters=filters)),
+        ]
+
+    def _scrap(self, kind: str, key: str, facts: dict[str, Any]) -> Found:
+        return Found(
+            runtime=self.name,
+            id=key,
+            name=facts["Name"],
+            running=False,
+            labels=facts["Labels"],
+            kind=kind,
+        )
+
+    def facts(self) -> Iterator[tuple[str, str]]:
+        """Yield what there is to know of the engine, each thing with its name."""
+        client = self._engine.client
+        told = client.info()
+        yield "engine", f"{client.version()['Version']}, {told['OperatingSystem']}"
+        options = told.get("SecurityOptions") or []
+        yield "rootless", "yes" if any("rootless" in each for each in options) else "no"
+        yield "reached", str(self._engine.get_connection_mode().value)
+        yield "host", self._engine.host()
 
     def _pull(self, image: str, spec: ServerSpec[Any], say: Callable[[str], None]) -> None:
         """Pull *image*, telling of each layer that is done."""
@@ -341,14 +418,12 @@ class _Container(DockerContainer):
     def _log(self) -> str:
         """Return the last lines that the server wrote, without its password."""
         try:
-            text = self._held.logs(tail=_LOG_LINES).decode(errors="replace")
+            return _without(self._password(), self._held.logs(tail=_LOG_LINES)).strip()
         except DockerException as error:
             return _explanation(error)
-        return str(text).strip().replace(self._password(), "***")
 
     def _password(self) -> str:
-        entries: list[str] = self._held.attrs["Config"]["Env"]
-        return dict(entry.split("=", 1) for entry in entries).get(_PASSWORD, "")
+        return _password(self._held)
 
     @property
     def _client(self) -> Any:
@@ -414,6 +489,24 @@ def _remove(engine: DockerClient, container_id: str) -> None:
     except APIError as error:
         if error.status_code not in {404, 409}:
             raise
+
+
+def _password(container: EngineContainer) -> str:
+    """Return the password that a container was made with."""
+    entries: list[str] = container.attrs["Config"]["Env"]
+    return dict(entry.split("=", 1) for entry in entries).get(_PASSWORD, "")
+
+
+def _config(labels: Mapping[str, str]) -> dict[str, str]:
+    """Return the configuration that a container was made from."""
+    config: dict[str, str] = json.loads(labels.get(Label.CONFIG, "{}"))
+    return config
+
+
+def _without(password: str, written: bytes) -> str:
+    """Return what a server wrote, as a text without its password."""
+    text = written.decode(errors="replace")
+    return text.replace(password, "***") if password else text
 
 
 def _gateway(pool: dict[str, str]) -> str:

@@ -35,6 +35,7 @@ from pytest_warmstack.runtime.base import (
     Found,
     Household,
     NotOurs,
+    NotReady,
     Server,
     ServerSpec,
     remove_outdated,
@@ -161,6 +162,9 @@ class Embedded:
                         name=folder.name,
                         running=record.runs,
                         labels=record.labels,
+                        what=_short(record.program) if record.program else "not started yet",
+                        state="running" if record.runs else "ended",
+                        since=record.since,
                     )
                 )
         return found
@@ -169,6 +173,8 @@ class Embedded:
         """Stop the server's process and remove its folder."""
         with _locked(_root() / found.name, found.name, _STOP) as folder:
             record = _Record.read(folder)
+            if record is not None and found.kind == "folder":
+                return  # A server has been started in it since it was looked at.
             if record is not None and record.runs:
                 _stop(record)
             shutil.rmtree(folder)
@@ -179,21 +185,59 @@ class Embedded:
     def close(self) -> None:
         """Do nothing: there is no engine to let go of."""
 
-    def in_use(self, spec: ServerSpec[Any], found: Found) -> bool:
-        """Tell whether a process of ours is connected to the server that was found."""
+    def connect(self, spec: ServerSpec[C], found: Found) -> C:
+        """Return a client of the server that was found."""
         record = _Record.read(_root() / found.name)
         if record is None:
-            return False
+            raise NotReady(f"the folder {found.name} is gone")
+        return spec.connect(record.endpoint, found.labels[Label.FINGERPRINT], PATIENCE)
+
+    def memory(self, found: Found) -> int:
+        """Return how many bytes a server takes: its folder, and what its processes have alone."""
+        process = Process.parse(found.id)
+        folder = sum(each.lstat().st_blocks * 512 for each in (_root() / found.name).rglob("*"))
+        return folder + (process.family_memory() if process is not None else 0)
+
+    def log(self, found: Found, lines: int, *, follow: bool = False) -> Iterator[str]:
+        """Yield the last *lines* that a server wrote, and with *follow* what comes then."""
+        folder = _root() / found.name
+        record = _Record.read(folder)
+        password = record.password if record is not None else ""
         try:
-            client = spec.connect(record.endpoint, found.labels[Label.FINGERPRINT], PATIENCE)
-        except ServerFull:
-            return True
-        except Exception:
-            return False
-        try:
-            return bool(client.users())
-        finally:
-            client.close()
+            with (folder / "log").open(encoding="utf-8", errors="replace") as log:
+                last = log.readlines()[-lines:] if lines else []
+                yield from (_without(password, line.rstrip("\n")) for line in last)
+                while follow and record is not None and record.runs:
+                    while line := log.readline():
+                        yield _without(password, line.rstrip("\n"))
+                    time.sleep(POLL)
+        except OSError as error:
+            yield str(error)
+
+    def client(
+        self, _spec: ServerSpec[Any], found: Found, program: str
+    ) -> tuple[Sequence[str], Endpoint] | None:
+        """Return how to call a client that lies beside the server's own program."""
+        record = _Record.read(_root() / found.name)
+        path = Path(record.program).with_name(program) if record is not None else None
+        if record is None or path is None or not os.access(path, os.X_OK):
+            return None
+        return [str(path)], record.endpoint
+
+    def scraps(self) -> Sequence[Found]:
+        """Return the folders that have no record: nobody knows any more what they were for."""
+        return [
+            Found(
+                runtime=self.name,
+                id=str(folder),
+                name=folder.name,
+                running=False,
+                labels={},
+                kind="folder",
+            )
+            for folder in _folders()
+            if _Record.read(folder) is None
+        ]
 
     def _start(self, spec: ServerSpec[C], folder: Path) -> tuple[_Record, C]:
         """Start the server in the empty *folder* and wait until it answers."""
@@ -316,7 +360,11 @@ def _log(folder: Path, password: str) -> str:
         text = (folder / "log").read_text(encoding="utf-8", errors="replace")
     except OSError as error:
         return str(error)
-    return "\n".join(text.splitlines()[-_LOG_LINES:]).replace(password, "***")
+    return _without(password, "\n".join(text.splitlines()[-_LOG_LINES:]))
+
+
+def _without(password: str, text: str) -> str:
+    return text.replace(password, "***") if password else text
 
 
 def _short(program: str) -> str:

@@ -1,0 +1,127 @@
+"""The command `warmstack`: shows what is kept, gets it ready, opens it, explains it, removes it."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from collections.abc import Callable, Sequence
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any, Final
+
+from pytest_warmstack.errors import WarmstackError
+from pytest_warmstack.identity import NAMESPACE
+from pytest_warmstack.settings import age
+
+_AGE: Final = "AGE"
+_AFTER: Final = "What stands after -- is given to it."
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command; return its exit status.
+
+    0: done. 1: something could not be done, or was spared. 2: it was called in a wrong way.
+    """
+    given = list(sys.argv[1:] if arguments is None else arguments)
+    # What stands after `--` is for the client that is opened.
+    border = given.index("--") if "--" in given else len(given)
+    options = _parser().parse_args(given[:border])
+    options.arguments = given[border + 1 :]
+    try:
+        return int(options.command(options))
+    except WarmstackError as error:
+        print(f"warmstack: {error}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        return 130  # As a shell has it for SIGINT.
+    except BrokenPipeError:
+        # Whoever read has had enough (`| head`); Python would complain once more at its end.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 141
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="warmstack", description="PostgreSQL and Redis that pytest-warmstack keeps for tests."
+    )
+    parser.add_argument("--version", action="version", version=version(NAMESPACE))
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+
+    def add(name: str, text: str, more: str = "") -> argparse.ArgumentParser:
+        whole = f"{text[0].upper()}{text[1:]}. {more}"
+        command = commands.add_parser(name, help=text, description=whole)
+        command.add_argument(
+            "--project",
+            type=Path,
+            default=Path(),
+            metavar="FOLDER",
+            help="a folder of the project (default: the current one)",
+        )
+        command.set_defaults(command=_command(name))
+        return command
+
+    status = add(
+        "status",
+        "show every server of ours on this engine and this machine, and what is on it",
+        "Nothing is changed, and no template is connected to.",
+    )
+    status.add_argument("--json", action="store_true", help="for machines")
+    clean = add(
+        "clean",
+        "remove servers with their data, those of this project if nothing else is said",
+        "Containers of anybody else are never touched, and what a run in progress uses is spared. "
+        "Exit status 1 tells that something was spared or could not be removed.",
+    )
+    clean.add_argument("--all-projects", action="store_true", help="those of every project")
+    clean.add_argument(
+        "--orphans",
+        action="store_true",
+        help="those whose project's folder is gone, and those of runs that were killed",
+    )
+    clean.add_argument(
+        "--older-than",
+        type=_age,
+        default=0.0,
+        metavar=_AGE,
+        help="only those not used for so long: 7d, 12h, 30min",
+    )
+    clean.add_argument("--dry-run", action="store_true", help="only tell what would be done")
+    clean.add_argument(
+        "--force", action="store_true", help="remove also what a run in progress uses"
+    )
+    add("up", "start servers, build the template and make clones ready, before any test")
+    psql = add("psql", "open psql on this project's PostgreSQL", _AFTER)
+    psql.add_argument(
+        "database", nargs="?", default="", metavar="KEPT", help="a database, or part of its name"
+    )
+    add("redis-cli", "open redis-cli on this project's Redis", _AFTER)
+    logs = add("logs", "show what this project's servers have written")
+    logs.add_argument("service", nargs="?", choices=["postgres", "redis"])
+    logs.add_argument("-n", "--lines", type=int, default=100, help="how many (default: 100)")
+    logs.add_argument("-f", "--follow", action="store_true", help="go on with what is written then")
+    add("doctor", "look at all that is needed to run servers here, and tell which step fails")
+    return parser
+
+
+def _command(name: str) -> Callable[[argparse.Namespace], int]:
+    """Return what does the command *name*; only its own module is imported."""
+
+    def run(options: argparse.Namespace) -> int:
+        import importlib
+
+        module: Any = importlib.import_module(f"{__name__}.{_MODULES.get(name, name)}")
+        do: Callable[[argparse.Namespace], int] = getattr(module, name.replace("-", "_"))
+        return do(options)
+
+    return run
+
+
+_MODULES: Final = {"psql": "clients", "redis-cli": "clients"}
+
+
+def _age(text: str) -> float:
+    try:
+        return age(text)
+    except (ValueError, KeyError):
+        raise argparse.ArgumentTypeError(f"{text!r} is no age such as 7d, 12h or 30min") from None

@@ -1,0 +1,164 @@
+"""`warmstack clean`: removes what our labels, and the marks on our databases, say is ours."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from pytest_warmstack import specs, upkeep
+from pytest_warmstack.cli import words
+from pytest_warmstack.cli.project import Place, here, known
+from pytest_warmstack.errors import CommandFailed, WarmstackError
+from pytest_warmstack.identity import Project, Service, State
+from pytest_warmstack.portal import Portal
+from pytest_warmstack.runtime.base import Found, OwnRuntime
+from pytest_warmstack.runtime.external import External
+
+
+@dataclass
+class _Tally:
+    """What was done, told line by line as it is done."""
+
+    dry: bool
+    removed: int = 0
+    spared: int = 0
+    failed: int = 0
+    elsewhere: set[str] = field(default_factory=set)
+
+    def remove(self, name: str, do: Callable[[], object]) -> None:
+        """Remove a thing, or, in a dry run, tell that it would be."""
+        try:
+            if not self.dry:
+                do()
+        except (WarmstackError, OSError) as error:
+            self.failed += 1
+            text = error.why if isinstance(error, WarmstackError) else str(error)
+            print(f"not removed: {name}: {text}")
+        else:
+            self.removed += 1
+            print(f"{'would remove' if self.dry else 'removed'} {name}")
+
+    def spare(self, name: str, why: str) -> None:
+        """Tell that a thing stays."""
+        self.spared += 1
+        print(f"spared {name}: {why}")
+
+
+def clean(options: argparse.Namespace) -> int:
+    """Remove servers, and on those of somebody else our databases; 1 if anything was spared."""
+    place = _place(options)
+    tally = _Tally(options.dry_run)
+    portal = Portal()
+    try:
+        for runtime in upkeep.reachable(
+            lambda name, refusal: print(f"not looked at: {name} ({refusal.why})", file=sys.stderr)
+        ):
+            _clean_own(runtime, options, place.project, tally, portal)
+        if not options.orphans:
+            _clean_external(place, options, tally, portal)
+    finally:
+        portal.close()
+    if not (tally.removed or tally.spared or tally.failed):
+        whose = "" if options.all_projects or options.orphans else f" for {place.project.path}"
+        print(f"nothing to remove{whose}")
+        for path in sorted(tally.elsewhere):
+            print(f"there are servers of another project: warmstack clean --project {path}")
+    return 1 if tally.spared or tally.failed else 0
+
+
+def _place(options: argparse.Namespace) -> Place:
+    """Return the project; one whose folder is gone may have left servers all the same."""
+    try:
+        return known(here(options.project))
+    except CommandFailed:
+        path = os.path.realpath(options.project)
+        for runtime in upkeep.reachable(lambda _name, _refusal: None):
+            if any(found.path == path for found in runtime.list()):
+                from pytest_warmstack.settings import Settings
+
+                return Place(Project(path=path), Settings())
+        raise
+
+
+def _clean_own(
+    runtime: OwnRuntime,
+    options: argparse.Namespace,
+    project: Project,
+    tally: _Tally,
+    portal: Portal,
+) -> None:
+    for found in (*runtime.list(), *runtime.scraps()):
+        if not _is_meant(found, options, project):
+            tally.elsewhere.add(found.path or "?")
+            continue
+        name = words.name(found)
+        if found.kind == "server":
+            # One that is in use is not unused for long, and so not what was asked for.
+            if not _is_old_enough(runtime, found, options.older_than, portal):
+                continue
+            if not options.force and upkeep.is_live(runtime, found, portal):
+                tally.spare(name, "a run in progress uses it")
+                continue
+        tally.remove(name, _removal(runtime, found))
+
+
+def _removal(runtime: OwnRuntime, found: Found) -> Callable[[], None]:
+    return lambda: runtime.remove(found)
+
+
+def _is_meant(found: Found, options: argparse.Namespace, project: Project) -> bool:
+    if options.orphans:
+        return found.orphaned or not found.path or not Path(found.path).is_dir()
+    return options.all_projects or found.path == project.path
+
+
+def _is_old_enough(runtime: OwnRuntime, found: Found, seconds: float, portal: Portal) -> bool:
+    if not seconds or found.orphaned:
+        return True
+    return upkeep.is_idle(runtime, found, seconds, portal)
+
+
+def _clean_external(
+    place: Place, options: argparse.Namespace, tally: _Tally, portal: Portal
+) -> None:
+    """Drop the databases of ours on a PostgreSQL that somebody else runs."""
+    spec = specs.make(Service.POSTGRES, place.settings, portal)
+    if not spec.url:
+        return
+    server = External(upkeep.HOUSEHOLD, lambda text: print(text, file=sys.stderr)).ensure(spec)
+    project = None if options.all_projects else place.project.slug
+    try:
+        for name, dropped in _dropped(server.client, portal, project, options):
+            what = f"database {name} (external, {server.endpoint.place})"
+            if dropped:
+                tally.remove(what, lambda: None)
+            else:
+                tally.spare(what, "a run in progress uses it")
+    finally:
+        server.client.close()
+
+
+def _dropped(
+    admin: Any, portal: Portal, project: str | None, options: argparse.Namespace
+) -> Iterator[tuple[str, bool]]:
+    """Drop what is meant, unless in a dry run; yield each with whether it was free."""
+    from pytest_warmstack.postgres.connections import Maintenance
+    from pytest_warmstack.postgres.sweep import meant, sweep
+
+    wanted = meant(admin.databases(), project, options.older_than)
+    if options.dry_run:
+        held = admin.held()
+        gone = [name for name in wanted if name.lock_key not in held]
+    else:
+        janitor = Maintenance(admin.endpoint)
+        try:
+            gone = portal.call(sweep, janitor, lambda listed: [*wanted])
+        finally:
+            portal.call(janitor.close)
+    for name in sorted(wanted, key=lambda each: (each.state is not State.TEMPLATE, str(each))):
+        yield str(name), name in gone

@@ -1,0 +1,128 @@
+"""`warmstack psql` and `warmstack redis-cli`: a client on the right address, with the password.
+
+The password goes through the environment: arguments can be read by everybody on the machine.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import shutil
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from pytest_warmstack import specs, upkeep
+from pytest_warmstack.cli.project import Place, here, known, owned
+from pytest_warmstack.errors import CommandFailed, WarmstackError
+from pytest_warmstack.identity import DatabaseName, Service, State
+from pytest_warmstack.portal import Portal
+from pytest_warmstack.runtime.base import MAINTENANCE, USER, Endpoint, NotOurs, NotReady
+from pytest_warmstack.runtime.external import External
+
+
+@dataclass(frozen=True)
+class _Way:
+    """How to call a client, where the server is, seen from it, and what the password is."""
+
+    command: Sequence[str]
+    endpoint: Endpoint
+    password: str
+
+
+def psql(options: argparse.Namespace) -> int:
+    """Open psql on the maintenance database, or on the one that is named."""
+    portal = Portal()
+    try:
+        way, client = _way(known(here(options.project)), Service.POSTGRES, "psql", portal)
+        try:
+            database = _database(client, options.database) if options.database else MAINTENANCE
+        finally:
+            client.close()
+    finally:
+        portal.close()
+    place = way.endpoint
+    mode = place.query.removeprefix("sslmode=")
+    _become(
+        [
+            *way.command,
+            f"--host={place.host}",
+            f"--port={place.port}",
+            f"--username={place.user or USER}",
+            f"--dbname={database}",
+            *options.arguments,
+        ],
+        {"PGPASSWORD": way.password, **({"PGSSLMODE": mode} if mode else {})},
+    )
+    return 0
+
+
+def redis_cli(options: argparse.Namespace) -> int:
+    """Open redis-cli."""
+    way, client = _way(known(here(options.project)), Service.REDIS, "redis-cli", Portal())
+    client.close()
+    place = way.endpoint
+    user = ["--user", place.user] if place.user else []
+    tls = ["--tls"] if place.scheme == "rediss" else []
+    _become(
+        [*way.command, "-h", place.host, "-p", str(place.port), *user, *tls, *options.arguments],
+        {"REDISCLI_AUTH": way.password},
+    )
+    return 0
+
+
+def _way(place: Place, service: Service, program: str, portal: Portal) -> tuple[_Way, Any]:
+    """Return how to reach the project's server with *program*, and a client of ours on it.
+
+    An installed program is taken before one that lies where the server does.
+    """
+    spec = specs.make(service, place.settings, portal)
+    installed = shutil.which(program)
+    if spec.url:
+        client = External(upkeep.HOUSEHOLD, _say).ensure(spec).client
+        if installed is None:
+            client.close()
+            raise CommandFailed.no_client(program=program, looked_at=["the PATH"])
+        return _Way([installed], client.endpoint, client.endpoint.password), client
+    refused: list[str] = []
+    for runtime in upkeep.reachable(lambda name, error: refused.append(f"{name}: {error.why}")):
+        for found in owned(runtime.list(), place.project):
+            if found.service != service or not found.running:
+                continue
+            try:
+                client = runtime.connect(spec, found)
+            except (NotReady, NotOurs, WarmstackError) as error:
+                refused.append(f"{found.name}: {error}")
+                continue
+            password = client.endpoint.password
+            if installed is not None:
+                return _Way([installed], client.endpoint, password), client
+            if (there := runtime.client(spec, found, program)) is not None:
+                return _Way(*there, password), client
+            client.close()
+            raise CommandFailed.no_client(
+                program=program, looked_at=["the PATH", f"where {found.name} runs"]
+            )
+    raise CommandFailed.no_server(title=spec.title, project=place.project.path, looked_at=refused)
+
+
+def _database(admin: Any, wanted: str) -> str:
+    """Return the one database whose name is, or has in it, what is *wanted*."""
+    names = [row["datname"] for row in admin.ask("SELECT datname FROM pg_database ORDER BY oid")]
+    matching = [wanted] if wanted in names else [name for name in names if wanted in name]
+    own = {name: DatabaseName.parse(name) for name in matching}
+    open_ = [name for name, each in own.items() if not each or each.state is not State.TEMPLATE]
+    if len(open_) != 1:
+        raise CommandFailed.which_database(wanted=wanted, matching=matching, names=names)
+    return open_[0]
+
+
+def _become(command: Sequence[str], variables: dict[str, str]) -> None:
+    """Let the client take the place of this process: it has the terminal, and its exit status."""
+    sys.stdout.flush()
+    os.execvpe(command[0], [*command], {**os.environ, **variables})  # noqa: S606 - as meant
+
+
+def _say(text: str) -> None:
+    print(text, file=sys.stderr)

@@ -1,0 +1,111 @@
+"""`warmstack status`: every server of ours, and what is on it."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+import time
+from collections.abc import Sequence
+from typing import Any, Final
+
+from pytest_warmstack import inventory
+from pytest_warmstack.cli import words
+from pytest_warmstack.cli.project import here, known
+from pytest_warmstack.identity import Label
+from pytest_warmstack.inventory import Entry
+from pytest_warmstack.portal import Portal
+from pytest_warmstack.runtime.base import Found
+
+_HEAD: Final = ("SERVER", "VERSION", "RUNTIME", "STATE", "AGE", "LAST USED", "MEMORY")
+
+
+def status(options: argparse.Namespace) -> int:
+    """Show them, grouped by project; with `--json` as a list of objects."""
+    place = known(here(options.project))
+    portal = Portal()
+    refused = []
+
+    def say(text: str) -> None:
+        print(text, file=sys.stderr)
+
+    try:
+        entries = [
+            *inventory.entries(portal, lambda name, error: refused.append(f"{name} ({error.why})")),
+            *inventory.external(place.settings, portal, say),
+        ]
+    finally:
+        portal.close()
+    if options.json:
+        print(json.dumps([plain(each) for each in entries], indent=2))
+        return 0
+    for line in lines(entries):
+        print(line)
+    for each in refused:
+        say(f"not looked at: {each}")
+    return 0
+
+
+def lines(entries: Sequence[Entry]) -> list[str]:
+    """Return the table with, below each server, what is on it."""
+    if not entries:
+        return ["there is no server of ours"]
+    told: list[str] = []
+    rows = words.table(_HEAD, [_row(each) for each in entries])
+    project = None
+    for each, row in sorted(
+        zip(entries, rows[1:], strict=True), key=lambda pair: (pair[0].found.path, pair[1])
+    ):
+        if each.found.path != project:
+            project = each.found.path
+            told += ["", project or "servers that somebody else runs", f"  {rows[0]}"]
+        told.append(f"  {row}")
+        details = each.inside.lines(words.ago, words.size) if each.inside is not None else []
+        told += [f"    {detail}" for detail in details]
+        if each.trouble:
+            told.append(f"    it does not answer: {each.trouble}")
+    return told[1:]
+
+
+def _row(entry: Entry) -> list[str]:
+    found = entry.found
+    since = found.since
+    return [
+        words.title(found),
+        f"{entry.version or '-'} ({found.what or found.name})",
+        found.runtime,
+        _state(found, entry.users),
+        words.duration(time.time() - since) if since else "-",
+        "now" if entry.users else words.ago(entry.used),
+        words.size(entry.memory),
+    ]
+
+
+def _state(found: Found, users: int) -> str:
+    life = "" if found.kept or not found.labels.get(Label.RUN) else " for one run"
+    if found.orphaned:
+        life = " left behind"
+    return f"{found.state}{life}{f', used by {users}' if users else ''}"
+
+
+def plain(entry: Entry) -> dict[str, Any]:
+    """Return what there is to know of a server as JSON can hold it; times in epoch seconds."""
+    found = entry.found
+    return {
+        "project": found.path,
+        "service": found.service,
+        "runtime": found.runtime,
+        "name": found.name,
+        "id": found.id,
+        "what": found.what,
+        "version": entry.version,
+        "state": found.state,
+        "kept": found.kept,
+        "left_behind": found.orphaned,
+        "made": found.since,
+        "last_used": entry.used,
+        "connections": entry.users,
+        "memory": entry.memory,
+        "trouble": entry.trouble,
+        **({"inside": entry.inside.plain()} if entry.inside is not None else {}),
+    }

@@ -1,0 +1,102 @@
+"""Every server of ours that can be seen from here, with what it tells of itself. Read only."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+from pytest_warmstack import specs, upkeep
+from pytest_warmstack.errors import RuntimeUnavailable, ServerFailed, ServerFull, WarmstackError
+from pytest_warmstack.identity import Label, Service
+from pytest_warmstack.portal import Portal
+from pytest_warmstack.runtime.base import Found, NotOurs, NotReady, OwnRuntime
+from pytest_warmstack.runtime.external import External
+from pytest_warmstack.settings import RuntimeName, Settings
+
+
+@dataclass(frozen=True, kw_only=True)
+class Entry:
+    """A server: as its labels describe it, and as it describes itself, if it answers.
+
+    *trouble* is why it does not. *used* is in epoch seconds, 0 if it can't tell; *users* counts
+    the processes of ours that are connected; *memory* is in bytes, 0 when not known; *inside* is
+    an `Overview` of PostgreSQL or of Redis.
+    """
+
+    found: Found
+    version: str = ""
+    used: float = 0.0
+    users: int = 0
+    memory: int = 0
+    inside: Any = None
+    trouble: str = ""
+
+
+Refused = Callable[[str, RuntimeUnavailable], None]
+
+
+def entries(portal: Portal, refused: Refused) -> Iterator[Entry]:
+    """Yield every server of ours, of any project; tell *refused* of runtimes that don't answer."""
+    for runtime in upkeep.reachable(refused):
+        for found in runtime.list():
+            yield _entry(runtime, found, portal)
+
+
+def _entry(runtime: OwnRuntime, found: Found, portal: Portal) -> Entry:
+    if not found.running:
+        return Entry(found=found)
+    memory = runtime.memory(found)
+    try:
+        client = runtime.connect(specs.make(found.service, Settings(), portal), found)
+    except (NotReady, NotOurs) as error:
+        return Entry(found=found, memory=memory, trouble=str(error))
+    except ServerFull as error:
+        return Entry(found=found, memory=memory, trouble=error.what)
+    except ServerFailed as error:
+        return Entry(found=found, memory=memory, trouble=f"{error.what} {error.why}")
+    return looked_into(found, client, memory)
+
+
+def looked_into(found: Found, client: Any, memory: int = 0) -> Entry:
+    """Return what the server behind *client* tells of itself; the client is then closed."""
+    try:
+        if found.service == Service.POSTGRES:
+            from pytest_warmstack.postgres.overview import look
+        else:
+            from pytest_warmstack.redis.overview import look  # type: ignore[assignment]
+        return Entry(
+            found=found,
+            version=client.version,
+            used=client.used(),
+            users=client.users(),
+            memory=memory,
+            inside=look(client),
+        )
+    except WarmstackError as error:
+        return Entry(found=found, memory=memory, trouble=f"{error.what} {error.why}")
+    finally:
+        client.close()
+
+
+def external(settings: Settings, portal: Portal, say: Callable[[str], None]) -> Iterator[Entry]:
+    """Yield the servers that somebody else runs, as *settings* name them."""
+    for service in Service:
+        spec = specs.make(service, settings, portal)
+        if not spec.url:
+            continue
+        found = Found(
+            runtime=RuntimeName.EXTERNAL,
+            id="",
+            name="",
+            running=True,
+            labels={Label.SERVICE: service},
+            state="running",
+        )
+        try:
+            server = External(upkeep.HOUSEHOLD, say).ensure(spec)
+        except WarmstackError as error:
+            yield Entry(found=found, trouble=f"{error.what} {error.why}")
+        else:
+            found = found._replace(name=server.endpoint.place, what=server.what)
+            yield looked_into(found, server.client)

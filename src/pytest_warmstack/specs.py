@@ -1,0 +1,27 @@
+"""What the server of a service looks like; only the driver that it takes is imported."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from pytest_warmstack.identity import Service
+from pytest_warmstack.portal import Portal
+from pytest_warmstack.runtime.base import ServerSpec
+from pytest_warmstack.settings import Settings
+
+
+def make(
+    service: str, settings: Settings, portal: Portal | None = None, *, number: int = 0
+) -> ServerSpec[Any]:
+    """Return the description of the server of *service* that *settings* ask for.
+
+    *portal* is where PostgreSQL's connections live; one of its own is made when there is none.
+    *number* is that of a Redis that one process has to itself.
+    """
+    if service == Service.POSTGRES:
+        from pytest_warmstack.postgres import server as postgres
+
+        return postgres.spec(settings, portal or Portal())
+    from pytest_warmstack.redis import server as redis
+
+    return redis.spec(settings, number)
