@@ -65,6 +65,16 @@ class SettingsError(WarmstackError):
             todo=[f"give it {wanted}, or leave it out"],
         )
 
+    @classmethod
+    def reserved(cls, *, name: str, value: str, source: str, cause: str) -> SettingsError:
+        """*name* can't set what is called *value*, which the plugin needs for itself."""
+        return cls(
+            f"{value!r} can't be set by {name}.",
+            why=cause,
+            looked_at=[source],
+            todo=["leave that line out"],
+        )
+
 
 class RuntimeUnavailable(WarmstackError):
     """No way to run the servers was found."""

@@ -20,6 +20,7 @@ from pytest_warmstack.identity import (
     Project,
     Service,
     changes,
+    digest,
     fingerprint,
 )
 from pytest_warmstack.processes import Process
@@ -82,10 +83,14 @@ class Container:
 
 @dataclass(frozen=True, kw_only=True)
 class Command:
-    """How a server runs as a native process: its arguments and, if not ours, its user."""
+    """How a server runs as a native process: its arguments and, if not ours, its user.
+
+    *environment* is what it has beyond a path and a time zone.
+    """
 
     arguments: Sequence[str]
     user: str | None = None
+    environment: Mapping[str, str] = field(default_factory=lambda: {"LC_ALL": "C"}, repr=False)
 
 
 class Native(Protocol):
@@ -106,7 +111,8 @@ class ServerSpec(Generic[C]):
     """What a server of ours looks like, whatever runs it.
 
     *major* is the version asked for (None when any will do), *programs* a folder named by the
-    user, *options* are the server's own settings, *port* is where it listens in a container.
+    user, *options* are the server's own settings, *environment* what the user gave it as its own,
+    *port* is where it listens in a container.
     *number* tells apart several servers of a service, from 1 on; 0 is one that all share.
 
     *container* takes a password and a fingerprint, *native* a fingerprint. *connect* makes the
@@ -125,6 +131,7 @@ class ServerSpec(Generic[C]):
     container: Callable[[str, str], Container]
     native: Callable[[str], Native]
     connect: Callable[[Endpoint, str, float], C]
+    environment: Mapping[str, str] = field(default_factory=dict, repr=False)
     number: int = 0
 
     @property
@@ -141,7 +148,8 @@ class ServerSpec(Generic[C]):
             if self.programs:
                 origin["programs"] = self.programs
         number = {"number": str(self.number)} if self.number else {}
-        return {"format": SERVER_FORMAT, **origin, **number, **self.options}
+        variables = digest(self.environment)
+        return {"format": SERVER_FORMAT, **origin, **number, **self.options, **variables}
 
     def fingerprint(self, runtime: str) -> str:
         """Return the fingerprint of `config`."""
