@@ -196,6 +196,16 @@ class ServerFailed(WarmstackError):
         )
 
     @classmethod
+    def unsupported(cls, *, title: str, found: str, wanted: str) -> ServerFailed:
+        """Tell that the server is older than what the plugin can work with."""
+        return cls(
+            f"{title} {found} is too old for this plugin.",
+            why=f"it needs {wanted}",
+            looked_at=[f"the running server, which calls itself {found}"],
+            todo=["name an image of a newer version, or another folder of binaries"],
+        )
+
+    @classmethod
     def locked(cls, *, title: str, seconds: float, place: str) -> ServerFailed:
         """Another process has been starting the same server for *seconds*."""
         return cls(

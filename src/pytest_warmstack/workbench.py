@@ -29,6 +29,7 @@ from pytest_warmstack.runtime.base import (
     Runtime,
     Server,
     ServerSpec,
+    called,
 )
 from pytest_warmstack.settings import RedisPlan, RuntimeName, Settings
 from pytest_warmstack.steps import Ledger, Step
@@ -226,7 +227,7 @@ class Workbench:
                 str(spec.service),
                 time.perf_counter() - begin,
                 {
-                    "title": f"{server.title} {server.client.version}",
+                    "title": f"{server.title} {called(server.client)}",
                     "place": f"{server.endpoint.host}:{server.endpoint.port}",
                     "runtime": server.runtime,
                     "why": why,

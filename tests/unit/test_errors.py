@@ -358,6 +358,7 @@ class Client:
     """A connection to a server that is not there."""
 
     version = "16.14"
+    also = ""
 
     def users(self) -> int:
         """Nobody else is connected."""

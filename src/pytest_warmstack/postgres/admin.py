@@ -10,17 +10,18 @@ import time
 from collections.abc import Callable, Coroutine, Sequence
 from concurrent.futures import Future
 from contextlib import suppress
-from typing import Any, NamedTuple, ParamSpec, Self, TypeVar
+from typing import Any, Final, NamedTuple, ParamSpec, Self, TypeVar
 
 import asyncpg
 
-from pytest_warmstack.errors import CloneFailed, TemplateFailed
+from pytest_warmstack.errors import CloneFailed, ServerFailed, TemplateFailed
 from pytest_warmstack.identity import DatabaseName, State
 from pytest_warmstack.portal import Portal
 from pytest_warmstack.postgres import sql
 from pytest_warmstack.postgres.connections import (
     APPLICATION,
     LOST,
+    TITLE,
     Maintenance,
     connect,
     connect_patiently,
@@ -28,6 +29,9 @@ from pytest_warmstack.postgres.connections import (
 )
 from pytest_warmstack.postgres.sql import USER, literal, quote
 from pytest_warmstack.runtime.base import Endpoint, NotOurs, NotReady
+
+OLDEST: Final = 14
+"""The oldest version that we work with: `pg_stat_database.sessions` came with it."""
 
 T = TypeVar("T")
 P = ParamSpec("P")
@@ -58,6 +62,8 @@ class Database(NamedTuple):
 
 class Admin:
     """The connection of this process to the maintenance database, usable from any thread."""
+
+    also = ""
 
     def __init__(self, endpoint: Endpoint, portal: Portal, connection: Any) -> None:
         self.endpoint = endpoint
@@ -97,7 +103,15 @@ class Admin:
         if name != f"warmstack-{fingerprint}":
             connection.terminate()
             raise NotOurs(f"it calls itself {name!r}")
-        return cls(endpoint, portal, connection)
+        admin = cls(endpoint, portal, connection)
+        if admin.major < OLDEST:
+            connection.terminate()
+            raise ServerFailed.unsupported(
+                title=TITLE,
+                found=admin.version,
+                wanted=f"PostgreSQL {OLDEST} or newer, which counts the connections to a database",
+            )
+        return admin
 
     def url(self, database: DatabaseName, driver: str = "asyncpg") -> str:
         """Return the SQLAlchemy URL of a database of ours."""

@@ -57,6 +57,10 @@ class Client(Protocol):
     def version(self) -> str:
         """The version that the server itself gives, such as `16.14`."""
 
+    @property
+    def also(self) -> str:
+        """What else it calls itself, such as `Valkey 8.1.1`; mostly nothing."""
+
     def users(self) -> int:
         """Return how many other processes of ours are connected to the server."""
 
@@ -159,10 +163,17 @@ class ServerSpec(Generic[C]):
 
     def check_version(self, client: Client) -> None:
         """Raise `ServerFailed` when the server that answers is not of the version asked for."""
-        if self.major is not None and client.version.partition(".")[0] != str(self.major):
+        versions = (client.version, client.also.rpartition(" ")[2])
+        majors = {version.partition(".")[0] for version in versions}
+        if self.major is not None and str(self.major) not in majors:
             raise ServerFailed.wrong_version(
-                title=self.title, found=client.version, wanted=f"version {self.major}"
+                title=self.title, found=called(client), wanted=f"version {self.major}"
             )
+
+
+def called(client: Client) -> str:
+    """Return the version of a server for its readers, such as `7.2.4 (Valkey 8.1.1)`."""
+    return f"{client.version} ({client.also})" if client.also else client.version
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -151,7 +151,7 @@ class Docker:
                 client = container.connect(PATIENCE)
             except ServerFull:
                 return True
-            except (NotReady, NotOurs):
+            except (NotReady, NotOurs, ServerFailed):
                 return False
             try:
                 return bool(client.users())
