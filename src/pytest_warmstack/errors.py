@@ -101,8 +101,9 @@ class RuntimeUnavailable(WarmstackError):
             why=cause,
             looked_at=["the images in the engine", "the image's registry"],
             todo=[
+                *_registry_hints(cause, image),
                 f"docker pull {image}, to see the registry's answer on its own",
-                f"name an image that is there: {variable}=IMAGE",
+                f"name an image that is there, or the same at a mirror: {variable}=IMAGE",
                 "or run the servers as native processes: --warmstack-runtime=embedded",
             ],
         )
@@ -563,6 +564,23 @@ class Forked(WarmstackError):
                 "or start it with subprocess, or with multiprocessing's method spawn",
             ],
         )
+
+
+def _registry_hints(cause: str, image: str) -> list[str]:
+    """Return what helps against an answer of a registry's, known by its words.
+
+    The codes are those of the OCI distribution specification, "Error Codes", and of Docker Hub.
+    """
+    words = cause.lower()
+    first, slash, _ = image.partition("/")
+    login = f"docker login {first}" if slash and {*".:"} & {*first} else "docker login"
+    if "toomanyrequests" in words or "too many requests" in words:
+        return [f"{login}, since registries let more through for those who are known"]
+    if any(each in words for each in ("unauthorized", "denied", "authentication", "no basic auth")):
+        return [f"{login}, if the registry knows you, and see that the name is right"]
+    if "manifest unknown" in words or "not found" in words:
+        return ["see that the name and the tag are right: the registry has no such image"]
+    return []
 
 
 def _listed(names: Iterable[str]) -> str:
