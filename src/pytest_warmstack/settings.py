@@ -77,6 +77,8 @@ RESERVED: Final[Mapping[Kind, Mapping[str, str]]] = {
         "ident_file": _SERVERS_FILES,
         "external_pid_file": _SERVERS_FILES,
         "dynamic_shared_memory_type": "a server that is killed must leave nothing in /dev/shm",
+        "idle_session_timeout": "the plugin's connections wait for long, and what is in use by a"
+        " run hangs on them; ALTER DATABASE in a migration sets it for the tests alone",
         "track_activities": "a connection that a test left open is found by it",
         "track_counts": "that somebody was connected to a database is seen by it",
     },

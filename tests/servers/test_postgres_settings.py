@@ -152,7 +152,7 @@ def test_connections_of_ours_do_not_mind_the_users_limits(
     """Limits that are meant for the application neither end them nor keep them from writing."""
     limits = {
         "statement_timeout": "1ms",
-        "idle_session_timeout": "1ms",
+        "lock_timeout": "1ms",
         "default_transaction_read_only": "on",
     }
     lines = tuple(f"{name}={value}" for name, value in limits.items())

@@ -40,11 +40,13 @@ _LEAVE: Final = 2.0
 _SETTINGS: Final = {
     "statement_timeout": "0",
     "lock_timeout": "0",
-    "idle_session_timeout": "0",
     "default_transaction_read_only": "off",
     "standard_conforming_strings": "on",
 }
-"""What a connection of ours relies on, whatever the user has set for the server or a database."""
+"""What a connection of ours relies on, whatever the user has set for the server or a database.
+
+Only what older servers know as well: they are to be refused in our words, which takes a connection.
+"""
 
 Refusal = asyncpg.PostgresError
 """PostgreSQL's answer, when it is a no."""

@@ -34,8 +34,9 @@ class Progress:
             if status == "Downloading":
                 rest = max(detail.get("total", 0), 0)
                 size = max(size, rest)
-                # After a connection was cut, the engine tells of what was missing then.
-                here = max(here, size - rest + detail.get("current", 0) if rest else 0)
+                # After a connection was cut, the engine tells of what was missing then. (And at the
+                # cut that all is here: so this may go back.)
+                here = size - rest + detail.get("current", 0)
             elif status in _DOWNLOADED:
                 here = size
             self._layers[layer] = here, size
