@@ -82,6 +82,21 @@ async def test_a_clone_is_like_its_template(db_session):
     ) == "jit=on"
 """
 
+ROLLED: Final = """
+import pytest
+from sqlalchemy import text
+
+SEEN = set()
+
+@pytest.mark.warmstack_isolation("rollback")
+@pytest.mark.parametrize("number", range(4))
+async def test_what_one_commits_no_other_sees(db_session, number):
+    SEEN.add(await db_session.scalar(text("SELECT current_database()")))
+    assert len(SEEN) == 1
+    await db_session.execute(text("INSERT INTO author VALUES (1, 'Ursula')"))
+    await db_session.commit()
+"""
+
 LEAVING: Final = """
 import asyncio
 import redis
@@ -217,11 +232,12 @@ def test_a_project_runs_on_every_postgresql(
     project = project_of(runtime, f"postgres:{version}")
     project.write("seed.sql", SEED)
     project.write("test_dressed.py", DRESSED)
+    project.write("test_rolled.py", ROLLED)
     project.configure("warmstack_seed = seed.sql")
 
     cold = project.run(REUSE)
 
-    cold.assert_outcomes(passed=6)
+    cold.assert_outcomes(passed=10)
     text = cold.stdout.str()
     assert re.search(rf"^warmstack: PostgreSQL {version}\.\d+ on .*: started in ", text, re.M)
     (folder,) = project.sql("SHOW data_directory")[0]
@@ -232,7 +248,7 @@ def test_a_project_runs_on_every_postgresql(
 
     warm = project.run(REUSE)
 
-    warm.assert_outcomes(passed=6)
+    warm.assert_outcomes(passed=10)
     text = warm.stdout.str()
     assert re.search(rf"^warmstack: PostgreSQL {version}\.\d+ on .*: reused, ", text, re.M)
     assert re.search(r"^warmstack: template of 3 revisions.*: found in ", text, re.M)
