@@ -65,6 +65,16 @@ class SettingsError(WarmstackError):
             todo=[f"give it {wanted}, or leave it out"],
         )
 
+    @classmethod
+    def reserved(cls, *, name: str, value: str, source: str, cause: str) -> SettingsError:
+        """*name* can't set what is called *value*, which the plugin needs for itself."""
+        return cls(
+            f"{value!r} can't be set by {name}.",
+            why=cause,
+            looked_at=[source],
+            todo=["leave that line out"],
+        )
+
 
 class RuntimeUnavailable(WarmstackError):
     """No way to run the servers was found."""
@@ -91,8 +101,9 @@ class RuntimeUnavailable(WarmstackError):
             why=cause,
             looked_at=["the images in the engine", "the image's registry"],
             todo=[
+                *_registry_hints(cause, image),
                 f"docker pull {image}, to see the registry's answer on its own",
-                f"name an image that is there: {variable}=IMAGE",
+                f"name an image that is there, or the same at a mirror: {variable}=IMAGE",
                 "or run the servers as native processes: --warmstack-runtime=embedded",
             ],
         )
@@ -206,6 +217,16 @@ class ServerFailed(WarmstackError):
             why=f"the settings ask for {wanted}",
             looked_at=[f"the running server, which calls itself {found}"],
             todo=["name an image of that version, or another folder of binaries"],
+        )
+
+    @classmethod
+    def unsupported(cls, *, title: str, found: str, wanted: str) -> ServerFailed:
+        """Tell that the server is older than what the plugin can work with."""
+        return cls(
+            f"{title} {found} is too old for this plugin.",
+            why=f"it needs {wanted}",
+            looked_at=[f"the running server, which calls itself {found}"],
+            todo=["name an image of a newer version, or another folder of binaries"],
         )
 
     @classmethod
@@ -724,6 +745,23 @@ class Forked(WarmstackError):
                 "or start it with subprocess, or with multiprocessing's method spawn",
             ],
         )
+
+
+def _registry_hints(cause: str, image: str) -> list[str]:
+    """Return what helps against an answer of a registry's, known by its words.
+
+    The codes are those of the OCI distribution specification, "Error Codes", and of Docker Hub.
+    """
+    words = cause.lower()
+    first, slash, _ = image.partition("/")
+    login = f"docker login {first}" if slash and {*".:"} & {*first} else "docker login"
+    if "toomanyrequests" in words or "too many requests" in words:
+        return [f"{login}, since registries let more through for those who are known"]
+    if any(each in words for each in ("unauthorized", "denied", "authentication", "no basic auth")):
+        return [f"{login}, if the registry knows you, and see that the name is right"]
+    if "manifest unknown" in words or "not found" in words:
+        return ["see that the name and the tag are right: the registry has no such image"]
+    return []
 
 
 def _listed(names: Iterable[str]) -> str:

@@ -60,13 +60,28 @@ def fingerprint(*parts: str | bytes) -> str:
     return digest.hexdigest()
 
 
+VARIABLE: Final = "env."
+"""What the key of a variable begins with, whose value may be a secret: only a digest is kept."""
+
+
+def digest(variables: Mapping[str, str]) -> dict[str, str]:
+    """Return the entries of a configuration that stand for *variables*, without their values."""
+    return {f"{VARIABLE}{name}": fingerprint(name, value)[:8] for name, value in variables.items()}
+
+
 def changes(old: Mapping[str, str], new: Mapping[str, str]) -> list[str]:
     """Return a phrase for each key whose value differs, such as `image: a -> b`."""
     return [
-        f"{key}: {old.get(key, 'unset')} -> {new.get(key, 'unset')}"
+        _change(key, old.get(key), new.get(key))
         for key in sorted(old.keys() | new.keys())
         if old.get(key) != new.get(key)
     ]
+
+
+def _change(key: str, old: str | None, new: str | None) -> str:
+    if key.startswith(VARIABLE):
+        return f"{key}: {'set' if old is None else 'unset' if new is None else 'changed'}"
+    return f"{key}: {'unset' if old is None else old} -> {'unset' if new is None else new}"
 
 
 def random_password() -> str:

@@ -26,6 +26,8 @@ _INI_TYPES: Final[dict[Kind, Any]] = {
     Kind.SECONDS: "float",
     Kind.COUNT: "int",
     Kind.WORDS: "linelist",
+    Kind.OPTIONS: "linelist",
+    Kind.VARIABLES: "linelist",
     Kind.PATTERNS: "linelist",
     Kind.SCRIPTS: "linelist",
     Kind.LINES: "linelist",

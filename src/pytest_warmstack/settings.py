@@ -6,7 +6,7 @@ Command line, ini file, environment and the README's table all derive from the r
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from enum import StrEnum
 from typing import Any, Final, NamedTuple
 
@@ -53,6 +53,8 @@ class Kind(StrEnum):
     CONFIG = "a path, or package.module:function"
     FLAG = "nothing: it is given, or not"
     WORDS = "lines like NAME=VALUE"
+    OPTIONS = "lines like NAME=VALUE, with a NAME of letters, digits, _ and ."
+    VARIABLES = "lines like NAME=VALUE, with a NAME of letters, digits and _"
     PATTERNS = "paths and patterns, one on a line"
     SCRIPTS = "lines like file.sql or package.module:attribute"
     LINES = (
@@ -63,6 +65,48 @@ class Kind(StrEnum):
 
 DB_NAMES: Final = ("db_url", "db_host", "db_port", "db_user", "db_password", "db_name")
 """What may stand in braces in a line of `env`."""
+
+_SERVERS_FILES: Final = "the files of a server are made anew for each, in memory"
+_WAY_IN: Final = "the user, the password and the first database are the plugin's way in"
+
+RESERVED: Final[Mapping[Kind, Mapping[str, str]]] = {
+    Kind.OPTIONS: {
+        "cluster_name": "a kept server is recognised by it",
+        "port": "the plugin chooses it",
+        "listen_addresses": "the plugin chooses it: nobody but this machine can reach the server",
+        "unix_socket_directories": "the plugin connects over loopback, and cleans no socket up",
+        "ssl": "the plugin connects over loopback without TLS, and the server has no certificate",
+        "data_directory": _SERVERS_FILES,
+        "config_file": _SERVERS_FILES,
+        "hba_file": _SERVERS_FILES,
+        "ident_file": _SERVERS_FILES,
+        "external_pid_file": _SERVERS_FILES,
+        "dynamic_shared_memory_type": "a server that is killed must leave nothing in /dev/shm",
+        "idle_session_timeout": "the plugin's connections wait for long, and what is in use by a"
+        " run hangs on them; ALTER DATABASE in a migration sets it for the tests alone",
+        "track_activities": "a connection that a test left open is found by it",
+        "track_counts": "that somebody was connected to a database is seen by it",
+    },
+    Kind.VARIABLES: {
+        "POSTGRES_USER": _WAY_IN,
+        "POSTGRES_USER_FILE": _WAY_IN,
+        "POSTGRES_PASSWORD": _WAY_IN,
+        "POSTGRES_PASSWORD_FILE": _WAY_IN,
+        "POSTGRES_DB": _WAY_IN,
+        "POSTGRES_DB_FILE": _WAY_IN,
+        "POSTGRES_HOST_AUTH_METHOD": "a server of ours is told from others by its password",
+        "POSTGRES_INITDB_ARGS_FILE": "the arguments themselves belong here: POSTGRES_INITDB_ARGS",
+        "POSTGRES_INITDB_WALDIR": _SERVERS_FILES,
+        "PGDATA": _SERVERS_FILES,
+        "PGPORT": "the plugin chooses the port",
+        "WARMSTACK_PASSWORD": "the plugin finds the password of a kept server there",
+    },
+}
+"""The names that a user can't set, since the plugin needs them, and what for."""
+
+
+INITDB_ARGS: Final = "POSTGRES_INITDB_ARGS"
+"""The variable with arguments for initdb, as the official image takes it."""
 
 
 class Choice(NamedTuple):
@@ -95,6 +139,8 @@ class Settings(NamedTuple):
     redis_url: str = ""
     postgres_bin: str = ""
     redis_bin: str = ""
+    postgres_args: tuple[str, ...] = ()
+    postgres_env: tuple[str, ...] = ()
     alembic: str = ""
     alembic_section: str = "alembic"
     alembic_x: tuple[str, ...] = ()
@@ -157,6 +203,18 @@ CHOICES: Final[Mapping[str, Choice]] = dict(
             "postgres_bin", Kind.PATH, "Folder of PostgreSQL's programs, for the runtime embedded"
         ),
         _choice("redis_bin", Kind.PATH, "Folder of Redis' program, for the runtime embedded"),
+        _choice(
+            "postgres_args",
+            Kind.OPTIONS,
+            "PostgreSQL's own settings, lines like max_connections=500",
+            ini_only=True,
+        ),
+        _choice(
+            "postgres_env",
+            Kind.VARIABLES,
+            "Environment of PostgreSQL, lines like POSTGRES_INITDB_ARGS=--locale-provider=icu",
+            ini_only=True,
+        ),
         _choice(
             "alembic",
             Kind.CONFIG,
@@ -285,6 +343,10 @@ def _converted(choice: Choice, raw: object, source: str) -> Any:
     except (ValueError, TypeError, KeyError, IndexError) as error:
         from pytest_warmstack.errors import SettingsError
 
+        if isinstance(error, _Reserved):
+            raise SettingsError.reserved(
+                name=choice.ini, value=error.name, source=source, cause=error.why
+            ) from None
         # Of several lines the one that is wrong; and nobody's password.
         value = error.line if isinstance(error, _BadLine) else raw
         if choice.kind in {Kind.POSTGRES_URL, Kind.REDIS_URL}:
@@ -309,6 +371,22 @@ def is_attribute(text: str) -> bool:
     module, colon, name = text.partition(":")
     words = (*module.split("."), *name.split("."))
     return bool(colon) and all(word.isidentifier() for word in words)
+
+
+def words(text: str) -> list[str]:
+    """Return the words of *text*, with quotes obeyed, as a shell would read it.
+
+    >>> words("--locale-provider=icu --icu-rules='&a < b'")
+    ['--locale-provider=icu', '--icu-rules=&a < b']
+    """
+    import shlex
+
+    return shlex.split(text)
+
+
+def pairs(lines: Iterable[str]) -> dict[str, str]:
+    """Return lines like NAME=VALUE by their names; of two for one name the later counts."""
+    return {name: value for name, _, value in (line.partition("=") for line in lines)}
 
 
 def _text(raw: object) -> str:
@@ -391,6 +469,15 @@ class _BadLine(ValueError):
         self.line = line
 
 
+class _Reserved(ValueError):
+    """A line sets what the plugin needs for itself."""
+
+    def __init__(self, kind: Kind, name: str) -> None:
+        super().__init__(name)
+        self.name = name
+        self.why = RESERVED[kind][name]
+
+
 def _patterns(raw: object) -> tuple[str, ...]:
     if not isinstance(raw, (list, tuple)):
         raise TypeError
@@ -425,6 +512,38 @@ def _lines(raw: object) -> tuple[str, ...]:
     return lines
 
 
+def _options(raw: object) -> tuple[str, ...]:
+    return tuple(f"{name}={value}" for name, value in _options_of(_words(raw)))
+
+
+def _options_of(lines: tuple[str, ...]) -> Iterator[tuple[str, str]]:
+    for line in lines:
+        name, _, value = (part.strip() for part in line.partition("="))
+        if not all(part.isascii() and part.isidentifier() for part in name.split(".")):
+            raise _BadLine(line)
+        # PostgreSQL takes them in any case; ours are in this one, and must not be given twice.
+        if (name := name.lower()) in RESERVED[Kind.OPTIONS]:
+            raise _Reserved(Kind.OPTIONS, name)
+        yield name, value
+
+
+def _variables(raw: object) -> tuple[str, ...]:
+    lines = _patterns(raw)
+    for line in lines:
+        name, sign, value = line.partition("=")
+        if not (sign and name.isascii() and name.isidentifier()):
+            # What follows may be a secret.
+            raise _BadLine(f"{name}=..." if sign else line)
+        if name in RESERVED[Kind.VARIABLES]:
+            raise _Reserved(Kind.VARIABLES, name)
+        if name == INITDB_ARGS:
+            try:
+                words(value)
+            except ValueError:  # A quote that is not closed.
+                raise _BadLine(line) from None
+    return lines
+
+
 _CONVERT: Final[Mapping[Kind, Callable[[object], Any]]] = {
     Kind.SWITCH: _switch,
     Kind.RUNTIME: lambda raw: RuntimeName(str(raw).strip().lower()),
@@ -440,6 +559,8 @@ _CONVERT: Final[Mapping[Kind, Callable[[object], Any]]] = {
     Kind.CONFIG: _text,
     Kind.FLAG: _switch,
     Kind.WORDS: _words,
+    Kind.OPTIONS: _options,
+    Kind.VARIABLES: _variables,
     Kind.PATTERNS: _patterns,
     Kind.SCRIPTS: _scripts,
     Kind.LINES: _lines,

@@ -31,6 +31,7 @@ from pytest_warmstack.runtime.base import (
     Runtime,
     Server,
     ServerSpec,
+    called,
 )
 from pytest_warmstack.settings import RedisPlan, RuntimeName, Settings
 from pytest_warmstack.steps import Ledger, Step
@@ -246,7 +247,7 @@ class Workbench:
                 str(spec.service),
                 time.perf_counter() - begin,
                 {
-                    "title": f"{server.title} {server.client.version}",
+                    "title": f"{server.title} {called(server.client)}",
                     "place": server.endpoint.place,
                     "runtime": server.runtime,
                     "why": why,

@@ -65,7 +65,7 @@ def test_a_run_tells_what_it_set_up_before_the_tests_and_what_that_cost_after(
             r"collected 4 items",
             r"warmstack: PostgreSQL 16\.\d+ on 127\.0\.0\.1:\d+, embedded,"
             r" process \d+ of \S+/bin/postgres: started in [\d.]+ m?s$",
-            r"warmstack: Redis 7\.[\d.]+ on 127\.0\.0\.1:\d+, embedded,"
+            r"warmstack: Redis 7\.[\d.]+ \(Valkey [\d.]+\) on 127\.0\.0\.1:\d+, embedded,"
             r" process \d+ of \S+: started in [\d.]+ m?s$",
             r"warmstack: template of 2 revisions: built in [\d.]+ m?s$",
             r"test_shop.py \.\.\.\. +\[100%\]",

@@ -283,6 +283,20 @@ def test_those_who_undo_what_they_did_share_one_clone(
     assert found == []
 
 
+def test_connections_that_are_not_counted_yet_are_nobodys_trouble(
+    make: Callable[..., Clones], maker: FakeMaker, found: list[Finding]
+) -> None:
+    """PostgreSQL 14 counts late, our own connection as well."""
+    clones = make()
+    first = clones.borrow()
+    first.connections, maker.visited = 2, 1
+
+    clones.restore(first, "a test")
+
+    assert clones.borrow() is first
+    assert found == []
+
+
 def test_a_clone_with_trouble_is_replaced_at_once(
     make: Callable[..., Clones], maker: FakeMaker, found: list[Finding]
 ) -> None:

@@ -366,6 +366,7 @@ class Client:
 
     version = "16.14"
     endpoint = Endpoint(host="127.0.0.1", port=5432, password="hunter2")
+    also = ""
 
     def users(self) -> int:
         """Nobody else is connected."""

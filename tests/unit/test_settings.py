@@ -9,6 +9,7 @@ import pytest
 from pytest_warmstack.errors import SettingsError
 from pytest_warmstack.settings import (
     CHOICES,
+    RESERVED,
     Choice,
     Isolation,
     Kind,
@@ -19,6 +20,7 @@ from pytest_warmstack.settings import (
     ci,
     environment,
     is_attribute,
+    pairs,
     resolve,
 )
 
@@ -37,6 +39,8 @@ EXAMPLES: dict[Kind, tuple[object, object]] = {
     Kind.CONFIG: ("shop.db:make_config", "shop.db:make_config"),
     Kind.FLAG: (True, True),
     Kind.WORDS: (["tenant=a"], ("tenant=a",)),
+    Kind.OPTIONS: (["max_connections=500"], ("max_connections=500",)),
+    Kind.VARIABLES: (["TZ=UTC"], ("TZ=UTC",)),
     Kind.PATTERNS: (["sql/*.sql"], ("sql/*.sql",)),
     Kind.SCRIPTS: (["sql/base.sql"], ("sql/base.sql",)),
     Kind.LINES: (["DATABASE_URL={db_url}"], ("DATABASE_URL={db_url}",)),
@@ -47,7 +51,9 @@ NAMES: dict[Kind, str] = {choice.kind: name for name, choice in reversed(CHOICES
 """For each kind the first choice that has it."""
 
 
-LISTS = {Kind.WORDS, Kind.PATTERNS, Kind.SCRIPTS, Kind.LINES}
+LISTS = {
+    *(Kind.WORDS, Kind.OPTIONS, Kind.VARIABLES, Kind.PATTERNS, Kind.SCRIPTS, Kind.LINES),
+}
 """The kinds of several lines, which come from pytest's configuration file alone."""
 
 
@@ -294,6 +300,19 @@ GOOD: list[tuple[Kind, object, object]] = [
     (Kind.WORDS, [], ()),
     (Kind.WORDS, ["tenant=a", "  dry run=no ", "", "x="], ("tenant=a", "dry run=no", "x=")),
     (Kind.WORDS, ["a={not a name of ours}"], ("a={not a name of ours}",)),
+    (Kind.OPTIONS, [], ()),
+    (Kind.OPTIONS, ["fsync=on", " work_mem = 8MB ", ""], ("fsync=on", "work_mem=8MB")),
+    (Kind.OPTIONS, ["TimeZone=Europe/Berlin"], ("timezone=Europe/Berlin",)),
+    (Kind.OPTIONS, ["auto_explain.log_format=json"], ("auto_explain.log_format=json",)),
+    (Kind.OPTIONS, ["search_path=", "x.y=a=b c"], ("search_path=", "x.y=a=b c")),
+    (Kind.VARIABLES, [], ()),
+    (Kind.VARIABLES, ["TZ=UTC", " TOKEN=a = {b} ", ""], ("TZ=UTC", "TOKEN=a = {b}")),
+    (Kind.VARIABLES, ["EMPTY=", "lower_1=x"], ("EMPTY=", "lower_1=x")),
+    (
+        Kind.VARIABLES,
+        ["POSTGRES_INITDB_ARGS=--locale-provider=icu --icu-rules='&a < b'"],
+        ("POSTGRES_INITDB_ARGS=--locale-provider=icu --icu-rules='&a < b'",),
+    ),
     (Kind.PATTERNS, [], ()),
     (Kind.PATTERNS, ["sql", " data/**/*.csv ", "", "../x"], ("sql", "data/**/*.csv", "../x")),
     (Kind.SCRIPTS, [], ()),
@@ -348,6 +367,10 @@ BAD: list[tuple[Kind, Any]] = [
     *((Kind.CONFIG, raw) for raw in ("", "  ")),
     *((Kind.FLAG, raw) for raw in ("", "maybe", 2)),
     *((Kind.WORDS, raw) for raw in (["NAME"], ["=x"], [" = x"], ["a=1", "b"], "a=1", None)),
+    *((Kind.OPTIONS, raw) for raw in (["fsync"], ["=x"], ["a-b=1"], ["1a=x"], ["a..b=1"])),
+    *((Kind.OPTIONS, raw) for raw in (["-c fsync=on"], ["größe=1"], ["a.=1"], "a=1", None)),
+    *((Kind.VARIABLES, raw) for raw in (["NAME"], ["A=1", "b"], "A=1", None)),
+    (Kind.VARIABLES, ["POSTGRES_INITDB_ARGS=--set 'a"]),
     *((Kind.PATTERNS, raw) for raw in ("sql/*.sql", None, 7)),
     *((Kind.SCRIPTS, raw) for raw in (["a.txt"], ["shop.models"], ["a.SQL"], ["a:"], [":a"])),
     *((Kind.SCRIPTS, raw) for raw in (["a.sql", "b"], ["a b:c"], ["a:b:c"], "a.sql", None)),
@@ -372,6 +395,48 @@ def test_a_bad_value_is_refused_with_its_source_and_what_is_wanted(kind: Kind, r
     assert text.startswith(f"{shown!r} is no value for warmstack_{name}.\n")
     assert f"Why: it takes {kind.value}\n" in text
     assert "Looked at: tox.ini\n" in text
+
+
+@pytest.mark.parametrize("name", ["", "1A", "A B", "A-B", "NAME ", "größe"])
+def test_the_value_of_a_bad_variable_is_not_shown(name: str) -> None:
+    """It may be a secret, and is not what is wrong."""
+    with pytest.raises(SettingsError) as caught:
+        resolve(given("pytest.ini", postgres_env=[f"{name}=hunter2"]))
+
+    assert str(caught.value).startswith(f"'{name}=...' is no value for warmstack_postgres_env.\n")
+    assert "hunter2" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("kind", "name", "why"),
+    [(kind, name, why) for kind, names in RESERVED.items() for name, why in names.items()],
+)
+def test_what_the_plugin_needs_for_itself_is_refused_with_the_reason(
+    kind: Kind, name: str, why: str
+) -> None:
+    """Neither a setting nor a variable that would break the plugin gets through; no value shows."""
+    setting = NAMES[kind]
+
+    with pytest.raises(SettingsError) as caught:
+        resolve(given("pytest.ini", **{setting: ["fine=1", f"{name}=hunter2"]}))
+
+    assert str(caught.value).splitlines() == [
+        f"{name!r} can't be set by warmstack_{setting}.",
+        f"Why: {why}",
+        "Looked at: pytest.ini",
+        "What to do: leave that line out",
+    ]
+
+
+def test_a_setting_of_postgresql_is_refused_in_any_case() -> None:
+    """PostgreSQL does not tell capitals from small letters there."""
+    with pytest.raises(SettingsError, match="'cluster_name' can't be set"):
+        resolve(given("pytest.ini", postgres_args=["Cluster_Name = mine"]))
+
+
+def test_of_two_lines_for_one_name_the_later_counts() -> None:
+    """As PostgreSQL itself reads its arguments."""
+    assert pairs(("a=1", "b=x=y", "a=")) == {"a": "", "b": "x=y"}
 
 
 @pytest.mark.parametrize(

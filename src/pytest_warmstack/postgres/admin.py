@@ -9,11 +9,11 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Coroutine, Sequence
 from concurrent.futures import Future
-from typing import Any, NamedTuple, ParamSpec, Self, TypeVar
+from typing import Any, Final, NamedTuple, ParamSpec, Self, TypeVar
 
 import asyncpg
 
-from pytest_warmstack.errors import CloneFailed, TemplateFailed
+from pytest_warmstack.errors import CloneFailed, ServerFailed, TemplateFailed
 from pytest_warmstack.identity import DatabaseName, State
 from pytest_warmstack.portal import Portal
 from pytest_warmstack.postgres import foreign, sql
@@ -21,6 +21,7 @@ from pytest_warmstack.postgres.connections import (
     APPLICATION,
     LOST,
     REJECTED,
+    TITLE,
     Maintenance,
     connect,
     connect_patiently,
@@ -28,6 +29,9 @@ from pytest_warmstack.postgres.connections import (
 )
 from pytest_warmstack.postgres.sql import literal, quote
 from pytest_warmstack.runtime.base import USER, Endpoint, NotOurs, NotReady, postgres_url
+
+OLDEST: Final = 14
+"""The oldest version that we work with: `pg_stat_database.sessions` came with it."""
 
 T = TypeVar("T")
 P = ParamSpec("P")
@@ -60,6 +64,8 @@ class Database(NamedTuple):
 
 class Admin:
     """The connection of this process to the maintenance database, usable from any thread."""
+
+    also = ""
 
     def __init__(
         self, endpoint: Endpoint, portal: Portal, connection: Any, *, role: str, durable: bool
@@ -95,6 +101,7 @@ class Admin:
     ) -> Self:
         try:
             connection = await connect_patiently(endpoint, seconds)
+            _see_that_it_is_new_enough(connection)
             if not fingerprint:
                 known = await foreign.greet(endpoint, connection, seconds)
                 return cls(
@@ -334,6 +341,18 @@ class Admin:
             for row in rows
         ]
         return ", ".join(holders) or "nobody any more"
+
+
+def _see_that_it_is_new_enough(connection: Any) -> None:
+    """Raise `ServerFailed` when the server is older than what we work with."""
+    settings, major = connection.get_settings(), connection.get_server_version().major
+    if major < OLDEST:
+        connection.terminate()
+        raise ServerFailed.unsupported(
+            title=TITLE,
+            found=settings.server_version.split()[0],
+            wanted=f"PostgreSQL {OLDEST} or newer, which counts the connections to a database",
+        )
 
 
 def databases_of(rows: Sequence[Any]) -> list[Database]:

@@ -169,7 +169,8 @@ class Clones:
         test, visits = self._last
         self._last = None
         try:
-            if visits.result() != self._shared.connections:
+            # Fewer is not known yet: PostgreSQL 14 counts late, our own connections as well.
+            if visits.result() > self._shared.connections:
                 self._replace(test, "it connected to its database by another way than db_engine")
         except WarmstackError as error:
             self._replace(test, f"whether it connected by another way can't be told: {error.why}")

@@ -34,6 +34,17 @@ _STATEMENT: Final = 60.0
 _LEAVE: Final = 2.0
 """Seconds that a connection may take to end."""
 
+_SETTINGS: Final = {
+    "statement_timeout": "0",
+    "lock_timeout": "0",
+    "default_transaction_read_only": "off",
+    "standard_conforming_strings": "on",
+}
+"""What a connection of ours relies on, whatever the user has set for the server or a database.
+
+Only what older servers know as well: they are to be refused in our words, which takes a connection.
+"""
+
 Refusal = asyncpg.PostgresError
 """PostgreSQL's answer, when it is a no."""
 
@@ -71,7 +82,10 @@ async def connect(endpoint: Endpoint, database: str = MAINTENANCE, seconds: floa
         ssl=endpoint.query.removeprefix("sslmode=") or False,
         timeout=seconds,
         command_timeout=_STATEMENT,
-        server_settings={"application_name": f"{APPLICATION} {os.getpid()}@{_host()}"},
+        server_settings={
+            **_SETTINGS,
+            "application_name": f"{APPLICATION} {os.getpid()}@{_host()}",
+        },
     )
 
 

@@ -7,8 +7,8 @@ import os
 import re
 import shutil
 import subprocess
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
 
@@ -16,7 +16,7 @@ from pytest_warmstack.errors import RuntimeUnavailable, ServerFailed
 from pytest_warmstack.postgres.admin import initdb_arguments
 from pytest_warmstack.postgres.connections import TITLE
 from pytest_warmstack.runtime.base import USER, Command
-from pytest_warmstack.settings import CHOICES
+from pytest_warmstack.settings import CHOICES, INITDB_ARGS, words
 
 _INITDB_DEADLINE: Final = 60.0
 _TEST: Final = "/usr/bin/test"
@@ -50,6 +50,7 @@ class NativePostgres:
 
     major: int | None
     named: str
+    environment: Mapping[str, str] = field(default_factory=dict, repr=False)
     arguments: Sequence[str]
 
     def check(self) -> None:
@@ -82,19 +83,23 @@ class NativePostgres:
         }
         place = [part for name, value in options.items() for part in ("-c", f"{name}={value}")]
         start = [str(programs.folder / "postgres"), "-D", str(data), *place, *self.arguments]
-        return lambda port: Command(arguments=[*start, "-c", f"port={port}"], user=user)
+        return lambda port: Command(
+            arguments=[*start, "-c", f"port={port}"], user=user, environment=self._variables()
+        )
 
     def _initdb(self, programs: Programs, data: Path, pwfile: Path, user: str | None) -> None:
         answer = subprocess.run(
             [
                 programs.folder / "initdb",
+                *([] if self._has_locale() else ["--no-locale"]),
+                "--encoding=UTF8",
+                *initdb_arguments(self.major),
+                *words(self.environment.get(INITDB_ARGS, "")),
+                # After the user's own arguments, since the last ones win.
                 f"--pgdata={data}",
                 f"--username={USER}",
                 f"--pwfile={pwfile}",
                 "--auth=scram-sha-256",
-                "--encoding=UTF8",
-                "--no-locale",
-                *initdb_arguments(self.major),
             ],
             stdin=subprocess.DEVNULL,
             capture_output=True,
@@ -102,7 +107,7 @@ class NativePostgres:
             errors="replace",
             check=False,
             cwd=data,
-            env={"PATH": os.defpath, "LC_ALL": "C", "TZ": "UTC"},
+            env={"PATH": os.defpath, "TZ": "UTC", **self._variables()},
             timeout=_INITDB_DEADLINE,
             user=user,
         )
@@ -112,6 +117,14 @@ class NativePostgres:
                 how=f"it ended with exit status {answer.returncode}",
                 log=(answer.stdout + answer.stderr).strip(),
             )
+
+    def _has_locale(self) -> bool:
+        """Tell whether the user chose a locale by the environment, as for an image."""
+        return any(name == "LANG" or name.startswith("LC_") for name in self.environment)
+
+    def _variables(self) -> dict[str, str]:
+        """Return the environment of initdb and of the server."""
+        return {**({} if self._has_locale() else {"LC_ALL": "C"}), **self.environment}
 
     def _find(self) -> Programs:
         """Return the programs of the wanted version: those the user named, else the first found."""

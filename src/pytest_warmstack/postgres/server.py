@@ -10,7 +10,7 @@ from pytest_warmstack.portal import Portal
 from pytest_warmstack.postgres.admin import Admin, initdb_arguments
 from pytest_warmstack.postgres.connections import TITLE
 from pytest_warmstack.runtime.base import USER, Container, Native, ServerSpec, major_of
-from pytest_warmstack.settings import CHOICES, Settings
+from pytest_warmstack.settings import CHOICES, INITDB_ARGS, Settings, pairs
 
 OPTIONS: Final[Mapping[str, str]] = {
     # Nothing has to survive a crash (PostgreSQL documentation, "Non-Durable Settings").
@@ -31,7 +31,7 @@ OPTIONS: Final[Mapping[str, str]] = {
     "max_locks_per_transaction": "256",
     "timezone": "UTC",
 }
-"""Settings of the server, the same for every runtime."""
+"""Settings of the server, the same for every runtime, unless the user gives it others."""
 
 _SHM_SIZE: Final = 256 * 1024 * 1024
 """Bytes of /dev/shm in a container: with Docker's 64 MiB a parallel query can fail."""
@@ -40,6 +40,9 @@ _SHM_SIZE: Final = 256 * 1024 * 1024
 def spec(settings: Settings, portal: Portal) -> ServerSpec[Admin]:
     """Return the description of the PostgreSQL that *settings* ask for."""
     major = major_of(settings.postgres_image)
+    # The user's own settings win.
+    options = {**OPTIONS, **pairs(settings.postgres_args)}
+    environment = pairs(settings.postgres_env)
     return ServerSpec(
         service=Service.POSTGRES,
         title=TITLE,
@@ -49,39 +52,52 @@ def spec(settings: Settings, portal: Portal) -> ServerSpec[Admin]:
         url_variable=str(CHOICES["postgres_url"].variable),
         major=major,
         programs=settings.postgres_bin,
-        options=OPTIONS,
+        options=options,
+        environment=environment,
         port=5432,
-        container=lambda password, fingerprint: _container(password, fingerprint, major),
-        native=lambda fingerprint: _native(settings, major, _arguments(fingerprint)),
+        container=lambda password, fingerprint: _container(
+            password, major, environment, _arguments(options, fingerprint)
+        ),
+        native=lambda fingerprint: _native(
+            settings, major, environment, _arguments(options, fingerprint)
+        ),
         connect=lambda endpoint, fingerprint, seconds: Admin.connect(
             endpoint, fingerprint, portal=portal, timeout=seconds
         ),
     )
 
 
-def _arguments(fingerprint: str) -> list[str]:
-    """Return OPTIONS as arguments; the server tells its fingerprint as its cluster_name."""
-    options = {**OPTIONS, "cluster_name": f"warmstack-{fingerprint}"}
-    return [part for name, value in options.items() for part in ("-c", f"{name}={value}")]
+def _arguments(options: Mapping[str, str], fingerprint: str) -> list[str]:
+    """Return *options* as arguments; the server tells its fingerprint as its cluster_name."""
+    named = {**options, "cluster_name": f"warmstack-{fingerprint}"}
+    return [part for name, value in named.items() for part in ("-c", f"{name}={value}")]
 
 
-def _native(settings: Settings, major: int | None, arguments: list[str]) -> Native:
+def _native(
+    settings: Settings, major: int | None, environment: Mapping[str, str], arguments: list[str]
+) -> Native:
     """Return how to run PostgreSQL's own programs; only now their room is imported."""
     from pytest_warmstack.postgres.native import NativePostgres
 
-    return NativePostgres(major=major, named=settings.postgres_bin, arguments=arguments)
+    return NativePostgres(
+        major=major, named=settings.postgres_bin, environment=environment, arguments=arguments
+    )
 
 
-def _container(password: str, fingerprint: str, major: int | None) -> Container:
+def _container(
+    password: str, major: int | None, environment: Mapping[str, str], arguments: list[str]
+) -> Container:
     """Return how to run the official image, or one with the same contract."""
+    initdb = [*initdb_arguments(major), environment.get(INITDB_ARGS, "")]
     return Container(
         environment={
+            **environment,
             "POSTGRES_USER": USER,
             "POSTGRES_PASSWORD": password,
             "POSTGRES_DB": "postgres",
-            "POSTGRES_INITDB_ARGS": " ".join(initdb_arguments(major)),
+            INITDB_ARGS: " ".join(filter(None, initdb)),
         },
-        command=["postgres", *_arguments(fingerprint)],
+        command=["postgres", *arguments],
         data="/var/lib/postgresql/data",
         shm_size=_SHM_SIZE,
     )

@@ -16,6 +16,11 @@ from redis.retry import Retry
 from pytest_warmstack.errors import ServerFailed
 from pytest_warmstack.runtime.base import Endpoint, NotOurs, NotReady, redis_url
 
+TITLE: Final = "Redis"
+
+OLDEST: Final = (6, 2)
+"""The oldest version that we work with: FLUSHDB has its SYNC from it on."""
+
 _SECRETS: Final = frozenset({"requirepass", "masterauth", "primaryauth", "tls-key-file-pass"})
 """Settings that we neither remember nor restore; `masterauth` is `primaryauth` in Valkey."""
 
@@ -69,6 +74,7 @@ class Admin:
     def __init__(self, endpoint: Endpoint, connection: Any, version: str) -> None:
         self.endpoint = endpoint
         self.version = version
+        self.also = ""
         self.id = 0
         self._connection = connection
         self._cause = ""
@@ -117,6 +123,15 @@ class Admin:
         if lines.get("redis_mode") == "cluster":
             connection.disconnect()
             raise ServerFailed.cluster(place=endpoint.place)
+        if "valkey_version" in lines:
+            admin.also = f"Valkey {lines['valkey_version']}"
+        if tuple(map(int, admin.version.split(".")[:2])) < OLDEST:
+            connection.disconnect()
+            raise ServerFailed.unsupported(
+                title=TITLE,
+                found=admin.version,
+                wanted="Redis 6.2 or newer, which can be told to wait until a flush is done",
+            )
         return admin
 
     def command(self, *words: str | int) -> Any:
@@ -143,7 +158,7 @@ class Admin:
             self._lost(RuntimeError("somebody was interrupted before all answers were heard"))
         if self._cause:
             # redis-py would connect anew, without the lease.
-            raise ServerFailed.lost(title="Redis", cause=self._cause)
+            raise ServerFailed.lost(title=TITLE, cause=self._cause)
         try:
             connection.send_packed_command(connection.pack_commands(commands))
         except (RedisError, OSError) as error:
@@ -175,7 +190,7 @@ class Admin:
     def _lost(self, error: Exception) -> ServerFailed:
         self._cause, self._left = str(error), 0
         self._connection.disconnect()
-        return ServerFailed.lost(title="Redis", cause=self._cause)
+        return ServerFailed.lost(title=TITLE, cause=self._cause)
 
     def clients(self) -> list[Client]:
         """Return all connections to the server."""

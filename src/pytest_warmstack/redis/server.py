@@ -11,11 +11,9 @@ from typing import Final, NamedTuple
 
 from pytest_warmstack.errors import RuntimeUnavailable
 from pytest_warmstack.identity import Service
-from pytest_warmstack.redis.admin import Admin
+from pytest_warmstack.redis.admin import TITLE, Admin
 from pytest_warmstack.runtime.base import Command, Container, ServerSpec, major_of
 from pytest_warmstack.settings import CHOICES, Settings
-
-TITLE: Final = "Redis"
 
 OPTIONS: Final[Mapping[str, str]] = {
     # One for each process that runs at the same time, on one server for all; 16 are soon used up.

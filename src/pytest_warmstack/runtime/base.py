@@ -21,6 +21,7 @@ from pytest_warmstack.identity import (
     Project,
     Service,
     changes,
+    digest,
     fingerprint,
 )
 from pytest_warmstack.processes import Process
@@ -88,6 +89,9 @@ class Client(Protocol):
     version: str
     """The version that the server itself gives, such as `16.14`."""
 
+    also: str
+    """What else it calls itself, such as `Valkey 8.1.1`; mostly nothing."""
+
     def users(self) -> int:
         """Return how many other processes of ours are connected to the server."""
 
@@ -117,10 +121,14 @@ class Container:
 
 @dataclass(frozen=True, kw_only=True)
 class Command:
-    """How a server runs as a native process: its arguments and, if not ours, its user."""
+    """How a server runs as a native process: its arguments and, if not ours, its user.
+
+    *environment* is what it has beyond a path and a time zone.
+    """
 
     arguments: Sequence[str]
     user: str | None = None
+    environment: Mapping[str, str] = field(default_factory=lambda: {"LC_ALL": "C"}, repr=False)
 
 
 class Native(Protocol):
@@ -142,8 +150,9 @@ class ServerSpec(Generic[C]):
 
     *url* leads to one that somebody else runs; then the rest tells only how to connect. *major* is
     the version asked for (None when any will do), *programs* a folder named by the user, *options*
-    are the server's own settings, *port* is where it listens in a container. *number* tells apart
-    several servers of a service, from 1 on; 0 is one that all share.
+    are the server's own settings, *environment* is what the user gave it as its own, *port* is
+    where it listens in a container. *number* tells apart several servers of a service, from 1 on;
+    0 is one that all share.
 
     *container* takes a password and a fingerprint, *native* a fingerprint. *connect* makes the
     client with a real query: it takes the endpoint, the fingerprint to expect (nothing, if the
@@ -161,6 +170,7 @@ class ServerSpec(Generic[C]):
     container: Callable[[str, str], Container]
     native: Callable[[str], Native]
     connect: Callable[[Endpoint, str, float], C]
+    environment: Mapping[str, str] = field(default_factory=dict, repr=False)
     number: int = 0
     url: str = field(default="", repr=False)
     url_variable: str = ""
@@ -179,7 +189,8 @@ class ServerSpec(Generic[C]):
             if self.programs:
                 origin["programs"] = self.programs
         number = {"number": str(self.number)} if self.number else {}
-        return {"format": SERVER_FORMAT, **origin, **number, **self.options}
+        variables = digest(self.environment)
+        return {"format": SERVER_FORMAT, **origin, **number, **self.options, **variables}
 
     def fingerprint(self, runtime: str) -> str:
         """Return the fingerprint of `config`."""
@@ -189,14 +200,17 @@ class ServerSpec(Generic[C]):
 
     def check_version(self, client: Client) -> None:
         """Raise `ServerFailed` when the server that answers is not of the version asked for."""
-        if (
-            self.major is not None
-            and not self.url
-            and client.version.partition(".")[0] != str(self.major)
-        ):
+        versions = (client.version, client.also.rpartition(" ")[2])
+        majors = {version.partition(".")[0] for version in versions}
+        if self.major is not None and not self.url and str(self.major) not in majors:
             raise ServerFailed.wrong_version(
-                title=self.title, found=client.version, wanted=f"version {self.major}"
+                title=self.title, found=called(client), wanted=f"version {self.major}"
             )
+
+
+def called(client: Client) -> str:
+    """Return the version of a server for its readers, such as `7.2.4 (Valkey 8.1.1)`."""
+    return f"{client.version} ({client.also})" if client.also else client.version
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -21,10 +21,13 @@ from typing import Any, Final, Self
 from docker.constants import DEFAULT_UNIX_SOCKET
 from docker.errors import APIError, DockerException, ImageNotFound, NotFound
 from docker.models.containers import Container as EngineContainer
+from requests.adapters import BaseAdapter
 from requests.exceptions import RequestException
+from requests.exceptions import Timeout as RequestsTimeout
 from testcontainers.core.config import ConnectionMode
 from testcontainers.core.container import DockerContainer
 from testcontainers.core.docker_client import DockerClient, get_docker_host
+from urllib3.exceptions import HTTPError
 
 from pytest_warmstack.errors import RuntimeUnavailable, ServerFailed
 from pytest_warmstack.identity import Label
@@ -42,7 +45,11 @@ from pytest_warmstack.runtime.base import (
     remove_outdated,
     wait_ready,
 )
+from pytest_warmstack.runtime.pull import Progress
 from pytest_warmstack.settings import RuntimeName
+
+STALL: Final = 60.0
+"""Seconds for which a pull may bring nothing, not even another attempt, before it is given up."""
 
 _LOCAL: Final = {"localhost", "127.0.0.1", "::1"}
 _LOG_LINES: Final = 30
@@ -67,6 +74,10 @@ class Docker:
                 self._engine.client.images.get(image)
             except ImageNotFound:
                 self._pull(image, spec, say)
+            except (DockerException, RequestException) as error:
+                raise RuntimeUnavailable.no_image(
+                    image=image, cause=_explanation(error), variable=spec.image_variable
+                ) from error
 
     def ensure(self, spec: ServerSpec[C]) -> Server[C]:
         """Return the server of *spec* in the household's one container for it."""
@@ -236,22 +247,52 @@ class Docker:
         yield "host", self._engine.host()
 
     def _pull(self, image: str, spec: ServerSpec[Any], say: Callable[[str], None]) -> None:
-        """Pull *image*, telling of each layer that is done."""
+        """Pull *image*, telling how far it has come.
+
+        Raises `RuntimeUnavailable` with the registry's answer, or when there is none for `STALL`
+        seconds.
+        """
         say(f"pulling {image} ...")
-        # As `docker pull` does: without a tag the client would fetch every tag there is.
-        reference = image if ":" in image.rpartition("/")[2] or "@" in image else f"{image}:latest"
+        api = self._engine.client.api
+        # docker-py waits for ever for a pull.
+        api.mount(api.base_url, _Deadline(api.get_adapter(api.base_url), STALL))
+        progress = Progress(image, time.monotonic())
+        cause: Exception | None = None
         try:
-            for line in self._engine.client.api.pull(reference, stream=True, decode=True):
+            for line in api.pull(_tagged(image), stream=True, decode=True):
                 if "error" in line:
-                    raise RuntimeUnavailable.no_image(
-                        image=image, cause=line["error"], variable=spec.image_variable
-                    )
-                if line.get("status") == "Pull complete":
-                    say(f"pulling {image}: layer {line['id']} is here")
-        except (DockerException, RequestException) as error:
-            raise RuntimeUnavailable.no_image(
-                image=image, cause=_explanation(error), variable=spec.image_variable
-            ) from error
+                    words = line["error"]
+                    break
+                if text := progress.note(line, time.monotonic()):
+                    say(text)
+            else:
+                say(progress.end(time.monotonic()))
+                return
+        except (RequestsTimeout, HTTPError) as error:
+            cause, words = error, f"nothing has come for {STALL:g} seconds"
+        except (DockerException, RequestException, OSError) as error:
+            cause, words = error, _explanation(error)
+        raise RuntimeUnavailable.no_image(
+            image=image, cause=words, variable=spec.image_variable
+        ) from cause
+
+
+class _Deadline(BaseAdapter):
+    """A way to the engine that waits for *seconds* at most, where docker-py would for ever."""
+
+    def __init__(self, way: BaseAdapter, seconds: float) -> None:
+        super().__init__()
+        self._way = way
+        self._seconds = seconds
+
+    def send(self, request: Any, *args: Any, **options: Any) -> Any:
+        """Send *request*; between two pieces of its answer no more than that time may pass."""
+        options["timeout"] = options.get("timeout") or self._seconds
+        return self._way.send(request, *args, **options)
+
+    def close(self) -> None:
+        """Close the way itself."""
+        self._way.close()
 
 
 class _Container(DockerContainer):
@@ -432,6 +473,11 @@ class _Container(DockerContainer):
     @property
     def _held(self) -> EngineContainer:
         return self.get_wrapped_container()
+
+
+def _tagged(image: str) -> str:
+    """Return *image* with a tag, as `docker pull` has it: without one, all there are would come."""
+    return image if ":" in image.rpartition("/")[2] or "@" in image else f"{image}:latest"
 
 
 def _engine() -> DockerClient:

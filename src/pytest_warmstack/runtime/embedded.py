@@ -319,7 +319,7 @@ def _launch(command: Command, folder: Path) -> _Daemon:
             stderr=subprocess.STDOUT,
             cwd=folder,
             # Nothing of ours: PostgreSQL's and Redis' programs read settings from there too.
-            env={"PATH": os.defpath, "LC_ALL": "C", "TZ": "UTC"},
+            env={"PATH": os.defpath, "TZ": "UTC", **command.environment},
             start_new_session=True,
             **privileges,
         )

@@ -95,10 +95,10 @@ init_cluster() {
         arguments+=(--waldir "$POSTGRES_INITDB_WALDIR")
     fi
     # The password goes through a pipe: it is in no file and in no process list.
-    # These binaries were compiled for a socket in /tmp, the official ones for $SOCKET_DIRECTORY.
     initdb --pgdata "$PGDATA" --username "$POSTGRES_USER" --no-instructions \
-        --set unix_socket_directories="$SOCKET_DIRECTORY" \
         --pwfile <(printf '%s\n' "$POSTGRES_PASSWORD") "${arguments[@]}"
+    # These binaries were compiled for a socket in /tmp, the official ones for $SOCKET_DIRECTORY.
+    printf "\nunix_socket_directories = '%s'\n" "$SOCKET_DIRECTORY" >> "$PGDATA/postgresql.conf"
     # initdb has written `trust` for the socket and the loopback; this line is for everybody else.
     printf '\nhost all all all %s\n' "$POSTGRES_HOST_AUTH_METHOD" >> "$PGDATA/pg_hba.conf"
 }
