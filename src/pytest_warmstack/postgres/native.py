@@ -126,21 +126,32 @@ class NativePostgres:
         """Return the environment of initdb and of the server."""
         return {**({} if self._has_locale() else {"LC_ALL": "C"}), **self.environment}
 
-    def _find(self) -> Programs:
-        """Return the programs of the wanted version: those the user named, else the first found."""
-        looked_at = []
+    def places(self) -> Iterator[tuple[str, str, bool]]:
+        """Yield each place that is looked at, what was found there, and whether it will do."""
+        for place, verdict, programs in self._looked():
+            yield place, verdict, programs is not None
+
+    def _looked(self) -> Iterator[tuple[str, str, Programs | None]]:
+        """Yield each place with what was found there, and the programs if they will do."""
         for place, programs in self._candidates():
             if programs is None:
-                looked_at.append(f"{place}: not installed")
+                yield place, "not installed", None
                 continue
             try:
                 version = programs.version()
             except (OSError, subprocess.SubprocessError) as error:
-                looked_at.append(f"{place}: {getattr(error, 'strerror', None) or error}")
+                yield place, f"{getattr(error, 'strerror', None) or error}", None
                 continue
-            if self.major is None or version.partition(".")[0] == str(self.major):
+            fits = self.major is None or version.partition(".")[0] == str(self.major)
+            yield place, f"PostgreSQL {version}", programs if fits else None
+
+    def _find(self) -> Programs:
+        """Return the programs of the wanted version: those the user named, else the first found."""
+        looked_at = []
+        for place, verdict, programs in self._looked():
+            if programs is not None:
                 return programs
-            looked_at.append(f"{place}: PostgreSQL {version}")
+            looked_at.append(f"{place}: {verdict}")
         raise RuntimeUnavailable.no_program(
             title=TITLE,
             wanted=f"PostgreSQL {self.major}, as the image's tag says," if self.major else TITLE,

@@ -102,13 +102,22 @@ class NativeRedis(NamedTuple):
             file.write("\n".join([*lines, ""]))
         return lambda port: Command(arguments=[str(program), str(path), "--port", str(port)])
 
+    def places(self) -> Iterator[tuple[str, str, bool]]:
+        """Yield each place that is looked at, what was found there, and whether it will do."""
+        for place, program in self._looked():
+            yield place, str(program) if program else "nothing there", program is not None
+
+    def _looked(self) -> Iterator[tuple[str, Path | None]]:
+        """Yield each place with the program that is there, if there is one."""
+        for place, candidates in self._candidates():
+            yield place, next((each for each in candidates if os.access(each, os.X_OK)), None)
+
     def _find(self) -> Path:
         """Return the program: in the folder that the user named, else the first one found."""
         looked_at = []
-        for place, candidates in self._candidates():
-            for program in candidates:
-                if os.access(program, os.X_OK):
-                    return program
+        for place, program in self._looked():
+            if program is not None:
+                return program
             looked_at.append(place)
         raise RuntimeUnavailable.no_program(
             title=TITLE,

@@ -143,6 +143,9 @@ class Native(Protocol):
     def check(self) -> None:
         """Raise `RuntimeUnavailable` when no usable program is found."""
 
+    def places(self) -> Iterator[tuple[str, str, bool]]:
+        """Yield each place that is looked at, what was found there, and whether it will do."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class ServerSpec(Generic[C]):

@@ -236,6 +236,22 @@ class Docker:
             kind=kind,
         )
 
+    def has(self, spec: ServerSpec[Any]) -> bool:
+        """Tell whether the image of *spec* is in the engine."""
+        try:
+            self._engine.client.images.get(DockerContainer(spec.image).image)
+        except ImageNotFound:
+            return False
+        return True
+
+    def offer(self, spec: ServerSpec[Any]) -> str:
+        """Return why the image's registry does not offer it; nothing if it does."""
+        try:
+            self._engine.client.api.inspect_distribution(DockerContainer(spec.image).image)
+        except (DockerException, RequestException) as error:
+            return _explanation(error)
+        return ""
+
     def facts(self) -> Iterator[tuple[str, str]]:
         """Yield what there is to know of the engine, each thing with its name."""
         client = self._engine.client
