@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from contextlib import suppress
 from typing import Any
 
-from pytest_warmstack.errors import RuntimeUnavailable, WarmstackError
+from pytest_warmstack.errors import RuntimeUnavailable
 from pytest_warmstack.identity import Label
 from pytest_warmstack.runtime.base import Household, Runtime, ServerSpec
 from pytest_warmstack.settings import RuntimeName
@@ -40,7 +40,7 @@ def choose(
     `RuntimeUnavailable`.
     """
     names = (RuntimeName.DOCKER, RuntimeName.EMBEDDED) if name is RuntimeName.AUTO else (name,)
-    refusals: list[WarmstackError] = []
+    refusals: list[RuntimeUnavailable] = []
     for candidate in names:
         try:
             runtime = make(candidate, household)
@@ -54,8 +54,7 @@ def choose(
                 raise
             refusals.append(refusal)
         else:
-            why = "; ".join(f"{refusal.what.split('. ')[0].rstrip('.')}" for refusal in refusals)
-            return runtime, why
+            return runtime, "; ".join(refusal.brief_reason for refusal in refusals)
     raise RuntimeUnavailable.nothing(refusals)
 
 
