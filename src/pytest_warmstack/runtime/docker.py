@@ -261,6 +261,8 @@ class _Container(DockerContainer):
                 ports={f"{spec.port}/tcp": (bind, None)} if route.binds else {},
                 tmpfs=dict.fromkeys(data, ""),
                 shm_size=plan.shm_size,
+                # Podman removes a container by stopping it first; there is nothing to save.
+                stop_signal="SIGKILL",
                 **({"network": route.network} if route.network else {}),
             )
             self._container.start()
