@@ -79,19 +79,30 @@ class SettingsError(WarmstackError):
 class RuntimeUnavailable(WarmstackError):
     """No way to run the servers was found."""
 
+    place = ""
+
+    @property
+    def brief_reason(self) -> str:
+        """What failed and where, for a line that tells what was chosen instead."""
+        what = self.what.split(". ")[0].rstrip(".")
+        return f"{what} at {self.place}" if self.place else what
+
     @classmethod
-    def no_docker(cls, *, cause: str, tried: Iterable[str]) -> RuntimeUnavailable:
-        """No Docker engine answered."""
-        return cls(
+    def no_docker(cls, *, cause: str, address: str, source: str) -> RuntimeUnavailable:
+        """No Docker engine answered at *address*, which *source* names."""
+        error = cls(
             "Docker is not running. Please start Docker first.",
             why=cause,
-            looked_at=tried,
+            looked_at=[f"{address} ({source})" if address else "the docker contexts"],
             todo=[
                 "start Docker, or point DOCKER_HOST or a docker context at an engine that runs",
+                *([f"docker --host {address} version, to see its own answer"] if address else []),
                 "or run the servers as native processes: --warmstack-runtime=embedded "
                 "(pip install 'pytest-warmstack[embedded]')",
             ],
         )
+        error.place = address
+        return error
 
     @classmethod
     def no_image(cls, *, image: str, cause: str, variable: str) -> RuntimeUnavailable:

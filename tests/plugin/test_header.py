@@ -130,7 +130,9 @@ def test_a_quiet_run_reads_of_a_fall_back(
     result = run("-q", runtime="auto")
 
     result.assert_outcomes(passed=4)
-    assert ours(result) == ["warmstack: servers are embedded (Docker is not running)"]
+    assert ours(result) == [
+        "warmstack: servers are embedded (Docker is not running at unix:///nowhere/docker.sock)"
+    ]
 
 
 def test_a_run_that_reuses_a_fall_back_tells_why_it_was_one(
@@ -144,10 +146,11 @@ def test_a_run_that_reuses_a_fall_back_tells_why_it_was_one(
     pytester.makepyfile(TESTS)
     assert servers() == []
 
+    why = "Docker is not running at unix:///nowhere/docker.sock"
     for state in ("started in", "reused,"):
         result = run("--reuse-containers", runtime="auto")
         result.stdout.fnmatch_lines(
-            [f"warmstack: PostgreSQL * embedded (auto: Docker is not running), *: {state} *"]
+            [f"warmstack: PostgreSQL * embedded (auto: {why}), *: {state} *"]
         )
 
 

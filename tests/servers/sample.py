@@ -8,14 +8,16 @@ import os
 import shutil
 import signal
 import socket
+import struct
 import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
+from ipaddress import IPv4Address, IPv6Address, ip_address
 from pathlib import Path
-from typing import Any, Final, TypeVar
+from typing import Any, Final, NoReturn, TypeVar
 
 import asyncpg
 import docker
@@ -44,6 +46,7 @@ EXAMPLE: Final = Path(__file__).parents[1] / "examples" / "library"
 PATH: Final = identity.Label.PATH.value
 
 _DEADLINE: Final = 60.0
+_LISTEN: Final = "0A"
 _FOREIGN: Final = ("WARMSTACK_", "PYTEST_", "POSTGRES_", "REDIS_", "PG")
 """Beginnings of the variables that would reach into a run from the outside."""
 
@@ -105,6 +108,37 @@ def containers(path: Path) -> list[Any]:
             return [client.api.inspect_container(each["Id"]) for each in found]
     except DockerException:
         return []
+
+
+def lacking(reason: str) -> NoReturn:
+    """Skip the test for what this machine lacks, or fail it where that is demanded."""
+    if os.environ.get("WARMSTACK_TEST_DOCKER") == "demanded":
+        pytest.fail(f"Docker is demanded here: {reason}", pytrace=False)
+    pytest.skip(reason)
+
+
+@dataclass(frozen=True)
+class Listener:
+    """A row of the kernel's table: a socket that listens."""
+
+    address: IPv4Address | IPv6Address
+    port: int
+    inode: str
+
+
+def listeners() -> list[Listener]:
+    """Return what the kernel says of all sockets that listen, over IPv4 and IPv6."""
+    rows = []
+    for name in ("tcp", "tcp6"):
+        for line in Path("/proc/net", name).read_text().splitlines()[1:]:
+            _, place, _, state, *more = line.split()
+            address, _, port = place.partition(":")
+            if state == _LISTEN:
+                # Words of 32 bits, each as this machine has them in memory.
+                words = struct.iter_unpack(">I", bytes.fromhex(address))
+                packed = b"".join(struct.pack("=I", word) for (word,) in words)
+                rows.append(Listener(ip_address(packed), int(port, 16), more[5]))
+    return rows
 
 
 def folders(path: Path) -> list[Path]:

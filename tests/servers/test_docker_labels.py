@@ -170,7 +170,8 @@ def test_a_missing_engine_makes_auto_take_the_embedded_servers(
     result = project.run("--warmstack-runtime=auto", "-k", "reader", DOCKER_HOST=nowhere)
 
     result.assert_outcomes(passed=1, deselected=4)
-    result.stdout.fnmatch_lines(["warmstack: Redis * embedded (auto: Docker is not running), *"])
+    why = f"Docker is not running at {nowhere}"
+    result.stdout.fnmatch_lines([f"warmstack: Redis * embedded (auto: {why}), *"])
 
 
 def test_tests_that_need_no_server_run_where_the_demanded_engine_is_missing(

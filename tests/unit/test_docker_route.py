@@ -1,10 +1,106 @@
-"""Whether loopback leads to the engine's machine, as far as it can be told without an engine."""
+"""Which engine is asked, and the way to its containers, as far as it can be told without one."""
 
 from __future__ import annotations
 
-import pytest
+import json
+import socket
+from collections.abc import Callable
+from hashlib import sha256
+from pathlib import Path
 
-from pytest_warmstack.runtime.docker import _gateway, _is_ours
+import pytest
+import testcontainers.core.config
+from docker.errors import APIError, DockerException
+from testcontainers.core.config import ConnectionMode
+
+from pytest_warmstack.runtime.docker import (
+    Route,
+    _gateway,
+    _is_conflict,
+    _is_here,
+    _is_ours,
+    _named,
+    _reached,
+    _resolved,
+    _route,
+)
+
+BRIDGE = ConnectionMode.bridge_ip
+GATEWAY = ConnectionMode.gateway_ip
+HOST = ConnectionMode.docker_host
+LOOPBACK = Route(("127.0.0.1",), "127.0.0.1")
+
+Contexts = Callable[..., None]
+
+
+@pytest.fixture
+def contexts(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Contexts:
+    """A function that writes docker contexts, and the name of the current one; nothing else is."""
+    for name in ("DOCKER_HOST", "DOCKER_CONTEXT"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("DOCKER_CONFIG", str(tmp_path))
+
+    def write(current: str = "", /, **hosts: str) -> None:
+        (tmp_path / "config.json").write_text(
+            json.dumps({"currentContext": current} if current else {})
+        )
+        for name, host in hosts.items():
+            folder = tmp_path / "contexts" / "meta" / sha256(name.encode()).hexdigest()
+            folder.mkdir(parents=True)
+            context = {"Name": name, "Metadata": {}, "Endpoints": {"docker": {"Host": host}}}
+            (folder / "meta.json").write_text(json.dumps(context))
+
+    write()
+    return write
+
+
+@pytest.mark.parametrize(
+    ("mode", "host", "address", "shared", "network", "route"),
+    [
+        # The usual one: the engine is on this machine.
+        (HOST, "localhost", "127.0.0.1", True, "", LOOPBACK),
+        # The same, and the machine has the marker file of a container.
+        (GATEWAY, "172.17.0.1", "172.17.0.1", True, "", LOOPBACK),
+        # In a container on the host's own network.
+        (BRIDGE, "172.17.0.1", "172.17.0.1", True, "host", LOOPBACK),
+        # An engine that is named by another address of this machine.
+        (HOST, "192.0.2.7", "192.0.2.7", True, "", LOOPBACK),
+        # An engine on another machine, by its address, and by a name.
+        (HOST, "192.0.2.7", "192.0.2.7", False, "", Route(("192.0.2.7", ""), "192.0.2.7")),
+        (HOST, "build", "192.0.2.7", False, "", Route(("192.0.2.7", ""), "build")),
+        # A name that this machine does not know.
+        (HOST, "build", "", False, "", Route(("",), "build")),
+        # In a container with the engine's socket, which can't tell its own network.
+        (GATEWAY, "172.17.0.1", "172.17.0.1", False, "", Route(("172.17.0.1", ""), "172.17.0.1")),
+        # The same, and it can: nothing is published at all.
+        (BRIDGE, "172.17.0.1", "172.17.0.1", False, "shop", Route((), "", "shop")),
+    ],
+)
+def test_a_port_is_opened_no_wider_than_it_is_reached(
+    mode: ConnectionMode, host: str, address: str, shared: bool, network: str, route: Route
+) -> None:
+    """Loopback wherever it is the engine's too; all addresses only after the likely one."""
+    assert _route(mode, host, address, shared=shared, network=network) == route
+
+
+@pytest.mark.parametrize(
+    ("bound", "reached"),
+    [
+        ("192.0.2.7", "192.0.2.7"),
+        ("0.0.0.0", "build"),  # noqa: S104 - nothing is bound here
+        ("::", "build"),
+        ("", "build"),
+        ("127.0.0.1", "build"),
+    ],
+)
+def test_a_port_is_reached_where_it_is_bound(bound: str, reached: str) -> None:
+    """But for wildcards, and the loopback of another machine."""
+    assert _reached("build", bound) == reached
+
+
+def test_a_port_on_the_loopback_that_is_ours_is_reached_there() -> None:
+    """Then the way to the engine is loopback too."""
+    assert _reached("127.0.0.1", "127.0.0.1") == "127.0.0.1"
 
 
 @pytest.mark.parametrize(
@@ -19,7 +115,94 @@ def test_the_gateway_is_told_or_the_first_address(pool: dict[str, str], gateway:
     assert _gateway(pool) == gateway
 
 
-@pytest.mark.parametrize(("address", "ours"), [("127.0.0.1", True), ("203.0.113.1", False)])
+@pytest.mark.parametrize(
+    ("address", "ours"),
+    [("127.0.0.1", True), ("203.0.113.1", False), ("2001:db8::1", False), ("", False)],
+)
 def test_an_address_is_ours_when_a_socket_can_be_bound_to_it(address: str, ours: bool) -> None:
     """An address of another machine can't be bound; not a byte is sent to find that out."""
     assert _is_ours(address) is ours
+
+
+@pytest.mark.parametrize(
+    ("host", "address"), [("192.0.2.7", "192.0.2.7"), ("no.such.host.invalid", "")]
+)
+def test_a_name_that_nobody_knows_has_no_address(host: str, address: str) -> None:
+    """It may be one that only a proxy, or ssh, knows."""
+    assert _resolved(host) == address
+
+
+def test_an_engine_is_here_when_we_see_its_process(tmp_path: Path) -> None:
+    """Whoever listens on the socket is one of our machine's processes, and we are in its network.
+
+    As it is for a test, unless it runs in a network of its own.
+    """
+    path = tmp_path / "engine.sock"
+    with socket.socket(socket.AF_UNIX) as listener:
+        listener.bind(str(path))
+        listener.listen()
+        try:
+            beside = Path("/proc/1/ns/net").samefile("/proc/self/ns/net")
+        except OSError:
+            beside = True
+
+        assert _is_here(f"unix://{path}") is beside
+        assert not _is_here("tcp://127.0.0.1:2375")
+
+
+@pytest.mark.parametrize(
+    ("status", "words", "conflict"),
+    [
+        (409, 'Conflict. The container name "/a" is already in use by container "b".', True),
+        (500, 'container create: the container name "a" is already in use by b.', True),
+        (500, "no space left on device", False),
+    ],
+)
+def test_a_name_that_is_taken_is_told_from_other_trouble(
+    status: int, words: str, conflict: bool
+) -> None:
+    """Docker has a status for it; Podman has none, but the same words."""
+    response = type("Response", (), {"status_code": status})()
+
+    assert _is_conflict(APIError(words, response=response, explanation=words)) is conflict
+
+
+def test_without_a_word_it_is_the_default_socket(contexts: Contexts) -> None:
+    """As it is for the `docker` command."""
+    assert _named() == ("unix:///var/run/docker.sock", "the default")
+
+
+def test_each_source_gives_way_to_the_one_before(
+    contexts: Contexts, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is testcontainers' properties, DOCKER_HOST, DOCKER_CONTEXT, the current context."""
+    contexts("current", current="tcp://a:1", other="ssh://me@b/c.sock")
+    assert _named() == ("tcp://a:1", "the docker context current")
+
+    monkeypatch.setenv("DOCKER_CONTEXT", "other")
+    assert _named() == ("ssh://me@b/c.sock", "the docker context other")
+    monkeypatch.setenv("DOCKER_CONTEXT", "default")
+    assert _named() == ("unix:///var/run/docker.sock", "the default")
+
+    monkeypatch.setenv("DOCKER_HOST", "tcp://c:3")
+    assert _named() == ("tcp://c:3", "DOCKER_HOST")
+
+    properties = {"tc.host": "tcp://d:4"}
+    monkeypatch.setattr(
+        testcontainers.core.config.testcontainers_config, "tc_properties", properties
+    )
+    assert _named() == ("tcp://d:4", "tc.host in ~/.testcontainers.properties")
+
+
+@pytest.mark.parametrize("by", ["name", "variable"])
+def test_a_context_that_is_not_there_is_no_reason_to_take_another_engine(
+    contexts: Contexts, monkeypatch: pytest.MonkeyPatch, by: str
+) -> None:
+    """The `docker` command refuses it too; testcontainers would go to the default socket."""
+    if by == "name":
+        contexts("gone")
+    else:
+        monkeypatch.setenv("DOCKER_CONTEXT", "gone")
+
+    with pytest.raises(DockerException, match="there is no docker context 'gone'"):
+        _named()

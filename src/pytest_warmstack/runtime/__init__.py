@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from pytest_warmstack.errors import RuntimeUnavailable, WarmstackError
+from pytest_warmstack.errors import RuntimeUnavailable
 from pytest_warmstack.runtime.base import Household, OwnRuntime, Runtime, ServerSpec
 from pytest_warmstack.settings import RuntimeName
 
@@ -56,7 +56,7 @@ def choose(
     if name is RuntimeName.EXTERNAL:
         raise RuntimeUnavailable.no_url(title=specs[0].title, variable=specs[0].url_variable)
     names = (RuntimeName.DOCKER, RuntimeName.EMBEDDED) if name is RuntimeName.AUTO else (name,)
-    refusals: list[WarmstackError] = []
+    refusals: list[RuntimeUnavailable] = []
     for candidate in names:
         try:
             runtime = make(candidate, household)
@@ -70,6 +70,5 @@ def choose(
                 raise
             refusals.append(refusal)
         else:
-            why = "; ".join(f"{refusal.what.split('. ')[0].rstrip('.')}" for refusal in refusals)
-            return runtime, why
+            return runtime, "; ".join(refusal.brief_reason for refusal in refusals)
     raise RuntimeUnavailable.nothing(refusals)

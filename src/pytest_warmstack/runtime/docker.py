@@ -1,7 +1,7 @@
 """Servers in Docker containers: found by label, reused, replaced, started, removed.
 
 testcontainers knows where the engine is and how its containers are reached (contexts, sockets,
-ssh hosts, Docker in Docker); this is the only room that speaks to it.
+remote hosts, Docker in Docker); this is the only room that speaks to it.
 """
 
 from __future__ import annotations
@@ -10,27 +10,34 @@ import json
 import os
 import shutil
 import socket
+import struct
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from datetime import datetime
-from ipaddress import ip_network
-from typing import Any, Final, Self
+from functools import cached_property
+from ipaddress import ip_address, ip_network
+from pathlib import Path
+from typing import Any, Final, NamedTuple, Self
 
 from docker.constants import DEFAULT_UNIX_SOCKET
+from docker.context import ContextAPI
+from docker.context.config import get_current_context_name
 from docker.errors import APIError, DockerException, ImageNotFound, NotFound
 from docker.models.containers import Container as EngineContainer
 from requests.adapters import BaseAdapter
 from requests.exceptions import RequestException
 from requests.exceptions import Timeout as RequestsTimeout
-from testcontainers.core.config import ConnectionMode
+from testcontainers.core.config import ConnectionMode, testcontainers_config
 from testcontainers.core.container import DockerContainer
-from testcontainers.core.docker_client import DockerClient, get_docker_host
+from testcontainers.core.docker_client import DockerClient
 from urllib3.exceptions import HTTPError
 
 from pytest_warmstack.errors import RuntimeUnavailable, ServerFailed
 from pytest_warmstack.identity import Label
+from pytest_warmstack.runtime import ssh
 from pytest_warmstack.runtime.base import (
     PATIENCE,
     POLL,
@@ -52,6 +59,9 @@ STALL: Final = 60.0
 """Seconds for which a pull may bring nothing, not even another attempt, before it is given up."""
 
 _LOCAL: Final = {"localhost", "127.0.0.1", "::1"}
+_ENVIRONMENT: Final = threading.Lock()
+"""Held while DOCKER_HOST is not the user's: both servers are started at once."""
+
 _LOG_LINES: Final = 30
 _PASSWORD: Final = "WARMSTACK_PASSWORD"  # noqa: S105 - the name of a variable
 """Where a container's password is kept: its environment, which only the engine can read."""
@@ -64,12 +74,12 @@ class Docker:
 
     def __init__(self, household: Household) -> None:
         self._household = household
-        self._engine = _engine()
+        self._engine = _Engine()
 
     def check(self, specs: Sequence[ServerSpec[Any]], say: Callable[[str], None]) -> None:
         """Raise `RuntimeUnavailable` unless the images of all *specs* are there or were pulled."""
         for spec in specs:
-            image = DockerContainer(spec.image).image
+            image = _named_by(spec)
             try:
                 self._engine.client.images.get(image)
             except ImageNotFound:
@@ -84,7 +94,7 @@ class Docker:
         household = self._household
         name = household.name(spec, self.name)
         labels = household.labels(spec, self.name)
-        with _explained(spec.title), _Container(spec, labels, name) as container:
+        with _explained(spec.title), self._container(spec, labels, name) as container:
             client, origin, reason = self._running(
                 container, remove_outdated(self, household, spec)
             )
@@ -161,15 +171,19 @@ class Docker:
             elif found.kind == "network":
                 api.remove_network(found.id)
             else:
-                _remove(self._engine, found.id)
+                _remove(self._engine.client, found.id)
 
     def close(self) -> None:
         """Close the connection to the engine."""
-        self._engine.client.close()
+        self._engine.close()
+
+    def _container(self, spec: ServerSpec[Any], labels: Any, name: str) -> _Container:
+        """Return the container that *spec* has, or will have, under these labels and this name."""
+        return _Container(self._engine, spec, labels, name)
 
     def connect(self, spec: ServerSpec[C], found: Found) -> C:
         """Return a client of the server that was found."""
-        with _Container(spec, found.labels, found.name) as container:
+        with self._container(spec, found.labels, found.name) as container:
             try:
                 if not container.find():
                     raise NotReady(f"the container {found.name} is gone")
@@ -239,7 +253,7 @@ class Docker:
     def has(self, spec: ServerSpec[Any]) -> bool:
         """Tell whether the image of *spec* is in the engine."""
         try:
-            self._engine.client.images.get(DockerContainer(spec.image).image)
+            self._engine.client.images.get(_named_by(spec))
         except ImageNotFound:
             return False
         return True
@@ -247,7 +261,7 @@ class Docker:
     def offer(self, spec: ServerSpec[Any]) -> str:
         """Return why the image's registry does not offer it; nothing if it does."""
         try:
-            self._engine.client.api.inspect_distribution(DockerContainer(spec.image).image)
+            self._engine.client.api.inspect_distribution(_named_by(spec))
         except (DockerException, RequestException) as error:
             return _explanation(error)
         return ""
@@ -319,9 +333,10 @@ class _Container(DockerContainer):
     the mark, and the reaper of the user's own containers is left alone.
     """
 
-    def __init__(self, spec: ServerSpec[Any], labels: Any, name: str) -> None:
-        with _unchanged_environment():
+    def __init__(self, engine: _Engine, spec: ServerSpec[Any], labels: Any, name: str) -> None:
+        with engine.named():
             super().__init__(spec.image)
+        self._engine = engine
         self.title = spec.title
         self.name = name
         self._spec = spec
@@ -350,15 +365,24 @@ class _Container(DockerContainer):
 
         The name is the arbiter: the engine gives it to one container only.
         """
+        *narrower, last = self._engine.route.binds or ("",)
+        for bind in narrower:
+            # An address that was only likely to be the engine's machine's may not be one.
+            with suppress(APIError):
+                return self._create(bind)
+        return self._create(last)
+
+    def _create(self, bind: str) -> bool:
+        """Do `create` with the port published on the address *bind*."""
         spec = self._spec
         password = os.urandom(16).hex()
         plan = spec.container(password, self._labels[Label.FINGERPRINT])
-        bind, _ = self._route()
+        route = self._engine.route
         image = self._client.images.get(self.image).attrs["Config"]
         # tmpfs on every folder that the image declares as a volume: then the data lies in memory
         # wherever this image puts it, and no anonymous volume is made.
         data = list(image.get("Volumes") or []) or [plan.data]
-        network = None if get_docker_host() else self.get_docker_client().find_host_network()
+        self._container = None
         try:
             self._container = self._client.containers.create(
                 self.image,
@@ -366,14 +390,16 @@ class _Container(DockerContainer):
                 command=list(plan.command),
                 environment={**plan.environment, _PASSWORD: password},
                 labels=self._labels,
-                ports={} if bind is None else {f"{spec.port}/tcp": (bind, None)},
+                ports={f"{spec.port}/tcp": (bind, None)} if route.binds else {},
                 tmpfs=dict.fromkeys(data, ""),
                 shm_size=plan.shm_size,
-                **({"network": network} if network else {}),
+                # Podman removes a container by stopping it first; there is nothing to save.
+                stop_signal="SIGKILL",
+                **({"network": route.network} if route.network else {}),
             )
             self._container.start()
         except APIError as error:
-            if error.status_code == 409 and self._container is None:
+            if self._container is None and _is_conflict(error):
                 return False
             self.remove()
             raise
@@ -419,18 +445,17 @@ class _Container(DockerContainer):
 
     def endpoint(self) -> Endpoint:
         """Return where the server answers, seen from this process."""
-        container = self._held
         port = self._spec.port
-        bind, host = self._route()
-        if bind is None:
-            return Endpoint(
-                host=self.get_docker_client().bridge_ip(self.get_container_id()),
-                port=port,
-                password=self._password(),
-            )
-        published = container.attrs["NetworkSettings"]["Ports"].get(f"{port}/tcp") or [{}]
+        route = self._engine.route
+        if not route.binds:
+            host = self.get_docker_client().bridge_ip(self.get_container_id())
+            return Endpoint(host=host, port=port, password=self._password())
+        ports = self._held.attrs["NetworkSettings"]["Ports"]
+        published = (ports.get(f"{port}/tcp") or [{}])[0]
         return Endpoint(
-            host=host, port=int(published[0].get("HostPort", 0)), password=self._password()
+            host=_reached(route.host, published.get("HostIp", "")),
+            port=int(published.get("HostPort", 0)),
+            password=self._password(),
         )
 
     def since(self) -> float:
@@ -440,25 +465,7 @@ class _Container(DockerContainer):
     def remove(self) -> None:
         """Remove the container with its data."""
         if self._container is not None:
-            _remove(self.get_docker_client(), self.get_container_id())
-
-    def _route(self) -> tuple[str | None, str]:
-        """Return the address to publish the port on, and the one to connect to.
-
-        Loopback wherever it leads to the engine's machine. testcontainers takes the bridge's
-        gateway when the marker file of a container exists; that file is there on machines that
-        run an engine of their own too. What counts is whether the gateway's address is an
-        address of this machine: then loopback is shared with the engine.
-        """
-        client = self.get_docker_client()
-        mode = client.get_connection_mode()
-        if mode is ConnectionMode.bridge_ip:
-            return None, ""
-        if mode is ConnectionMode.docker_host:
-            host = client.host()
-            return ("127.0.0.1", "127.0.0.1") if host in _LOCAL else ("", host)
-        gateway = _gateway(self._client.networks.get("bridge").attrs["IPAM"]["Config"][0])
-        return ("127.0.0.1", "127.0.0.1") if _is_ours(gateway) else (gateway, gateway)
+            _remove(self._client, self.get_container_id())
 
     def _death(self) -> str | None:
         """Return how the container ended, or None while it runs."""
@@ -491,35 +498,179 @@ class _Container(DockerContainer):
         return self.get_wrapped_container()
 
 
+def _named_by(spec: ServerSpec[Any]) -> str:
+    """Return the image as testcontainers names it, for whoever has a registry of their own."""
+    return f"{testcontainers_config.hub_image_name_prefix}{spec.image}"
+
+
 def _tagged(image: str) -> str:
     """Return *image* with a tag, as `docker pull` has it: without one, all there are would come."""
     return image if ":" in image.rpartition("/")[2] or "@" in image else f"{image}:latest"
 
 
-def _engine() -> DockerClient:
-    """Return testcontainers' client of the engine, or raise `RuntimeUnavailable`."""
-    host = get_docker_host() or DEFAULT_UNIX_SOCKET.replace("http+unix", "unix")
-    try:
-        _knock(host)
-        with _unchanged_environment():
-            return DockerClient()
-    except (DockerException, RequestException, OSError) as error:
-        source = "DOCKER_HOST, the docker context and ~/.testcontainers.properties name"
-        raise RuntimeUnavailable.no_docker(
-            cause=_explanation(error), tried=[f"{host} (as {source} it)"]
-        ) from error
+class Route(NamedTuple):
+    """Where a server's port is published, and how it is reached from here.
 
-
-def _knock(host: str) -> None:
-    """Raise OSError when nobody listens on the engine's socket.
-
-    docker-py would find out as well, but leave a socket unclosed, which fails runs that turn
-    warnings into errors.
+    *binds* are the addresses to publish it on, to be tried in order; none when the container's
+    own address is used, in *network*.
     """
-    if host.startswith("unix://"):
-        with socket.socket(socket.AF_UNIX) as probe:
-            probe.settimeout(PATIENCE)
-            probe.connect(host.removeprefix("unix://"))
+
+    binds: tuple[str, ...]
+    host: str
+    network: str = ""
+
+
+class _Engine:
+    """The engine that the user's `docker` command talks to, and the way to its containers."""
+
+    def __init__(self) -> None:
+        self._tunnel: ssh.Tunnel | None = None
+        self._address, source = "", ""
+        try:
+            self._address, source = _named()
+            self._door = self._open()
+            with self.named():
+                self._docker = DockerClient()
+        except (DockerException, RequestException, OSError) as error:
+            words = self._tunnel.words() if self._tunnel else ""
+            self._shut()
+            raise RuntimeUnavailable.no_docker(
+                cause=words or _explanation(error), address=self._address, source=source
+            ) from error
+
+    @property
+    def client(self) -> Any:
+        """The client of docker-py."""
+        return self._docker.client
+
+    def _open(self) -> str:
+        """Return the address where docker-py can reach the engine; raise OSError if none can."""
+        if self._address.startswith("ssh://"):
+            if shutil.which("ssh") is None:
+                raise FileNotFoundError("there is no program `ssh` here, such as OpenSSH's client")
+            self._tunnel = ssh.Tunnel(self._address)
+            return self._tunnel.address
+        if self._address.startswith("unix://"):
+            # docker-py would find out as well, but leave a socket unclosed, which fails runs that
+            # turn warnings into errors.
+            _peer(self._address)
+        return self._address
+
+    @contextmanager
+    def named(self) -> Iterator[None]:
+        """Let testcontainers find this engine, by DOCKER_HOST.
+
+        It writes that variable itself, too. The user's own code reads it, so it is put back.
+        """
+        with _ENVIRONMENT:
+            before = os.environ.get("DOCKER_HOST")
+            os.environ["DOCKER_HOST"] = self._door
+            try:
+                yield
+            finally:
+                if before is None:
+                    del os.environ["DOCKER_HOST"]
+                else:
+                    os.environ["DOCKER_HOST"] = before
+
+    @cached_property
+    def route(self) -> Route:
+        """The way to a server's port, by testcontainers' rules.
+
+        They have two gaps. They take a machine with the marker file of a container for one, also
+        when it runs the engine itself. And of ssh they know the name that the user gave, not the
+        host that ssh makes of it.
+        """
+        with self.named():
+            mode = self._docker.get_connection_mode()
+            host = self._docker.host()
+            network = self._docker.find_host_network() or ""
+        if self._tunnel:
+            mode = testcontainers_config.connection_mode_override or ConnectionMode.docker_host
+            host = testcontainers_config.tc_host_override or ssh.host(self._address)
+        if mode is ConnectionMode.docker_host:
+            address = "127.0.0.1" if host in _LOCAL else _resolved(host)
+            return _route(mode, host, address, shared=_is_ours(address))
+        gateway = _gateway(self.client.networks.get("bridge").attrs["IPAM"]["Config"][0])
+        shared = _is_ours(gateway) or _is_here(self._door)
+        if mode is ConnectionMode.bridge_ip and network.startswith("container:"):
+            # Ours is another container's network, which nobody can join twice by that name.
+            mode = ConnectionMode.gateway_ip
+        return _route(mode, gateway, gateway, shared=shared, network=network)
+
+    def close(self) -> None:
+        """Close the connection to the engine."""
+        self.client.close()
+        self._shut()
+
+    def _shut(self) -> None:
+        """End what ssh still carries."""
+        if self._tunnel:
+            self._tunnel.close()
+
+
+def _route(
+    mode: ConnectionMode, host: str, address: str, *, shared: bool, network: str = ""
+) -> Route:
+    """Return the narrowest way to a port that an engine publishes.
+
+    *host* leads to the engine's machine, and *address* is what it stands for, or empty; *shared*
+    tells whether the engine's loopback is ours. If it isn't, the address that the engine is
+    reached at is most likely one of its machine, and nothing else need be opened. Where it is
+    not, behind a translation of addresses or a proxy, all of the machine's are left.
+    """
+    if shared:
+        return Route(("127.0.0.1",), "127.0.0.1")
+    if mode is ConnectionMode.bridge_ip:
+        return Route((), "", network)
+    return Route((address, "") if address else ("",), host)
+
+
+def _reached(host: str, bound: str) -> str:
+    """Return where a port is reached that is published on the address *bound*.
+
+    As a rule there. But a wildcard is no address, and a loopback that is not ours is nowhere, so
+    then it is *host*, which leads to the engine.
+    """
+    if not bound or ip_address(bound).is_unspecified or ip_address(bound).is_loopback:
+        return host
+    return bound
+
+
+def _named() -> tuple[str, str]:
+    """Return the engine's address, and what gave it that name.
+
+    The order is testcontainers', with DOCKER_CONTEXT, which the `docker` command knows.
+    """
+    if address := testcontainers_config.tc_properties_get_tc_host():
+        return address, "tc.host in ~/.testcontainers.properties"
+    if address := os.environ.get("DOCKER_HOST"):
+        return address, "DOCKER_HOST"
+    name = os.environ.get("DOCKER_CONTEXT") or get_current_context_name()
+    try:
+        context = ContextAPI.get_context(name)
+    except Exception as error:  # docker-py has no narrower one for a file that it can't read
+        raise DockerException(f"the docker context {name!r} can't be read: {error}") from error
+    if context is None:
+        raise DockerException(f"there is no docker context {name!r}")
+    if context.Host and context.Name != "default":
+        return context.Host, f"the docker context {context.Name}"
+    return DEFAULT_UNIX_SOCKET.removeprefix("http+"), "the default"
+
+
+def _peer(address: str) -> int:
+    """Return the process that listens on a `unix://` address, 0 when we can't see it.
+
+    Raises OSError when nobody listens.
+    """
+    with socket.socket(socket.AF_UNIX) as probe:
+        probe.settimeout(PATIENCE)
+        probe.connect(address.removeprefix("unix://"))
+        if not hasattr(socket, "SO_PEERCRED"):
+            return 0
+        size = struct.calcsize("3i")
+        credentials = probe.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, size)
+        return int(struct.unpack("3i", credentials)[0])
 
 
 @contextmanager
@@ -531,23 +682,10 @@ def _explained(title: str) -> Iterator[None]:
         raise ServerFailed.refused(title=title, cause=_explanation(error)) from error
 
 
-@contextmanager
-def _unchanged_environment() -> Iterator[None]:
-    """Undo what testcontainers' client writes into the environment: the user's code reads it."""
-    before = os.environ.get("DOCKER_HOST")
-    try:
-        yield
-    finally:
-        if before is None:
-            os.environ.pop("DOCKER_HOST", None)
-        else:
-            os.environ["DOCKER_HOST"] = before
-
-
-def _remove(engine: DockerClient, container_id: str) -> None:
+def _remove(client: Any, container_id: str) -> None:
     """Remove a container with its anonymous volumes; one that is going or gone is no error."""
     try:
-        engine.client.api.remove_container(container_id, force=True, v=True)
+        client.api.remove_container(container_id, force=True, v=True)
     except APIError as error:
         if error.status_code not in {404, 409}:
             raise
@@ -582,12 +720,45 @@ def _gateway(pool: dict[str, str]) -> str:
 
 def _is_ours(address: str) -> bool:
     """Tell whether *address* is one of this machine: only then can a socket be bound to it."""
-    with socket.socket() as probe:
+    if not address:
+        return False
+    with socket.socket(socket.AF_INET6 if ":" in address else socket.AF_INET) as probe:
         try:
             probe.bind((address, 0))
         except OSError:
             return False
         return True
+
+
+def _is_here(address: str) -> bool:
+    """Tell whether the engine at *address* is a process beside us, in the machine's own network.
+
+    A container sees the engine's socket, but no process of the machine; and where it does see
+    them (`--pid=host`), its network is another one.
+    """
+    if not address.startswith("unix://") or not _peer(address):
+        return False
+    try:
+        return Path("/proc/1/ns/net").readlink() == Path("/proc/self/ns/net").readlink()
+    except OSError:
+        # Only root may look. Who is not root is hardly in such a container.
+        return True
+
+
+def _resolved(host: str) -> str:
+    """Return the address that *host* stands for; empty when nobody knows it."""
+    try:
+        return str(socket.getaddrinfo(host, None, type=socket.SOCK_STREAM)[0][4][0])
+    except OSError:
+        return ""
+
+
+def _is_conflict(error: APIError) -> bool:
+    """Tell whether the engine refuses a name because a container has it.
+
+    Podman says so with the status of a fault of its own.
+    """
+    return error.status_code == 409 or "already in use" in _explanation(error)
 
 
 def _timestamp(text: str) -> float:
