@@ -32,7 +32,8 @@ from doors import (
     short_folder,
     ssh_server,
 )
-from pytest_warmstack.runtime.docker import Docker, Route, _gateway
+from pytest_warmstack.runtime.docker import Docker
+from pytest_warmstack.runtime.docker.engine import Route, _gateway
 from pytest_warmstack.settings import RuntimeName
 from sample import Bench, Images, Library, containers, engine, listeners
 

@@ -15,8 +15,7 @@ import pytest
 from docker.errors import ImageNotFound
 
 from pytest_warmstack.errors import RuntimeUnavailable
-from pytest_warmstack.runtime import docker as runtime_docker
-from pytest_warmstack.runtime import pull
+from pytest_warmstack.runtime.docker import progress, pull
 from pytest_warmstack.settings import RuntimeName
 from registry import Registry, noise, running, saved, scratch
 from sample import Bench, Library, engine
@@ -72,7 +71,7 @@ def test_a_pull_shows_how_far_it_has_come(
     bench: Bench, registry: Registry, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Megabytes of all layers together, now and then, never fewer than before; at last the time."""
-    monkeypatch.setattr(pull, "EVERY", 0.2)
+    monkeypatch.setattr(progress, "EVERY", 0.2)
     registry.pause = 0.02
     image = registry.image(NAME)
 
@@ -216,7 +215,7 @@ def test_a_registry_that_falls_silent_is_given_up(
     bench: Bench, registry: Registry, monkeypatch: pytest.MonkeyPatch, place: str
 ) -> None:
     """Nothing hangs, whatever it is that does not come; the error names the seconds."""
-    monkeypatch.setattr(runtime_docker, "STALL", 1.5)
+    monkeypatch.setattr(pull, "STALL", 1.5)
     registry.stall = 0 if place == "manifest" else 1_000_000
 
     begin = time.monotonic()
@@ -231,7 +230,7 @@ def test_the_engine_is_of_use_after_a_pull_that_was_given_up(
     bench: Bench, registry: Registry, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The next attempt, when the registry has come to itself, brings the image."""
-    monkeypatch.setattr(runtime_docker, "STALL", 1.0)
+    monkeypatch.setattr(pull, "STALL", 1.0)
     registry.stall = 1_000_000
     refused(bench, registry.image(NAME))
     registry.stall = None

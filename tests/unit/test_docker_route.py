@@ -13,14 +13,13 @@ import testcontainers.core.config
 from docker.errors import APIError, DockerException
 from testcontainers.core.config import ConnectionMode
 
-from pytest_warmstack.runtime.docker import (
+from pytest_warmstack.runtime.docker.container import _is_conflict, _reached
+from pytest_warmstack.runtime.docker.engine import (
     Route,
     _gateway,
-    _is_conflict,
     _is_here,
     _is_ours,
     _named,
-    _reached,
     _resolved,
     _route,
 )

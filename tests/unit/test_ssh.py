@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from pytest_warmstack.runtime import ssh
+from pytest_warmstack.runtime.docker import ssh
 
 PROGRAM = """#!{python}
 import sys
@@ -107,7 +107,7 @@ def test_a_closed_tunnel_leaves_nothing(program: None) -> None:
     assert folder.stat().st_mode & 0o077 == 0
     with socket.socket(socket.AF_UNIX) as client:
         client.connect(tunnel.address.removeprefix("unix://"))
-        assert client.recv(3) == b"-T|"
+        assert client.recv(3, socket.MSG_WAITALL) == b"-T|"
         client.shutdown(socket.SHUT_WR)
 
         tunnel.close()

@@ -1,0 +1,276 @@
+"""Servers in Docker containers: found by label, reused, replaced, started, removed.
+
+This is the only room that speaks to docker and testcontainers.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+import sys
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from typing import Any
+
+from docker.errors import DockerException, ImageNotFound, NotFound
+from requests.exceptions import RequestException
+from testcontainers.core.config import testcontainers_config
+
+from pytest_warmstack.errors import RuntimeUnavailable, ServerFailed
+from pytest_warmstack.identity import Label
+from pytest_warmstack.runtime.base import (
+    PATIENCE,
+    POLL,
+    C,
+    Endpoint,
+    Found,
+    Household,
+    NotOurs,
+    NotReady,
+    Server,
+    ServerSpec,
+    remove_outdated,
+)
+from pytest_warmstack.runtime.docker.container import (
+    ServerContainer,
+    password_of,
+    remove,
+    without,
+)
+from pytest_warmstack.runtime.docker.engine import Engine, explanation
+from pytest_warmstack.runtime.docker.pull import fetch
+from pytest_warmstack.settings import RuntimeName
+
+
+class Docker:
+    """The runtime `docker`."""
+
+    name = RuntimeName.DOCKER
+
+    def __init__(self, household: Household) -> None:
+        self._household = household
+        self._engine = Engine()
+
+    def check(self, specs: Sequence[ServerSpec[Any]], say: Callable[[str], None]) -> None:
+        """Raise `RuntimeUnavailable` unless the images of all *specs* are there or were pulled."""
+        for spec in specs:
+            image = _named_by(spec)
+            try:
+                self._engine.client.images.get(image)
+            except ImageNotFound:
+                fetch(self._engine.client, image, spec.image_variable, say)
+            except (DockerException, RequestException) as error:
+                raise RuntimeUnavailable.no_image(
+                    image=image, cause=explanation(error), variable=spec.image_variable
+                ) from error
+
+    def ensure(self, spec: ServerSpec[C]) -> Server[C]:
+        """Return the server of *spec* in the household's one container for it."""
+        household = self._household
+        name = household.name(spec, self.name)
+        labels = household.labels(spec, self.name)
+        with _explained(spec.title), self._container(spec, labels, name) as container:
+            client, origin, reason = self._running(
+                container, remove_outdated(self, household, spec)
+            )
+            return Server(
+                service=spec.service,
+                title=spec.title,
+                runtime=self.name,
+                id=container.get_container_id(),
+                fingerprint=spec.fingerprint(self.name),
+                endpoint=container.endpoint(),
+                client=client,
+                what=f"image {spec.image}",
+                origin="shared" if origin == "reused" and not household.keep else origin,
+                reason=reason,
+                since=container.since(),
+            )
+
+    def _running(self, container: ServerContainer, outdated: str) -> tuple[Any, str, str]:
+        """Bring *container* to answer; return its client, and how and why it came to."""
+        seconds = self._household.start_timeout
+        deadline = time.monotonic() + seconds
+        while True:
+            if container.find():
+                try:
+                    origin, reason = container.wake()
+                    return container.ready(seconds), origin, reason
+                except (ServerFailed, NotOurs) as failure:
+                    container.remove()
+                    if not self._household.keep:
+                        raise
+                    outdated = f"the old one was broken: {failure}".splitlines()[0]
+                    # To find that out may have taken as long as a start does.
+                    deadline = time.monotonic() + seconds
+            elif container.create():
+                try:
+                    client = container.ready(seconds)
+                except BaseException:
+                    container.remove()
+                    raise
+                return client, *(("replaced", outdated) if outdated else ("started", ""))
+            # Another process of ours is creating or removing it at this moment.
+            if time.monotonic() > deadline:
+                raise ServerFailed.locked(
+                    title=container.title, seconds=seconds, place=f"container {container.name}"
+                )
+            time.sleep(POLL)
+
+    def list(self) -> list[Found]:
+        """Return every container of ours in the engine."""
+        containers = self._engine.client.api.containers(
+            all=True, filters={"label": Label.PROJECT.value}
+        )
+        return [
+            Found(
+                runtime=self.name,
+                id=each["Id"],
+                name=each["Names"][0].lstrip("/") if each["Names"] else each["Id"][:12],
+                running=each["State"] == "running",
+                labels=each["Labels"],
+                # As it was asked for: the engine gives a number once its name is another's.
+                what=f"image {_config(each['Labels']).get('image', each['Image'])}",
+                state=each["State"],
+                since=float(each["Created"]),
+            )
+            for each in containers
+        ]
+
+    def remove(self, found: Found) -> None:
+        """Remove a container with its anonymous volumes, or a volume, or a network."""
+        api = self._engine.client.api
+        with suppress(NotFound):
+            if found.kind == "volume":
+                api.remove_volume(found.id, force=True)
+            elif found.kind == "network":
+                api.remove_network(found.id)
+            else:
+                remove(self._engine.client, found.id)
+
+    def close(self) -> None:
+        """Close the connection to the engine."""
+        self._engine.close()
+
+    def _container(self, spec: ServerSpec[Any], labels: Any, name: str) -> ServerContainer:
+        """Return the container that *spec* has, or will have, under these labels and this name."""
+        return ServerContainer(self._engine, spec, labels, name)
+
+    def connect(self, spec: ServerSpec[C], found: Found) -> C:
+        """Return a client of the server that was found."""
+        with self._container(spec, found.labels, found.name) as container:
+            try:
+                if not container.find():
+                    raise NotReady(f"the container {found.name} is gone")
+                client: C = container.connect(PATIENCE)
+            except (DockerException, RequestException) as error:
+                raise NotReady(explanation(error)) from error
+            return client
+
+    def memory(self, found: Found) -> int:
+        """Return how many bytes a container takes: tmpfs counts, caches of files don't."""
+        with suppress(DockerException, RequestException):
+            stats = self._engine.client.api.stats(found.id, stream=False, one_shot=True)
+            # As `docker stats` has it (docker/cli, calculateMemUsageUnixNoCache).
+            memory = stats.get("memory_stats", {})
+            detail = memory.get("stats", {})
+            caches = detail.get("total_inactive_file", detail.get("inactive_file", 0))
+            return max(int(memory.get("usage", 0)) - int(caches), 0)
+        return 0
+
+    def log(self, found: Found, lines: int, *, follow: bool = False) -> Iterator[str]:
+        """Yield the last *lines* that a container wrote, and with *follow* what comes then."""
+        try:
+            container = self._engine.client.containers.get(found.id)
+            password = password_of(container)
+            rest = b""
+            for part in container.logs(stream=True, follow=follow, tail=lines):
+                *whole, rest = (rest + part).split(b"\n")
+                yield from (without(password, line) for line in whole)
+            if rest:
+                yield without(password, rest)
+        except (DockerException, RequestException) as error:
+            yield explanation(error)
+
+    def client(
+        self, spec: ServerSpec[Any], found: Found, program: str
+    ) -> tuple[Sequence[str], Endpoint] | None:
+        """Return how to call a client in the container, by Docker's own command."""
+        docker = shutil.which("docker")
+        if docker is None:
+            return None
+        names = ("PGPASSWORD", "REDISCLI_AUTH")
+        passed = [part for name in names for part in ("--env", name)]
+        terminal = ["--tty"] if sys.stdin.isatty() else []
+        command = [docker, "exec", "--interactive", *terminal, *passed, found.id, program]
+        return command, Endpoint(host="127.0.0.1", port=spec.port, password="")
+
+    def scraps(self) -> Sequence[Found]:
+        """Return the volumes and networks with our labels."""
+        api = self._engine.client.api
+        filters = {"label": Label.PROJECT.value}
+        volumes = api.volumes(filters=filters)["Volumes"] or []
+        return [
+            *(self._scrap("volume", each["Name"], each) for each in volumes),
+            *(self._scrap("network", each["Id"], each) for each in api.networks(filters=filters)),
+        ]
+
+    def _scrap(self, kind: str, key: str, facts: dict[str, Any]) -> Found:
+        return Found(
+            runtime=self.name,
+            id=key,
+            name=facts["Name"],
+            running=False,
+            labels=facts["Labels"],
+            kind=kind,
+        )
+
+    def has(self, spec: ServerSpec[Any]) -> bool:
+        """Tell whether the image of *spec* is in the engine."""
+        try:
+            self._engine.client.images.get(_named_by(spec))
+        except ImageNotFound:
+            return False
+        return True
+
+    def offer(self, spec: ServerSpec[Any]) -> str:
+        """Return why the image's registry does not offer it; nothing if it does."""
+        try:
+            self._engine.client.api.inspect_distribution(_named_by(spec))
+        except (DockerException, RequestException) as error:
+            return explanation(error)
+        return ""
+
+    def facts(self) -> Iterator[tuple[str, str]]:
+        """Yield what there is to know of the engine, each thing with its name."""
+        client = self._engine.client
+        yield "address", f"{self._engine.address}  ({self._engine.source})"
+        told = client.info()
+        yield "engine", f"{client.version()['Version']}, {told.get('OperatingSystem', '')}"
+        options = told.get("SecurityOptions") or []
+        yield "rootless", "yes" if any("rootless" in each for each in options) else "no"
+        route = self._engine.route
+        way = ", or ".join(each or "all addresses" for each in route.binds)
+        yield "ports are open on", way or f"no address: the network {route.network} is joined"
+        yield "reached at", route.host or "the container's own address"
+
+
+@contextmanager
+def _explained(title: str) -> Iterator[None]:
+    """Turn what the engine refuses, and what can't be what it seemed, into `ServerFailed`."""
+    try:
+        yield
+    except (DockerException, RequestException, NotOurs) as error:
+        raise ServerFailed.refused(title=title, cause=explanation(error)) from error
+
+
+def _named_by(spec: ServerSpec[Any]) -> str:
+    """Return the image as testcontainers names it, for whoever has a registry of their own."""
+    return f"{testcontainers_config.hub_image_name_prefix}{spec.image}"
+
+
+def _config(labels: Mapping[str, str]) -> dict[str, str]:
+    """Return the configuration that a container was made from."""
+    config: dict[str, str] = json.loads(labels.get(Label.CONFIG, "{}"))
+    return config
