@@ -24,7 +24,7 @@ from sample import Images, engine, lacking, until
 
 DEFAULT: Final = "unix:///var/run/docker.sock"
 _BUFFER: Final = 65536
-_SYSTEM: Final = "/usr/local/sbin:/usr/sbin:/sbin"
+_SYSTEM: Final = "/usr/local/sbin:/usr/sbin:/sbin:/usr/share/docker.io/contrib"
 """Where programs lie that not every user has in the path."""
 
 
@@ -261,8 +261,8 @@ def podman(images: Images) -> Iterator[str]:
     """Yield the address of a Podman that has the images, and nothing of the machine's own."""
     root("this Podman")
     name = program("podman", "podman")
-    bridge = Path("/sys/class/net/cni-podman0")
-    bridged = bridge.exists()
+    bridges = {Path("/sys/class/net", each) for each in ("cni-podman0", "podman0")}
+    before = {bridge for bridge in bridges if bridge.exists()}
     with short_folder() as folder:
         (folder / "storage.conf").write_text(
             f'[storage]\ndriver = "vfs"\ngraphroot = "{folder}/graph"\nrunroot = "{folder}/run"\n'
@@ -292,5 +292,36 @@ def podman(images: Images) -> Iterator[str]:
             until(lambda: path.exists() or process.poll(), "Podman listens")
             assert process.poll() is None, (folder / "log").read_text()
             yield address
-    if not bridged and bridge.exists():
-        subprocess.run([program("ip", "iproute2"), "link", "delete", bridge.name], check=True)
+    for bridge in bridges - before:
+        if bridge.exists():
+            subprocess.run([program("ip", "iproute2"), "link", "delete", bridge.name], check=True)
+
+
+@contextmanager
+def rootless(images: Images) -> Iterator[str]:
+    """Yield the address of a Docker engine that runs as nobody, and has the images."""
+    root("a user for this engine")
+    for name, package in (
+        ("rootlesskit", "rootlesskit"),
+        ("slirp4netns", "slirp4netns"),
+        ("newuidmap", "uidmap"),
+    ):
+        program(name, package)
+    script = program("dockerd-rootless.sh", "docker.io")
+    with short_folder() as folder:
+        path = folder / "run" / "docker.sock"
+        address = f"unix://{path}"
+        environment = {**os.environ, "PATH": f"{os.environ['PATH']}:{_SYSTEM}"}
+        command = [
+            *(program("unshare", "util-linux"), "--mount", sys.executable),
+            *(str(Path(__file__).with_name("rootless.py")), script, str(folder)),
+        ]
+        with running(command, folder / "log", env=environment) as process:
+            until(
+                lambda: b"API listen" in (folder / "log").read_bytes() or process.poll(),
+                "the engine listens",
+            )
+            assert process.poll() is None, (folder / "log").read_text()
+            load = [program("docker", "docker.io"), "--host", address, "load", "--quiet"]
+            copy_images(images, load, environment)
+            yield address

@@ -29,6 +29,7 @@ from doors import (
     network,
     podman,
     program,
+    rootless,
     short_folder,
     ssh_server,
 )
@@ -291,6 +292,19 @@ def test_a_container_with_the_engines_socket(
             ((joined, its),) = found.container["NetworkSettings"]["Networks"].items()
             assert found.origins == ["started", "reused"]
             assert (joined, its["IPAddress"]) == (name, found.host)
+
+
+def test_an_engine_without_root(
+    images: Images, monkeypatch: pytest.MonkeyPatch, library_in: Callable[..., Library]
+) -> None:
+    """Its containers are in a network that only it can see, but the port is on our loopback."""
+    with rootless(images) as address:
+        monkeypatch.setenv("DOCKER_HOST", address)
+        project = library_in(RuntimeName.DOCKER)
+        try:
+            assert_used_twice(project)
+        finally:
+            project.end()
 
 
 @pytest.fixture(scope="module")

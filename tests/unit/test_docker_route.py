@@ -13,8 +13,10 @@ import testcontainers.core.config
 from docker.errors import APIError, DockerException
 from testcontainers.core.config import ConnectionMode
 
+from pytest_warmstack.errors import RuntimeUnavailable
 from pytest_warmstack.runtime.docker.container import _is_conflict, _reached
 from pytest_warmstack.runtime.docker.engine import (
+    Engine,
     Route,
     _gateway,
     _is_here,
@@ -191,6 +193,21 @@ def test_each_source_gives_way_to_the_one_before(
         testcontainers.core.config.testcontainers_config, "tc_properties", properties
     )
     assert _named() == ("tcp://d:4", "tc.host in ~/.testcontainers.properties")
+
+
+def test_an_engine_behind_ssh_needs_the_program(
+    contexts: Contexts, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """The error says what is missing, and which address wanted it."""
+    monkeypatch.setenv("DOCKER_HOST", "ssh://me@build")
+    monkeypatch.setenv("PATH", str(tmp_path))
+
+    with pytest.raises(RuntimeUnavailable) as caught:
+        Engine()
+
+    assert "Why: there is no program `ssh` here, such as OpenSSH's client" in str(caught.value)
+    assert "ssh://me@build (DOCKER_HOST)" in str(caught.value)
+    assert caught.value.brief_reason == "Docker is not running at ssh://me@build"
 
 
 @pytest.mark.parametrize("by", ["name", "variable"])
