@@ -282,10 +282,12 @@ class ServerFailed(WarmstackError):
         return cls(
             f"{title} at {place} does not let us in.",
             why=cause,
-            looked_at=[f"the server's answer to the user and password in {variable}"],
+            looked_at=[f"its answer to the user, the password and the use of TLS in {variable}"],
             todo=[
                 f"correct {variable}; characters such as @ : / in a password are written as "
-                "%40 %3A %2F"
+                "%40 %3A %2F",
+                "or what it says about TLS: ?sslmode=require or disable for PostgreSQL, rediss:// "
+                "for Redis",
             ],
         )
 
@@ -299,6 +301,20 @@ class ServerFailed(WarmstackError):
             todo=[
                 "name the port of PostgreSQL itself (5432 as a rule, where PgBouncer has 6432)",
                 "or give us a database entry with pool_mode=session",
+            ],
+        )
+
+    @classmethod
+    def pool_too_small(cls, *, place: str, seconds: float) -> ServerFailed:
+        """Tell that a pooler is in between, which has no second connection for us."""
+        return cls(
+            f"At {place} there is a pooler that has too few connections.",
+            why=f"a second one had no answer within {seconds:g} seconds; each process needs three "
+            "for itself, and its tests more",
+            looked_at=["two connections, which were asked for their backends in turn"],
+            todo=[
+                "name the port of PostgreSQL itself (5432 as a rule, where PgBouncer has 6432)",
+                "or let the pooler open more (PgBouncer's default_pool_size, which is 20)",
             ],
         )
 

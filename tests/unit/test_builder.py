@@ -102,6 +102,7 @@ def test_the_process_is_told_about_the_project_and_the_database(
         "host": "127.0.0.1",
         "port": 54321,
         "database": "warmstack_b_1",
+        "query": {},
     }
     assert told["request"] == {"do": "echo", "line": "demo.sql"}
     assert Path(told["where"]) == tmp_path

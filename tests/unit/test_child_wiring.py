@@ -142,6 +142,30 @@ def test_env_py_is_found_in_a_package_on_alembics_own_path(tmp_path: Path) -> No
     assert wiring.url(project, PARTS).drivername == "postgresql+asyncpg"
 
 
+@pytest.mark.parametrize(
+    ("own", "query"),
+    [
+        ("postgresql+asyncpg://db/a", {"ssl": "require"}),
+        ("postgresql+psycopg://db/a", {"sslmode": "require"}),
+        ("postgresql+psycopg2://db/a", {"sslmode": "require"}),
+        ("postgresql://db/a", {"sslmode": "require"}),
+        # It takes no word for it, only an object.
+        ("postgresql+pg8000://db/a", {}),
+    ],
+)
+def test_each_driver_is_told_about_tls_by_its_own_name_for_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, own: str, query: dict[str, str]
+) -> None:
+    """In the URL that Alembic gets, and in a variable whose URL names the driver."""
+    parts = PARTS | {"query": {"sslmode": "require"}}
+    monkeypatch.setenv("SHOP_URL", own)
+
+    wiring.set_environment(["SHOP_URL={db_url}"], wiring.url(None, parts))
+
+    assert wiring.url(alembic(tmp_path, own), parts).query == query
+    assert make_url(os.environ["SHOP_URL"]).query == query
+
+
 # The environment
 
 

@@ -26,6 +26,7 @@ from pytest_warmstack.postgres.connections import (
     connect,
     connect_patiently,
     lost,
+    told_why,
 )
 from pytest_warmstack.postgres.sql import literal, quote
 from pytest_warmstack.runtime.base import USER, Endpoint, NotOurs, NotReady, postgres_url
@@ -68,9 +69,17 @@ class Admin:
     also = ""
 
     def __init__(
-        self, endpoint: Endpoint, portal: Portal, connection: Any, *, role: str, durable: bool
+        self,
+        endpoint: Endpoint,
+        portal: Portal,
+        connection: Any,
+        *,
+        role: str,
+        durable: bool,
+        pooled: bool = False,
     ) -> None:
         self.endpoint = endpoint
+        self.pooled = pooled
         self.portal = portal
         self.main = Maintenance(endpoint, connection)
         # What makes a copy of a database like it, as the texts before and after the copy's name.
@@ -105,11 +114,16 @@ class Admin:
             if not fingerprint:
                 known = await foreign.greet(endpoint, connection, seconds)
                 return cls(
-                    known.endpoint, portal, connection, role=known.role, durable=known.durable
+                    known.endpoint,
+                    portal,
+                    connection,
+                    role=known.role,
+                    durable=known.durable,
+                    pooled=known.pooled,
                 )
             name, fsync = await connection.fetchrow(sql.NAME, timeout=seconds)
         except REJECTED as error:
-            raise NotOurs(f"it does not take the password: {error}") from error
+            raise NotOurs(told_why(error)) from error
         except (OSError, TimeoutError, asyncpg.PostgresError, asyncpg.InterfaceError) as error:
             raise NotReady(f"{endpoint.place}: {error or 'no answer'}") from error
         if name != f"warmstack-{fingerprint}":
@@ -262,12 +276,14 @@ class Admin:
         A connection leaves PostgreSQL's relation cache file behind, which a clone by FILE_COPY
         brings along: each first connection to a clone is then faster.
         """
-        self._run(
-            self.main.execute,
+        end = (
             "SELECT pg_terminate_backend(pid, 5000) FROM pg_stat_activity"
-            f" WHERE datname = {literal(str(draft))} AND backend_type = 'client backend'",
+            f" WHERE datname = {literal(str(draft))} AND backend_type = 'client backend'"
         )
+        self._run(self.main.execute, end)
         self.read(draft, "SELECT 'settled'")
+        if self.pooled:
+            self._run(self.main.execute, end)
 
     def seal(self, draft: DatabaseName, name: DatabaseName, comment: str, note: str) -> None:
         """Turn *draft* into the template *name*, in one transaction: from now on it counts.
@@ -276,8 +292,10 @@ class Admin:
         """
         self._run(
             self.main.execute,
-            f"BEGIN; {sql.rename(draft, name)}; {sql.comment(name, comment)}; {note};"
-            f" ALTER DATABASE {quote(str(name))} IS_TEMPLATE true ALLOW_CONNECTIONS false; COMMIT",
+            # Sent as one, they are one transaction (documentation, "Multiple Statements in a Simple
+            # Query"), and a refusal leaves none open.
+            f"{sql.rename(draft, name)}; {sql.comment(name, comment)}; {note};"
+            f" ALTER DATABASE {quote(str(name))} IS_TEMPLATE true ALLOW_CONNECTIONS false",
         )
 
     def close(self) -> None:

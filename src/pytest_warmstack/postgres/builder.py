@@ -22,7 +22,7 @@ from typing import IO, Any, Final
 
 from pytest_warmstack.errors import TemplateFailed
 from pytest_warmstack.postgres.template import Target
-from pytest_warmstack.runtime.base import USER
+from pytest_warmstack.runtime.base import USER, Endpoint
 
 _CHILD: Final = "pytest_warmstack.postgres.child"
 _ALEMBIC: Final = "alembic.command"
@@ -118,6 +118,7 @@ class Builder:
                     "host": target.endpoint.host,
                     "port": target.endpoint.port,
                     "database": target.database,
+                    "query": _tls(target.endpoint),
                 },
             )
             self._begun = True
@@ -215,6 +216,12 @@ class Builder:
 
     def _lines(self) -> list[str]:
         return "".join(self._output).strip().splitlines()
+
+
+def _tls(endpoint: Endpoint) -> dict[str, str]:
+    """Return what a URL says about TLS; nothing if every driver does that anyway."""
+    name, _, mode = endpoint.query.partition("=")
+    return {name: mode} if mode not in {"", "prefer"} else {}
 
 
 def _read_answers(pipe: IO[str], answers: queue.SimpleQueue[str | None]) -> None:

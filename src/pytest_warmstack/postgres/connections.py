@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import socket
+import ssl
 import time
 from collections.abc import AsyncIterator, Callable, Collection, Coroutine, Sequence
 from contextlib import asynccontextmanager, suppress
@@ -45,14 +46,26 @@ _SETTINGS: Final = {
 Only what older servers know as well: they are to be refused in our words, which takes a connection.
 """
 
+
+class TlsRefused(Exception):
+    """The server speaks no TLS, and the URL demands it."""
+
+
 Refusal = asyncpg.PostgresError
 """PostgreSQL's answer, when it is a no."""
 
 REJECTED: Final = (
     asyncpg.InvalidPasswordError,
     asyncpg.InvalidAuthorizationSpecificationError,
+    # The maintenance database is not there, or not for us.
+    asyncpg.InvalidCatalogNameError,
+    asyncpg.InsufficientPrivilegeError,
+    # What the URL says about TLS can't be done.
+    asyncpg.ClientConfigurationError,
+    ssl.SSLError,
+    TlsRefused,
 )
-"""What is raised when the server does not let us in."""
+"""What is raised when the server does not let us in, and will not when it is asked again."""
 
 LOST: Final = (
     OSError,
@@ -72,21 +85,32 @@ async def connect(endpoint: Endpoint, database: str = MAINTENANCE, seconds: floa
 
     Its name tells which process is behind it, and on which machine.
     """
-    return await asyncpg.connect(
-        host=endpoint.host,
-        port=endpoint.port,
-        user=endpoint.user or USER,
+    options: dict[str, Any] = {
+        "host": endpoint.host,
+        "port": endpoint.port,
+        "user": endpoint.user or USER,
         # Never None: then it would be looked for in the user's own variables and files.
-        password=endpoint.password,
-        database=database,
-        ssl=endpoint.query.removeprefix("sslmode=") or False,
-        timeout=seconds,
-        command_timeout=_STATEMENT,
-        server_settings={
-            **_SETTINGS,
-            "application_name": f"{APPLICATION} {os.getpid()}@{_host()}",
-        },
-    )
+        "password": endpoint.password,
+        "database": database,
+        "ssl": endpoint.query.removeprefix("sslmode=") or False,
+        "timeout": seconds,
+        "command_timeout": _STATEMENT,
+    }
+    name = {"application_name": f"{APPLICATION} {os.getpid()}@{_host()}"}
+    try:
+        try:
+            return await asyncpg.connect(**options, server_settings={**_SETTINGS, **name})
+        except asyncpg.ProtocolViolationError:
+            # A pooler takes few of them at the start of a connection.
+            connection = await asyncpg.connect(**options, server_settings=name)
+            for setting, value in _SETTINGS.items():
+                await connection.execute(f"SET {setting} TO {sql.literal(value)}")
+            return connection
+    except ConnectionError as error:
+        # asyncpg has no class of its own for that.
+        if "rejected SSL" in str(error):
+            raise TlsRefused(str(error)) from error
+        raise
 
 
 async def connect_patiently(
@@ -113,6 +137,13 @@ async def connect_patiently(
 def _host() -> str:
     # PostgreSQL cuts names off at 63 bytes, and everything but ASCII is replaced.
     return socket.gethostname()[:32]
+
+
+def told_why(error: Exception) -> str:
+    """Return why the server does not let us in, from one of `REJECTED`."""
+    if isinstance(error, asyncpg.InvalidPasswordError):
+        return f"it does not take the password: {error}"
+    return str(error)
 
 
 def lost(error: Exception) -> ServerFailed:

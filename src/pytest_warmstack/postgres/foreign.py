@@ -16,34 +16,48 @@ _LOOKS: Final = 6
 """How often two connections are asked in turn which backends answer them."""
 
 
-class Known(NamedTuple):
-    """What there is to know of it: how to connect from now on, as which *role*, and its *durable*.
+_PATIENCE: Final = 10.0
+"""Seconds that a pooler may take to give us a second backend."""
 
-    A server that is durable writes to a disk and waits for that.
+
+class Known(NamedTuple):
+    """What there is to know of it: how to connect from now on, and as which *role* it takes us.
+
+    A server that is *durable* writes to a disk and waits for that. One that is *pooled* keeps
+    connections open that their users have closed.
     """
 
     endpoint: Endpoint
     role: str
     durable: bool
+    pooled: bool
 
 
 async def greet(endpoint: Endpoint, connection: Any, seconds: float) -> Known:
     """Return what is known of the server that *connection* leads to.
 
-    Raises `ServerFailed` when it can't be used: behind a pooler in transaction mode, a standby,
-    or a role that may not create databases. The connection is then ended.
+    Raises `ServerFailed` when it can't be used: behind a pooler that shares its connections or
+    has too few of them, a standby, or a role that may not create databases. The connection is then
+    ended.
     """
     try:
         facts = await _facts(endpoint, connection, seconds)
+        # PostgreSQL tells a client the number of its backend (documentation, "BackendKeyData"); a
+        # pooler tells one that it made up.
+        pooled = facts["pid"] != connection.get_server_pid()
+        if pooled:
+            await _see_that_backends_last(endpoint, connection, min(seconds, _PATIENCE))
         _see_that_we_can_write(endpoint, facts)
     except BaseException:
         connection.terminate()
         raise
     return Known(
-        # Without TLS there is no need to ask for it again each time, which costs a round trip.
-        endpoint if facts["tls"] else replace(endpoint, query=""),
+        # Without TLS there is no need to ask for it again each time, which costs a round trip. Of
+        # a pooler the server knows only how that one has come.
+        endpoint if facts["tls"] or pooled else replace(endpoint, query=""),
         facts["role"],
         facts["fsync"] == "on",
+        pooled,
     )
 
 
@@ -56,30 +70,29 @@ def _see_that_we_can_write(endpoint: Endpoint, facts: Any) -> None:
 
 async def _facts(endpoint: Endpoint, connection: Any, seconds: float) -> Any:
     try:
-        facts = await connection.fetchrow(sql.GREETING, timeout=seconds)
+        return await connection.fetchrow(sql.GREETING, timeout=seconds)
     except (
         asyncpg.InvalidSQLStatementNameError,
         asyncpg.DuplicatePreparedStatementError,
     ) as error:
         # A statement that was prepared on one backend and was to be executed on another.
         raise ServerFailed.pooled(place=endpoint.place, cause=str(error)) from error
-    # PostgreSQL tells a client the number of its backend (documentation, "BackendKeyData"); a
-    # pooler tells one that it made up.
-    if facts["pid"] != connection.get_server_pid():
-        await _see_that_backends_last(endpoint, connection, seconds)
-    return facts
 
 
 async def _see_that_backends_last(endpoint: Endpoint, connection: Any, seconds: float) -> None:
     """Raise `ServerFailed` unless two connections keep their backends, as in session mode."""
-    other = await connect(endpoint, seconds=seconds)
     seen: list[set[int]] = [set(), set()]
+    other = None
     try:
+        other = await connect(endpoint, seconds=seconds)
         for _ in range(_LOOKS):
             for backends, each in zip(seen, (connection, other), strict=True):
                 backends.add(await each.fetchval(sql.BACKEND, timeout=seconds))
+    except TimeoutError as error:
+        raise ServerFailed.pool_too_small(place=endpoint.place, seconds=seconds) from error
     finally:
-        other.terminate()
+        if other is not None:
+            other.terminate()
     if len(seen[0]) > 1 or len(seen[1]) > 1 or seen[0] == seen[1]:
         numbers = ", ".join(map(str, sorted(seen[0] | seen[1])))
         cause = f"two connections were answered by the same backends in turn ({numbers})"

@@ -8,9 +8,18 @@ import re
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 from sqlalchemy import URL
+
+_TLS: Final = {
+    "postgresql": "sslmode",
+    "postgresql+asyncpg": "ssl",
+    "postgresql+psycopg": "sslmode",
+    "postgresql+psycopg_async": "sslmode",
+    "postgresql+psycopg2": "sslmode",
+}
+"""What the parameter is called that tells a driver whether to use TLS."""
 
 
 def url(alembic: dict[str, Any] | None, parts: dict[str, Any]) -> URL:
@@ -19,9 +28,9 @@ def url(alembic: dict[str, Any] | None, parts: dict[str, Any]) -> URL:
     The stock templates have a placeholder there; then env.py tells whether it is asynchronous.
     """
     if alembic is None:
-        return URL.create("postgresql+asyncpg", **parts)
+        return _made("postgresql+asyncpg", parts)
     if alembic["callable"]:
-        return URL.create(_synchronous() or "postgresql+asyncpg", **parts)
+        return _made(_synchronous() or "postgresql+asyncpg", parts)
     from alembic.config import Config
 
     try:
@@ -33,7 +42,7 @@ def url(alembic: dict[str, Any] | None, parts: dict[str, Any]) -> URL:
         location = config.get_alembic_option("script_location") or ""
     except Exception:
         own, location = "", ""  # What is wrong with it is told when it is used.
-    return URL.create(own or _guessed(location), **parts)
+    return _made(own or _guessed(location), parts)
 
 
 def set_environment(lines: Sequence[str], url: URL) -> None:
@@ -44,7 +53,18 @@ def set_environment(lines: Sequence[str], url: URL) -> None:
     for line in lines:
         name, _, value = line.partition("=")
         own = _driver(os.environ.get(name, ""))
-        os.environ[name] = value.format_map(_values(url.set(drivername=own) if own else url))
+        os.environ[name] = value.format_map(_values(_with_driver(url, own) if own else url))
+
+
+def _made(driver: str, parts: dict[str, Any]) -> URL:
+    return _with_driver(URL.create("postgresql", **parts), driver)
+
+
+def _with_driver(url: URL, driver: str) -> URL:
+    """Return *url* for *driver*; what it says about TLS, each of them calls by another name."""
+    mode = url.query.get("sslmode") or url.query.get("ssl")
+    name = _TLS.get(driver, "")
+    return url.set(drivername=driver, query={name: mode} if name and mode else {})
 
 
 def _values(url: URL) -> dict[str, Any]:

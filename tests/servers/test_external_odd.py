@@ -1,0 +1,226 @@
+"""Servers that somebody else runs in ways of their own: used as far as can be, else explained."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+
+import pytest
+
+import strangers
+from pytest_warmstack.settings import RuntimeName
+from sample import Library
+from strangers import Cluster
+
+
+@pytest.fixture
+def guest(library_in: Callable[..., Library]) -> Iterator[Library]:
+    """A project that has no servers of its own."""
+    library = library_in(RuntimeName.EXTERNAL)
+    yield library
+    library.end()
+
+
+@pytest.fixture(scope="module")
+def plain() -> Iterator[Cluster]:
+    """A PostgreSQL with two roles that may create databases."""
+    with strangers.cluster(roles=("ci", "ci2")) as server:
+        yield server
+
+
+@pytest.fixture(scope="module")
+def secure() -> Iterator[Cluster]:
+    """A PostgreSQL that lets roles in over TLS only."""
+    native = strangers.postgres_programs(tls=True)
+    with strangers.open_folder() as folder:
+        crt = strangers.certificate(folder)
+        lines = ["host all postgres 127.0.0.1/32 trust", "hostssl all all 127.0.0.1/32 md5"]
+        hba = strangers.write(folder / "pg_hba.conf", "\n".join([*lines, ""]))
+        with strangers.cluster(
+            "ssl=on",
+            f"ssl_cert_file={crt}",
+            f"ssl_key_file={crt.with_suffix('.key')}",
+            f"hba_file={hba}",
+            native=native,
+        ) as server:
+            yield server
+
+
+BOOKS = ("-k", "book or shelves")
+"""The example's tests of PostgreSQL alone."""
+
+
+def told(result: pytest.RunResult) -> str:
+    """Return all that a run has written."""
+    return "\n".join([*result.outlines, *result.errlines])
+
+
+TLS = """
+import pytest
+from sqlalchemy import make_url, text
+
+USED = text("SELECT ssl FROM pg_stat_ssl WHERE pid = pg_backend_pid()")
+
+@pytest.mark.parametrize("turn", [1, 2])
+async def test_a_session_uses_tls(db_session, turn):
+    assert await db_session.scalar(USED)
+
+@pytest.mark.parametrize("turn", [1, 2])
+async def test_an_engine_uses_tls(db_engine, turn):
+    async with db_engine.connect() as connection:
+        assert await connection.scalar(USED)
+
+def test_the_url_says_so(db_url):
+    assert make_url(db_url).query == {"ssl": MODE}
+"""
+"""Tests that pass if every connection of theirs is encrypted."""
+
+SYNCHRONOUS = """
+from pathlib import Path
+
+from alembic import context
+from sqlalchemy import create_engine, make_url
+
+url = context.config.get_main_option("sqlalchemy.url")
+with Path(__file__).parents[1].joinpath("executions.log").open("a") as log:
+    log.write(f"{make_url(url).query.get('sslmode')}\\n")
+with create_engine(url).connect() as connection:
+    context.configure(connection=connection)
+    with context.begin_transaction():
+        context.run_migrations()
+"""
+"""An env.py that uses another driver, and tells what its URL says about TLS."""
+
+
+# PgBouncer
+
+
+@pytest.mark.parametrize("mode", ["transaction", "statement"])
+@pytest.mark.parametrize("size", [1, 20])
+def test_a_pooler_that_shares_connections_is_explained_at_once(
+    guest: Library, plain: Cluster, mode: str, size: int
+) -> None:
+    """Locks would be another's; with each number of connections that it may have."""
+    with strangers.bouncer(plain, mode, f"default_pool_size = {size}") as place:
+        result = guest.run(*BOOKS, WARMSTACK_POSTGRES_URL=f"postgresql://ci:ci@{place}")
+
+    result.assert_outcomes(errors=2, deselected=3)
+    assert f"At {place} there is a pooler in transaction mode" in told(result)
+    assert "pool_mode=session" in told(result)
+    assert "waiting up to" not in told(result)
+    assert plain.databases() == []
+
+
+def test_a_pooler_in_session_mode_is_as_good_as_the_server(guest: Library, plain: Cluster) -> None:
+    """Each connection has a backend of its own; what the pooler keeps open is no leak."""
+    with strangers.bouncer(plain, "session") as place:
+        url = f"postgresql://ci:ci@{place}"
+        first = guest.run(*BOOKS, WARMSTACK_POSTGRES_URL=url)
+        second = guest.run(*BOOKS, "-n2", WARMSTACK_POSTGRES_URL=url)
+
+    for result in (first, second):
+        result.assert_outcomes(passed=2, **({"deselected": 3} if result is first else {}))
+        assert "left" not in told(result)
+    second.stdout.fnmatch_lines(["warmstack: template of 3 revisions: found in *"])
+    assert plain.databases("u") == []
+
+
+def test_a_pooler_with_too_few_connections_is_told_so(guest: Library, plain: Cluster) -> None:
+    """In session mode as well each connection of ours keeps one, so the second would wait."""
+    with strangers.bouncer(plain, "session", "default_pool_size = 1") as place:
+        result = guest.run(
+            *BOOKS,
+            WARMSTACK_POSTGRES_URL=f"postgresql://ci:ci@{place}",
+            WARMSTACK_START_TIMEOUT="3",
+        )
+
+    result.assert_outcomes(errors=2, deselected=3)
+    assert f"At {place} there is a pooler that has too few connections." in told(result)
+    assert "default_pool_size" in told(result)
+
+
+# A standby
+
+
+def test_a_standby_is_told_as_what_it_is(guest: Library) -> None:
+    """Nothing can be written to it, and its primary is what is meant."""
+    with strangers.cluster("hot_standby=on") as server:
+        server.stop()
+        strangers.write(server.folder / "data/standby.signal", "")
+        server.start()
+
+        result = guest.run(*BOOKS, WARMSTACK_POSTGRES_URL=server.url())
+
+    result.assert_outcomes(errors=2, deselected=3)
+    assert f"PostgreSQL at {server.endpoint.place} is a standby." in told(result)
+    assert "name the primary server" in told(result)
+    assert "waiting up to" not in told(result)
+
+
+# TLS
+
+
+@pytest.mark.parametrize("isolation", ["clone", "rollback"])
+@pytest.mark.parametrize("mode", ["", "require"])
+def test_a_server_that_speaks_tls_is_spoken_to_with_tls(
+    guest: Library, secure: Cluster, mode: str, isolation: str
+) -> None:
+    """Every connection: ours, those of a session, and those of an engine, one after the other."""
+    guest.write("test_tls.py", TLS.replace("MODE", repr(mode or "prefer")))
+    url = secure.url(query=mode and f"sslmode={mode}")
+
+    result = guest.run(
+        *("-k", "not read", f"--warmstack-isolation={isolation}"), WARMSTACK_POSTGRES_URL=url
+    )
+
+    result.assert_outcomes(passed=8, deselected=2)
+
+
+def test_migrations_with_another_driver_are_told_in_its_own_words(
+    guest: Library, secure: Cluster
+) -> None:
+    """Libpq knows `sslmode`, where asyncpg knows `ssl`."""
+    guest.edit("alembic.ini", "postgresql+asyncpg://", "postgresql+psycopg://")
+    guest.write("migrations/env.py", SYNCHRONOUS)
+
+    result = guest.run(*BOOKS, WARMSTACK_POSTGRES_URL=secure.url(query="sslmode=require"))
+
+    result.assert_outcomes(passed=2, deselected=3)
+    assert set(guest.lines("executions.log")) == {"require"}
+
+
+def test_a_server_that_demands_tls_is_told_in_its_own_words(
+    guest: Library, secure: Cluster
+) -> None:
+    """Where the URL forbids it; at once, since that will not change."""
+    result = guest.run(*BOOKS, WARMSTACK_POSTGRES_URL=secure.url(query="sslmode=disable"))
+
+    result.assert_outcomes(errors=2, deselected=3)
+    assert f"PostgreSQL at {secure.endpoint.place} does not let us in." in told(result)
+    assert 'no pg_hba.conf entry for host "127.0.0.1", user "ci"' in told(result)
+    assert "sslmode=require" in told(result)
+    assert "waiting up to" not in told(result)
+
+
+def test_a_server_without_tls_is_told_where_the_url_demands_it(
+    guest: Library, plain: Cluster
+) -> None:
+    """At once as well."""
+    result = guest.run(*BOOKS, WARMSTACK_POSTGRES_URL=plain.url(query="sslmode=require"))
+
+    result.assert_outcomes(errors=2, deselected=3)
+    assert f"PostgreSQL at {plain.endpoint.place} does not let us in." in told(result)
+    assert "waiting up to" not in told(result)
+
+
+def test_a_check_of_the_certificate_that_is_not_possible_is_told(
+    guest: Library, secure: Cluster
+) -> None:
+    """At once as well, with the name of the file that would be needed."""
+    url = secure.url(query="sslmode=verify-full")
+
+    result = guest.run(*BOOKS, WARMSTACK_POSTGRES_URL=url, HOME="/nonexistent")
+
+    result.assert_outcomes(errors=2, deselected=3)
+    assert f"PostgreSQL at {secure.endpoint.place} does not let us in." in told(result)
+    assert "root.crt" in told(result)
+    assert "waiting up to" not in told(result)
