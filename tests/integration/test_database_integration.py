@@ -35,11 +35,15 @@ def second_session(engine: AsyncEngine) -> AsyncSession:
 # Connections
 
 
-async def test_the_server_is_postgresql_16(db_session: AsyncSession) -> None:
-    """The server's major version is 16."""
+async def test_the_server_is_postgresql_16(
+    db_session: AsyncSession, postgres_container: Any
+) -> None:
+    """The server's major version is 16; somebody else's has the one that it told us."""
     version = await db_session.scalar(text("SHOW server_version_num"))
 
-    assert int(version) // 10_000 == 16
+    major = str(int(version) // 10_000)
+    assert major == postgres_container.version.partition(".")[0]
+    assert major == "16" or postgres_container.runtime == "external"
 
 
 async def test_the_session_works_on_the_database_that_the_url_names(
