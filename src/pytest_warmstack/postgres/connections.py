@@ -103,8 +103,11 @@ async def connect(endpoint: Endpoint, database: str = MAINTENANCE, seconds: floa
         except asyncpg.ProtocolViolationError:
             # A pooler takes few of them at the start of a connection.
             connection = await asyncpg.connect(**options, server_settings=name)
-            for setting, value in _SETTINGS.items():
-                await connection.execute(f"SET {setting} TO {sql.literal(value)}")
+            try:
+                await connection.execute(sql.settings(_SETTINGS), timeout=seconds)
+            except BaseException:
+                connection.terminate()
+                raise
             return connection
     except ConnectionError as error:
         # asyncpg has no class of its own for that.

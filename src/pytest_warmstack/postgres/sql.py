@@ -190,6 +190,11 @@ def numbers(keys: Iterable[int]) -> str:
     return f"{{{','.join(map(str, keys))}}}"
 
 
+def settings(values: Mapping[str, str]) -> str:
+    """Return the statements that give a connection settings of its own."""
+    return "; ".join(f"SET {_setting(name)} TO {literal(value)}" for name, value in values.items())
+
+
 def create(name: DatabaseName) -> str:
     """Return the statement that makes an empty database."""
     return f"CREATE DATABASE {quote(str(name))} CONNECTION LIMIT {MARK}"
