@@ -93,6 +93,8 @@ EXAMPLES: dict[Kind, tuple[str, Any]] = {
     Kind.SECONDS: ("2.5", 2.5),
     Kind.COUNT: ("7", 7),
     Kind.AGE: ("12h", 43200.0),
+    Kind.OPTIONS: ("work_mem=8MB", ("work_mem=8MB",)),
+    Kind.VARIABLES: ("LANG=C", ("LANG=C",)),
     Kind.POSTGRES_URL: ("postgresql://ci@db", "postgresql://ci@db"),
     Kind.REDIS_URL: ("redis://cache", "redis://cache"),
     Kind.CONFIG: ("shop.db:make_config", "shop.db:make_config"),
