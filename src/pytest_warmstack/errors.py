@@ -270,7 +270,8 @@ class ServerFailed(WarmstackError):
             why=cause,
             looked_at=[f"{place}, from {variable}"],
             todo=[
-                "see that the server runs, and can be reached from this machine",
+                "see that the server runs, can be reached from this machine, and speaks TLS if and "
+                "only if the URL says so (rediss:// for Redis)",
                 f"or correct {variable}, or leave it out: then a server is started for you",
                 "or give it longer: WARMSTACK_START_TIMEOUT=SECONDS",
             ],
@@ -339,6 +340,23 @@ class ServerFailed(WarmstackError):
             why="it follows another server, and nothing can be written to it",
             looked_at=["pg_is_in_recovery()"],
             todo=["name the primary server in the URL"],
+        )
+
+    @classmethod
+    def forbidden(cls, *, place: str, user: str, cause: str) -> ServerFailed:
+        """Tell that Redis lets us in, and refuses a command or keys that we can't do without."""
+        return cls(
+            f"Redis at {place} forbids what is needed to share it.",
+            why=cause,
+            looked_at=[
+                "its answers to CLIENT, INFO, SELECT, EVAL, FLUSHDB and to commands for our own "
+                "keys (CONFIG is not needed)"
+            ],
+            todo=[
+                f"as its administrator: ACL SETUSER {user or 'default'} ~* &* +@all -config",
+                "or name a server that has all commands under their own names",
+                "or leave the URL out: then a server is started for you",
+            ],
         )
 
     @classmethod

@@ -46,11 +46,14 @@ def program(name: str) -> str:
     return str(found)
 
 
-def free_port() -> int:
-    """Return a port of this machine that nobody listens at."""
-    with socket.socket() as probe:
-        probe.bind((LOOPBACK, 0))
-        return int(probe.getsockname()[1])
+def free_port(most: int = 65_535) -> int:
+    """Return a port of this machine that nobody listens at, not above *most*."""
+    while True:
+        with socket.socket() as probe:
+            probe.bind((LOOPBACK, 0))
+            port = int(probe.getsockname()[1])
+        if port <= most:
+            return port
 
 
 @contextmanager
@@ -266,7 +269,8 @@ def redis_server(
     """Run a Redis with *lines* in its configuration; yield the administrator's client."""
     path = path or str(NativeRedis("", "")._find())
     with open_folder() as folder:
-        port = free_port()
+        # A node of a cluster listens 10,000 ports above as well.
+        port = free_port(most=55_535)
         usual = [f"port {port}", f"bind {LOOPBACK}", f"dir {folder}", 'save ""', *lines]
         conf = write(folder / "redis.conf", "\n".join([*usual, ""]))
         client = Redis(host=LOOPBACK, **{"port": port, "decode_responses": True, **(connect or {})})

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 
 import pytest
+from redis import Redis
 
 import strangers
 from pytest_warmstack.settings import RuntimeName
@@ -47,6 +48,10 @@ def secure() -> Iterator[Cluster]:
 
 BOOKS = ("-k", "book or shelves")
 """The example's tests of PostgreSQL alone."""
+
+
+READERS = ("-k", "read")
+"""Those of Redis alone."""
 
 
 def told(result: pytest.RunResult) -> str:
@@ -224,3 +229,113 @@ def test_a_check_of_the_certificate_that_is_not_possible_is_told(
     assert f"PostgreSQL at {secure.endpoint.place} does not let us in." in told(result)
     assert "root.crt" in told(result)
     assert "waiting up to" not in told(result)
+
+
+# Redis
+
+
+def redis_url(client: Redis, user: str = "", scheme: str = "redis", query: str = "") -> str:
+    """Return the URL of the server of *client*, for a user whose password is the name."""
+    port = client.connection_pool.connection_kwargs["port"]
+    return f"{scheme}://{user and f'{user}:{user}@'}127.0.0.1:{port}{query and f'?{query}'}"
+
+
+def test_a_user_of_redis_with_a_name_has_what_it_needs(guest: Library) -> None:
+    """Every command for every key, as its administrator may grant it, but for CONFIG."""
+    with strangers.redis_server("user ada on >ada ~* &* +@all -config") as client:
+        result = guest.run(*READERS, WARMSTACK_REDIS_URL=redis_url(client, "ada"))
+
+        assert client.info("keyspace") == {}
+    result.assert_outcomes(passed=2, deselected=3)
+
+
+@pytest.mark.parametrize("arguments", [(), ("-n2",)], ids=["one", "workers"])
+def test_the_databases_of_a_redis_without_config_are_counted(
+    guest: Library, arguments: tuple[str, ...]
+) -> None:
+    """A managed server has often renamed the command that would tell how many there are."""
+    with strangers.redis_server('rename-command CONFIG ""', "databases 3") as client:
+        result = guest.run("-k", "read", *arguments, WARMSTACK_REDIS_URL=redis_url(client))
+
+        assert client.info("keyspace") == {}
+    assert result.ret == 0
+    assert "2 passed" in told(result)
+
+
+def test_a_redis_with_one_database_is_told_so(guest: Library) -> None:
+    """The first database holds the leases, and there is no second one."""
+    with strangers.redis_server("databases 1") as client:
+        result = guest.run(*READERS, WARMSTACK_REDIS_URL=redis_url(client))
+
+    result.assert_outcomes(errors=2, deselected=3)
+    assert "The Redis server has no 1 databases for one process." in told(result)
+    assert "it has 1, and the first one holds the leases" in told(result)
+
+
+def test_a_redis_cluster_is_told_as_what_it_is(guest: Library) -> None:
+    """It has one database only, and would send us to other nodes."""
+    with strangers.redis_server("cluster-enabled yes") as client:
+        result = guest.run(*READERS, WARMSTACK_REDIS_URL=redis_url(client))
+
+    result.assert_outcomes(errors=2, deselected=3)
+    assert "is a node of a cluster." in told(result)
+
+
+@pytest.mark.parametrize(
+    ("rights", "missing"),
+    [
+        ("-client", "client|setname"),
+        ("-client|list", "client|list"),
+        ("-info", "info"),
+        ("-eval", "eval"),
+        ("-select", "select"),
+        ("-flushdb", "flushdb"),
+    ],
+)
+def test_a_command_that_is_forbidden_is_named(guest: Library, rights: str, missing: str) -> None:
+    """With whom it is forbidden to, and what has to be granted."""
+    with strangers.redis_server(f"user ada on >ada ~* &* +@all {rights}") as client:
+        result = guest.run(*READERS, WARMSTACK_REDIS_URL=redis_url(client, "ada"))
+
+    result.assert_outcomes(errors=2, deselected=3)
+    lines = told(result)
+    assert f"'{missing}' command" in lines
+    assert "What to do:" in lines
+    assert "does not take the password" not in lines
+    assert "waiting up to" not in lines
+    assert "ACL SETUSER ada" in lines
+
+
+def test_keys_that_are_forbidden_are_named(guest: Library) -> None:
+    """A user with a prefix of its own can't have a database of its own."""
+    with strangers.redis_server("user ada on >ada ~app:* &* +@all") as client:
+        result = guest.run(*READERS, WARMSTACK_REDIS_URL=redis_url(client, "ada"))
+
+    result.assert_outcomes(errors=2, deselected=3)
+    assert "ACL SETUSER ada" in told(result)
+    assert "~*" in told(result)
+
+
+@pytest.mark.parametrize("check", ["required", "none"])
+def test_a_redis_with_tls_is_used(guest: Library, check: str) -> None:
+    """With the certificate that is to be trusted, or without a look at it."""
+    path = strangers.program("redis-server")
+    with strangers.open_folder() as folder:
+        crt = strangers.certificate(folder)
+        port = strangers.free_port()
+        lines = ("port 0", f"tls-port {port}", "tls-auth-clients no", f"tls-cert-file {crt}")
+        key = f"tls-key-file {crt.with_suffix('.key')}"
+        trust = {"ssl": True, "ssl_ca_certs": str(crt), "port": port}
+        with strangers.redis_server(*lines, key, path=path, connect=trust) as client:
+            query = f"ssl_ca_certs={crt}" if check == "required" else "ssl_cert_reqs=none"
+            result = guest.run(
+                *READERS, WARMSTACK_REDIS_URL=redis_url(client, scheme="rediss", query=query)
+            )
+            untrusted = guest.run(*READERS, WARMSTACK_REDIS_URL=redis_url(client, scheme="rediss"))
+
+            assert client.info("keyspace") == {}
+    result.assert_outcomes(passed=2, deselected=3)
+    untrusted.assert_outcomes(errors=2, deselected=3)
+    assert f"Redis at 127.0.0.1:{port} does not let us in." in told(untrusted)
+    assert "certificate verify failed" in told(untrusted)
+    assert "waiting up to" not in told(untrusted)

@@ -64,6 +64,7 @@ SAMPLES: dict[str, Any] = {
     "test": "tests/test_orders.py::test_refund",
     "title": "PostgreSQL",
     "tried": "postgresql://db.example.com:5432/prod",
+    "user": "ada",
     "value": "maybe",
     "variable": "WARMSTACK_POSTGRES_IMAGE",
     "wanted": "version 16",

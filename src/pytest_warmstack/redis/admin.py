@@ -4,13 +4,19 @@ from __future__ import annotations
 
 import re
 import socket
+import ssl
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from typing import Any, Final, NamedTuple, Self
 
 from redis.backoff import NoBackoff
 from redis.connection import Connection, parse_url
-from redis.exceptions import AuthenticationError, RedisError, ResponseError
+from redis.exceptions import (
+    AuthenticationError,
+    NoPermissionError,
+    RedisError,
+    ResponseError,
+)
 from redis.retry import Retry
 
 from pytest_warmstack.errors import ServerFailed
@@ -111,16 +117,21 @@ class Admin:
             connection.disconnect()
             if str(error).startswith(BUSY):
                 raise NotReady(f"{endpoint.place}: {error}") from error
+            if is_forbidden(error) and not fingerprint:
+                raise admin.forbidden(error) from error
             raise NotOurs(f"it does not take the password: {error}") from error
         except (RedisError, ServerFailed, OSError) as error:
             connection.disconnect()
+            if _is_about_tls(error):
+                raise NotOurs(str(error)) from error
             raise NotReady(f"{endpoint.place}: {error}") from error
         if any(ident != f"warmstack-{fingerprint}" for _, ident in idents):
             connection.disconnect()
             raise NotOurs(f"it calls itself {idents[0][1]!r}")
         lines = dict(line.partition(":")[::2] for line in facts.splitlines())
         admin.version = lines["redis_version"]
-        if lines.get("redis_mode") == "cluster":
+        # Valkey calls it by the other name.
+        if "cluster" in {lines.get("redis_mode"), lines.get("server_mode")}:
             connection.disconnect()
             raise ServerFailed.cluster(place=endpoint.place)
         if "valkey_version" in lines:
@@ -192,6 +203,12 @@ class Admin:
         self._connection.disconnect()
         return ServerFailed.lost(title=TITLE, cause=self._cause)
 
+    def forbidden(self, error: Exception) -> ServerFailed:
+        """Return the error that tells of one for which `is_forbidden` is true."""
+        return ServerFailed.forbidden(
+            place=self.endpoint.place, user=self.endpoint.user, cause=str(error)
+        )
+
     def clients(self) -> list[Client]:
         """Return all connections to the server."""
         return self.clients_of(self.command("CLIENT", "LIST"))
@@ -262,6 +279,21 @@ class Admin:
     def close(self) -> None:
         """End the connection, and with it the lease."""
         self._connection.disconnect()
+
+
+def is_forbidden(error: Exception) -> bool:
+    """Tell whether the server refuses to us what it may do for others, or under another name."""
+    return isinstance(error, NoPermissionError) or str(error).startswith("unknown command")
+
+
+def _is_about_tls(error: BaseException | None) -> bool:
+    """Tell whether both sides speak, and do not agree about TLS: that will not change."""
+    while error is not None:
+        # One that hangs up in the middle may be starting.
+        if isinstance(error, ssl.SSLError) and not isinstance(error, ssl.SSLEOFError):
+            return True
+        error = error.__cause__ or error.__context__
+    return False
 
 
 def _knock(endpoint: Endpoint, timeout: float) -> None:

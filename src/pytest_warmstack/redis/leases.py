@@ -22,7 +22,7 @@ from redis.exceptions import ResponseError
 
 from pytest_warmstack.errors import LeaseFailed, ServerFailed
 from pytest_warmstack.redis import traces
-from pytest_warmstack.redis.admin import ANSWER, BUSY, NAME, USED, Admin, Client
+from pytest_warmstack.redis.admin import ANSWER, BUSY, NAME, USED, Admin, Client, is_forbidden
 from pytest_warmstack.redis.traces import ServerWide, Untouched
 from pytest_warmstack.runtime.base import NotOurs, NotReady, Server, redis_url
 
@@ -91,7 +91,8 @@ class Leases:
     def take(self) -> Lease:
         """Take the lease, for as long as the process lives.
 
-        Raises `LeaseFailed` when every database is leased by a living process.
+        Raises `LeaseFailed` when every database is leased by a living process, and `ServerFailed`
+        when somebody else's server forbids what is needed.
         """
         return self._willingly(self._had)
 
@@ -113,6 +114,8 @@ class Leases:
                 self._make_willing(error)
                 return do()
         except ResponseError as error:
+            if self.server.foreign and is_forbidden(error):
+                raise self._admin.forbidden(error) from error
             raise LeaseFailed.refused(cause=str(error), test=self._test) from error
 
     def _had(self) -> Lease:
