@@ -257,7 +257,7 @@ class ServerFailed(WarmstackError):
             f"{title} stopped answering during the run.",
             why=cause,
             looked_at=["the connection that the plugin keeps open to it"],
-            todo=["see whether somebody stopped it, then run again: a new one is started"],
+            todo=["see whether somebody stopped it, then run again: one of ours is started anew"],
         )
 
     @classmethod

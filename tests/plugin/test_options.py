@@ -26,7 +26,7 @@ NOTHING = "def test_it(): pass"
 
 LOADED = ["-p", "asyncio", "-p", "warmstack"]
 
-LISTS = {Kind.WORDS, Kind.PATTERNS, Kind.SCRIPTS, Kind.LINES}
+LISTS = {Kind.WORDS, Kind.PATTERNS, Kind.SCRIPTS, Kind.LINES, Kind.OPTIONS, Kind.VARIABLES}
 """The kinds of several lines, which stand in a file only."""
 
 # How a choice is given

@@ -21,6 +21,7 @@ import pytest
 from redis import Redis
 from redis.exceptions import RedisError
 
+from pytest_warmstack.postgres import sql
 from pytest_warmstack.postgres.native import NativePostgres, Programs, _unprivileged
 from pytest_warmstack.redis.server import NativeRedis
 from pytest_warmstack.runtime.base import Command, Endpoint
@@ -165,6 +166,14 @@ class Cluster(Stranger):
         """Return the plugin's databases, all or those of one *state*."""
         rows = self.sql("SELECT datname FROM pg_database ORDER BY oid")
         return [row[0] for row in rows if row[0].startswith(f"warmstack_{state}")]
+
+    def clear(self) -> None:
+        """Drop the plugin's databases."""
+        for name, is_template in self.sql("SELECT datname, datistemplate FROM pg_database"):
+            if name.startswith("warmstack_"):
+                # One whose drop was interrupted can't be changed.
+                unseal = [sql.unseal(name)] if is_template else []
+                self.sql(*unseal, sql.drop(name), "SELECT 1")
 
     def url(self, role: str = "ci", query: str = "") -> str:
         """Return the URL for a role, whose password is its name."""

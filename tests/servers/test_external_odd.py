@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterator
 
 import pytest
 from redis import Redis
 
 import strangers
+from pytest_warmstack.postgres import sql
 from pytest_warmstack.settings import RuntimeName
-from sample import Library
+from sample import Library, until
 from strangers import Cluster
 
 
@@ -22,10 +24,17 @@ def guest(library_in: Callable[..., Library]) -> Iterator[Library]:
 
 
 @pytest.fixture(scope="module")
-def plain() -> Iterator[Cluster]:
+def plain_server() -> Iterator[Cluster]:
     """A PostgreSQL with two roles that may create databases."""
     with strangers.cluster(roles=("ci", "ci2")) as server:
         yield server
+
+
+@pytest.fixture
+def plain(plain_server: Cluster) -> Iterator[Cluster]:
+    """The same without any databases of ours."""
+    yield plain_server
+    plain_server.clear()
 
 
 @pytest.fixture(scope="module")
@@ -339,3 +348,181 @@ def test_a_redis_with_tls_is_used(guest: Library, check: str) -> None:
     assert f"Redis at 127.0.0.1:{port} does not let us in." in told(untrusted)
     assert "certificate verify failed" in told(untrusted)
     assert "waiting up to" not in told(untrusted)
+
+
+# Servers that do not answer
+
+
+def test_a_role_whose_password_is_wrong_is_told_at_once(guest: Library, plain: Cluster) -> None:
+    """And so is a role that is not there, which PostgreSQL does not tell apart."""
+    for role in ("ci", "nobody"):
+        url = plain.url(role).replace(f":{role}@", ":hunter2@")
+
+        result = guest.run(*BOOKS, WARMSTACK_POSTGRES_URL=url)
+
+        result.assert_outcomes(errors=2, deselected=3)
+        assert f"PostgreSQL at {plain.endpoint.place} does not let us in." in told(result)
+        assert f'password authentication failed for user "{role}"' in told(result)
+        assert "hunter2" not in told(result)
+        assert "waiting up to" not in told(result)
+
+
+@pytest.mark.parametrize("scheme", ["redis", "rediss"])
+def test_a_server_that_never_says_a_word_is_given_up_in_time(guest: Library, scheme: str) -> None:
+    """Within the seconds that it may take to start, and the message has their number."""
+    with strangers.silent() as place:
+        running = guest.start(
+            WARMSTACK_POSTGRES_URL=f"postgresql://ci:ci@{place}",
+            WARMSTACK_REDIS_URL=f"{scheme}://ci:ci@{place}",
+            WARMSTACK_START_TIMEOUT="2.5",
+        )
+        result = running.wait(seconds=20)
+
+    result.assert_outcomes(passed=1, errors=4)
+    for title in ("PostgreSQL", "Redis"):
+        assert f"{title} at {place} did not answer within 2.5 seconds." in told(result)
+
+
+def test_a_host_that_has_no_address_is_named(guest: Library) -> None:
+    """A service of a CI may get its name late, so it is waited for."""
+    result = guest.run(
+        WARMSTACK_POSTGRES_URL="postgresql://ci:ci@nowhere.invalid",
+        WARMSTACK_REDIS_URL="redis://nowhere.invalid",
+        WARMSTACK_START_TIMEOUT="0.5",
+    )
+
+    result.assert_outcomes(passed=1, errors=4)
+    for place, title in (("5432", "PostgreSQL"), ("6379", "Redis")):
+        assert f"{title} at nowhere.invalid:{place} did not answer within 0.5" in told(result)
+    assert re.search(r"^Why: nowhere\.invalid:\d+: .*[Nn]ame", told(result), re.MULTILINE)
+
+
+RESTARTED = """
+from pathlib import Path
+import time
+import pytest
+from sqlalchemy import text
+
+def waited_for(name):
+    deadline = time.monotonic() + 60
+    while not Path(name).exists():
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+
+@pytest.mark.parametrize("turn", range(5))
+async def test_a_turn(db_session, turn):
+    assert await db_session.scalar(text("SELECT count(*) FROM author")) == 0
+    await db_session.execute(text("INSERT INTO author VALUES (1, 'Ursula')"))
+    await db_session.commit()
+    if turn == 1:
+        Path("running").touch()
+        waited_for("go")
+"""
+
+
+@pytest.mark.parametrize("isolation", ["clone", "rollback"])
+def test_a_server_that_is_restarted_is_gone_on_with(
+    guest: Library, plain: Cluster, isolation: str
+) -> None:
+    """The tests after that have databases; a drop that it interrupted, the next run completes."""
+    guest.write("test_turns.py", RESTARTED)
+    running = guest.start(
+        *("test_turns.py", f"--warmstack-isolation={isolation}"), WARMSTACK_POSTGRES_URL=plain.url()
+    )
+    until((guest.folder / "running").exists, "the second test is at work")
+
+    plain.stop()
+    plain.start()
+    (guest.folder / "go").touch()
+    result = running.wait()
+
+    result.assert_outcomes(passed=5)
+    guest.run(*BOOKS, WARMSTACK_POSTGRES_URL=plain.url())
+    assert plain.databases("u") == []
+
+
+def test_a_server_that_stays_away_is_told_clearly(guest: Library) -> None:
+    """The tests that need it fail with its address, and the run ends."""
+    guest.write("test_turns.py", RESTARTED)
+    with strangers.cluster() as server:
+        running = guest.start("test_turns.py", WARMSTACK_POSTGRES_URL=server.url())
+        until((guest.folder / "running").exists, "the second test is at work")
+        server.stop()
+        (guest.folder / "go").touch()
+        result = running.wait()
+
+    outcomes = result.parseoutcomes()
+    assert outcomes["errors"] >= 1
+    assert outcomes["passed"] + outcomes["errors"] == 5
+    assert "PostgreSQL stopped answering during the run." in told(result)
+    assert "INTERNALERROR" not in told(result)
+
+
+# Two roles on one server
+
+
+def test_each_of_two_roles_has_a_template_and_leaves_what_is_the_others(
+    guest: Library, plain: Cluster
+) -> None:
+    """In a clone of another role's template nothing could be read; and only its owner drops it."""
+    ci, ci2 = ({"WARMSTACK_POSTGRES_URL": plain.url(role)} for role in ("ci", "ci2"))
+    guest.run(*BOOKS, **ci).assert_outcomes(passed=2, deselected=3)
+    (template,) = plain.databases("t")
+    until(lambda: len(plain.databases("r")) >= 2, "clones stand ready")
+    left = killed(plain, template)
+
+    second = guest.run(*BOOKS, **ci2)
+    cleaned = guest.warmstack("clean", **ci2)
+
+    second.assert_outcomes(passed=2, deselected=3)
+    second.stdout.fnmatch_lines(["warmstack: template of 3 revisions: built in *"])
+    assert cleaned.ret == 0
+    for result in (second, cleaned):
+        assert "Privilege" not in told(result)
+        assert "must be owner" not in told(result)
+    assert plain.databases("t") == [template]
+    assert left in plain.databases()
+
+    third = guest.run(*BOOKS, **ci)
+    third.assert_outcomes(passed=2, deselected=3)
+    third.stdout.fnmatch_lines(["warmstack: template of 3 revisions: found in *"])
+    assert left not in plain.databases()
+
+
+def test_a_role_with_the_rights_of_another_shares_its_template(
+    guest: Library, plain: Cluster
+) -> None:
+    """Also what the other one left is then dropped; and of both is noted when they used it."""
+    plain.sql("GRANT ci TO ci2", "SELECT 1")
+    try:
+        guest.run(*BOOKS, WARMSTACK_POSTGRES_URL=plain.url()).assert_outcomes(
+            passed=2, deselected=3
+        )
+        (template,) = plain.databases("t")
+        left = killed(plain, template)
+
+        result = guest.run(*BOOKS, WARMSTACK_POSTGRES_URL=plain.url("ci2"))
+
+        result.assert_outcomes(passed=2, deselected=3)
+        result.stdout.fnmatch_lines(["warmstack: template of 3 revisions: found in *"])
+        assert [row[0] for row in plain.sql(NOTED)] == ["ci", "ci2"]
+        assert left not in plain.databases()
+    finally:
+        plain.sql("REVOKE ci FROM ci2", "SELECT 1")
+
+
+NOTED = (
+    "SELECT r.rolname FROM pg_db_role_setting s JOIN pg_roles r ON r.oid = s.setrole"
+    " JOIN pg_database d ON d.oid = s.setdatabase WHERE d.datistemplate ORDER BY 1"
+)
+"""Which roles have noted when they used a template."""
+
+
+def killed(server: Cluster, template: str) -> str:
+    """Leave a clone of *template* as a run does that is killed; return its name."""
+    left = f"warmstack_u_{template.rpartition('_')[2]}_0123456789"
+    server.sql(
+        f"CREATE DATABASE {left} OWNER ci TEMPLATE {template} CONNECTION LIMIT {sql.MARK}",
+        "SELECT 1",
+    )
+    return left

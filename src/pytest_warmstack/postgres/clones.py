@@ -9,7 +9,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from typing import Final, NamedTuple, Protocol
 
-from pytest_warmstack.errors import WarmstackError
+from pytest_warmstack.errors import ServerFailed, WarmstackError
 from pytest_warmstack.identity import DatabaseName
 
 DROPPING: Final = 8
@@ -106,16 +106,24 @@ class Clones:
     def take(self) -> Clone:
         """Return a clone that no other test has, had or will have.
 
-        Raises `CloneFailed` with PostgreSQL's own words, or `ServerFull`.
+        Raises `CloneFailed` with PostgreSQL's own words, `ServerFull` or `ServerFailed`.
         """
         while len(self._dropping) >= DROPPING:
             # It has a deadline of its own, and tells what went wrong.
             wait([self._dropping.popleft()])
-        future = self._ahead.popleft() if self._ahead else self._maker.prepare()
+        was_ahead = bool(self._ahead)
+        future = self._ahead.popleft() if was_ahead else self._maker.prepare()
         self._expected -= 1
         self._fill()
         try:
-            return future.result()
+            try:
+                return future.result()
+            except ServerFailed as error:
+                # A server that was restarted meanwhile refused then, and may be there now.
+                if not (was_ahead and isinstance(error.__cause__, ConnectionRefusedError)):
+                    raise
+                future = self._maker.prepare()
+                return future.result()
         except KeyboardInterrupt:
             self._ahead.appendleft(future)  # It is closed with the others.
             raise

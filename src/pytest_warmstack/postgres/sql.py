@@ -59,16 +59,24 @@ _OURS: Final = (
 )
 """A limit of -2 marks a database whose drop was interrupted (PostgreSQL's pg_database.h)."""
 
+_CHANGEABLE: Final = "pg_has_role(d.datdba, 'USAGE')"
+"""We own it, or have the rights of the role that does, as a superuser has."""
+
 DATABASES: Final = (
     f"SELECT datname, {_SEALED} AS sealed, {_NOTE} AS note, {_VISITS} AS visits"
-    rf" FROM pg_database d WHERE datname LIKE 'warmstack\_%' AND {_OURS}"
+    rf" FROM pg_database d WHERE datname LIKE 'warmstack\_%' AND {_OURS} AND {_CHANGEABLE}"
 )
-"""Asked of the server as a whole: nothing of ours ever connects to a template."""
+"""Asked of the server as a whole: nothing of ours ever connects to a template.
+
+What belongs to another role is that one's to drop.
+"""
 
 TEMPLATES: Final = (
     f"SELECT datname, {_SEALED} AS sealed, {_NOTE} AS note, {_COMMENT} AS comment"
-    rf" FROM pg_database d WHERE datname LIKE 'warmstack\_t\_%' AND {_SEALED} AND {_OURS}"
+    rf" FROM pg_database d WHERE datname LIKE 'warmstack\_t\_%'"
+    f" AND {_SEALED} AND {_OURS} AND {_CHANGEABLE}"
 )
+"""Those that we can use: what is in a clone of another role's belongs to that role."""
 
 _PROPERTIES: Final = (
     f"SELECT {_SEALED} AS sealed, pg_get_userbyid(d.datdba) AS owner, datconnlimit,"
@@ -244,7 +252,7 @@ def stock(template: DatabaseName) -> str:
     beginning = str(DatabaseName(State.READY, template.fingerprint)).replace("_", r"\_")
     return (
         f"SELECT datname FROM pg_database d WHERE datname LIKE {literal(beginning + '%')}"
-        f" AND datconnlimit <> -2 AND {_OURS} AND {_VISITS} = 0 ORDER BY oid"
+        f" AND datconnlimit <> -2 AND {_OURS} AND {_CHANGEABLE} AND {_VISITS} = 0 ORDER BY oid"
     )
 
 

@@ -304,9 +304,16 @@ def _knock(endpoint: Endpoint, timeout: float) -> None:
     try:
         with socket.create_connection((endpoint.host, endpoint.port), timeout) as probe:
             if endpoint.scheme == "rediss":
-                return  # It would answer to TLS only.
+                # It would answer to TLS only; whom to trust is for the connection to find out.
+                context = ssl.create_default_context()
+                context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
+                context.wrap_socket(probe).close()
+                return
             probe.sendall(b"PING\r\n")
             answer = probe.recv(64)
+    except ssl.SSLError as error:
+        if isinstance(error, ssl.SSLEOFError):
+            raise NotReady(f"{endpoint.place}: {error}") from error
     except OSError as error:
         raise NotReady(f"{endpoint.place}: {error}") from error
     if not answer:
