@@ -14,7 +14,7 @@ from typing import Final
 
 from redis.exceptions import ResponseError
 
-from pytest_warmstack.redis.admin import NAME, Admin, Client
+from pytest_warmstack.redis.admin import BUSY, NAME, Admin, Client
 
 SETTINGS: Final = f"{NAME}:config"
 """The key with the server's settings, as they were before any test."""
@@ -29,6 +29,9 @@ KINDS: Final[Mapping[str, Sequence[str]]] = {
 
 GRACE: Final = 0.2
 """Seconds that a client which a test has closed may take to be gone."""
+
+STUBBORN: Final = 5.0
+"""Seconds that a script may take to end when it is told to."""
 
 ANEW: Final = 0.02
 """Seconds after which a client that was cut off is looked for once more."""
@@ -110,10 +113,22 @@ class Untouched(ServerWide):
 
 
 def end_script(admin: Admin) -> None:
-    """End the script or function that holds the server up, unless it has written something."""
-    for kind in ("SCRIPT", "FUNCTION"):
-        with suppress(ResponseError):
-            admin.command(kind, "KILL")
+    """End the script or function that holds the server up, unless it has written something.
+
+    It is only told to end, and goes on until it hears that: for `STUBBORN` seconds at most.
+    """
+    deadline = time.monotonic() + STUBBORN
+    while time.monotonic() < deadline:
+        for kind in ("SCRIPT", "FUNCTION"):
+            with suppress(ResponseError):
+                admin.command(kind, "KILL")
+        try:
+            admin.command("PING")
+        except ResponseError as error:
+            if str(error).startswith(BUSY):
+                time.sleep(ANEW)
+                continue
+        return
 
 
 def end_strays(
