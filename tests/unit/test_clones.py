@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from pytest_warmstack.errors import CloneFailed
+from pytest_warmstack.errors import CloneFailed, ServerFailed
 from pytest_warmstack.identity import DatabaseName, State
 from pytest_warmstack.postgres.clones import DROPPING, Clone, Clones, Finding, Leak
 
@@ -118,6 +118,37 @@ def test_no_more_are_made_than_tests_will_ask_for(
         clones.take()
 
     assert maker.asked == 5
+
+
+def away(cause: Exception) -> ServerFailed:
+    """Return the error that tells of a server which *cause* shows to be gone."""
+    error = ServerFailed.lost(title="PostgreSQL", cause=str(cause))
+    error.__cause__ = cause
+    return error
+
+
+def test_what_a_server_refused_while_it_was_restarted_is_asked_for_again(
+    make: Callable[..., Clones], maker: FakeMaker
+) -> None:
+    """A clone was to be made ahead, just then; the test that takes it comes later."""
+    maker.fails = [away(ConnectionRefusedError("refused"))]
+    clones = make(ahead=1)
+
+    assert clones.take() == maker.futures[-1].result()
+
+
+@pytest.mark.parametrize("cause", [ConnectionRefusedError("refused"), TimeoutError("no answer")])
+def test_a_server_that_is_gone_is_told(
+    make: Callable[..., Clones], maker: FakeMaker, cause: Exception
+) -> None:
+    """It is asked once more when it refuses, and not when it keeps everybody waiting."""
+    maker.fails = [away(cause) for _ in range(3)]
+    clones = make(ahead=1, expected=1)
+
+    with pytest.raises(ServerFailed):
+        clones.take()
+
+    assert maker.asked == (2 if isinstance(cause, ConnectionRefusedError) else 1)
 
 
 def test_a_test_that_nobody_expected_has_a_clone_made(
