@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 
 import pytest
 from redis import Redis
 
 import strangers
+from pytest_warmstack.identity import DatabaseName, State
+from pytest_warmstack.portal import Portal
 from pytest_warmstack.postgres import sql
+from pytest_warmstack.postgres.admin import Admin
 from pytest_warmstack.settings import RuntimeName
 from sample import Library, until
 from strangers import Cluster
@@ -167,6 +171,26 @@ def test_a_pooler_with_too_few_connections_is_told_so(guest: Library, plain: Clu
     result.assert_outcomes(errors=2, deselected=3)
     assert f"At {place} there is a pooler that has too few connections." in told(result)
     assert "default_pool_size" in told(result)
+
+
+# Durability
+
+
+@pytest.mark.parametrize(("fsync", "by_file"), [("on", False), ("off", True)])
+def test_how_a_clone_is_copied_follows_from_how_durable_the_server_is(
+    portal: Portal, fsync: str, by_file: bool
+) -> None:
+    """A copy of files would wait for two checkpoints where a server waits for its disk."""
+    template = DatabaseName(State.TEMPLATE, "0" * 16)
+    with strangers.cluster(f"fsync={fsync}") as server:
+        ci = replace(server.endpoint, user="ci", password="ci")
+        admin = Admin.connect(ci, "", portal=portal, timeout=10)
+        try:
+            statement = admin.copying(template, DatabaseName.new(State.READY, "0" * 16))
+        finally:
+            admin.close()
+
+    assert ("STRATEGY FILE_COPY" in statement) is by_file
 
 
 # A standby
