@@ -15,6 +15,7 @@ from pytest_warmstack import options
 from pytest_warmstack.settings import RuntimeName, Settings
 
 if TYPE_CHECKING:
+    from pytest_warmstack.hints import Hints
     from pytest_warmstack.identity import Service
     from pytest_warmstack.runtime.base import Household
     from pytest_warmstack.steps import Ledger
@@ -215,22 +216,28 @@ def _household(config: pytest.Config) -> Household:
     )
 
 
+def _hints(config: pytest.Config) -> Hints:
+    """Return where the hints of the project's kept servers are; none for a run that keeps none."""
+    from pytest_warmstack.hints import Hints
+
+    has_cache = config.stash[SETTINGS].reuse and config.pluginmanager.hasplugin("cacheprovider")
+    cache = config.cache if has_cache else None
+    return Hints(cache.mkdir("warmstack") if cache is not None else None)
+
+
 def set_up(config: pytest.Config, say: Callable[[str], None] | None = None) -> Workbench:
     """Return the set-up of this process, made when it is first asked for.
 
     *say* is told what takes long; without one it is written to the terminal.
     """
     if config.stash.get(MADE, None) is None:
-        from pytest_warmstack.hints import Hints
         from pytest_warmstack.workbench import Workbench
 
         settings = config.stash[SETTINGS]
-        has_cache = settings.reuse and config.pluginmanager.hasplugin("cacheprovider")
-        cache = config.cache if has_cache else None
         config.stash[MADE] = Workbench(
             settings=settings,
             household=_household(config),
-            hints=Hints(cache.mkdir("warmstack") if cache is not None else None),
+            hints=_hints(config),
             say=say or (lambda line: _write(config, [line])),
             worker=_worker(config),
             foreign=lambda: config.hook.pytest_warmstack_template_layers(config=config),
@@ -262,7 +269,10 @@ def _tidy(config: pytest.Config, workers: Sequence[dict[str, Any] | None]) -> No
     if None in workers:
         # One crashed or was interrupted, and it may have started a server anywhere.
         names.update(upkeep.OWN)
-    upkeep.tidy_all(sorted(names), _household(config), config.stash[SETTINGS].max_idle)
+    idle = config.stash[SETTINGS].max_idle
+    upkeep.tidy_all(sorted(names), _household(config), idle)
+    if not names and _hints(config).is_due("upkeep", upkeep.PAUSE):
+        upkeep.begin(idle)
 
 
 def _write_header(config: pytest.Config, ledger: Ledger) -> None:

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 from pytest_warmstack import runtime as runtimes
-from pytest_warmstack import specs
+from pytest_warmstack import specs, upkeep
 from pytest_warmstack.errors import Forked, RuntimeUnavailable, WarmstackError
 from pytest_warmstack.hints import Hint, Hints
 from pytest_warmstack.identity import Service
@@ -52,9 +52,6 @@ KNOCK: Final = 1.0
 
 REDIS_SERVERS: Final = 64
 """How many servers of its own kind there may be where each process has one."""
-
-UPKEEP: Final = 3600.0
-"""Seconds between two looks for unused servers, by runs that reuse theirs, in one project."""
 
 LEAVE: Final = 10.0
 """Seconds that background work may take at the end of the run; what it leaves is swept later."""
@@ -198,12 +195,8 @@ class Workbench:
                 runtime: OwnRuntime = chosen[0]
                 last.callback(runtime.close)
                 if tidy:
-                    from pytest_warmstack import upkeep
-
                     last.callback(upkeep.tidy, runtime, self.household.run, self.settings.max_idle)
-            elif tidy and self.hints.is_due("upkeep", UPKEEP):
-                from pytest_warmstack import upkeep
-
+            elif tidy and self.hints.is_due("upkeep", upkeep.PAUSE):
                 # A run that reuses its servers asks no engine anything.
                 last.callback(upkeep.begin, self.settings.max_idle)
             last.push(self._stack.pop_all())

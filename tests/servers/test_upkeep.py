@@ -67,8 +67,9 @@ def test_a_server_that_nobody_used_is_removed_by_another_projects_run(
     until(lambda: not old_project.folders(), "the unused server is gone", seconds=20)
 
 
+@pytest.mark.parametrize("workers", [(), ("-n2",)], ids=["alone", "workers"])
 def test_a_run_that_reuses_its_servers_looks_as_well(
-    old_project: Library, embedded_project: Library
+    old_project: Library, embedded_project: Library, workers: tuple[str, ...]
 ) -> None:
     """Once in an hour, by a process of its own: it asks no engine anything."""
     project = embedded_project
@@ -76,7 +77,7 @@ def test_a_run_that_reuses_its_servers_looks_as_well(
     stamp = project.folder / ".pytest_cache" / "d" / "warmstack" / "upkeep.stamp"
     assert not stamp.exists()
 
-    project.run(REUSE, OLD, *READER).assert_outcomes(passed=1, deselected=4)
+    project.run(REUSE, OLD, *READER, *workers).assert_outcomes(passed=1)
 
     until(lambda: not old_project.folders(), "the unused server is gone", seconds=20)
     assert stamp.exists()
