@@ -12,6 +12,10 @@ import time
 from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Final
+
+PAUSE: Final = 3600.0
+"""Seconds between two times that something is done which need not be done in every run."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -66,8 +70,8 @@ class Hints:
             with suppress(OSError):
                 draft.unlink()
 
-    def is_due(self, what: str, seconds: float) -> bool:
-        """Tell whether *what* was not done in this project for *seconds*, and note that it is now.
+    def is_due(self, what: str) -> bool:
+        """Tell whether *what* was not done in this project for `PAUSE`, and note that it is now.
 
         Never, where nothing can be noted.
         """
@@ -75,13 +79,14 @@ class Hints:
             return False
         path = self._folder / f"{what}.stamp"
         try:
-            if time.time() - path.stat().st_mtime < seconds:
+            if time.time() - path.stat().st_mtime < PAUSE:
                 return False
         except FileNotFoundError:
             pass
         except OSError:
             return False
         try:
+            self._folder.mkdir(parents=True, exist_ok=True)
             path.touch()
         except OSError:
             return False

@@ -271,7 +271,7 @@ def _tidy(config: pytest.Config, workers: Sequence[dict[str, Any] | None]) -> No
         names.update(upkeep.OWN)
     idle = config.stash[SETTINGS].max_idle
     upkeep.tidy_all(sorted(names), _household(config), idle)
-    if not names and _hints(config).is_due("upkeep", upkeep.PAUSE):
+    if not names and _hints(config).is_due("upkeep"):
         upkeep.begin(idle)
 
 

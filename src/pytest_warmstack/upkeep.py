@@ -35,9 +35,6 @@ from pytest_warmstack.settings import NEVER, RuntimeName, Settings
 OWN: Final = (RuntimeName.DOCKER, RuntimeName.EMBEDDED)
 """The runtimes that run servers themselves."""
 
-PAUSE: Final = 3600.0
-"""Seconds between two looks of runs that reuse their servers, in one project."""
-
 HOUSEHOLD: Final = Household(
     project=Project(path=""), run="", owner=Process.current(), keep=False, start_timeout=10.0
 )

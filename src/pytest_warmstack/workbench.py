@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 from pytest_warmstack import runtime as runtimes
-from pytest_warmstack import specs, upkeep
+from pytest_warmstack import specs
 from pytest_warmstack.errors import Forked, RuntimeUnavailable, WarmstackError
 from pytest_warmstack.hints import Hint, Hints
 from pytest_warmstack.identity import Service
@@ -195,8 +195,12 @@ class Workbench:
                 runtime: OwnRuntime = chosen[0]
                 last.callback(runtime.close)
                 if tidy:
+                    from pytest_warmstack import upkeep
+
                     last.callback(upkeep.tidy, runtime, self.household.run, self.settings.max_idle)
-            elif tidy and self.hints.is_due("upkeep", upkeep.PAUSE):
+            elif tidy and self.hints.is_due("upkeep"):
+                from pytest_warmstack import upkeep
+
                 # A run that reuses its servers asks no engine anything.
                 last.callback(upkeep.begin, self.settings.max_idle)
             last.push(self._stack.pop_all())

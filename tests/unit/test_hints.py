@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import json
+import os
 import stat
+import time
 from dataclasses import asdict, replace
 from pathlib import Path
 
 import pytest
 
-from pytest_warmstack.hints import Hint, Hints
+from pytest_warmstack.hints import PAUSE, Hint, Hints
 from pytest_warmstack.identity import Service
 
 HINT = Hint(
@@ -161,3 +163,22 @@ def test_without_a_folder_there_are_no_hints() -> None:
     hints.write(Service.POSTGRES, HINT)
 
     assert hints.read(Service.POSTGRES) is None
+
+
+def test_what_is_due_is_due_once_in_a_while(tmp_path: Path) -> None:
+    """The first time, and again when the pause is over; each thing by itself."""
+    hints = Hints(tmp_path / "new")
+
+    assert [hints.is_due("upkeep") for _ in range(3)] == [True, False, False]
+    assert hints.is_due("another")
+    stamp = tmp_path / "new" / "upkeep.stamp"
+    os.utime(stamp, (time.time() - PAUSE - 1,) * 2)
+    assert [hints.is_due("upkeep") for _ in range(2)] == [True, False]
+
+
+def test_nothing_is_due_where_nothing_can_be_noted(tmp_path: Path) -> None:
+    """Else it would be done in every run."""
+    (tmp_path / "file").touch()
+
+    assert not Hints(None).is_due("upkeep")
+    assert not Hints(tmp_path / "file").is_due("upkeep")
