@@ -79,13 +79,9 @@ class Hints:
             return False
         path = self._folder / f"{what}.stamp"
         try:
-            if time.time() - path.stat().st_mtime < PAUSE:
-                return False
-        except FileNotFoundError:
-            pass
-        except OSError:
-            return False
-        try:
+            with suppress(FileNotFoundError):
+                if time.time() - path.stat().st_mtime < PAUSE:
+                    return False
             self._folder.mkdir(parents=True, exist_ok=True)
             path.touch()
         except OSError:
