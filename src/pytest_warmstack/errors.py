@@ -614,6 +614,16 @@ class CloneFailed(WarmstackError):
         )
 
     @classmethod
+    def not_kept(cls, *, name: str, cause: str) -> CloneFailed:
+        """PostgreSQL refused to give the database of a failed test the name of a kept one."""
+        return cls(
+            f"The database {name} of a test that failed could not be kept.",
+            why=cause,
+            looked_at=["PostgreSQL's answer to its new name"],
+            todo=["see whether the test gave it another name, then run the test again"],
+        )
+
+    @classmethod
     def kept(cls, *, name: str, seconds: float, cause: str) -> CloneFailed:
         """PostgreSQL refused to drop the database of a test that is done."""
         return cls(

@@ -21,6 +21,9 @@ T = TypeVar("T")
 WORKBENCH: Final = pytest.StashKey[Callable[[], "Workbench"]]()
 """Where the pytest config keeps the way to the set-up of this process."""
 
+FAILED: Final = pytest.StashKey[bool]()
+"""Where a test, and all that it is part of, is marked when it failed."""
+
 NEEDS: Final = {"_warmstack_postgres": "postgres", "_warmstack_redis": "redis"}
 """The fixtures behind all others, and the server that each needs.
 
@@ -64,7 +67,8 @@ def _clone(request: pytest.FixtureRequest, _warmstack_postgres: Workbench) -> It
     """A migrated database for as long as the fixture's scope lasts."""
     clone = _had(_warmstack_postgres.take_clone)
     yield clone
-    _warmstack_postgres.give_back(clone, request.node.nodeid)
+    failed = request.node.stash.get(FAILED, False)
+    _warmstack_postgres.give_back(clone, request.node.nodeid, failed=failed)
 
 
 _warmstack_clone_class = pytest.fixture(scope="class", name="_warmstack_clone_class")(_clone)

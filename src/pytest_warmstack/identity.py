@@ -115,6 +115,7 @@ class State(StrEnum):
     TEMPLATE = "t"
     READY = "r"
     IN_USE = "u"
+    KEPT = "k"
 
 
 class DatabaseName(NamedTuple):
@@ -136,7 +137,7 @@ class DatabaseName(NamedTuple):
     @classmethod
     def parse(cls, text: str) -> Self | None:
         """Return the name that *text* spells, or None when it is not one of ours."""
-        match = re.fullmatch(r"warmstack_([btru])_([0-9a-f]{16})(?:_([0-9a-f]{10}))?", text)
+        match = re.fullmatch(r"warmstack_([btruk])_([0-9a-f]{16})(?:_([0-9a-f]{10}))?", text)
         if match is None or (match[1] == State.TEMPLATE) != (match[3] is None):
             return None
         return cls(State(match[1]), match[2], match[3] or "")

@@ -25,6 +25,7 @@ _INI_TYPES: Final[dict[Kind, Any]] = {
     Kind.SWITCH: "bool",
     Kind.SECONDS: "float",
     Kind.COUNT: "int",
+    Kind.LIMIT: "int",
     Kind.WORDS: "linelist",
     Kind.OPTIONS: "linelist",
     Kind.VARIABLES: "linelist",

@@ -103,8 +103,16 @@ def pytest_runtestloop(session: pytest.Session) -> None:
 def pytest_runtest_makereport(
     item: pytest.Item, call: pytest.CallInfo[None]
 ) -> Generator[None, pytest.TestReport, pytest.TestReport]:
-    """Tell who holds the connections when a test fails because PostgreSQL has none to spare."""
+    """Mark what failed, before its database is given back.
+
+    And tell who holds the connections when it failed because PostgreSQL has none to spare.
+    """
     report = yield
+    if report.failed and call.when != "teardown":
+        from pytest_warmstack.fixtures import FAILED
+
+        for node in item.listchain():
+            node.stash[FAILED] = True
     if call.excinfo is not None and (workbench := item.config.stash.get(MADE, None)) is not None:
         from pytest_warmstack.report import is_full
 
@@ -146,6 +154,7 @@ def pytest_terminal_summary(
     if reported:
         _write_header(config, ledger)
     _write(config, report.left(ledger.steps), quiet=True)
+    _write(config, report.kept(ledger.steps), quiet=True)
     if config.get_verbosity() < 0:
         return
     for line in report.summary(ledger, workers=len(reported)):

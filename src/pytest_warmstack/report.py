@@ -76,6 +76,14 @@ def left(steps: Sequence[Step]) -> Iterator[str]:
         yield f"... and {len(told) - _LINES} more like these"
 
 
+def kept(steps: Sequence[Step]) -> Iterator[str]:
+    """Yield a line for each database of a failed test that is there to be looked at."""
+    for step in steps:
+        if step.name == "kept":
+            number = step.facts["name"].rpartition("_")[2]
+            yield f"{step.facts['test']}: its database is kept: warmstack psql {number}"
+
+
 def summary(ledger: Ledger, *, workers: int) -> Iterator[str]:
     """Yield the line that tells what the set-up cost, if there was any."""
     seconds = {

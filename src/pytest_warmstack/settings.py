@@ -50,6 +50,7 @@ class Kind(StrEnum):
     POSTGRES_URL = "a URL such as postgresql://role:password@host:5432?sslmode=require"
     REDIS_URL = "a URL such as redis://:password@host:6379, without a database's number"
     COUNT = "a whole number above 0"
+    LIMIT = "a whole number, 0 for none"
     CONFIG = "a path, or package.module:function"
     FLAG = "nothing: it is given, or not"
     WORDS = "lines like NAME=VALUE"
@@ -150,6 +151,7 @@ class Settings(NamedTuple):
     depends: tuple[str, ...] = ()
     depends_ignore: tuple[str, ...] = ()
     keep_templates: int = 4
+    keep_failed: int = 3
     max_idle: float = 7 * 86400.0
     isolation: Isolation = Isolation.CLONE
     clones_ahead: int = 2
@@ -262,6 +264,11 @@ CHOICES: Final[Mapping[str, Choice]] = dict(
             "keep_templates",
             Kind.COUNT,
             "How many templates stay in a kept server, the last used ones",
+        ),
+        _choice(
+            "keep_failed",
+            Kind.LIMIT,
+            "How many databases of failed tests stay in a kept server, the last ones",
         ),
         _choice(
             "max_idle",
@@ -461,6 +468,12 @@ def _redis_url(raw: object) -> str:
     return text
 
 
+def _limit(raw: object) -> int:
+    if (count := int(str(raw))) < 0:
+        raise ValueError
+    return count
+
+
 class _BadLine(ValueError):
     """One line of several can't be used."""
 
@@ -556,6 +569,7 @@ _CONVERT: Final[Mapping[Kind, Callable[[object], Any]]] = {
     Kind.POSTGRES_URL: lambda raw: _url(raw, ("postgresql", "postgres")),
     Kind.REDIS_URL: _redis_url,
     Kind.COUNT: _count,
+    Kind.LIMIT: _limit,
     Kind.CONFIG: _text,
     Kind.FLAG: _switch,
     Kind.WORDS: _words,

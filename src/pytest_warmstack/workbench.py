@@ -38,7 +38,7 @@ from pytest_warmstack.steps import Ledger, Step
 
 if TYPE_CHECKING:
     from pytest_warmstack.postgres.admin import Admin as PostgresAdmin
-    from pytest_warmstack.postgres.clones import Clone, Clones, Shared
+    from pytest_warmstack.postgres.clones import Clone, Clones, Finding, Shared
     from pytest_warmstack.postgres.dependencies import Present
     from pytest_warmstack.postgres.keeper import Keeper
     from pytest_warmstack.postgres.template import Layer
@@ -130,9 +130,12 @@ class Workbench:
         with self.ledger.timed("clone"):
             return clones.take()
 
-    def give_back(self, clone: Clone, test: str) -> None:
-        """Take back the database of *test*, which is done."""
-        self.clones().give_back(clone, test)
+    def give_back(self, clone: Clone, test: str, *, failed: bool) -> None:
+        """Take back the database of *test*, which is done; keep it if it failed and we keep any."""
+        if failed and self._sweeping is not None and self.settings.keep_failed:
+            self.clones().keep(clone, test)
+        else:
+            self.clones().give_back(clone, test)
         self._sweep()
 
     def borrow_clone(self) -> Shared:
@@ -348,7 +351,7 @@ class Workbench:
                 {"origin": made.origin, "text": made.text, "how": made.how, "why": made.why},
             )
         )
-        keeper = self._once("keeper", lambda: Keeper(admin, made.name))
+        keeper = self._once("keeper", lambda: Keeper(admin, made.name, household.project.slug))
         stock = settings.clones_ahead if keep else 0
 
         def sweep() -> Future[Any]:
@@ -358,6 +361,7 @@ class Workbench:
                     settings.keep_templates,
                     current=made.name,
                     stock=stock,
+                    failed=settings.keep_failed,
                     idle=settings.max_idle,
                 ),
                 notes=made.notes(),
@@ -368,9 +372,8 @@ class Workbench:
             ahead=settings.clones_ahead,
             expected=self.expected,
             stock=stock,
-            found=lambda each: self._found(
-                each.test, each.leak._asdict() if each.leak else {"trouble": each.trouble}
-            ),
+            keep=settings.keep_failed,
+            found=self._found_by_clones,
         )
         self._stack.callback(clones.close, timeout=LEAVE)
         if keep:
@@ -388,6 +391,13 @@ class Workbench:
         """Wait for the sweep to end; the next run sweeps what is left then."""
         if (sweep := self._sweep()) is not None:
             wait([sweep], timeout=LEAVE)
+
+    def _found_by_clones(self, each: Finding) -> None:
+        if each.kept:
+            self.ledger.note(Step("kept", 0.0, {"test": each.test, "name": each.kept}))
+        else:
+            facts = each.leak._asdict() if each.leak else {"trouble": each.trouble}
+            self._found(each.test, facts)
 
     def _found(self, test: str, facts: Mapping[str, str]) -> None:
         """Enter what a test left behind."""

@@ -42,7 +42,7 @@ def toml(name: str, raw: str) -> str:
     kind = CHOICES[name].kind
     if kind in LISTS:
         return f"['{raw}']"
-    plain = {Kind.SWITCH: "true", Kind.SECONDS: raw, Kind.COUNT: raw}
+    plain = {Kind.SWITCH: "true", Kind.SECONDS: raw, Kind.COUNT: raw, Kind.LIMIT: raw}
     return plain.get(kind, f"'{raw}'")
 
 
@@ -92,6 +92,7 @@ EXAMPLES: dict[Kind, tuple[str, Any]] = {
     Kind.TEXT: ("postgres:15", "postgres:15"),
     Kind.SECONDS: ("2.5", 2.5),
     Kind.COUNT: ("7", 7),
+    Kind.LIMIT: ("0", 0),
     Kind.AGE: ("12h", 43200.0),
     Kind.OPTIONS: ("work_mem=8MB", ("work_mem=8MB",)),
     Kind.VARIABLES: ("LANG=C", ("LANG=C",)),

@@ -278,7 +278,7 @@ class Shelf:
             f" JOIN pg_database d ON d.oid = setdatabase WHERE datname = '{name}'"
         )
         found = [row[0] for row in self.admin._run(self.admin.main.fetch, query)]
-        return sorted(each for each in found if not each.startswith("warmstack."))
+        return sorted(each for each in found if not each.startswith("application_name=warmstack "))
 
     def from_nothing(self, project: Project) -> str:
         """Return the dump of the same project, built anew from an empty database."""

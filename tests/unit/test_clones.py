@@ -54,6 +54,11 @@ class FakeMaker:
         self.drops[clone] = Future()
         return self.drops[clone]
 
+    def keep(self, clone: Clone, test: str) -> Future[Clone]:
+        """Return it under another name, or an error if one is due."""
+        kept = clone._replace(name=clone.name._replace(state=State.KEPT))
+        return done(self.fails.pop(0) if self.fails else kept)
+
     def visits(self, clone: Clone) -> Future[int]:
         """Return how many connections there have been."""
         return done(self.visited)
@@ -84,8 +89,10 @@ def found() -> list[Finding]:
 def make(maker: FakeMaker, found: list[Finding]) -> Callable[..., Clones]:
     """A way to have clones made by it."""
 
-    def make(ahead: int = 2, expected: int = 100, stock: int = 2) -> Clones:
-        return Clones(maker, ahead=ahead, expected=expected, stock=stock, found=found.append)
+    def make(ahead: int = 2, expected: int = 100, stock: int = 2, keep: int = 0) -> Clones:
+        return Clones(
+            maker, ahead=ahead, expected=expected, stock=stock, keep=keep, found=found.append
+        )
 
     return make
 
@@ -277,7 +284,7 @@ def test_a_clone_that_could_not_be_dropped_is_told(
 
     maker.drops[clone].set_exception(CloneFailed.kept(name="x", seconds=10, cause="a slot"))
 
-    ((test, leak, trouble),) = found
+    ((test, leak, trouble, _),) = found
     assert (test, leak) == ("a test", None)
     assert "x" in trouble
     assert "a slot" in trouble
@@ -442,3 +449,36 @@ def test_closing_waits_no_longer_than_it_may(make: Callable[..., Clones], maker:
 
     assert closed.wait(5)
     assert maker.left == ([], 2)
+
+
+# Kept
+
+
+def test_the_last_ones_of_failed_tests_are_kept_and_told(
+    make: Callable[..., Clones], maker: FakeMaker, found: list[Finding]
+) -> None:
+    """Those beyond are dropped, under the name that they have by then."""
+    clones = make(keep=2)
+    taken = [clones.take() for _ in range(4)]
+    for number, clone in enumerate(taken):
+        clones.keep(clone, f"test {number}")
+
+    names = [each.name._replace(state=State.KEPT) for each in taken]
+    assert found == [Finding(f"test {n}", kept=str(name)) for n, name in enumerate(names)]
+    assert [each.name for each in maker.drops] == names[:2]
+
+
+def test_one_that_can_not_be_kept_is_told_with_the_reason(
+    make: Callable[..., Clones], maker: FakeMaker, found: list[Finding]
+) -> None:
+    """And takes no other one's place."""
+    clones = make(keep=1)
+    first, second = clones.take(), clones.take()
+    maker.fails = [CloneFailed.not_kept(name=str(first.name), cause="it is gone")]
+
+    clones.keep(first, "one")
+    clones.keep(second, "two")
+
+    assert found[0].trouble.endswith("could not be kept. it is gone")
+    assert found[1].kept
+    assert maker.drops == {}

@@ -145,6 +145,32 @@ def test_the_current_template_stays_also_where_its_use_is_not_noted() -> None:
     assert CURRENT.name not in doomed([CURRENT, *newer], 1, current=CURRENT.name)
 
 
+def kept(project: str, used: float) -> Database:
+    """Return a database of a failed test."""
+    name = DatabaseName.new(State.KEPT, "f" * 16)
+    return Database(name, sealed=False, used=used, project=project)
+
+
+def test_of_each_project_the_last_databases_of_failed_tests_stay() -> None:
+    """As many as are to be kept, whatever other projects have; none without such a wish."""
+    now = time.time()
+    shop = [kept("shop", now - number) for number in range(5)]
+    blog = [kept("blog", now - number) for number in range(2)]
+
+    names = doomed([*shop, *blog], 4, failed=2)
+
+    assert names == [each.name for each in shop[2:]]
+    assert doomed(shop, 4) == [each.name for each in shop]
+
+
+def test_a_database_of_a_failed_test_that_is_too_old_is_doomed() -> None:
+    """And one whose note could not be written any more, since its run was killed."""
+    now = time.time()
+    old, new, unknown = kept("shop", now - 100), kept("shop", now - 10), kept("", 0.0)
+
+    assert doomed([old, new, unknown], 4, failed=9, idle=50) == [old.name, unknown.name]
+
+
 def test_clones_of_another_template_do_not_stand_ready() -> None:
     """A template that was followed by another one has no stock any more, though it stays."""
     old = template(50.0)

@@ -93,7 +93,11 @@ def _parser() -> argparse.ArgumentParser:
     add("up", "start servers, build the template and make clones ready, before any test")
     psql = add("psql", "open psql on this project's PostgreSQL", _AFTER)
     psql.add_argument(
-        "database", nargs="?", default="", metavar="KEPT", help="a database, or part of its name"
+        "database",
+        nargs="?",
+        default="",
+        metavar="KEPT",
+        help="a part of a database's name, or of that of the failed test that it is kept of",
     )
     add("redis-cli", "open redis-cli on this project's Redis", _AFTER)
     logs = add("logs", "show what this project's servers have written")

@@ -18,6 +18,7 @@ from pytest_warmstack.cli.project import Place, here, known, owned
 from pytest_warmstack.errors import CommandFailed, WarmstackError
 from pytest_warmstack.identity import DatabaseName, Service, State
 from pytest_warmstack.portal import Portal
+from pytest_warmstack.postgres import sql
 from pytest_warmstack.runtime.base import MAINTENANCE, USER, Endpoint, NotOurs, NotReady
 from pytest_warmstack.runtime.external import External
 
@@ -108,9 +109,12 @@ def _way(place: Place, service: Service, program: str, portal: Portal) -> tuple[
 
 
 def _database(admin: Any, wanted: str) -> str:
-    """Return the one database whose name is, or has in it, what is *wanted*."""
-    names = [row["datname"] for row in admin.ask("SELECT datname FROM pg_database ORDER BY oid")]
-    matching = [wanted] if wanted in names else [name for name in names if wanted in name]
+    """Return the one database whose name, or the test it is kept of, has in it what is *wanted*."""
+    rows = admin.ask(sql.NAMES)
+    names = [str(row["datname"]) for row in rows]
+    whose = {row["datname"]: sql.test_of(row["comment"]) for row in rows}
+    matching = [name for name in names if wanted in name or wanted in whose[name]]
+    matching = [wanted] if wanted in names else matching
     own = {name: DatabaseName.parse(name) for name in matching}
     open_ = [name for name, each in own.items() if not each or each.state is not State.TEMPLATE]
     if len(open_) != 1:

@@ -36,11 +36,15 @@ class Leak(NamedTuple):
 
 
 class Finding(NamedTuple):
-    """What a *test* left behind: a leak, or why its database could not be used again or dropped."""
+    """What a *test* left behind: a leak, or why its database could not be used again or dropped.
+
+    Or what its database is called now, since it is *kept*.
+    """
 
     test: str
     leak: Leak | None = None
     trouble: str = ""
+    kept: str = ""
 
 
 @dataclass
@@ -65,6 +69,9 @@ class Maker(Protocol):
     def drop(self, clone: Clone) -> Future[list[Leak]]:
         """Drop a clone whatever its test left; give the connections among it."""
 
+    def keep(self, clone: Clone, test: str) -> Future[Clone]:
+        """Give a clone the name of one that is kept, of the *test* that failed with it."""
+
     def visits(self, clone: Clone) -> Future[int]:
         """Return how many connections there have been to a clone since it was made."""
 
@@ -79,8 +86,8 @@ class Clones:
     """The clones of one template that this process uses.
 
     *ahead* of them are kept ready, and no more than *expected*, the number of tests that will ask
-    for one. *stock* is how many the next run is to find ready. *found* is told what tests left
-    behind, from another thread.
+    for one. *stock* is how many the next run is to find ready, *keep* how many of failed tests
+    stay. *found* is told what tests left behind, from another thread.
     """
 
     def __init__(
@@ -90,13 +97,16 @@ class Clones:
         ahead: int,
         expected: int,
         stock: int,
+        keep: int = 0,
         found: Callable[[Finding], None],
     ) -> None:
         self._maker = maker
         self._limit = ahead
         self._expected = expected
         self._stock = stock
+        self._keep = keep
         self._found = found
+        self._kept: deque[tuple[Future[Clone], str]] = deque()
         self._ahead: deque[Future[Clone]] = deque()
         self._dropping: deque[Future[list[Leak]]] = deque()
         self._shared: Shared | None = None
@@ -136,6 +146,19 @@ class Clones:
         future.add_done_callback(lambda done: self._tell(done, test))
         self._dropping.append(future)
 
+    def keep(self, clone: Clone, test: str) -> None:
+        """Have the clone of *test*, which failed, kept, and the oldest dropped if there are many.
+
+        One that can't be kept is swept by the next run.
+        """
+        future = self._maker.keep(clone, test)
+        future.add_done_callback(lambda done: self._tell_kept(done, test))
+        self._kept.append((future, test))
+        while len(self._kept) > self._keep:
+            oldest, whose = self._kept.popleft()
+            with suppress(WarmstackError):
+                self.give_back(oldest.result(), whose)
+
     def borrow(self) -> Shared:
         """Return the clone of the tests that undo what they did; a new one if one did not."""
         self._look()
@@ -159,6 +182,7 @@ class Clones:
             self.give_back(self._shared.clone, "")
         self._maker.stop()
         wait(self._ahead, timeout=timeout)
+        wait([future for future, _ in self._kept], timeout=timeout)
         wait(self._dropping, timeout=timeout)
         unused = []
         for future in self._ahead:
@@ -189,6 +213,16 @@ class Clones:
         if self._shared is not None:
             self.give_back(self._shared.clone, test)
         self._shared = self._last = None
+
+    def _tell_kept(self, future: Future[Clone], test: str) -> None:
+        """Tell how a clone that is kept is called."""
+        if future.cancelled():
+            return
+        error = future.exception()
+        if error is None:
+            self._found(Finding(test, kept=str(future.result().name)))
+        elif isinstance(error, WarmstackError):
+            self._found(Finding(test, trouble=f"{error.what} {error.why}"))
 
     def _tell(self, future: Future[list[Leak]], test: str) -> None:
         """Tell what the drop of a clone has shown."""

@@ -47,10 +47,11 @@ class Keeper:
     Every method returns at once; what it does goes on in the background.
     """
 
-    def __init__(self, admin: Admin, template: DatabaseName) -> None:
+    def __init__(self, admin: Admin, template: DatabaseName, project: str = "") -> None:
         self._admin = admin
         self._portal = admin.portal
         self._template = template
+        self._project = project
         self._main = admin.main
         self._maker = Maintenance(admin.endpoint)
         self._janitor = Maintenance(admin.endpoint)
@@ -74,6 +75,13 @@ class Keeper:
         The future raises `CloneFailed` when it could not be dropped.
         """
         return self._portal.submit(self._drop, clone)
+
+    def keep(self, clone: Clone, test: str) -> Future[Clone]:
+        """Give a clone the name of one that is kept; whoever is connected to it is cut off.
+
+        The future raises `CloneFailed` when PostgreSQL refuses.
+        """
+        return self._portal.submit(self._keep, clone, test)
 
     def visits(self, clone: Clone) -> Future[int]:
         """Return how many connections there have been to a clone, since it was made."""
@@ -194,6 +202,22 @@ class Keeper:
             keys, self._gone = self._gone, []
             await self._main.unlock(*keys)
         return leaks
+
+    @persistent
+    async def _keep(self, clone: Clone, test: str) -> Clone:
+        name = clone.name._replace(state=State.KEPT)
+        note = sql.note(name, used=time.time(), project=self._project)
+        try:
+            async with self._janitor.turn() as janitor:
+                await janitor.fetch(sql.END_ALL, clone.oid)
+                await retried(janitor, sql.rename(clone.name, name))
+                await janitor.execute(f"{sql.comment(name, sql.kept(test))}; {note}")
+        except Refusal as error:
+            # It may be there, under a name that the test has given it.
+            await self._drop_by_force(clone)
+            raise CloneFailed.not_kept(name=str(clone.name), cause=str(error)) from error
+        self._gone.append(name.lock_key)
+        return Clone(name, clone.oid, self._admin.url(name))
 
     async def _left(self, clone: Clone) -> list[Leak]:
         """Return the connections that do not end by themselves; the drop will end them."""

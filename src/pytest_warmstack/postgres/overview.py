@@ -15,7 +15,12 @@ from pytest_warmstack.postgres.admin import Admin
 from pytest_warmstack.postgres.connections import APPLICATION
 from pytest_warmstack.postgres.record import Record
 
-_WORDS: Final = {State.READY: "ready", State.IN_USE: "in use", State.BUILDING: "being built"}
+_WORDS: Final = {
+    State.READY: "ready",
+    State.IN_USE: "in use",
+    State.BUILDING: "being built",
+    State.KEPT: "kept",
+}
 
 
 @dataclass(frozen=True)
@@ -33,13 +38,15 @@ class TemplateFacts:
 class CloneFacts:
     """Another database of ours: what it is for, and by whom it is held, if by anybody.
 
-    One that should be held by a process and is not, is `left behind`.
+    One that should be held by a process and is not, is `left behind`. One that is `kept` is that
+    of a *test* which failed.
     """
 
     name: str
     state: str
     holder: str
     bytes: int
+    test: str = ""
 
 
 @dataclass(frozen=True)
@@ -60,13 +67,17 @@ class Overview:
             for each in self.templates
         ] or ["no template yet"]
         groups: dict[str, list[CloneFacts]] = {}
+        kept = [each for each in self.clones if each.test]
         for each in self.clones:
+            if each.test:
+                continue
             groups.setdefault(each.state, []).append(each)
         told += [
             f"{len(group)} {'clone' if len(group) == 1 else 'clones'} {state}{_by(group)},"
             f" {size(sum(each.bytes for each in group))}"
             for state, group in groups.items()
         ]
+        told += [f"{each.name} kept, {size(each.bytes)}, of {each.test}" for each in kept]
         return told
 
 
@@ -101,9 +112,10 @@ def overview(rows: Sequence[Any], holders: dict[int, str]) -> Overview:
             continue
         holder = holders.get(name.lock_key, "")
         state = _WORDS[name.state]
-        if not holder and name.state is not State.READY:
+        if not holder and name.state in {State.IN_USE, State.BUILDING}:
             state = "left behind"
-        found.clones.append(CloneFacts(str(name), state, holder, row["bytes"] or 0))
+        test = sql.test_of(row["comment"]) if name.state is State.KEPT else ""
+        found.clones.append(CloneFacts(str(name), state, holder, row["bytes"] or 0, test))
     found.templates.sort(key=lambda each: each.used, reverse=True)
     return found
 

@@ -131,6 +131,9 @@ HELD: Final = (
 )
 """The advisory locks that somebody holds; a 64-bit key is shown as its two halves."""
 
+NAMES: Final = f"SELECT datname, {_COMMENT} AS comment FROM pg_database d ORDER BY oid"
+"""All databases, whoever has made them, with their comments."""
+
 OVERVIEW: Final = (
     f"SELECT datname, {_SEALED} AS sealed, {_NOTE} AS note, {_COMMENT} AS comment,"
     " CASE WHEN has_database_privilege(d.oid, 'CONNECT') THEN pg_database_size(d.oid) END AS bytes"
@@ -154,6 +157,12 @@ END: Final = (
 The name as well, since the number may be another backend's by now.
 """
 
+END_ALL: Final = (
+    "SELECT pg_terminate_backend(pid, 5000) FROM pg_stat_activity"
+    " WHERE datid = $1 AND backend_type = 'client backend'"
+)
+"""End all connections to a database, by its oid, and wait until they have ended."""
+
 HOLDERS: Final = (
     "SELECT coalesce(datname, '') AS database, application_name AS application,"
     " coalesce(host(client_addr), 'this machine') AS client, count(*) AS connections,"
@@ -162,6 +171,19 @@ HOLDERS: Final = (
     " GROUP BY 1, 2, 3 ORDER BY 4 DESC, 1, 2"
 )
 """Who holds the connections of the server."""
+
+
+def kept(test: str) -> str:
+    """Return the comment of a database that is kept, of the *test* that failed with it."""
+    return json.dumps({"warmstack": "kept", "test": test}, separators=(",", ":"))
+
+
+def test_of(comment: str) -> str:
+    """Return the test that a kept database's comment names; nothing when it names none."""
+    try:
+        return str(json.loads(comment)["test"])
+    except (ValueError, TypeError, KeyError):
+        return ""
 
 
 def noted(note: str) -> dict[str, Any]:

@@ -54,7 +54,7 @@ def meant(databases: Sequence[Database], project: str | None, idle: float) -> li
     }
     wanted = []
     for each in databases:
-        origin = templates.get(each.name.fingerprint)
+        origin = each if each.used else templates.get(each.name.fingerprint)
         used = origin.used if origin is not None else 0.0
         whose = origin.project if origin is not None else None
         if project in {None, whose} and now - used >= idle:

@@ -7,7 +7,7 @@ revisions, the seed's scripts), in order, each with the digests of all that it r
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import wait
 from contextlib import suppress
 from dataclasses import dataclass
@@ -428,14 +428,15 @@ def doomed(
     *,
     current: DatabaseName | None = None,
     stock: int = 0,
+    failed: int = 0,
     idle: float = NEVER,
 ) -> list[DatabaseName]:
     """Return what a sweep may drop if no process holds its lock.
 
     Of each project the *keep* templates stay that were used last, but for those that were not
     used for *idle* seconds. Of the *current* one, and of those of other projects, up to *stock*
-    clones stay that stand ready and that nobody has looked into. Builds and clones without an
-    owner are rubbish.
+    clones stay that stand ready and that nobody has looked into; and of each project the *failed*
+    last databases of failed tests. Builds and clones without an owner are rubbish.
     """
     own = next((each.project for each in databases if each.name == current), None)
     stays: dict[str, list[Database]] = {}
@@ -446,6 +447,7 @@ def doomed(
         if is_template and is_fresh and len(mine) < keep:
             mine.append(each)
     kept = {each.name for mine in stays.values() for each in mine}
+    kept.update(_of_failed_tests(databases, failed, idle))
     room = {
         each.name.fingerprint: stock
         for mine in stays.values()
@@ -458,3 +460,15 @@ def doomed(
             kept.add(each.name)
             room[each.name.fingerprint] -= 1
     return [each.name for each in databases if each.name not in kept]
+
+
+def _of_failed_tests(
+    databases: Sequence[Database], failed: int, idle: float
+) -> Iterator[DatabaseName]:
+    """Yield of each project the *failed* last databases of failed tests, if they are no older."""
+    counts: dict[str, int] = {}
+    for each in sorted(databases, key=lambda each: each.used, reverse=True):
+        if each.name.state is State.KEPT and time.time() - each.used <= idle:
+            counts[each.project] = counts.get(each.project, 0) + 1
+            if counts[each.project] <= failed:
+                yield each.name
