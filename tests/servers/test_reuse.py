@@ -223,3 +223,25 @@ def test_two_projects_never_share_a_server(kept: Library, other_project: Library
     assert len(other_project.servers()) == 1
     assert not set(other_project.servers()).intersection(servers)
     assert kept.servers() == servers
+
+
+def test_variables_of_the_machine_do_not_reach_a_server(project: Library) -> None:
+    """What images, libpq and applications read from the environment is not meant for tests."""
+    ambient = {
+        "POSTGRES_USER": "somebody",
+        "POSTGRES_PASSWORD": "hunter2",
+        "POSTGRES_DB": "other",
+        "POSTGRES_HOST_AUTH_METHOD": "trust",
+        "POSTGRES_HOST": "nowhere.invalid",
+        "PGHOST": "nowhere.invalid",
+        "PGPORT": "1",
+        "PGUSER": "somebody",
+        "PGPASSWORD": "hunter2",
+        "PGDATA": "/nonexistent",
+        "PGSSLMODE": "verify-full",
+        "REDIS_PASSWORD": "hunter2",
+        "REDIS_URL": "redis://nowhere.invalid",
+        "DATABASE_URL": "postgresql://somebody:hunter2@nowhere.invalid/other",
+    }
+
+    project.run(**ambient).assert_outcomes(passed=5)
