@@ -27,6 +27,7 @@ OURS = URL.create("postgresql+psycopg", **PARTS)  # type: ignore[arg-type]
 def path(monkeypatch: pytest.MonkeyPatch) -> None:
     """A path of modules that a test may add to."""
     monkeypatch.setattr(sys, "path", list(sys.path))
+    monkeypatch.setenv("PGSSLMODE", "verify-full")
 
 
 def alembic(folder: Path, url: str = "", env: str | None = None, **more: Any) -> dict[str, Any]:
@@ -180,6 +181,21 @@ def values(monkeypatch: pytest.MonkeyPatch, *lines: str, **before: str) -> dict[
         monkeypatch.setenv(name, value)
     wiring.set_environment(lines, OURS)
     return {name: os.environ[name] for name in names}
+
+
+@pytest.mark.parametrize(("query", "mode"), [({}, "prefer"), ({"ssl": "require"}, "require")])
+def test_what_the_machine_says_of_tls_does_not_count(query: dict[str, str], mode: str) -> None:
+    """It is about other servers, and drivers would read it where the URL says nothing."""
+    wiring.set_environment([], OURS.set(query=query))
+
+    assert os.environ["PGSSLMODE"] == mode
+
+
+def test_a_line_of_the_projects_own_about_tls_counts() -> None:
+    """Whoever writes it means it."""
+    wiring.set_environment(["PGSSLMODE=allow"], OURS)
+
+    assert os.environ["PGSSLMODE"] == "allow"
 
 
 def test_what_stands_in_braces_is_the_templates(monkeypatch: pytest.MonkeyPatch) -> None:

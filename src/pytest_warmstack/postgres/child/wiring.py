@@ -50,6 +50,8 @@ def set_environment(lines: Sequence[str], url: URL) -> None:
 
     A URL that stands there already tells the driver that the application wants.
     """
+    # Every driver reads it where a URL says nothing; that of this machine is about other servers.
+    os.environ["PGSSLMODE"] = _mode(url) or "prefer"
     for line in lines:
         name, _, value = line.partition("=")
         own = _driver(os.environ.get(name, ""))
@@ -62,9 +64,14 @@ def _made(driver: str, parts: dict[str, Any]) -> URL:
 
 def _with_driver(url: URL, driver: str) -> URL:
     """Return *url* for *driver*; what it says about TLS, each of them calls by another name."""
-    mode = url.query.get("sslmode") or url.query.get("ssl")
+    mode = _mode(url)
     name = _TLS.get(driver, "")
     return url.set(drivername=driver, query={name: mode} if name and mode else {})
+
+
+def _mode(url: URL) -> str:
+    """Return what *url* says about TLS, if anything."""
+    return str(url.query.get("sslmode") or url.query.get("ssl") or "")
 
 
 def _values(url: URL) -> dict[str, Any]:
