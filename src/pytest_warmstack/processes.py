@@ -45,12 +45,17 @@ class Process:
     def __str__(self) -> str:
         return f"{self.host}/{self.pid}/{self.started}"
 
+    @property
+    def is_near(self) -> bool:
+        """Whether it runs, or ran, on this machine and beside us: it sees the same folders."""
+        return self.host == _host()
+
     def is_gone(self) -> bool:
         """Tell whether this process has certainly ended.
 
         False also when it can't be known, since it runs on another machine.
         """
-        return self.host == _host() and _started(self.pid) != self.started
+        return self.is_near and _started(self.pid) != self.started
 
     def family_memory(self) -> int:
         """Return how many bytes this process, and those it started, have for themselves.

@@ -240,6 +240,26 @@ def test_orphans_are_servers_of_a_folder_that_is_gone(
     assert project.servers() == servers
 
 
+def test_what_another_machine_has_made_is_no_orphan(
+    embedded_project: Library, library_in: Callable[..., Library]
+) -> None:
+    """On an engine that many use, the folders of others are not here to be seen."""
+    lost = library_in(RuntimeName.EMBEDDED, "lost")
+    lost.run(REUSE, *READER).assert_outcomes(passed=1, deselected=4)
+    (folder,) = lost.folders()
+    path = folder / "server.json"
+    record = json.loads(path.read_text())
+    owner = record["labels"]["pytest-warmstack.owner"]
+    record["labels"]["pytest-warmstack.owner"] = f"elsewhere{owner}"
+    path.write_text(json.dumps(record))
+    lost.folder.rename(lost.folder.with_name("gone"))
+
+    assert embedded_project.warmstack("clean", "--orphans").ret == 0
+
+    assert lost.folders() == [folder]
+    assert embedded_project.warmstack("clean", "--project", str(lost.folder)).ret == 0
+
+
 def test_clean_for_a_folder_that_is_gone_and_one_that_never_was(
     embedded_project: Library, library_in: Callable[..., Library]
 ) -> None:

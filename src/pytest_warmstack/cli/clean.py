@@ -14,8 +14,9 @@ from pytest_warmstack import specs, upkeep
 from pytest_warmstack.cli import words
 from pytest_warmstack.cli.project import Place, here, known
 from pytest_warmstack.errors import CommandFailed, WarmstackError
-from pytest_warmstack.identity import Project, Service, State
+from pytest_warmstack.identity import Label, Project, Service, State
 from pytest_warmstack.portal import Portal
+from pytest_warmstack.processes import Process
 from pytest_warmstack.runtime.base import Found, OwnRuntime
 from pytest_warmstack.runtime.external import External
 
@@ -113,8 +114,17 @@ def _removal(runtime: OwnRuntime, found: Found) -> Callable[[], None]:
 
 def _is_meant(found: Found, options: argparse.Namespace, project: Project) -> bool:
     if options.orphans:
-        return found.orphaned or not found.path or not Path(found.path).is_dir()
+        return found.orphaned or found.kind == "folder" or _has_lost_its_folder(found)
     return options.all_projects or found.path == project.path
+
+
+def _has_lost_its_folder(found: Found) -> bool:
+    """Tell whether a server's project is no longer there.
+
+    Of one that another machine, or another container, has made, that can't be seen from here.
+    """
+    owner = Process.parse(found.labels.get(Label.OWNER, ""))
+    return owner is not None and owner.is_near and not Path(found.path).is_dir()
 
 
 def _is_old_enough(runtime: OwnRuntime, found: Found, seconds: float, portal: Portal) -> bool:
