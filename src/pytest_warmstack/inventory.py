@@ -61,17 +61,13 @@ def _entry(runtime: OwnRuntime, found: Found, portal: Portal) -> Entry:
 def looked_into(found: Found, client: Any, memory: int = 0) -> Entry:
     """Return what the server behind *client* tells of itself; the client is then closed."""
     try:
-        if found.service == Service.POSTGRES:
-            from pytest_warmstack.postgres.overview import look
-        else:
-            from pytest_warmstack.redis.overview import look  # type: ignore[assignment]
         return Entry(
             found=found,
             version=client.version,
             used=client.used(),
             users=client.users(),
             memory=memory,
-            inside=look(client),
+            inside=specs.look(found.service, client),
         )
     except WarmstackError as error:
         return Entry(found=found, memory=memory, trouble=f"{error.what} {error.why}")

@@ -25,3 +25,14 @@ def make(
     from pytest_warmstack.redis import server as redis
 
     return redis.spec(settings, number)
+
+
+def look(service: str, client: Any) -> Any:
+    """Return the `Overview` of what is on the server of *service* behind *client*."""
+    if service == Service.POSTGRES:
+        from pytest_warmstack.postgres import overview
+
+        return overview.look(client)
+    from pytest_warmstack.redis import overview as of_redis
+
+    return of_redis.look(client)

@@ -29,7 +29,7 @@ GREETING: Final = (
     "SELECT current_setting('fsync') AS fsync, r.rolcreatedb OR r.rolsuper AS creates,"
     " pg_is_in_recovery() AS standby, pg_backend_pid() AS pid,"
     " coalesce((SELECT s.ssl FROM pg_stat_ssl s WHERE s.pid = pg_backend_pid()), false) AS tls,"
-    " current_setting('is_superuser') AS superuser, current_user AS role"
+    " current_user AS role"
     " FROM pg_roles r WHERE r.rolname = current_user"
 )
 """What has to be known of a server that is not ours."""

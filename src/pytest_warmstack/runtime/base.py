@@ -319,8 +319,22 @@ class Found(NamedTuple):
 
     @property
     def service(self) -> str:
-        """The service that it is of."""
-        return self.labels.get(Label.SERVICE, "")
+        """The service that it is of; nothing when its label names none that we know."""
+        label = self.labels.get(Label.SERVICE, "")
+        return label if label in set(Service) else ""
+
+    @property
+    def config(self) -> dict[str, str]:
+        """What it was made from; nothing when its label can't be understood."""
+        try:
+            plain = json.loads(self.labels.get(Label.CONFIG, ""))
+        except ValueError:
+            return {}
+        return (
+            {str(key): str(value) for key, value in plain.items()}
+            if isinstance(plain, dict)
+            else {}
+        )
 
     @property
     def path(self) -> str:
@@ -484,8 +498,7 @@ def remove_outdated(runtime: OwnRuntime, household: Household, spec: ServerSpec[
         if in_use(runtime, spec, found):
             continue
         runtime.remove(found)
-        old = json.loads(found.labels.get(Label.CONFIG, "{}"))
-        reason = ", ".join(changes(old, spec.config(runtime.name)))
+        reason = ", ".join(changes(found.config, spec.config(runtime.name)))
     return reason
 
 

@@ -190,7 +190,7 @@ class Embedded:
         record = _Record.read(_root() / found.name)
         if record is None:
             raise NotReady(f"the folder {found.name} is gone")
-        return spec.connect(record.endpoint, found.labels[Label.FINGERPRINT], PATIENCE)
+        return spec.connect(record.endpoint, found.labels.get(Label.FINGERPRINT, "none"), PATIENCE)
 
     def memory(self, found: Found) -> int:
         """Return how many bytes a server takes: its folder, and what its processes have alone."""

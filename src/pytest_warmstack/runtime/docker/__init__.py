@@ -5,11 +5,10 @@ This is the only room that speaks to docker and testcontainers.
 
 from __future__ import annotations
 
-import json
 import shutil
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from typing import Any
 
@@ -123,20 +122,20 @@ class Docker:
         containers = self._engine.client.api.containers(
             all=True, filters={"label": Label.PROJECT.value}
         )
-        return [
-            Found(
-                runtime=self.name,
-                id=each["Id"],
-                name=each["Names"][0].lstrip("/") if each["Names"] else each["Id"][:12],
-                running=each["State"] == "running",
-                labels=each["Labels"],
-                # As it was asked for: the engine gives a number once its name is another's.
-                what=f"image {_config(each['Labels']).get('image', each['Image'])}",
-                state=each["State"],
-                since=float(each["Created"]),
-            )
-            for each in containers
-        ]
+        return [self._found(each) for each in containers]
+
+    def _found(self, each: dict[str, Any]) -> Found:
+        found = Found(
+            runtime=self.name,
+            id=each["Id"],
+            name=each["Names"][0].lstrip("/") if each["Names"] else each["Id"][:12],
+            running=each["State"] == "running",
+            labels=each["Labels"],
+            state=each["State"],
+            since=float(each["Created"]),
+        )
+        # As it was asked for: the engine gives a number once its name is another's.
+        return found._replace(what=f"image {found.config.get('image', each['Image'])}")
 
     def remove(self, found: Found) -> None:
         """Remove a container with its anonymous volumes, or a volume, or a network."""
@@ -268,9 +267,3 @@ def _explained(title: str) -> Iterator[None]:
 def _named_by(spec: ServerSpec[Any]) -> str:
     """Return the image as testcontainers names it, for whoever has a registry of their own."""
     return f"{testcontainers_config.hub_image_name_prefix}{spec.image}"
-
-
-def _config(labels: Mapping[str, str]) -> dict[str, str]:
-    """Return the configuration that a container was made from."""
-    config: dict[str, str] = json.loads(labels.get(Label.CONFIG, "{}"))
-    return config

@@ -49,7 +49,7 @@ class ServerContainer(DockerContainer):
     def find(self) -> bool:
         """Take hold of the container with these labels, if there is one."""
         keys = (Label.PROJECT, Label.SERVICE, Label.RUN, Label.FINGERPRINT)
-        wanted = [f"{key}={self._labels[key]}" for key in keys]
+        wanted = [f"{key}={self._labels.get(key, '')}" for key in keys]
         self._container = None
         for each in self._client.api.containers(all=True, filters={"label": wanted}):
             # It may have been removed since it was listed.
