@@ -15,7 +15,6 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass
 from hashlib import sha256
-from ipaddress import ip_address
 from pathlib import Path
 from typing import Any
 
@@ -36,7 +35,7 @@ from doors import (
 from pytest_warmstack.runtime.docker import Docker
 from pytest_warmstack.runtime.docker.engine import Route, _gateway
 from pytest_warmstack.settings import RuntimeName
-from sample import Bench, Images, Library, containers, engine, listeners
+from sample import Bench, Images, Library, Listener, containers, engine, listeners
 
 pytestmark = pytest.mark.docker
 
@@ -55,18 +54,20 @@ def ports(attributes: dict[str, Any]) -> list[tuple[str, int]]:
     return [(each["HostIp"], int(each["HostPort"])) for entry in published for each in entry or []]
 
 
-def assert_on_loopback_alone(found: list[tuple[str, int]]) -> None:
-    """Fail unless these are two ports of loopback, and the kernel knows them nowhere else."""
-    assert {address for address, _ in found} == {"127.0.0.1"}
-    numbers = {port for _, port in found}
-    assert len(numbers) == 2
-    ours = [each for each in listeners() if each.port in numbers]
-    assert {each.port for each in ours} == numbers
-    assert [each for each in ours if not each.address.is_loopback] == []
+def assert_opened(opened: set[tuple[str, int]], before: list[Listener]) -> None:
+    """Fail unless these are all the addresses at which their ports were opened since *before*.
+
+    So says the kernel. Whatever listened before is not ours: an engine gives the same number to
+    several containers, each on another address.
+    """
+    numbers = {port for _, port in opened}
+    new = [each for each in listeners() if each.port in numbers and each not in before]
+    assert {(str(each.address), each.port) for each in new} == opened
 
 
 def assert_used_twice(project: Library, **variables: str) -> None:
     """Fail unless two runs pass, the second one with the servers of the first, on loopback."""
+    before = listeners()
     first = project.run(*RUN, **variables)
     first.assert_outcomes(passed=5)
     servers = project.servers()
@@ -76,7 +77,9 @@ def assert_used_twice(project: Library, **variables: str) -> None:
 
     second.assert_outcomes(passed=5)
     assert project.servers() == servers
-    assert_on_loopback_alone([each for own in project.containers() for each in ports(own)])
+    found = {each for own in project.containers() for each in ports(own)}
+    assert [address for address, _ in found] == ["127.0.0.1"] * 2
+    assert_opened(found, before)
 
 
 @pytest.fixture
@@ -142,21 +145,41 @@ def test_what_ssh_says_is_told(docker_project: Library, sshd: Sshd) -> None:
     assert address in text
 
 
+@pytest.mark.parametrize(
+    ("theirs", "host", "every"),
+    [("203.0.113.1", "127.0.0.1", "0.0.0.0"), ("2001:db8::1", "::1", "::")],  # noqa: S104
+)
 @pytest.mark.parametrize("runtime", [RuntimeName.DOCKER], indirect=True)
-def test_an_address_that_the_engine_does_not_have_gives_way_to_all(bench: Bench) -> None:
-    """Behind a translation of addresses the engine's machine can't bind what we reach it at."""
+def test_an_address_that_the_engine_does_not_have_gives_way_to_all(
+    bench: Bench, images: Images, theirs: str, host: str, every: str
+) -> None:
+    """Behind a translation of addresses the engine's machine can't bind what we reach it at.
+
+    The engine counts ports for each address by itself. One that somebody has over IPv4 alone sees
+    to it that the two numbers of ours differ.
+    """
+    before = listeners()
     runtime = bench.runtime()
     assert isinstance(runtime, Docker)
-    runtime._engine.route = Route(("203.0.113.1", ""), "127.0.0.1")
-
-    server = runtime.ensure(bench.redis)
+    runtime._engine.route = Route((theirs, ""), host)
+    with engine() as client:
+        somebody = client.containers.run(
+            images.redis,
+            detach=True,
+            ports={"6379/tcp": ("0.0.0.0", None)},  # noqa: S104
+        )
+        try:
+            server = runtime.ensure(bench.redis)
+        finally:
+            somebody.remove(force=True, v=True)
     server.client.close()
 
     (container,) = containers(bench.folder)
     bound = ports(container)
-    assert {port for _, port in bound} == {server.endpoint.port}
-    assert all(ip_address(address).is_unspecified for address, _ in bound)
-    assert server.endpoint.host == "127.0.0.1"
+    assert {address for address, _ in bound} == {"0.0.0.0", "::"}  # noqa: S104
+    assert (every, server.endpoint.port) in bound
+    assert server.endpoint.host == host
+    assert_opened(set(bound), before)
 
 
 @dataclass
@@ -168,6 +191,8 @@ class Reached:
     origins: list[str]
     version: str
     container: dict[str, Any]
+    before: list[Listener]
+    """What listened here when it was not up yet."""
 
 
 Reach = Callable[..., AbstractContextManager[Reached]]
@@ -180,6 +205,7 @@ def reach(images: Images, tmp_path: Path) -> Iterator[Reach]:
 
     @contextmanager
     def run(*command: str, **variables: str) -> Iterator[Reached]:
+        before = listeners()
         with (
             (tmp_path / "log").open("w+") as log,
             subprocess.Popen(
@@ -196,7 +222,7 @@ def reach(images: Images, tmp_path: Path) -> Iterator[Reach]:
             log.seek(0)
             assert line, log.read()
             (container,) = containers(folder)
-            yield Reached(container=container, **json.loads(line))
+            yield Reached(container=container, before=before, **json.loads(line))
             # Here its input ends, and it is waited for.
 
     yield run
@@ -215,8 +241,7 @@ def assert_reached_at(address: str, found: Reached) -> None:
     assert found.origins == ["started", "reused"]
     assert found.host == address
     assert ports(found.container) == [(address, found.port)]
-    ours = [str(each.address) for each in listeners() if each.port == found.port]
-    assert ours == [address]
+    assert_opened({(address, found.port)}, found.before)
 
 
 @pytest.mark.parametrize("family", ["tcp", "ssh"])

@@ -14,7 +14,7 @@ from docker.errors import APIError, DockerException
 from testcontainers.core.config import ConnectionMode
 
 from pytest_warmstack.errors import RuntimeUnavailable
-from pytest_warmstack.runtime.docker.container import _is_conflict, _reached
+from pytest_warmstack.runtime.docker.container import _is_conflict, _published, _reached
 from pytest_warmstack.runtime.docker.engine import (
     Engine,
     Route,
@@ -97,6 +97,34 @@ def test_a_port_is_opened_no_wider_than_it_is_reached(
 def test_a_port_is_reached_where_it_is_bound(bound: str, reached: str) -> None:
     """But for wildcards, and the loopback of another machine."""
     assert _reached("build", bound) == reached
+
+
+V4 = {"HostIp": "0.0.0.0", "HostPort": "32770"}  # noqa: S104 - nothing is bound here
+V6 = {"HostIp": "::", "HostPort": "32768"}
+ANY = {"HostIp": "", "HostPort": "32771"}
+
+
+@pytest.mark.parametrize(
+    ("entries", "address", "entry"),
+    [
+        ([V4, V6], "192.0.2.7", V4),
+        ([V6, V4], "192.0.2.7", V4),
+        ([V4, V6], "2001:db8::7", V6),
+        ([V6, V4], "2001:db8::7", V6),
+        # A name that this machine does not know.
+        ([V4, V6], "build", V4),
+        # Podman names no address for all of them; an engine may have no IPv6.
+        ([ANY], "2001:db8::7", ANY),
+        ([V4], "2001:db8::7", V4),
+        # It is not running.
+        ([], "192.0.2.7", {}),
+    ],
+)
+def test_the_number_of_a_port_is_that_of_the_address_we_come_to(
+    entries: list[dict[str, str]], address: str, entry: dict[str, str]
+) -> None:
+    """An engine chooses it for IPv4 and for IPv6 each by itself."""
+    assert _published(entries, address) == entry
 
 
 def test_a_port_on_the_loopback_that_is_ours_is_reached_there() -> None:

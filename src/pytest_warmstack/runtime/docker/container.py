@@ -148,7 +148,7 @@ class ServerContainer(DockerContainer):
             host = self.get_docker_client().bridge_ip(self.get_container_id())
             return Endpoint(host=host, port=port, password=self._password())
         ports = self._held.attrs["NetworkSettings"]["Ports"]
-        published = (ports.get(f"{port}/tcp") or [{}])[0]
+        published = _published(ports.get(f"{port}/tcp") or [], route.binds[0] or route.host)
         return Endpoint(
             host=_reached(route.host, published.get("HostIp", "")),
             port=int(published.get("HostPort", 0)),
@@ -193,6 +193,18 @@ class ServerContainer(DockerContainer):
     @property
     def _held(self) -> EngineContainer:
         return self.get_wrapped_container()
+
+
+def _published(entries: list[dict[str, str]], address: str) -> dict[str, str]:
+    """Return where a port is published, of several *entries*, for whoever comes to *address*.
+
+    A port that is open on all addresses may have one number over IPv4 and another over IPv6
+    (moby/moby#42442).
+    """
+    for entry in entries:
+        if (":" in entry.get("HostIp", "")) is (":" in address):
+            return entry
+    return entries[0] if entries else {}
 
 
 def _reached(host: str, bound: str) -> str:
