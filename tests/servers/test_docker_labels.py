@@ -123,6 +123,40 @@ def test_somebody_elses_container_survives_us(project: Library, somebody_elses: 
     assert project.containers() == []
 
 
+@pytest.mark.parametrize("run", [KEPT, "1"])
+def test_a_container_that_only_bears_labels_like_ours_stops_nothing(
+    project: Library, images: Images, run: str
+) -> None:
+    """Of this very project, but with no word in them that we would have written.
+
+    It is shown for what it says, and nothing is taken from it.
+    """
+    labels = {
+        Label.PROJECT: Project(path=str(project.folder)).id,
+        Label.PATH: str(project.folder),
+        Label.SERVICE: "mongo",
+        Label.CONFIG: "{",
+        Label.OWNER: "nobody",
+        Label.RUN: run,
+    }
+    with engine() as client:
+        container = client.containers.run(
+            images.redis, ["sleep", "600"], labels=labels, detach=True
+        )
+        try:
+            passed = project.run("-k", "reader", "--reuse-containers")
+            shown = project.warmstack("status")
+            told = json.loads(project.warmstack("status", "--json").stdout.str())
+            container.reload()
+            assert container.status == "running"
+        finally:
+            container.remove(force=True, v=True)
+
+    passed.assert_outcomes(passed=1, deselected=4)
+    assert (shown.ret, shown.stderr.str()) == (0, "")
+    assert container.name in json.dumps(told)
+
+
 def test_a_missing_image_stops_a_run_that_demanded_docker(project: Library) -> None:
     """The run ends with a usage error that holds the registry's own words."""
     image = "127.0.0.1:9/nobody/postgres:16"
