@@ -5,21 +5,23 @@ Each is made and removed by whoever opens it, and nothing of the machine's own i
 
 from __future__ import annotations
 
+import asyncio
 import getpass
 import os
 import resource
 import shutil
 import socket
+import ssl
 import subprocess
 import sys
 import tempfile
-import threading
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
+from pytest_warmstack.portal import Portal
 from sample import Images, engine, lacking, until
 
 DEFAULT: Final = "unix:///var/run/docker.sock"
@@ -45,59 +47,61 @@ def root(what: str) -> None:
 class Forwarder:
     """A socket, of any family, that leads to the engine's own; it counts who came."""
 
-    def __init__(self, listener: socket.socket) -> None:
+    def __init__(self, listener: socket.socket, tls: ssl.SSLContext | None = None) -> None:
         host = os.environ.get("DOCKER_HOST", DEFAULT)
         if not host.startswith("unix://"):
             lacking(f"the engine here has no socket that could be forwarded: {host}")
         self.count = 0
+        self.address = listener.getsockname()
         self._engine = host.removeprefix("unix://")
-        self._listener = listener
-        self._threads = [threading.Thread(target=self._serve)]
-        self._sockets: list[socket.socket] = []
-        self._threads[0].start()
+        self._portal = Portal()
+        self._server = self._portal.call(self._open, listener, tls)
 
-    def _serve(self) -> None:
+    async def _open(
+        self, listener: socket.socket, tls: ssl.SSLContext | None
+    ) -> asyncio.AbstractServer:
+        return await asyncio.start_server(self._serve, sock=listener, ssl=tls)
+
+    async def _serve(self, near: asyncio.StreamReader, back: asyncio.StreamWriter) -> None:
         """Connect whoever comes."""
-        while True:
-            try:
-                near, _ = self._listener.accept()
-            except OSError:
-                return
-            far = socket.socket(socket.AF_UNIX)
-            far.connect(self._engine)
-            self.count += 1
-            self._sockets += [near, far]
-            for ends in ((near, far), (far, near)):
-                self._threads.append(threading.Thread(target=_pump, args=ends))
-                self._threads[-1].start()
+        self.count += 1
+        far, on = await asyncio.open_unix_connection(self._engine)
+        try:
+            await asyncio.gather(_pump(near, on), _pump(far, back))
+            for each in (on, back):
+                each.close()
+                with suppress(OSError):
+                    await each.wait_closed()
+        finally:
+            for each in (on, back):
+                each.transport.abort()
+
+    async def _shut(self) -> None:
+        self._server.close()
 
     def close(self) -> None:
         """Cut all connections."""
-        with suppress(OSError):
-            self._listener.shutdown(socket.SHUT_RDWR)
-        self._threads[0].join()
-        for each in self._sockets:
-            with suppress(OSError):
-                each.shutdown(socket.SHUT_RDWR)
-        for thread in self._threads:
-            thread.join()
-        for each in (self._listener, *self._sockets):
-            each.close()
+        self._portal.call(self._shut)
+        self._portal.close()
 
 
-def _pump(source: socket.socket, target: socket.socket) -> None:
+async def _pump(source: asyncio.StreamReader, target: asyncio.StreamWriter) -> None:
     """Copy what comes, up to its end, and hand the end on."""
     with suppress(OSError):
-        while part := source.recv(_BUFFER):
-            target.sendall(part)
-    with suppress(OSError):
-        target.shutdown(socket.SHUT_WR)
+        while part := await source.read(_BUFFER):
+            target.write(part)
+            await target.drain()
+        if target.can_write_eof():
+            target.write_eof()
+        else:
+            # TLS has no half of an end.
+            target.close()
 
 
 @contextmanager
-def forwarded(listener: socket.socket) -> Iterator[Forwarder]:
-    """Yield a forwarder from *listener* to the engine."""
-    forwarder = Forwarder(listener)
+def forwarded(listener: socket.socket, tls: ssl.SSLContext | None = None) -> Iterator[Forwarder]:
+    """Yield a forwarder from *listener* to the engine, for whom *tls* lets in."""
+    forwarder = Forwarder(listener, tls)
     try:
         yield forwarder
     finally:

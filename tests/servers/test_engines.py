@@ -7,7 +7,9 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import socket
+import ssl
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -36,6 +38,7 @@ from pytest_warmstack.runtime.docker import Docker
 from pytest_warmstack.runtime.docker.engine import Route, _gateway
 from pytest_warmstack.settings import RuntimeName
 from sample import Bench, Images, Library, Listener, containers, engine, listeners
+from strangers import certificate
 
 pytestmark = pytest.mark.docker
 
@@ -82,6 +85,15 @@ def assert_used_twice(project: Library, **variables: str) -> None:
     assert_opened(found, before)
 
 
+def context(folder: Path, name: str, host: str) -> Path:
+    """Write a docker context into a folder of Docker's configuration; return its file."""
+    meta = folder / "contexts" / "meta" / sha256(name.encode()).hexdigest() / "meta.json"
+    meta.parent.mkdir(parents=True)
+    endpoint = {"Host": host, "SkipTLSVerify": False}
+    meta.write_text(json.dumps({"Name": name, "Metadata": {}, "Endpoints": {"docker": endpoint}}))
+    return meta
+
+
 @pytest.fixture
 def sshd() -> Iterator[Sshd]:
     """An ssh server on loopback."""
@@ -92,7 +104,7 @@ def sshd() -> Iterator[Sshd]:
 def test_an_engine_behind_tcp_on_loopback(docker_project: Library) -> None:
     """DOCKER_HOST=tcp://127.0.0.1:PORT."""
     with forwarded(socket.create_server(("127.0.0.1", 0))) as door:
-        port = door._listener.getsockname()[1]
+        port = door.address[1]
 
         assert_used_twice(docker_project, DOCKER_HOST=f"tcp://127.0.0.1:{port}")
 
@@ -105,12 +117,7 @@ def test_an_engine_behind_a_context(docker_project: Library, way: str) -> None:
     with short_folder() as folder, socket.socket(socket.AF_UNIX) as listener:
         listener.bind(str(folder / "engine.sock"))
         listener.listen()
-        meta = folder / "contexts" / "meta" / sha256(b"elsewhere").hexdigest() / "meta.json"
-        meta.parent.mkdir(parents=True)
-        host = {"Host": f"unix://{folder}/engine.sock"}
-        meta.write_text(
-            json.dumps({"Name": "elsewhere", "Metadata": {}, "Endpoints": {"docker": host}})
-        )
+        context(folder, "elsewhere", f"unix://{folder}/engine.sock")
         (folder / "config.json").write_text(
             json.dumps({way: "elsewhere"} if way == "currentContext" else {})
         )
@@ -119,6 +126,64 @@ def test_an_engine_behind_a_context(docker_project: Library, way: str) -> None:
             assert_used_twice(docker_project, DOCKER_HOST="", DOCKER_CONFIG=str(folder), **named)
 
             assert door.count
+
+
+def test_an_engine_behind_a_context_with_certificates(docker_project: Library) -> None:
+    """It lets in whoever shows the context's own; what the environment says is not for it."""
+    with short_folder() as folder, socket.create_server(("127.0.0.1", 0)) as listener:
+        (folder / "config.json").write_text("{}")
+        path = context(folder, "guarded", f"tcp://127.0.0.1:{listener.getsockname()[1]}")
+        certificates = folder / "contexts" / "tls" / path.parent.name / "docker"
+        certificates.mkdir(parents=True)
+        # Both sides show the same one, which has signed itself.
+        made = certificate(folder)
+        key = made.with_suffix(".key")
+        for name, file in (("ca", made), ("cert", made), ("key", key)):
+            shutil.copy(file, certificates / f"{name}.pem")
+        tls = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH, cafile=made)
+        tls.verify_mode = ssl.CERT_REQUIRED
+        tls.load_cert_chain(made, key)
+        variables = {
+            "DOCKER_HOST": "",
+            "DOCKER_CONFIG": str(folder),
+            "DOCKER_CONTEXT": "guarded",
+            "DOCKER_CERT_PATH": "/nonexistent",
+            "DOCKER_TLS_VERIFY": "1",
+            "REQUESTS_CA_BUNDLE": "",
+            "CURL_CA_BUNDLE": "",
+        }
+        with forwarded(listener, tls) as door:
+            assert_used_twice(docker_project, **variables)
+            assert door.count
+
+            # requests prefers that variable to what it is told.
+            (folder / "other").mkdir()
+            bundle = str(certificate(folder / "other"))
+            result = docker_project.run(**{**variables, "REQUESTS_CA_BUNDLE": bundle})
+
+    assert result.ret == pytest.ExitCode.USAGE_ERROR
+    text = "\n".join([*result.outlines, *result.errlines])
+    assert "CERTIFICATE_VERIFY_FAILED" in text
+    assert "REQUESTS_CA_BUNDLE is set, and stands in the place of" in text
+
+
+def test_an_engine_that_only_testcontainers_is_told(docker_project: Library) -> None:
+    """The client in a container is called by Docker's own command, which reads no such file."""
+    project = docker_project
+    with short_folder() as folder, ExitStack() as stack:
+        door = stack.enter_context(forwarded(socket.create_server(("127.0.0.1", 0))))
+        (folder / ".testcontainers.properties").write_text(
+            f"tc.host=tcp://127.0.0.1:{door.address[1]}\n"
+        )
+        (folder / "docker").symlink_to(program("docker", "docker.io"))
+        named = {"HOME": str(folder), "DOCKER_HOST": "unix:///nonexistent.sock"}
+        project.run("--reuse-containers", "-k", "reader", **named).assert_outcomes(
+            passed=1, deselected=4
+        )
+
+        result = project.warmstack("redis-cli", "--", "ping", **named, PATH=str(folder))
+
+        assert result.outlines == ["PONG"]
 
 
 @pytest.mark.parametrize("host", ["{user}@127.0.0.1:{port}", "engine"])
@@ -265,7 +330,7 @@ def test_an_engine_beside_us_that_is_named_by_another_address(
 ) -> None:
     """An address of this machine's own is no reason to open a port on it."""
     with forwarded(socket.create_server((elsewhere.here, 0))) as door:
-        port = door._listener.getsockname()[1]
+        port = door.address[1]
 
         with reach(DOCKER_HOST=f"tcp://{elsewhere.here}:{port}") as found:
             assert_reached_at("127.0.0.1", found)

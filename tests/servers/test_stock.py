@@ -382,7 +382,8 @@ def test_however_many_tests_there_are_there_are_few_databases(kept: Library) -> 
     few = len(kept.databases())
     kept.write("many.log", "")
 
-    kept.run(REUSE, "test_many.py", TESTS="2000").assert_outcomes(passed=2000)
+    running = kept.start(REUSE, "test_many.py", TESTS="2000")
+    running.wait(seconds=300).assert_outcomes(passed=2000)
 
     counts = [int(line) for line in kept.lines("many.log")]
     assert len(counts) == 2000

@@ -17,6 +17,7 @@ from pytest_warmstack.errors import RuntimeUnavailable
 from pytest_warmstack.runtime.docker.container import _is_conflict, _published, _reached
 from pytest_warmstack.runtime.docker.engine import (
     Engine,
+    Named,
     Route,
     _gateway,
     _is_here,
@@ -198,7 +199,7 @@ def test_a_name_that_is_taken_is_told_from_other_trouble(
 
 def test_without_a_word_it_is_the_default_socket(contexts: Contexts) -> None:
     """As it is for the `docker` command."""
-    assert _named() == ("unix:///var/run/docker.sock", "the default")
+    assert _named() == Named("unix:///var/run/docker.sock", "the default")
 
 
 def test_each_source_gives_way_to_the_one_before(
@@ -206,21 +207,50 @@ def test_each_source_gives_way_to_the_one_before(
 ) -> None:
     """It is testcontainers' properties, DOCKER_HOST, DOCKER_CONTEXT, the current context."""
     contexts("current", current="tcp://a:1", other="ssh://me@b/c.sock")
-    assert _named() == ("tcp://a:1", "the docker context current")
+    assert _named()[:3] == ("tcp://a:1", "the docker context current", ())
 
     monkeypatch.setenv("DOCKER_CONTEXT", "other")
-    assert _named() == ("ssh://me@b/c.sock", "the docker context other")
+    assert _named()[:3] == ("ssh://me@b/c.sock", "the docker context other", ())
     monkeypatch.setenv("DOCKER_CONTEXT", "default")
-    assert _named() == ("unix:///var/run/docker.sock", "the default")
+    assert _named() == Named("unix:///var/run/docker.sock", "the default")
 
     monkeypatch.setenv("DOCKER_HOST", "tcp://c:3")
-    assert _named() == ("tcp://c:3", "DOCKER_HOST")
+    assert _named() == Named("tcp://c:3", "DOCKER_HOST")
 
     properties = {"tc.host": "tcp://d:4"}
     monkeypatch.setattr(
         testcontainers.core.config.testcontainers_config, "tc_properties", properties
     )
-    assert _named() == ("tcp://d:4", "tc.host in ~/.testcontainers.properties")
+    source = "tc.host in ~/.testcontainers.properties"
+    # The `docker` command does not read that file.
+    assert _named() == Named("tcp://d:4", source, ("--host", "tcp://d:4"))
+
+
+@pytest.mark.parametrize("skip", [False, True])
+def test_a_context_shows_its_own_certificates_and_no_others(
+    contexts: Contexts, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, *, skip: bool
+) -> None:
+    """What the environment says of certificates is for DOCKER_HOST."""
+    monkeypatch.setenv("DOCKER_TLS_VERIFY", "1")
+    monkeypatch.setenv("DOCKER_CERT_PATH", "/nonexistent")
+    contexts("plain", plain="tcp://a:1", guarded="tcp://b:2")
+    assert _named().variables == {"DOCKER_CERT_PATH": "", "DOCKER_TLS_VERIFY": ""}
+
+    monkeypatch.setenv("DOCKER_CONTEXT", "guarded")
+    key = sha256(b"guarded").hexdigest()
+    folder = tmp_path / "contexts" / "tls" / key / "docker"
+    folder.mkdir(parents=True)
+    for name in ("ca.pem", "cert.pem", "key.pem"):
+        (folder / name).touch()
+    meta = tmp_path / "contexts" / "meta" / key / "meta.json"
+    told = json.loads(meta.read_text())
+    told["Endpoints"]["docker"]["SkipTLSVerify"] = skip
+    meta.write_text(json.dumps(told))
+
+    assert _named().variables == {
+        "DOCKER_CERT_PATH": str(folder),
+        "DOCKER_TLS_VERIFY": "" if skip else "1",
+    }
 
 
 def test_an_engine_behind_ssh_needs_the_program(
@@ -249,4 +279,17 @@ def test_a_context_that_is_not_there_is_no_reason_to_take_another_engine(
         monkeypatch.setenv("DOCKER_CONTEXT", "gone")
 
     with pytest.raises(DockerException, match="there is no docker context 'gone'"):
+        _named()
+
+
+def test_contexts_are_only_found_beside_a_configuration(
+    contexts: Contexts, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """The `docker` command finds them without one, so what is missing is told."""
+    contexts(other="tcp://a:1")
+    (tmp_path / "config.json").unlink()
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setenv("DOCKER_CONTEXT", "other")
+
+    with pytest.raises(DockerException, match=r"'other', as far as docker-py .* config\.json$"):
         _named()

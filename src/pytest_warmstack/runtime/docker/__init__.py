@@ -202,7 +202,8 @@ class Docker:
         names = ("PGPASSWORD", "REDISCLI_AUTH")
         passed = [part for name in names for part in ("--env", name)]
         terminal = ["--tty"] if sys.stdin.isatty() else []
-        command = [docker, "exec", "--interactive", *terminal, *passed, found.id, program]
+        engine = self._engine.named.arguments
+        command = [docker, *engine, "exec", "--interactive", *terminal, *passed, found.id, program]
         return command, Endpoint(host="127.0.0.1", port=spec.port, password="")
 
     def scraps(self) -> Sequence[Found]:
@@ -244,7 +245,8 @@ class Docker:
     def facts(self) -> Iterator[tuple[str, str]]:
         """Yield what there is to know of the engine, each thing with its name."""
         client = self._engine.client
-        yield "address", f"{self._engine.address}  ({self._engine.source})"
+        named = self._engine.named
+        yield "address", f"{named.address}  ({named.source})"
         told = client.info()
         yield "engine", f"{client.version()['Version']}, {told.get('OperatingSystem', '')}"
         options = told.get("SecurityOptions") or []

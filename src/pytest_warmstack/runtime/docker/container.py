@@ -31,7 +31,7 @@ class ServerContainer(DockerContainer):
     """
 
     def __init__(self, engine: Engine, spec: ServerSpec[Any], labels: Any, name: str) -> None:
-        with engine.named():
+        with engine.found():
             super().__init__(spec.image)
         self._engine = engine
         self.title = spec.title

@@ -11,17 +11,19 @@ import shutil
 import socket
 import struct
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from functools import cached_property
 from ipaddress import ip_network
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, Final, NamedTuple
 
 from docker.constants import DEFAULT_UNIX_SOCKET
-from docker.context import ContextAPI
+from docker.context import Context, ContextAPI
 from docker.context.config import get_current_context_name
 from docker.errors import DockerException
+from docker.utils.config import find_config_file
 from requests.exceptions import RequestException
 from testcontainers.core.config import ConnectionMode, testcontainers_config
 from testcontainers.core.docker_client import DockerClient
@@ -47,22 +49,37 @@ class Route(NamedTuple):
     network: str = ""
 
 
+class Named(NamedTuple):
+    """An engine's address, and what gave it that name.
+
+    *arguments* tell the `docker` command to take the same one, and *variables* docker-py which
+    certificates to show and to trust there, where that is not for the environment to say.
+    """
+
+    address: str
+    source: str
+    arguments: tuple[str, ...] = ()
+    variables: Mapping[str, str] = MappingProxyType({})
+
+
 class Engine:
     """The engine that the user's `docker` command talks to, and the way to its containers."""
 
     def __init__(self) -> None:
         self._tunnel: ssh.Tunnel | None = None
-        self.address, self.source = "", ""
+        self.named = Named("", "")
         try:
-            self.address, self.source = _named()
+            self.named = _named()
             self._door = self._open()
-            with self.named():
+            with self.found():
                 self._docker = DockerClient()
         except (DockerException, RequestException, OSError) as error:
             words = self._tunnel.words() if self._tunnel else ""
             self._shut()
             raise RuntimeUnavailable.no_docker(
-                cause=words or explanation(error), address=self.address, source=self.source
+                cause=words or explanation(error) + _bundle(error),
+                address=self.named.address,
+                source=self.named.source,
             ) from error
 
     @property
@@ -72,33 +89,36 @@ class Engine:
 
     def _open(self) -> str:
         """Return the address where docker-py can reach the engine; raise OSError if none can."""
-        if self.address.startswith("ssh://"):
+        address = self.named.address
+        if address.startswith("ssh://"):
             if shutil.which("ssh") is None:
                 raise FileNotFoundError("there is no program `ssh` here, such as OpenSSH's client")
-            self._tunnel = ssh.Tunnel(self.address)
+            self._tunnel = ssh.Tunnel(address)
             return self._tunnel.address
-        if self.address.startswith("unix://"):
+        if address.startswith("unix://"):
             # docker-py would find out as well, but leave a socket unclosed, which fails runs that
             # turn warnings into errors.
-            _peer(self.address)
-        return self.address
+            _peer(address)
+        return address
 
     @contextmanager
-    def named(self) -> Iterator[None]:
-        """Let testcontainers find this engine, by DOCKER_HOST.
+    def found(self) -> Iterator[None]:
+        """Let testcontainers find this engine, by DOCKER_HOST and what goes with it.
 
-        It writes that variable itself, too. The user's own code reads it, so it is put back.
+        It writes that variable itself, too. The user's own code reads it, so all is put back.
         """
+        wanted = {**self.named.variables, "DOCKER_HOST": self._door}
         with _ENVIRONMENT:
-            before = os.environ.get("DOCKER_HOST")
-            os.environ["DOCKER_HOST"] = self._door
+            before = {name: os.environ.get(name) for name in wanted}
+            os.environ.update(wanted)
             try:
                 yield
             finally:
-                if before is None:
-                    del os.environ["DOCKER_HOST"]
-                else:
-                    os.environ["DOCKER_HOST"] = before
+                for name, value in before.items():
+                    if value is None:
+                        del os.environ[name]
+                    else:
+                        os.environ[name] = value
 
     @cached_property
     def route(self) -> Route:
@@ -108,13 +128,13 @@ class Engine:
         when it runs the engine itself. And of ssh they know the name that the user gave, not the
         host that ssh makes of it.
         """
-        with self.named():
+        with self.found():
             mode = self._docker.get_connection_mode()
             host = self._docker.host()
             network = self._docker.find_host_network() or ""
         if self._tunnel:
             mode = testcontainers_config.connection_mode_override or ConnectionMode.docker_host
-            host = testcontainers_config.tc_host_override or ssh.host(self.address)
+            host = testcontainers_config.tc_host_override or ssh.host(self.named.address)
         if mode is ConnectionMode.docker_host:
             address = "127.0.0.1" if host in _LOCAL else _resolved(host)
             return _route(mode, host, address, shared=_is_ours(address))
@@ -153,25 +173,43 @@ def _route(
     return Route((address, "") if address else ("",), host)
 
 
-def _named() -> tuple[str, str]:
-    """Return the engine's address, and what gave it that name.
+def _named() -> Named:
+    """Return how the engine is named here.
 
     The order is testcontainers', with DOCKER_CONTEXT, which the `docker` command knows.
     """
     if address := testcontainers_config.tc_properties_get_tc_host():
-        return address, "tc.host in ~/.testcontainers.properties"
+        source = "tc.host in ~/.testcontainers.properties"
+        return Named(address, source, ("--host", address))
     if address := os.environ.get("DOCKER_HOST"):
-        return address, "DOCKER_HOST"
+        return Named(address, "DOCKER_HOST")
     name = os.environ.get("DOCKER_CONTEXT") or get_current_context_name()
     try:
         context = ContextAPI.get_context(name)
     except Exception as error:  # docker-py has no narrower one for a file that it can't read
         raise DockerException(f"the docker context {name!r} can't be read: {error}") from error
     if context is None:
-        raise DockerException(f"there is no docker context {name!r}")
+        # docker-py looks for contexts beside that file only; the `docker` command can do without.
+        where = "" if find_config_file() else ", as far as docker-py looks without a config.json"
+        raise DockerException(f"there is no docker context {name!r}{where}")
     if context.Host and context.Name != "default":
-        return context.Host, f"the docker context {context.Name}"
-    return DEFAULT_UNIX_SOCKET.removeprefix("http+"), "the default"
+        source = f"the docker context {context.Name}"
+        return Named(context.Host, source, variables=_certificates(context))
+    return Named(DEFAULT_UNIX_SOCKET.removeprefix("http+"), "the default")
+
+
+def _certificates(context: Context) -> Mapping[str, str]:
+    """Return the variables that lead docker-py to the certificates of *context*, if it has any.
+
+    A context keeps them by the same three names as the folder of DOCKER_CERT_PATH. Those of the
+    environment are not meant for it; the `docker` command does not show them there either.
+    """
+    if context.TLSConfig is None:
+        return {"DOCKER_CERT_PATH": "", "DOCKER_TLS_VERIFY": ""}
+    return {
+        "DOCKER_CERT_PATH": str(Path(context.TLSConfig.ca_cert).parent),
+        "DOCKER_TLS_VERIFY": "1" if context.TLSConfig.verify else "",
+    }
 
 
 def _peer(address: str) -> int:
@@ -231,6 +269,17 @@ def _resolved(host: str) -> str:
         return str(socket.getaddrinfo(host, None, type=socket.SOCK_STREAM)[0][4][0])
     except OSError:
         return ""
+
+
+def _bundle(error: Exception) -> str:
+    """Return what to know of a certificate that is not trusted, to be added to *error*'s words.
+
+    requests lets these variables win over what docker-py tells it (psf/requests#3829).
+    """
+    for name in ("REQUESTS_CA_BUNDLE", "CURL_CA_BUNDLE"):
+        if os.environ.get(name) and "CERTIFICATE_VERIFY_FAILED" in str(error):
+            return f"; {name} is set, and stands in the place of the engine's own authority"
+    return ""
 
 
 def explanation(error: Exception) -> str:
