@@ -704,8 +704,8 @@ class LeaseFailed(WarmstackError):
     def too_many_asked(cls, *, databases: int, count: int) -> LeaseFailed:
         """More databases are asked for than the server has."""
         return cls(
-            f"The Redis server has no {count} databases for one process.",
-            why=f"it has {databases}, and the first one holds the leases",
+            "The Redis server has fewer databases than one process asks for.",
+            why=f"{count} are asked for; it has {databases}, and the first one holds the leases",
             looked_at=["its setting databases"],
             todo=[f"choose warmstack_redis_databases below {databases}"],
         )

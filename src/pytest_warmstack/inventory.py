@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import Any
+from functools import partial
+from typing import Any, Final
 
 from pytest_warmstack import specs, upkeep
 from pytest_warmstack.errors import RuntimeUnavailable, ServerFailed, ServerFull, WarmstackError
@@ -13,6 +15,9 @@ from pytest_warmstack.portal import Portal
 from pytest_warmstack.runtime.base import Found, NotOurs, NotReady, OwnRuntime
 from pytest_warmstack.runtime.external import External
 from pytest_warmstack.settings import RuntimeName, Settings
+
+_AT_ONCE: Final = 8
+"""Servers that are asked at once."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,11 +44,12 @@ Refused = Callable[[str, RuntimeUnavailable], None]
 def entries(portal: Portal, refused: Refused) -> Iterator[Entry]:
     """Yield every server of ours, of any project; tell *refused* of runtimes that don't answer."""
     for runtime in upkeep.reachable(refused):
-        for found in runtime.list():
-            yield _entry(runtime, found, portal)
+        # An engine takes up to a second to tell what memory a container has.
+        with ThreadPoolExecutor(_AT_ONCE) as pool:
+            yield from pool.map(partial(_entry, runtime, portal), runtime.list())
 
 
-def _entry(runtime: OwnRuntime, found: Found, portal: Portal) -> Entry:
+def _entry(runtime: OwnRuntime, portal: Portal, found: Found) -> Entry:
     if not found.running:
         return Entry(found=found)
     memory = runtime.memory(found)

@@ -16,6 +16,7 @@ from pytest_warmstack.identity import Label
 from pytest_warmstack.inventory import Entry
 from pytest_warmstack.portal import Portal
 from pytest_warmstack.runtime.base import Found
+from pytest_warmstack.settings import RuntimeName
 
 _HEAD: Final = ("SERVER", "VERSION", "RUNTIME", "STATE", "AGE", "LAST USED", "MEMORY")
 
@@ -46,19 +47,27 @@ def status(options: argparse.Namespace) -> int:
     return 0
 
 
+def _place(found: Found) -> str:
+    """Return what a server is listed under."""
+    if found.runtime == RuntimeName.EXTERNAL:
+        return "servers that somebody else runs"
+    return found.path or "servers that name no project"
+
+
 def lines(entries: Sequence[Entry]) -> list[str]:
     """Return the table with, below each server, what is on it."""
     if not entries:
         return ["there is no server of ours"]
     told: list[str] = []
     rows = words.table(_HEAD, [_row(each) for each in entries])
-    project = None
+    place = ""
     for each, row in sorted(
-        zip(entries, rows[1:], strict=True), key=lambda pair: (pair[0].found.path, pair[1])
+        zip(entries, rows[1:], strict=True),
+        key=lambda pair: (pair[0].found.path, pair[0].found.runtime, pair[1]),
     ):
-        if each.found.path != project:
-            project = each.found.path
-            told += ["", project or "servers that somebody else runs", f"  {rows[0]}"]
+        if _place(each.found) != place:
+            place = _place(each.found)
+            told += ["", place, f"  {rows[0]}"]
         told.append(f"  {row}")
         details = each.inside.lines(words.ago, words.size) if each.inside is not None else []
         told += [f"    {detail}" for detail in details]

@@ -161,7 +161,7 @@ class Docker:
         with self._container(spec, found.labels, found.name) as container:
             try:
                 if not container.find():
-                    raise NotReady(f"the container {found.name} is gone")
+                    raise NotReady(f"the container {found.name} is gone, or none of ours")
                 client: C = container.connect(PATIENCE)
             except (DockerException, RequestException) as error:
                 raise NotReady(explanation(error)) from error
