@@ -68,7 +68,8 @@ class Process:
                 # proc_pid_stat(5): session is field 6, so the fourth after the name.
                 fields = (folder / "stat").read_text(errors="replace").rpartition(")")[2].split()
                 status = (folder / "status").read_text(errors="replace")
-            except (FileNotFoundError, ProcessLookupError):
+            except OSError:
+                # It has ended, or the machine shows it to nobody but its owner (hidepid).
                 continue
             if fields[3] == str(self.pid):
                 own = re.search(r"^RssAnon:\s+(\d+) kB", status, re.MULTILINE)

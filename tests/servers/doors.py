@@ -236,6 +236,8 @@ def network() -> Iterator[Network]:
         do("-n", name, "link", "set", "lo", "up")
         yield Network(name, here, there)
     finally:
+        # By itself it would go some time after the network has.
+        subprocess.run([ip, "link", "delete", f"{name}h"], check=False)
         do("netns", "delete", name)
 
 

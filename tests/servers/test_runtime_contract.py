@@ -169,6 +169,33 @@ def test_the_ports_listen_on_loopback_only(standing: Bench, both: list[Server[An
 
 
 @pytest.mark.parametrize("runtime", [RuntimeName.EMBEDDED], indirect=True)
+def test_the_memory_of_a_server_at_work_can_be_told(bench: Bench) -> None:
+    """Its files come and go while they are counted, and folders with them."""
+    server = bench.ensure(bench.redis)
+    server.client.close()
+    (found,) = (each for each in bench.runtime().list() if each.path == str(bench.folder))
+    place = folders(bench.folder)[0] / "busy"
+    done = threading.Event()
+
+    def work() -> None:
+        while not done.is_set():
+            for number in range(20):
+                (place / str(number)).mkdir(parents=True)
+                (place / str(number) / "file").touch()
+            shutil.rmtree(place)
+
+    with ThreadPoolExecutor(1) as pool:
+        busy = pool.submit(work)
+        try:
+            told = [bench.runtime().memory(found) for _ in range(100)]
+        finally:
+            done.set()
+        busy.result()
+
+    assert min(told) > 100_000
+
+
+@pytest.mark.parametrize("runtime", [RuntimeName.EMBEDDED], indirect=True)
 def test_an_embedded_server_listens_nowhere_else(standing: Bench, both: list[Server[Any]]) -> None:
     """Whatever socket one of its processes has, on whatever port, is on loopback."""
     inodes = set()

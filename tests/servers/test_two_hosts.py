@@ -71,7 +71,7 @@ def network() -> Iterator[tuple[str, list[Host]]]:
         strangers.missing("only root can make network namespaces")
     mark = os.getpid() % 65536
     # Addresses that no real network has (RFC 2544).
-    home = f"198.18.{mark % 256}"
+    home = f"198.19.{mark % 256}"
     bridge = f"wsb{mark}"
     hosts = [Host(f"warmstack-{mark}-{number}", f"{home}.{number + 1}") for number in (1, 2)]
     with ExitStack() as undo:

@@ -195,8 +195,8 @@ class Embedded:
     def memory(self, found: Found) -> int:
         """Return how many bytes a server takes: its folder, and what its processes have alone."""
         process = Process.parse(found.id)
-        folder = sum(each.lstat().st_blocks * 512 for each in (_root() / found.name).rglob("*"))
-        return folder + (process.family_memory() if process is not None else 0)
+        own = process.family_memory() if process is not None else 0
+        return _taken(_root() / found.name) + own
 
     def log(self, found: Found, lines: int, *, follow: bool = False) -> Iterator[str]:
         """Yield the last *lines* that a server wrote, and with *follow* what comes then."""
@@ -453,3 +453,14 @@ def _empty(folder: Path) -> None:
             shutil.rmtree(path)
         else:
             path.unlink()
+
+
+def _taken(folder: Path) -> int:
+    """Return how many bytes the files below *folder* take; a server at work removes some."""
+    taken = 0
+    for path, _, names in os.walk(folder):
+        for name in names:
+            with suppress(OSError):
+                # st_blocks counts in 512 bytes, whatever the file system's own (stat(2)).
+                taken += Path(path, name).lstat().st_blocks * 512
+    return taken
