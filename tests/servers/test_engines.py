@@ -345,23 +345,35 @@ def own_network() -> Iterator[str]:
         made.remove()
 
 
+@pytest.fixture
+def neighbour(images: Images) -> Iterator[str]:
+    """A container whose network another one can join, as a container's that holds a VPN."""
+    with engine() as client:
+        made = client.containers.run(images.redis, ["sleep", "600"], detach=True)
+        yield made.id
+        made.remove(force=True, v=True)
+
+
 @pytest.mark.parametrize("groups", ["host", "private"])
-@pytest.mark.parametrize("place", ["default", "own", "host"])
+@pytest.mark.parametrize("place", ["default", "own", "host", "neighbour"])
 def test_a_container_with_the_engines_socket(
     images: Images,
     own_network: str,
+    neighbour: str,
     reach: Reach,
     place: str,
     groups: str,
 ) -> None:
-    """In the default network, in one of its own, in the host's.
+    """In the default network, in one of its own, in the host's, in another container's.
 
     Whether a container can tell which one it is depends on what it sees of control groups. If it
-    can, ours joins that network, and nothing is published; if not, the gateway leads there.
+    can, ours joins that network, and nothing is published; if not, the gateway leads there. It
+    does, too, where ours can't join: what belongs to another container has no name of its own.
     """
+    network = {"own": own_network, "neighbour": f"container:{neighbour}"}.get(place, place)
     command = [
         *(program("docker", "docker.io"), "run", "--rm", "--interactive", "--pull=never"),
-        f"--network={own_network if place == 'own' else place}",
+        f"--network={network}",
         f"--cgroupns={groups}",
         f"--volume={SOCKET}:{DEFAULT.removeprefix('unix://')}",
         # The image has no Python: this one's files are the container's, at the same places.
@@ -375,7 +387,7 @@ def test_a_container_with_the_engines_socket(
         bridge = client.networks.get("bridge").attrs["IPAM"]["Config"][0]
         if place == "host":
             assert_reached_at("127.0.0.1", found)
-        elif ports(found.container):
+        elif place == "neighbour" or ports(found.container):
             assert_reached_at(_gateway(bridge), found)
         else:
             name = "bridge" if place == "default" else own_network

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import subprocess
 from pathlib import Path
 
 import pytest
@@ -66,3 +67,24 @@ def test_the_table_of_choices_has_a_row_for_each() -> None:
         assert (f"`{choice.ini}`" in line) is (choice.kind is not Kind.FLAG)
         assert (choice.flag is None) or f"`{choice.flag}`" in line
         assert (choice.variable is None) or f"`{choice.variable}`" in line
+
+
+def dry(target: str) -> list[str]:
+    """Return the commands that `make` would run for a target."""
+    command = ["make", "--dry-run", "--no-print-directory", target]
+    told = subprocess.run(command, cwd=README.parent, capture_output=True, text=True, check=True)
+    return told.stdout.splitlines()
+
+
+def test_the_two_commands_for_a_fresh_machine_run_pytest(text: str) -> None:
+    """And nothing that has to be done before is left to the reader."""
+    named = re.findall(r"^    make (\S+) ", text, re.MULTILINE)
+
+    assert named == ["test-integration", "test"]
+    for each in named:
+        assert " -m pytest " in dry(each)[-1]
+
+
+def test_containers_clean_is_our_own_command() -> None:
+    """So the repository's servers go as everybody's do."""
+    assert dry("containers-clean")[-1].endswith("/warmstack clean")
