@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 import pytest
 
-from pytest_warmstack.cli import words
+from pytest_warmstack.cli import status, words
 from pytest_warmstack.identity import Label
+from pytest_warmstack.inventory import Entry
 from pytest_warmstack.runtime.base import Found
 
 
@@ -45,3 +48,23 @@ def test_a_service_that_we_do_not_know_is_none(text: str) -> None:
 def test_an_owner_that_is_none_has_not_ended(text: str) -> None:
     """So nothing is removed for it."""
     assert not found(OWNER=text, RUN="1").orphaned
+
+
+def test_a_server_is_listed_under_its_project_or_what_stands_for_one() -> None:
+    """Each heading is there once, whatever the order they were found in."""
+    external = Found("external", "", "db:5432", running=True, labels={Label.SERVICE: "postgres"})
+    servers = [
+        found(PATH="/shop", SERVICE="redis"),
+        external,
+        found(),
+        found(PATH="/shop", SERVICE="postgres"),
+    ]
+
+    lines = status.lines([Entry(found=each) for each in servers])
+
+    headings = [line for before, line in pairwise(lines) if not before]
+    assert [lines[0], *headings] == [
+        "servers that name no project",
+        "servers that somebody else runs",
+        "/shop",
+    ]
