@@ -4,6 +4,7 @@ import asyncio
 from datetime import timedelta
 from typing import Any
 from urllib.parse import urlsplit
+from uuid import uuid4
 
 import pytest
 from redis.asyncio import Redis
@@ -182,19 +183,23 @@ async def test_a_script_runs_on_the_server(redis_client: Redis) -> None:
 
 
 async def test_a_subscriber_receives_what_is_published(redis_client: Redis) -> None:
-    """A message arrives at the one subscriber of its channel, and of no other."""
+    """A message arrives at the one subscriber of its channel, and of no other.
+
+    Channels are the whole server's, so this test's have names that no other process has.
+    """
+    mine = f"shipped:{uuid4()}"
     async with redis_client.pubsub() as subscriber, asyncio.timeout(10):
-        await subscriber.subscribe("shipped")
+        await subscriber.subscribe(mine)
         confirmation = await subscriber.get_message(timeout=None)
 
         assert confirmation is not None
         assert confirmation["type"] == "subscribe"
-        assert await redis_client.publish("refunded", "order 1") == 0
-        assert await redis_client.publish("shipped", "order 2") == 1
+        assert await redis_client.publish(f"refunded:{uuid4()}", "order 1") == 0
+        assert await redis_client.publish(mine, "order 2") == 1
         message = await subscriber.get_message(timeout=None)
 
     assert message is not None
-    assert (message["channel"], message["data"]) == (b"shipped", b"order 2")
+    assert (message["channel"], message["data"]) == (mine.encode(), b"order 2")
 
 
 # Isolation
