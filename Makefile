@@ -2,7 +2,6 @@
 #
 #   RUNTIME=docker    insist on Docker          RUNTIME=embedded   insist on native servers
 #   ARGS="-k refund"  passed on to pytest       PYTHON=python3.13  for the virtual environment
-#   ARGS="-n2 --dist=loadfile"  two files of tests at a time
 #   RUNS=3 WORKERS=8 TESTS=400                  sizes of `make stress`
 
 RUNTIME ?= auto

@@ -124,7 +124,7 @@ class Admin:
             name, fsync = await connection.fetchrow(sql.NAME, timeout=seconds)
         except REJECTED as error:
             raise NotOurs(told_why(error)) from error
-        except (OSError, TimeoutError, asyncpg.PostgresError, asyncpg.InterfaceError) as error:
+        except (*LOST, TimeoutError, asyncpg.PostgresError) as error:
             raise NotReady(f"{endpoint.place}: {error or 'no answer'}") from error
         if name != f"warmstack-{fingerprint}":
             connection.terminate()

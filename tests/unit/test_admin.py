@@ -1,0 +1,66 @@
+"""How a server that is on its way out is told, where only the driver can make the fault."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import asyncpg
+import pytest
+
+from pytest_warmstack.portal import Portal
+from pytest_warmstack.postgres import admin
+from pytest_warmstack.runtime.base import Endpoint, NotReady
+
+
+class Leaving:
+    """A connection to a server that ends between the greeting and the first statement."""
+
+    def __init__(self, error: Exception) -> None:
+        self.error = error
+
+    def get_settings(self) -> None:
+        """Give nothing: they are for servers that are too old."""
+
+    def get_server_version(self) -> Any:
+        """Return the newest one."""
+        return asyncpg.types.ServerVersion(18, 0, 0, "final", 0)
+
+    async def fetchrow(self, *_: object, **__: object) -> None:
+        """Fail as the driver does."""
+        raise self.error
+
+
+@pytest.fixture
+def portal() -> Iterator[Portal]:
+    """The background loop."""
+    portal = Portal()
+    yield portal
+    portal.close()
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        ConnectionResetError("reset"),
+        TimeoutError(),
+        asyncpg.ConnectionDoesNotExistError("closed in the middle"),
+        asyncpg.InterfaceError("connection is closed"),
+        # Met when `warmstack status` looked at a server that another run was just removing.
+        asyncpg.InternalClientError("cannot switch to state 12; another operation (2)"),
+    ],
+    ids=lambda error: type(error).__name__,
+)
+def test_a_server_that_ends_as_it_is_greeted_is_not_ready(
+    portal: Portal, monkeypatch: pytest.MonkeyPatch, error: Exception
+) -> None:
+    """So whoever looks at many servers goes on with the next one."""
+
+    async def connect(*_: object) -> Leaving:
+        return Leaving(error)
+
+    monkeypatch.setattr(admin, "connect_patiently", connect)
+    place = Endpoint(host="127.0.0.1", port=1, password="")
+
+    with pytest.raises(NotReady, match=r"^127\.0\.0\.1:1: "):
+        admin.Admin.connect(place, "0123456789abcdef", portal=portal, timeout=1)
