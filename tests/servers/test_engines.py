@@ -47,6 +47,9 @@ SOCKET = os.environ.get("DOCKER_HOST", DEFAULT).removeprefix("unix://")
 PLACES = sorted({sys.prefix, sys.base_prefix, str(Path(__file__).parents[2])})
 """Where Python, what is installed for it, and this project are."""
 
+EVERY = ("0.0.0.0", "::")  # noqa: S104 - that no port is open there without need is what is tested
+"""All addresses, over IPv4 and over IPv6."""
+
 RUN = ("--reuse-containers", "-W", "error")
 """What leaves a process, a socket or a file behind fails these runs."""
 
@@ -212,7 +215,7 @@ def test_what_ssh_says_is_told(docker_project: Library, sshd: Sshd) -> None:
 
 @pytest.mark.parametrize(
     ("theirs", "host", "every"),
-    [("203.0.113.1", "127.0.0.1", "0.0.0.0"), ("2001:db8::1", "::1", "::")],  # noqa: S104
+    [("203.0.113.1", "127.0.0.1", EVERY[0]), ("2001:db8::1", "::1", EVERY[1])],
 )
 @pytest.mark.parametrize("runtime", [RuntimeName.DOCKER], indirect=True)
 def test_an_address_that_the_engine_does_not_have_gives_way_to_all(
@@ -229,9 +232,11 @@ def test_an_address_that_the_engine_does_not_have_gives_way_to_all(
     runtime._engine.route = Route((theirs, ""), host)
     with engine() as client:
         somebody = client.containers.run(
+            # It has the port, and nothing answers there.
             images.redis,
+            ["sleep", "600"],
             detach=True,
-            ports={"6379/tcp": ("0.0.0.0", None)},  # noqa: S104
+            ports={"6379/tcp": (EVERY[0], None)},
         )
         try:
             server = runtime.ensure(bench.redis)
@@ -241,7 +246,7 @@ def test_an_address_that_the_engine_does_not_have_gives_way_to_all(
 
     (container,) = containers(bench.folder)
     bound = ports(container)
-    assert {address for address, _ in bound} == {"0.0.0.0", "::"}  # noqa: S104
+    assert {address for address, _ in bound} == set(EVERY)
     assert (every, server.endpoint.port) in bound
     assert server.endpoint.host == host
     assert_opened(set(bound), before)

@@ -116,7 +116,7 @@ class Engine:
             finally:
                 for name, value in before.items():
                     if value is None:
-                        del os.environ[name]
+                        os.environ.pop(name, None)
                     else:
                         os.environ[name] = value
 
