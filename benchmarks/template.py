@@ -22,8 +22,8 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from pytest_warmstack import runtime as runtimes
+from pytest_warmstack.background import BackgroundLoop
 from pytest_warmstack.identity import Project
-from pytest_warmstack.portal import Portal
 from pytest_warmstack.postgres import layers, server, template
 from pytest_warmstack.postgres.admin import Admin
 from pytest_warmstack.postgres.dependencies import Present
@@ -96,7 +96,7 @@ class Shop:
 @contextmanager
 def running(folder: Path) -> Iterator[Admin]:
     """Yield the connection to a PostgreSQL of the benchmark's own; it is removed at the end."""
-    portal = Portal()
+    background = BackgroundLoop()
     household = Household(
         project=Project(path=str(folder)),
         run=os.urandom(5).hex(),
@@ -106,13 +106,13 @@ def running(folder: Path) -> Iterator[Admin]:
     )
     runtime = Embedded(household)
     try:
-        found = runtime.ensure(server.spec(Settings(), portal))
+        found = runtime.ensure(server.spec(Settings(), background))
         yield found.client
         found.client.close()
     finally:
         runtimes.tidy(runtime, household.run)
         runtime.close()
-        portal.close()
+        background.close()
 
 
 def ensured(admin: Admin, shop: Shop, expected: str, *, rebuild: bool = False) -> float:

@@ -785,6 +785,22 @@ class CommandFailed(WarmstackError):
         )
 
 
+class BackgroundFailed(WarmstackError):
+    """Work in the background did not end."""
+
+    @classmethod
+    def stuck(cls, *, function: str, seconds: float) -> BackgroundFailed:
+        """*function*, which this package runs in the background, did not end in *seconds*."""
+        return cls(
+            f"The background work of pytest-warmstack did not end within {seconds:g} seconds.",
+            why=f"{function} was still running",
+            todo=[
+                "run again; if it happens again, report it with this message",
+                "if a test forks, or stops threads, run it in a subprocess",
+            ],
+        )
+
+
 class Forked(WarmstackError):
     """A process that was forked from the one that runs the tests goes on with them."""
 

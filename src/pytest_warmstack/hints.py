@@ -8,11 +8,12 @@ from __future__ import annotations
 
 import json
 import os
-import time
 from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Final
+
+from pytest_warmstack import originals
 
 PAUSE: Final = 3600.0
 """Seconds between two times that something is done which need not be done in every run."""
@@ -80,7 +81,7 @@ class Hints:
         path = self._folder / f"{what}.stamp"
         try:
             with suppress(FileNotFoundError):
-                if time.time() - path.stat().st_mtime < PAUSE:
+                if originals.now() - path.stat().st_mtime < PAUSE:
                     return False
             self._folder.mkdir(parents=True, exist_ok=True)
             path.touch()

@@ -6,11 +6,12 @@ Pure: nothing here reads or writes anything.
 from __future__ import annotations
 
 import hashlib
-import os
 import re
 from collections.abc import Mapping
 from enum import StrEnum
 from typing import Final, NamedTuple, Self
+
+from pytest_warmstack import originals
 
 NAMESPACE: Final = "pytest-warmstack"
 """Prefix of every label of ours."""
@@ -89,7 +90,7 @@ def random_password() -> str:
 
     No other characters: real `env.py` files write URLs into ConfigParser unescaped.
     """
-    return os.urandom(16).hex()
+    return originals.urandom(16).hex()
 
 
 class Project(NamedTuple):
@@ -132,7 +133,7 @@ class DatabaseName(NamedTuple):
     @classmethod
     def new(cls, state: State, fingerprint: str) -> Self:
         """Return a name that no other database has."""
-        return cls(state, fingerprint, os.urandom(5).hex())
+        return cls(state, fingerprint, originals.urandom(5).hex())
 
     @classmethod
     def parse(cls, text: str) -> Self | None:

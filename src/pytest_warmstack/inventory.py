@@ -9,9 +9,9 @@ from functools import partial
 from typing import Any, Final
 
 from pytest_warmstack import specs, upkeep
+from pytest_warmstack.background import BackgroundLoop
 from pytest_warmstack.errors import RuntimeUnavailable, ServerFailed, ServerFull, WarmstackError
 from pytest_warmstack.identity import Label, Service
-from pytest_warmstack.portal import Portal
 from pytest_warmstack.runtime.base import Found, NotOurs, NotReady, OwnRuntime
 from pytest_warmstack.runtime.external import External
 from pytest_warmstack.settings import RuntimeName, Settings
@@ -41,20 +41,20 @@ class Entry:
 Refused = Callable[[str, RuntimeUnavailable], None]
 
 
-def entries(portal: Portal, refused: Refused) -> Iterator[Entry]:
+def entries(background: BackgroundLoop, refused: Refused) -> Iterator[Entry]:
     """Yield every server of ours, of any project; tell *refused* of runtimes that don't answer."""
     for runtime in upkeep.reachable(refused):
         # An engine takes up to a second to tell what memory a container has.
         with ThreadPoolExecutor(_AT_ONCE) as pool:
-            yield from pool.map(partial(_entry, runtime, portal), runtime.list())
+            yield from pool.map(partial(_entry, runtime, background), runtime.list())
 
 
-def _entry(runtime: OwnRuntime, portal: Portal, found: Found) -> Entry:
+def _entry(runtime: OwnRuntime, background: BackgroundLoop, found: Found) -> Entry:
     if not found.running:
         return Entry(found=found)
     memory = runtime.memory(found)
     try:
-        client = runtime.connect(specs.make(found.service, Settings(), portal), found)
+        client = runtime.connect(specs.make(found.service, Settings(), background), found)
     except (NotReady, NotOurs) as error:
         return Entry(found=found, memory=memory, trouble=str(error))
     except ServerFull as error:
@@ -81,10 +81,12 @@ def looked_into(found: Found, client: Any, memory: int = 0) -> Entry:
         client.close()
 
 
-def external(settings: Settings, portal: Portal, say: Callable[[str], None]) -> Iterator[Entry]:
+def external(
+    settings: Settings, background: BackgroundLoop, say: Callable[[str], None]
+) -> Iterator[Entry]:
     """Yield the servers that somebody else runs, as *settings* name them."""
     for service in Service:
-        spec = specs.make(service, settings, portal)
+        spec = specs.make(service, settings, background)
         if not spec.url:
             continue
         found = Found(

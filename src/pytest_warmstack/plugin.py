@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 import pytest
 
-from pytest_warmstack import options
+from pytest_warmstack import options, originals
 from pytest_warmstack.settings import RuntimeName, Settings
 
 if TYPE_CHECKING:
@@ -204,7 +204,7 @@ def _run(config: pytest.Config) -> dict[str, str]:
     if config.stash.get(RUN, None) is None:
         from pytest_warmstack.processes import Process
 
-        own = {"id": os.urandom(5).hex(), "owner": str(Process.current())}
+        own = {"id": originals.urandom(5).hex(), "owner": str(Process.current())}
         config.stash[RUN] = getattr(config, "workerinput", {}).get(_WORD, own)
     return config.stash[RUN]
 

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Final
 
+from pytest_warmstack import originals
 from pytest_warmstack.steps import Ledger, Step
 
 _SERVERS: Final = ("postgres", "redis")
@@ -122,7 +122,7 @@ def _server(step: Step, *, with_why: bool) -> str:
     why = f" (auto: {facts['why']})" if facts["why"] and with_why else ""
     origin = facts["origin"]
     if origin in {"reused", "shared"}:
-        state = f"reused, {_age(time.time() - float(facts['since']))} old"
+        state = f"reused, {_age(originals.now() - float(facts['since']))} old"
     else:
         state = f"{origin} in {_duration(step.seconds)}"
     reason = f" ({facts['reason']})" if facts["reason"] else ""

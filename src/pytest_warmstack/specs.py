@@ -4,24 +4,24 @@ from __future__ import annotations
 
 from typing import Any
 
+from pytest_warmstack.background import BackgroundLoop
 from pytest_warmstack.identity import Service
-from pytest_warmstack.portal import Portal
 from pytest_warmstack.runtime.base import ServerSpec
 from pytest_warmstack.settings import Settings
 
 
 def make(
-    service: str, settings: Settings, portal: Portal | None = None, *, number: int = 0
+    service: str, settings: Settings, background: BackgroundLoop | None = None, *, number: int = 0
 ) -> ServerSpec[Any]:
     """Return the description of the server of *service* that *settings* ask for.
 
-    *portal* is where PostgreSQL's connections live; one of its own is made when there is none.
+    *background* is where PostgreSQL's connections live; one of its own is made when there is none.
     *number* is that of a Redis that one process has to itself.
     """
     if service == Service.POSTGRES:
         from pytest_warmstack.postgres import server as postgres
 
-        return postgres.spec(settings, portal or Portal())
+        return postgres.spec(settings, background or BackgroundLoop())
     from pytest_warmstack.redis import server as redis
 
     return redis.spec(settings, number)

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import json
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from typing import Self
+
+from pytest_warmstack import originals
 
 
 @dataclass(frozen=True)
@@ -36,9 +37,9 @@ class Ledger:
     @contextmanager
     def timed(self, name: str) -> Iterator[None]:
         """Measure what runs inside as one more repetition of *name*."""
-        begin = time.perf_counter()
+        begin = originals.monotonic()
         yield
-        self.times.setdefault(name, []).append(time.perf_counter() - begin)
+        self.times.setdefault(name, []).append(originals.monotonic() - begin)
 
     def repeated(self, name: str) -> tuple[int, float]:
         """Return how often *name* ran, and the median of its seconds."""

@@ -10,17 +10,15 @@ from __future__ import annotations
 import signal
 import subprocess
 import sys
-import threading
-import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from typing import Final
 
+from pytest_warmstack import originals, specs
 from pytest_warmstack import runtime as runtimes
-from pytest_warmstack import specs
+from pytest_warmstack.background import BackgroundLoop
 from pytest_warmstack.errors import RuntimeUnavailable, ServerFailed, ServerFull
 from pytest_warmstack.identity import Label, Project
-from pytest_warmstack.portal import Portal
 from pytest_warmstack.processes import Process
 from pytest_warmstack.runtime.base import (
     Found,
@@ -52,7 +50,7 @@ def tidy(runtime: OwnRuntime, run: str, idle: float) -> None:
     listed = runtime.list()
     doomed = [found for found in listed if found.labels.get(Label.RUN) == run or found.orphaned]
     # Side by side: to stop one takes an engine a few tenths of a second.
-    threads = [threading.Thread(target=runtime.remove, args=(found,)) for found in doomed]
+    threads = [originals.Thread(target=runtime.remove, args=(found,)) for found in doomed]
     for thread in threads:
         thread.start()
     if any(found.kept and is_old(found, idle) for found in listed):
@@ -99,24 +97,24 @@ class _Background(subprocess.Popen[bytes]):
 
 def sweep(idle: float) -> None:
     """Remove every server that is orphaned, or kept and not used for *idle* seconds."""
-    portal = Portal()
+    background = BackgroundLoop()
     try:
         for runtime in reachable(lambda _name, _refusal: None):
             for found in runtime.list():
                 # The next one is not to suffer from what is wrong with this one.
                 with suppress(ServerFailed, OSError):
-                    if found.orphaned or (found.kept and is_idle(runtime, found, idle, portal)):
+                    if found.orphaned or (found.kept and is_idle(runtime, found, idle, background)):
                         runtime.remove(found)
     finally:
-        portal.close()
+        background.close()
 
 
 def is_old(found: Found, seconds: float) -> bool:
     """Tell whether a server was made more than *seconds* ago: else it can't be unused so long."""
-    return time.time() - found.since > seconds
+    return originals.now() - found.since > seconds
 
 
-def is_idle(runtime: OwnRuntime, found: Found, seconds: float, portal: Portal) -> bool:
+def is_idle(runtime: OwnRuntime, found: Found, seconds: float, background: BackgroundLoop) -> bool:
     """Tell whether nobody uses a kept server, and nobody has for *seconds*.
 
     One that has stopped has lost its data, and is as old as it is. One that runs and does not
@@ -127,20 +125,20 @@ def is_idle(runtime: OwnRuntime, found: Found, seconds: float, portal: Portal) -
     if not found.running:
         return True
     try:
-        client = runtime.connect(specs.make(found.service, Settings(), portal), found)
+        client = runtime.connect(specs.make(found.service, Settings(), background), found)
     except (NotReady, NotOurs, ServerFull, ServerFailed):
         return False
     try:
-        return not client.users() and time.time() - (client.used() or found.since) > seconds
+        return not client.users() and originals.now() - (client.used() or found.since) > seconds
     finally:
         client.close()
 
 
-def is_live(runtime: OwnRuntime, found: Found, portal: Portal) -> bool:
+def is_live(runtime: OwnRuntime, found: Found, background: BackgroundLoop) -> bool:
     """Tell whether a run that may still be in progress owns the server, or uses it."""
     if not found.kept:
         return not found.orphaned
-    return in_use(runtime, specs.make(found.service, Settings(), portal), found)
+    return in_use(runtime, specs.make(found.service, Settings(), background), found)
 
 
 def reachable(refused: Callable[[str, RuntimeUnavailable], None]) -> Iterator[OwnRuntime]:

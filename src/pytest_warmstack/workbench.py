@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import os
 import threading
-import time
 from collections.abc import Callable, Collection, Mapping, Sequence
 from concurrent.futures import Future, wait
 from contextlib import ExitStack, suppress
@@ -15,12 +14,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, TypeVar
 
+from pytest_warmstack import originals, specs
 from pytest_warmstack import runtime as runtimes
-from pytest_warmstack import specs
+from pytest_warmstack.background import BackgroundLoop
 from pytest_warmstack.errors import Forked, RuntimeUnavailable, WarmstackError
 from pytest_warmstack.hints import Hint, Hints
 from pytest_warmstack.identity import Service
-from pytest_warmstack.portal import Portal
 from pytest_warmstack.processes import Process
 from pytest_warmstack.runtime.base import (
     Endpoint,
@@ -82,7 +81,7 @@ class Workbench:
         self._making = threading.Lock()
         self._threads: list[threading.Thread] = []
         self._stack = ExitStack()
-        self._portal = Portal()
+        self._background = BackgroundLoop()
         self._sweeping: Callable[[], Future[Any]] | None = None
         self.used: list[str] = []
         self._specs: dict[Service, ServerSpec[Any]] = {}
@@ -98,7 +97,7 @@ class Workbench:
             Service.REDIS: self.leases,
         }
         for service in services:
-            thread = threading.Thread(
+            thread = originals.Thread(
                 target=_quietly, args=(begin[service],), name=f"warmstack-{service}", daemon=True
             )
             self._threads.append(thread)
@@ -191,9 +190,9 @@ class Workbench:
                 layer.discard()
         for thread in self._threads:
             thread.join(LEAVE)
-        begin = time.perf_counter()
+        begin = originals.monotonic()
         with ExitStack() as last:
-            last.callback(self._portal.close)
+            last.callback(self._background.close)
             if (chosen := self._had("runtime")) is not None:
                 runtime: OwnRuntime = chosen[0]
                 last.callback(runtime.close)
@@ -209,7 +208,7 @@ class Workbench:
             last.push(self._stack.pop_all())
         self._made.clear()
         if self.ledger.steps:
-            self.ledger.note(Step("end", time.perf_counter() - begin))
+            self.ledger.note(Step("end", originals.monotonic() - begin))
 
     def _had(self, name: str) -> Any:
         """Return what was made under *name*; None when it was not, or could not be."""
@@ -232,7 +231,7 @@ class Workbench:
 
     def _ensure(self, spec: ServerSpec[Any]) -> Server[Any]:
         """Return the server of *spec*: at the hinted address, else from the runtime."""
-        begin = time.perf_counter()
+        begin = originals.monotonic()
         server, why = self._knock(spec)
         if server is None:
             runtime, why = self._runtime(spec)
@@ -245,7 +244,7 @@ class Workbench:
         self.ledger.note(
             Step(
                 str(spec.service),
-                time.perf_counter() - begin,
+                originals.monotonic() - begin,
                 {
                     "title": f"{server.title} {called(server.client)}",
                     "place": server.endpoint.place,
@@ -317,7 +316,7 @@ class Workbench:
 
     def _spec(self, service: Service) -> ServerSpec[Any]:
         """Return what the server looks like; only now its driver is imported."""
-        return specs.make(service, self.settings, self._portal)
+        return specs.make(service, self.settings, self._background)
 
     def _make_clones(self) -> Clones:
         from pytest_warmstack.postgres import template
@@ -326,7 +325,7 @@ class Workbench:
 
         server = self.postgres()
         admin = server.client
-        begin = time.perf_counter()
+        begin = originals.monotonic()
         settings, household = self.settings, self.household
         # Somebody else's server stays, and what stands ready on it serves the next run, of anybody.
         keep = household.keep or server.foreign
@@ -347,7 +346,7 @@ class Workbench:
         self.ledger.note(
             Step(
                 "template",
-                time.perf_counter() - begin,
+                originals.monotonic() - begin,
                 {"origin": made.origin, "text": made.text, "how": made.how, "why": made.why},
             )
         )

@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 from docker.errors import DockerException, ImageNotFound
 
+from pytest_warmstack.background import BackgroundLoop
 from pytest_warmstack.errors import RuntimeUnavailable
-from pytest_warmstack.portal import Portal
 from pytest_warmstack.postgres import server as postgres
 from pytest_warmstack.redis import server as redis
 from pytest_warmstack.runtime.base import ServerSpec
@@ -79,7 +79,7 @@ def _can_pull(client: Any, images: Images) -> bool:
 def embedded_programs() -> None:
     """The programs of the embedded servers, without which a test is skipped."""
     try:
-        for spec in (postgres.spec(Settings(), Portal()), redis.spec(Settings())):
+        for spec in (postgres.spec(Settings(), BackgroundLoop()), redis.spec(Settings())):
             spec.native("").check()
     except RuntimeUnavailable as refusal:
         pytest.skip(refusal.what)
@@ -164,11 +164,11 @@ def other_project(runtime: str, library_in: Callable[..., Library]) -> Iterator[
 
 
 @pytest.fixture(scope="session")
-def portal() -> Iterator[Portal]:
+def background() -> Iterator[BackgroundLoop]:
     """The background loop for the connections that tests open themselves."""
-    portal = Portal()
-    yield portal
-    portal.close()
+    background = BackgroundLoop()
+    yield background
+    background.close()
 
 
 @pytest.fixture(scope="session")
@@ -181,9 +181,9 @@ def settings(request: pytest.FixtureRequest, runtime: str) -> Settings:
 
 
 @pytest.fixture(scope="session")
-def postgres_spec(settings: Settings, portal: Portal) -> ServerSpec[Any]:
+def postgres_spec(settings: Settings, background: BackgroundLoop) -> ServerSpec[Any]:
     """What a PostgreSQL of ours looks like."""
-    return postgres.spec(settings, portal)
+    return postgres.spec(settings, background)
 
 
 @pytest.fixture(scope="session")

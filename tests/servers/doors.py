@@ -21,7 +21,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
-from pytest_warmstack.portal import Portal
+from pytest_warmstack.background import BackgroundLoop
 from sample import Images, engine, lacking, until
 
 DEFAULT: Final = "unix:///var/run/docker.sock"
@@ -54,8 +54,8 @@ class Forwarder:
         self.count = 0
         self.address = listener.getsockname()
         self._engine = host.removeprefix("unix://")
-        self._portal = Portal()
-        self._server = self._portal.call(self._open, listener, tls)
+        self._background = BackgroundLoop()
+        self._server = self._background.call(self._open, listener, tls)
 
     async def _open(
         self, listener: socket.socket, tls: ssl.SSLContext | None
@@ -81,8 +81,8 @@ class Forwarder:
 
     def close(self) -> None:
         """Cut all connections."""
-        self._portal.call(self._shut)
-        self._portal.close()
+        self._background.call(self._shut)
+        self._background.close()
 
 
 async def _pump(source: asyncio.StreamReader, target: asyncio.StreamWriter) -> None:

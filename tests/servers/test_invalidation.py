@@ -942,16 +942,16 @@ sys.modules.update(dict.fromkeys(["alembic", "sqlalchemy", "mako"]))
 sys.path.insert(0, sys.argv[1])
 from pathlib import Path
 from histories import Project, Shelf
-from pytest_warmstack.portal import Portal
+from pytest_warmstack.background import BackgroundLoop
 from pytest_warmstack.postgres.admin import Admin
 from pytest_warmstack.runtime.base import Endpoint
 told = json.loads(sys.stdin.read())
-portal = Portal()
-admin = Admin.connect(Endpoint(**told["endpoint"]), told["mark"], portal=portal, timeout=10)
+background = BackgroundLoop()
+admin = Admin.connect(Endpoint(**told["endpoint"]), told["mark"], background=background, timeout=10)
 project = Project(Path(told["folder"]), {"seed": ["seeds:sow"]})
 print(Shelf(None, None).ensure(project, admin=admin).origin)
 admin.close()
-portal.close()
+background.close()
 """
 
 

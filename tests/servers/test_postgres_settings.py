@@ -7,8 +7,8 @@ import re
 
 import pytest
 
+from pytest_warmstack.background import BackgroundLoop
 from pytest_warmstack.identity import DatabaseName, Label, State
-from pytest_warmstack.portal import Portal
 from pytest_warmstack.postgres import server as postgres
 from pytest_warmstack.settings import RuntimeName, Settings
 from sample import Bench, Library
@@ -147,7 +147,7 @@ def test_a_refused_setting_ends_the_run_before_anything_starts(embedded_project:
 
 @pytest.mark.parametrize("runtime", [RuntimeName.EMBEDDED], indirect=True)
 def test_connections_of_ours_do_not_mind_the_users_limits(
-    bench: Bench, settings: Settings, portal: Portal
+    bench: Bench, settings: Settings, background: BackgroundLoop
 ) -> None:
     """Limits that are meant for the application neither end them nor keep them from writing."""
     limits = {
@@ -156,11 +156,11 @@ def test_connections_of_ours_do_not_mind_the_users_limits(
         "default_transaction_read_only": "on",
     }
     lines = tuple(f"{name}={value}" for name, value in limits.items())
-    spec = postgres.spec(settings._replace(postgres_args=lines), portal)
+    spec = postgres.spec(settings._replace(postgres_args=lines), background)
 
     admin = bench.ensure(spec).client
 
-    shown = [portal.call(admin.main.fetchval, f"SHOW {name}") for name in limits]
+    shown = [background.call(admin.main.fetchval, f"SHOW {name}") for name in limits]
     assert shown == ["0", "0", "off"]
     admin.create(DatabaseName.new(State.BUILDING, "0123456789abcdef")).result(60)
     assert len(admin.databases()) == 1

@@ -21,7 +21,7 @@ import pytest
 from redis import Redis
 
 from pytest_warmstack import upkeep
-from pytest_warmstack.portal import Portal
+from pytest_warmstack.background import BackgroundLoop
 from pytest_warmstack.postgres import sql
 from pytest_warmstack.redis.admin import USED
 from pytest_warmstack.runtime.base import Found, Server, redis_url
@@ -211,34 +211,34 @@ def note(server: Server[Any], moment: float, *before: str) -> None:
 def test_postgresql_tells_by_its_templates_when_it_was_used(bench: Bench) -> None:
     """In Docker and embedded: a note of long ago, none at all, and a connection of ours."""
     server = bench.ensure(bench.postgres)
-    portal = Portal()
+    background = BackgroundLoop()
     runtime = bench.runtime()
     old = found(bench, server)
-    assert not upkeep.is_idle(runtime, old, LONG, portal), "it is connected to"
+    assert not upkeep.is_idle(runtime, old, LONG, background), "it is connected to"
     server.client.close()
 
-    until(lambda: upkeep.is_idle(runtime, old, LONG, portal), "it is unused since it was made")
-    assert not upkeep.is_idle(runtime, old._replace(since=time.time()), LONG, portal)
+    until(lambda: upkeep.is_idle(runtime, old, LONG, background), "it is unused since it was made")
+    assert not upkeep.is_idle(runtime, old._replace(since=time.time()), LONG, background)
     note(server, time.time(), f"CREATE DATABASE {NAME} CONNECTION LIMIT {sql.MARK}")
-    assert not upkeep.is_idle(runtime, old, LONG, portal)
+    assert not upkeep.is_idle(runtime, old, LONG, background)
     note(server, LONG_AGO)
-    assert upkeep.is_idle(runtime, old, LONG, portal)
-    portal.close()
+    assert upkeep.is_idle(runtime, old, LONG, background)
+    background.close()
 
 
 def test_a_connection_of_a_living_run_keeps_a_server(bench: Bench) -> None:
     """Another run's, which is known by the name that our connections have."""
     server = bench.ensure(bench.postgres)
-    portal = Portal()
+    background = BackgroundLoop()
     runtime = bench.runtime()
     old = found(bench, server)
     other = bench.ensure(bench.postgres)
     server.client.close()
 
-    assert not upkeep.is_idle(runtime, old, LONG, portal)
+    assert not upkeep.is_idle(runtime, old, LONG, background)
     other.client.close()
-    until(lambda: upkeep.is_idle(runtime, old, LONG, portal), "nobody uses it any more")
-    portal.close()
+    until(lambda: upkeep.is_idle(runtime, old, LONG, background), "nobody uses it any more")
+    background.close()
 
 
 def test_the_background_process_ends_by_itself(tmp_path: Path) -> None:

@@ -8,7 +8,7 @@ from typing import Any
 import asyncpg
 import pytest
 
-from pytest_warmstack.portal import Portal
+from pytest_warmstack.background import BackgroundLoop
 from pytest_warmstack.postgres import admin
 from pytest_warmstack.runtime.base import Endpoint, NotReady
 
@@ -32,11 +32,11 @@ class Leaving:
 
 
 @pytest.fixture
-def portal() -> Iterator[Portal]:
+def background() -> Iterator[BackgroundLoop]:
     """The background loop."""
-    portal = Portal()
-    yield portal
-    portal.close()
+    background = BackgroundLoop()
+    yield background
+    background.close()
 
 
 @pytest.mark.parametrize(
@@ -52,7 +52,7 @@ def portal() -> Iterator[Portal]:
     ids=lambda error: type(error).__name__,
 )
 def test_a_server_that_ends_as_it_is_greeted_is_not_ready(
-    portal: Portal, monkeypatch: pytest.MonkeyPatch, error: Exception
+    background: BackgroundLoop, monkeypatch: pytest.MonkeyPatch, error: Exception
 ) -> None:
     """So whoever looks at many servers goes on with the next one."""
 
@@ -63,4 +63,4 @@ def test_a_server_that_ends_as_it_is_greeted_is_not_ready(
     place = Endpoint(host="127.0.0.1", port=1, password="")
 
     with pytest.raises(NotReady, match=r"^127\.0\.0\.1:1: "):
-        admin.Admin.connect(place, "0123456789abcdef", portal=portal, timeout=1)
+        admin.Admin.connect(place, "0123456789abcdef", background=background, timeout=1)

@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 
+from pytest_warmstack.background import BackgroundLoop
 from pytest_warmstack.identity import changes
-from pytest_warmstack.portal import Portal
 from pytest_warmstack.postgres import server
 from pytest_warmstack.runtime.base import ServerSpec
 from pytest_warmstack.settings import Settings
@@ -18,16 +18,16 @@ RUNTIMES = ("docker", "embedded")
 
 
 @pytest.fixture(scope="module")
-def portal() -> Iterator[Portal]:
+def background() -> Iterator[BackgroundLoop]:
     """The background loop that a description needs; nothing here connects."""
-    portal = Portal()
-    yield portal
-    portal.close()
+    background = BackgroundLoop()
+    yield background
+    background.close()
 
 
-def described(portal: Portal, *args: str, env: tuple[str, ...] = ()) -> ServerSpec[Any]:
+def described(background: BackgroundLoop, *args: str, env: tuple[str, ...] = ()) -> ServerSpec[Any]:
     """Return the description of a PostgreSQL with *args* and *env* of the user's."""
-    return server.spec(Settings(postgres_args=args, postgres_env=env), portal)
+    return server.spec(Settings(postgres_args=args, postgres_env=env), background)
 
 
 def options(spec: ServerSpec[Any]) -> list[str]:
@@ -38,11 +38,11 @@ def options(spec: ServerSpec[Any]) -> list[str]:
     return list(command[2::2])
 
 
-def test_the_users_value_takes_the_place_of_ours(portal: Portal) -> None:
+def test_the_users_value_takes_the_place_of_ours(background: BackgroundLoop) -> None:
     """A name is given once, with the user's value; names that we do not have are added."""
-    ours = options(described(portal))
+    ours = options(described(background))
 
-    both = options(described(portal, "max_connections=500", "work_mem=8MB"))
+    both = options(described(background, "max_connections=500", "work_mem=8MB"))
 
     assert "max_connections=300" in ours
     assert set(both) - set(ours) == {"max_connections=500", "work_mem=8MB"}
@@ -52,19 +52,21 @@ def test_the_users_value_takes_the_place_of_ours(portal: Portal) -> None:
 
 
 @pytest.mark.parametrize("runtime", RUNTIMES)
-def test_settings_and_variables_are_part_of_the_fingerprint(portal: Portal, runtime: str) -> None:
+def test_settings_and_variables_are_part_of_the_fingerprint(
+    background: BackgroundLoop, runtime: str
+) -> None:
     """Each value counts; without any the fingerprint is what it was before they could be given."""
     specs = [
-        described(portal),
-        described(portal, "work_mem=8MB"),
-        described(portal, "work_mem=9MB"),
-        described(portal, env=("TZ=UTC",)),
-        described(portal, env=("TZ=GMT",)),
-        described(portal, env=("TZ=UTC", "A=")),
+        described(background),
+        described(background, "work_mem=8MB"),
+        described(background, "work_mem=9MB"),
+        described(background, env=("TZ=UTC",)),
+        described(background, env=("TZ=GMT",)),
+        described(background, env=("TZ=UTC", "A=")),
     ]
 
     assert len({spec.fingerprint(runtime) for spec in specs}) == len(specs)
-    assert described(portal).config(runtime).keys() == {
+    assert described(background).config(runtime).keys() == {
         "format",
         {"docker": "image", "embedded": "version"}[runtime],
         *server.OPTIONS,
@@ -72,9 +74,11 @@ def test_settings_and_variables_are_part_of_the_fingerprint(portal: Portal, runt
 
 
 @pytest.mark.parametrize("runtime", RUNTIMES)
-def test_the_configuration_tells_no_value_of_a_variable(portal: Portal, runtime: str) -> None:
+def test_the_configuration_tells_no_value_of_a_variable(
+    background: BackgroundLoop, runtime: str
+) -> None:
     """It is written on a label, which everybody can read who may ask the engine."""
-    spec = described(portal, env=("TOKEN=hunter2", "POSTGRES_INITDB_ARGS=--data-checksums"))
+    spec = described(background, env=("TOKEN=hunter2", "POSTGRES_INITDB_ARGS=--data-checksums"))
 
     text = json.dumps(spec.config(runtime))
 
@@ -84,10 +88,10 @@ def test_the_configuration_tells_no_value_of_a_variable(portal: Portal, runtime:
     assert "hunter2" not in repr(spec)
 
 
-def test_what_differs_is_told_without_a_variables_value(portal: Portal) -> None:
+def test_what_differs_is_told_without_a_variables_value(background: BackgroundLoop) -> None:
     """Settings show both values; of variables it is said that they were changed, set or unset."""
-    old = described(portal, "work_mem=8MB", env=("A=hunter2", "B=hunter2", "C=1"))
-    new = described(portal, "work_mem=9MB", env=("A=swordfish", "C=1", "D=swordfish"))
+    old = described(background, "work_mem=8MB", env=("A=hunter2", "B=hunter2", "C=1"))
+    new = described(background, "work_mem=9MB", env=("A=swordfish", "C=1", "D=swordfish"))
 
     assert changes(old.config("docker"), new.config("docker")) == [
         "env.A: changed",
@@ -97,10 +101,10 @@ def test_what_differs_is_told_without_a_variables_value(portal: Portal) -> None:
     ]
 
 
-def test_a_container_has_the_users_variables_and_ours(portal: Portal) -> None:
+def test_a_container_has_the_users_variables_and_ours(background: BackgroundLoop) -> None:
     """What initdb is told by the user follows what it is told by us."""
-    plain = described(portal).container("secret", "0123456789abcdef").environment
-    spec = described(portal, env=("TZ=UTC", "POSTGRES_INITDB_ARGS=--locale-provider=icu"))
+    plain = described(background).container("secret", "0123456789abcdef").environment
+    spec = described(background, env=("TZ=UTC", "POSTGRES_INITDB_ARGS=--locale-provider=icu"))
 
     environment = spec.container("secret", "0123456789abcdef").environment
 

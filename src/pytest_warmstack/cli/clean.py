@@ -11,11 +11,11 @@ from pathlib import Path
 from typing import Any
 
 from pytest_warmstack import specs, upkeep
+from pytest_warmstack.background import BackgroundLoop
 from pytest_warmstack.cli import words
 from pytest_warmstack.cli.project import Place, here, known
 from pytest_warmstack.errors import CommandFailed, WarmstackError
 from pytest_warmstack.identity import Label, Project, Service, State
-from pytest_warmstack.portal import Portal
 from pytest_warmstack.processes import Process
 from pytest_warmstack.runtime.base import Found, OwnRuntime
 from pytest_warmstack.runtime.external import External
@@ -54,16 +54,16 @@ def clean(options: argparse.Namespace) -> int:
     """Remove servers, and on those of somebody else our databases; 1 if anything was spared."""
     place = _place(options)
     tally = _Tally(options.dry_run)
-    portal = Portal()
+    background = BackgroundLoop()
     try:
         for runtime in upkeep.reachable(
             lambda name, refusal: print(f"not looked at: {name} ({refusal.why})", file=sys.stderr)
         ):
-            _clean_own(runtime, options, place.project, tally, portal)
+            _clean_own(runtime, options, place.project, tally, background)
         if not options.orphans:
-            _clean_external(place, options, tally, portal)
+            _clean_external(place, options, tally, background)
     finally:
-        portal.close()
+        background.close()
     if not (tally.removed or tally.spared or tally.failed):
         whose = "" if options.all_projects or options.orphans else f" for {place.project.path}"
         print(f"nothing to remove{whose}")
@@ -91,7 +91,7 @@ def _clean_own(
     options: argparse.Namespace,
     project: Project,
     tally: _Tally,
-    portal: Portal,
+    background: BackgroundLoop,
 ) -> None:
     for found in (*runtime.list(), *runtime.scraps()):
         if not _is_meant(found, options, project):
@@ -100,9 +100,9 @@ def _clean_own(
         name = words.name(found)
         if found.kind == "server":
             # One that is in use is not unused for long, and so not what was asked for.
-            if not _is_old_enough(runtime, found, options.older_than, portal):
+            if not _is_old_enough(runtime, found, options.older_than, background):
                 continue
-            if not options.force and upkeep.is_live(runtime, found, portal):
+            if not options.force and upkeep.is_live(runtime, found, background):
                 tally.spare(name, "a run in progress uses it")
                 continue
         tally.remove(name, _removal(runtime, found))
@@ -127,23 +127,25 @@ def _has_lost_its_folder(found: Found) -> bool:
     return owner is not None and owner.is_near and not Path(found.path).is_dir()
 
 
-def _is_old_enough(runtime: OwnRuntime, found: Found, seconds: float, portal: Portal) -> bool:
+def _is_old_enough(
+    runtime: OwnRuntime, found: Found, seconds: float, background: BackgroundLoop
+) -> bool:
     if not seconds or found.orphaned:
         return True
-    return upkeep.is_idle(runtime, found, seconds, portal)
+    return upkeep.is_idle(runtime, found, seconds, background)
 
 
 def _clean_external(
-    place: Place, options: argparse.Namespace, tally: _Tally, portal: Portal
+    place: Place, options: argparse.Namespace, tally: _Tally, background: BackgroundLoop
 ) -> None:
     """Drop the databases of ours on a PostgreSQL that somebody else runs."""
-    spec = specs.make(Service.POSTGRES, place.settings, portal)
+    spec = specs.make(Service.POSTGRES, place.settings, background)
     if not spec.url:
         return
     server = External(upkeep.HOUSEHOLD, lambda text: print(text, file=sys.stderr)).ensure(spec)
     project = None if options.all_projects else place.project.slug
     try:
-        for name, dropped in _dropped(server.client, portal, project, options):
+        for name, dropped in _dropped(server.client, background, project, options):
             what = f"database {name} (external, {server.endpoint.place})"
             if dropped:
                 tally.remove(what, lambda: None)
@@ -154,7 +156,7 @@ def _clean_external(
 
 
 def _dropped(
-    admin: Any, portal: Portal, project: str | None, options: argparse.Namespace
+    admin: Any, background: BackgroundLoop, project: str | None, options: argparse.Namespace
 ) -> Iterator[tuple[str, bool]]:
     """Drop what is meant, unless in a dry run; yield each with whether it was free."""
     from pytest_warmstack.postgres.connections import Maintenance
@@ -167,8 +169,8 @@ def _dropped(
     else:
         janitor = Maintenance(admin.endpoint)
         try:
-            gone = portal.call(sweep, janitor, lambda listed: [*wanted])
+            gone = background.call(sweep, janitor, lambda listed: [*wanted])
         finally:
-            portal.call(janitor.close)
+            background.call(janitor.close)
     for name in sorted(wanted, key=lambda each: (each.state is not State.TEMPLATE, str(each))):
         yield str(name), name in gone

@@ -14,10 +14,10 @@ from dataclasses import dataclass
 from typing import Any
 
 from pytest_warmstack import specs, upkeep
+from pytest_warmstack.background import BackgroundLoop
 from pytest_warmstack.cli.project import Place, here, known, owned
 from pytest_warmstack.errors import CommandFailed, WarmstackError
 from pytest_warmstack.identity import DatabaseName, Service, State
-from pytest_warmstack.portal import Portal
 from pytest_warmstack.postgres import sql
 from pytest_warmstack.runtime.base import MAINTENANCE, USER, Endpoint, NotOurs, NotReady
 from pytest_warmstack.runtime.external import External
@@ -34,15 +34,15 @@ class _Way:
 
 def psql(options: argparse.Namespace) -> int:
     """Open psql on the maintenance database, or on the one that is named."""
-    portal = Portal()
+    background = BackgroundLoop()
     try:
-        way, client = _way(known(here(options.project)), Service.POSTGRES, "psql", portal)
+        way, client = _way(known(here(options.project)), Service.POSTGRES, "psql", background)
         try:
             database = _database(client, options.database) if options.database else MAINTENANCE
         finally:
             client.close()
     finally:
-        portal.close()
+        background.close()
     place = way.endpoint
     mode = place.query.removeprefix("sslmode=")
     _become(
@@ -61,7 +61,7 @@ def psql(options: argparse.Namespace) -> int:
 
 def redis_cli(options: argparse.Namespace) -> int:
     """Open redis-cli."""
-    way, client = _way(known(here(options.project)), Service.REDIS, "redis-cli", Portal())
+    way, client = _way(known(here(options.project)), Service.REDIS, "redis-cli", BackgroundLoop())
     client.close()
     place = way.endpoint
     user = ["--user", place.user] if place.user else []
@@ -73,12 +73,14 @@ def redis_cli(options: argparse.Namespace) -> int:
     return 0
 
 
-def _way(place: Place, service: Service, program: str, portal: Portal) -> tuple[_Way, Any]:
+def _way(
+    place: Place, service: Service, program: str, background: BackgroundLoop
+) -> tuple[_Way, Any]:
     """Return how to reach the project's server with *program*, and a client of ours on it.
 
     An installed program is taken before one that lies where the server does.
     """
-    spec = specs.make(service, place.settings, portal)
+    spec = specs.make(service, place.settings, background)
     installed = shutil.which(program)
     if spec.url:
         client = External(upkeep.HOUSEHOLD, _say).ensure(spec).client

@@ -9,11 +9,11 @@ from importlib.metadata import PackageNotFoundError, version
 from typing import Final, NamedTuple
 
 from pytest_warmstack import inventory, specs, upkeep
+from pytest_warmstack.background import BackgroundLoop
 from pytest_warmstack.cli import words
 from pytest_warmstack.cli.project import Place, here
 from pytest_warmstack.errors import RuntimeUnavailable
 from pytest_warmstack.identity import NAMESPACE, Service
-from pytest_warmstack.portal import Portal
 from pytest_warmstack.settings import CHOICES, Kind, RuntimeName, Settings, without_password
 
 _PACKAGES: Final = (
@@ -114,12 +114,12 @@ def _settings(place: Place) -> Iterator[Check]:
 
 def _external(settings: Settings) -> Iterator[Check]:
     """Yield whether the servers that somebody else runs let us in, and what they are."""
-    portal = Portal()
+    background = BackgroundLoop()
     said: list[str] = []
     try:
-        entries = list(inventory.external(settings, portal, said.append))
+        entries = list(inventory.external(settings, background, said.append))
     finally:
-        portal.close()
+        background.close()
     if not entries:
         yield Check(PLAIN, "urls", "none given")
     for each in entries:

@@ -5,16 +5,15 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-import time
 from collections.abc import Sequence
 from typing import Any, Final
 
-from pytest_warmstack import inventory
+from pytest_warmstack import inventory, originals
+from pytest_warmstack.background import BackgroundLoop
 from pytest_warmstack.cli import words
 from pytest_warmstack.cli.project import here, known
 from pytest_warmstack.identity import Label
 from pytest_warmstack.inventory import Entry
-from pytest_warmstack.portal import Portal
 from pytest_warmstack.runtime.base import Found
 from pytest_warmstack.settings import RuntimeName
 
@@ -24,7 +23,7 @@ _HEAD: Final = ("SERVER", "VERSION", "RUNTIME", "STATE", "AGE", "LAST USED", "ME
 def status(options: argparse.Namespace) -> int:
     """Show them, grouped by project; with `--json` as a list of objects."""
     place = known(here(options.project))
-    portal = Portal()
+    background = BackgroundLoop()
     refused = []
 
     def say(text: str) -> None:
@@ -32,11 +31,13 @@ def status(options: argparse.Namespace) -> int:
 
     try:
         entries = [
-            *inventory.entries(portal, lambda name, error: refused.append(f"{name} ({error.why})")),
-            *inventory.external(place.settings, portal, say),
+            *inventory.entries(
+                background, lambda name, error: refused.append(f"{name} ({error.why})")
+            ),
+            *inventory.external(place.settings, background, say),
         ]
     finally:
-        portal.close()
+        background.close()
     if options.json:
         print(json.dumps([plain(each) for each in entries], indent=2))
         return 0
@@ -84,7 +85,7 @@ def _row(entry: Entry) -> list[str]:
         f"{entry.version or '-'} ({found.what or found.name})",
         found.runtime,
         _state(found, entry.users),
-        words.duration(time.time() - since) if since else "-",
+        words.duration(originals.now() - since) if since else "-",
         "now" if entry.users else words.ago(entry.used),
         words.size(entry.memory),
     ]

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Sequence
 
+from pytest_warmstack import originals
 from pytest_warmstack.identity import Service
 from pytest_warmstack.runtime.base import Found
 
@@ -35,7 +35,7 @@ def duration(seconds: float) -> str:
 
 def ago(moment: float) -> str:
     """Return how long ago a moment was, in epoch seconds; a dash when it is not known."""
-    return f"{duration(time.time() - moment)} ago" if moment else "-"
+    return f"{duration(originals.now() - moment)} ago" if moment else "-"
 
 
 def size(count: int) -> str:

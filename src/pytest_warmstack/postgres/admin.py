@@ -6,16 +6,16 @@ ends.
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Coroutine, Sequence
 from concurrent.futures import Future
 from typing import Any, Final, NamedTuple, ParamSpec, Self, TypeVar
 
 import asyncpg
 
+from pytest_warmstack import originals
+from pytest_warmstack.background import BackgroundLoop
 from pytest_warmstack.errors import CloneFailed, ServerFailed, TemplateFailed
 from pytest_warmstack.identity import DatabaseName, State
-from pytest_warmstack.portal import Portal
 from pytest_warmstack.postgres import foreign, sql
 from pytest_warmstack.postgres.connections import (
     APPLICATION,
@@ -71,7 +71,7 @@ class Admin:
     def __init__(
         self,
         endpoint: Endpoint,
-        portal: Portal,
+        background: BackgroundLoop,
         connection: Any,
         *,
         role: str,
@@ -80,7 +80,7 @@ class Admin:
     ) -> None:
         self.endpoint = endpoint
         self.pooled = pooled
-        self.portal = portal
+        self.background = background
         self.main = Maintenance(endpoint, connection)
         # What makes a copy of a database like it, as the texts before and after the copy's name.
         self._dress: dict[DatabaseName, list[tuple[str, str]]] = {}
@@ -94,7 +94,7 @@ class Admin:
 
     @classmethod
     def connect(
-        cls, endpoint: Endpoint, fingerprint: str, *, portal: Portal, timeout: float
+        cls, endpoint: Endpoint, fingerprint: str, *, background: BackgroundLoop, timeout: float
     ) -> Self:
         """Connect to the server of ours that answers to *fingerprint*, within *timeout* seconds.
 
@@ -102,11 +102,11 @@ class Admin:
         `NotOurs` when another server does, or does not let us in, and `ServerFailed` when
         somebody else's can't be used.
         """
-        return portal.call(cls._connect, endpoint, fingerprint, portal, timeout)
+        return background.call(cls._connect, endpoint, fingerprint, background, timeout)
 
     @classmethod
     async def _connect(
-        cls, endpoint: Endpoint, fingerprint: str, portal: Portal, seconds: float
+        cls, endpoint: Endpoint, fingerprint: str, background: BackgroundLoop, seconds: float
     ) -> Self:
         try:
             connection = await connect_patiently(endpoint, seconds)
@@ -115,7 +115,7 @@ class Admin:
                 known = await foreign.greet(endpoint, connection, seconds)
                 return cls(
                     known.endpoint,
-                    portal,
+                    background,
                     connection,
                     role=known.role,
                     durable=known.durable,
@@ -129,7 +129,7 @@ class Admin:
         if name != f"warmstack-{fingerprint}":
             connection.terminate()
             raise NotOurs(f"it calls itself {name!r}")
-        return cls(endpoint, portal, connection, role=USER, durable=fsync == "on")
+        return cls(endpoint, background, connection, role=USER, durable=fsync == "on")
 
     def url(self, database: DatabaseName, driver: str = "asyncpg") -> str:
         """Return the SQLAlchemy URL of a database of ours."""
@@ -189,11 +189,11 @@ class Admin:
         if self.try_lock(name):
             return
         say("another process builds the template, waiting for it ...")
-        deadline = time.monotonic() + timeout
+        deadline = originals.monotonic() + timeout
         while not self.try_lock(name):
-            if time.monotonic() > deadline:
+            if originals.monotonic() > deadline:
                 raise TemplateFailed.locked(seconds=timeout, holder=self._holder(name))
-            time.sleep(0.02)
+            originals.sleep(0.02)
 
     def try_lock(self, name: DatabaseName) -> bool:
         """Take the exclusive lock of *name* if it is free."""
@@ -213,7 +213,7 @@ class Admin:
         PostgreSQL's own tables come with free space and with maps of it, which initdb's vacuum
         made: a fifth of the files that a clone consists of. Rewritten, they are without.
         """
-        return self.portal.submit(self._create, name)
+        return self.background.submit(self._create, name)
 
     def copy(self, source: DatabaseName, name: DatabaseName) -> None:
         """Copy a database that nobody is connected to, with its own settings and grants.
@@ -300,9 +300,9 @@ class Admin:
 
     def close(self) -> None:
         """Let go of every lock and end the connection. Closing twice is fine."""
-        self.portal.call(self.main.close)
+        self.background.call(self.main.close)
 
-    # What follows runs on the portal's loop.
+    # What follows runs on the background loop.
 
     def _run(
         self,
@@ -311,7 +311,7 @@ class Admin:
         **kwargs: P.kwargs,
     ) -> T:
         try:
-            return self.portal.call(function, *args, **kwargs)
+            return self.background.call(function, *args, **kwargs)
         except LOST as error:
             raise lost(error) from error
 

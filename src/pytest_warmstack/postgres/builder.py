@@ -13,13 +13,13 @@ import signal
 import subprocess
 import sys
 import threading
-import time
 from collections import deque
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, Any, Final
 
+from pytest_warmstack import originals
 from pytest_warmstack.errors import TemplateFailed
 from pytest_warmstack.postgres.template import Target
 from pytest_warmstack.runtime.base import USER, Endpoint
@@ -86,7 +86,7 @@ class Builder:
         self._answers = queue.SimpleQueue()
         self._output = deque(maxlen=10_000)
         self._readers = [
-            threading.Thread(target=target, args=args, name="warmstack-builder", daemon=True)
+            originals.Thread(target=target, args=args, name="warmstack-builder", daemon=True)
             for target, args in (
                 (_read_answers, (self._child.stdout, self._answers)),
                 (_read_output, (self._child.stderr, self._output, self._caught_up)),
@@ -163,10 +163,10 @@ class Builder:
     def _answer(self, target: Target, who: str) -> dict[str, Any]:
         """Return the child's report; meanwhile it may tell where it is."""
         child = self._child
-        deadline = time.monotonic() + self.timeout
+        deadline = originals.monotonic() + self.timeout
         while True:
             try:
-                line = self._answers.get(timeout=max(deadline - time.monotonic(), 0))
+                line = self._answers.get(timeout=max(deadline - originals.monotonic(), 0))
             except queue.Empty:
                 raise self._too_slow(target, who) from None
             if line is None:
@@ -184,11 +184,11 @@ class Builder:
         doing = [f"PostgreSQL: {each}" for each in target.activity()]
         if (child := self._child) is not None:
             child.send_signal(signal.SIGUSR1)
-            until, seen = time.monotonic() + _STACK, -1
+            until, seen = originals.monotonic() + _STACK, -1
             # Until something came and nothing more does: it is written line by line.
-            while time.monotonic() < until and not before < len(self._output) == seen:
+            while originals.monotonic() < until and not before < len(self._output) == seen:
                 seen = len(self._output)
-                time.sleep(0.02)
+                originals.sleep(0.02)
             child.kill()
             child.wait(_LEAVE)
             self._readers[1].join(_LEAVE)

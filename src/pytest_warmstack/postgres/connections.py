@@ -6,7 +6,6 @@ import asyncio
 import os
 import socket
 import ssl
-import time
 from collections.abc import AsyncIterator, Callable, Collection, Coroutine, Sequence
 from contextlib import asynccontextmanager, suppress
 from functools import wraps
@@ -14,6 +13,8 @@ from typing import Any, Final, ParamSpec, TypeVar
 
 import asyncpg
 
+from pytest_warmstack import originals
+from pytest_warmstack.background import sleep
 from pytest_warmstack.errors import ServerFailed, ServerFull
 from pytest_warmstack.postgres import sql
 from pytest_warmstack.runtime.base import MAINTENANCE, USER, Endpoint
@@ -124,17 +125,17 @@ async def connect_patiently(
     With *recovering*, also as soon as it has recovered from the crash of one of its processes.
     Raises `ServerFull` when it has none within `BUSY` seconds; *seconds* are for one attempt.
     """
-    deadline = time.monotonic() + BUSY
+    deadline = originals.monotonic() + BUSY
     while True:
         try:
             return await connect(endpoint, seconds=seconds)
         except asyncpg.TooManyConnectionsError as error:
-            if time.monotonic() > deadline:
+            if originals.monotonic() > deadline:
                 raise ServerFull.connections(cause=str(error), seconds=BUSY, holders=()) from error
         except asyncpg.CannotConnectNowError:
-            if not recovering or time.monotonic() > deadline:
+            if not recovering or originals.monotonic() > deadline:
                 raise
-        await asyncio.sleep(0.05)
+        await sleep(0.05)
 
 
 def _host() -> str:
@@ -165,16 +166,16 @@ def persistent(
 
     @wraps(function)
     async def done(*args: P.args, **kwargs: P.kwargs) -> T:
-        deadline = time.monotonic() + BUSY
+        deadline = originals.monotonic() + BUSY
         while True:
             try:
                 return await function(*args, **kwargs)
             except (TimeoutError, ConnectionRefusedError):
                 raise
             except LOST:
-                if time.monotonic() > deadline:
+                if originals.monotonic() > deadline:
                     raise
-            await asyncio.sleep(0.01)
+            await sleep(0.01)
 
     return done
 
@@ -292,7 +293,7 @@ class Maintenance:
         """
         async with self.turn() as connection:
             sending = asyncio.ensure_future(connection.execute(statement))
-            await asyncio.sleep(0)  # The transport writes as soon as the statement is begun.
+            await sleep(0)  # The transport writes as soon as the statement is begun.
             connection.terminate()
             with suppress(Refusal, *LOST):
                 await sending
@@ -310,13 +311,13 @@ class Maintenance:
 
 async def retried(connection: Any, statement: str) -> None:
     """Execute *statement*, again while somebody is still leaving the database it is about."""
-    deadline = time.monotonic() + BUSY
+    deadline = originals.monotonic() + BUSY
     while True:
         try:
             await connection.execute(statement)
         except asyncpg.ObjectInUseError:
-            if time.monotonic() > deadline:
+            if originals.monotonic() > deadline:
                 raise
-            await asyncio.sleep(0.02)
+            await sleep(0.02)
         else:
             return

@@ -7,12 +7,13 @@ the long statements run on two others, one that makes and one that drops.
 from __future__ import annotations
 
 import asyncio
-import time
 from collections import deque
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from typing import Final
 
+from pytest_warmstack import originals
+from pytest_warmstack.background import sleep
 from pytest_warmstack.errors import CloneFailed, ServerFull
 from pytest_warmstack.identity import DatabaseName, State
 from pytest_warmstack.postgres import sql
@@ -49,7 +50,7 @@ class Keeper:
 
     def __init__(self, admin: Admin, template: DatabaseName, project: str = "") -> None:
         self._admin = admin
-        self._portal = admin.portal
+        self._background = admin.background
         self._template = template
         self._project = project
         self._main = admin.main
@@ -67,25 +68,25 @@ class Keeper:
 
         The future raises `CloneFailed` with PostgreSQL's own words, or `ServerFull`.
         """
-        return self._portal.submit(self._prepare)
+        return self._background.submit(self._prepare)
 
     def drop(self, clone: Clone) -> Future[list[Leak]]:
         """Drop a clone, whatever its test left; the future gives the connections among it.
 
         The future raises `CloneFailed` when it could not be dropped.
         """
-        return self._portal.submit(self._drop, clone)
+        return self._background.submit(self._drop, clone)
 
     def keep(self, clone: Clone, test: str) -> Future[Clone]:
         """Give a clone the name of one that is kept; whoever is connected to it is cut off.
 
         The future raises `CloneFailed` when PostgreSQL refuses.
         """
-        return self._portal.submit(self._keep, clone, test)
+        return self._background.submit(self._keep, clone, test)
 
     def visits(self, clone: Clone) -> Future[int]:
         """Return how many connections there have been to a clone, since it was made."""
-        return self._portal.submit(self._visits, clone)
+        return self._background.submit(self._visits, clone)
 
     def sweep(
         self,
@@ -98,7 +99,7 @@ class Keeper:
         Before, execute *notes*, the statements that note which templates were just used. The locks
         are tried on the second connection, so that those of this process count too.
         """
-        return self._portal.submit(sweep, self._janitor, doomed, notes)
+        return self._background.submit(sweep, self._janitor, doomed, notes)
 
     def stop(self) -> None:
         """Begin to make no more clones; those that were asked for are cancelled."""
@@ -109,13 +110,13 @@ class Keeper:
 
         What is missing is sent and not waited for. What is too much is dropped.
         """
-        return self._portal.submit(self._leave, unused, stock)
+        return self._background.submit(self._leave, unused, stock)
 
     def holders(self) -> list[str]:
         """Return who holds the connections of the server, most first."""
-        return self._portal.call(self._holders)
+        return self._background.call(self._holders)
 
-    # What follows runs on the portal's loop.
+    # What follows runs on the background loop.
 
     async def _prepare(self) -> Clone:
         try:
@@ -206,7 +207,7 @@ class Keeper:
     @persistent
     async def _keep(self, clone: Clone, test: str) -> Clone:
         name = clone.name._replace(state=State.KEPT)
-        note = sql.note(name, used=time.time(), project=self._project)
+        note = sql.note(name, used=originals.now(), project=self._project)
         try:
             async with self._janitor.turn() as janitor:
                 await janitor.fetch(sql.END_ALL, clone.oid)
@@ -223,13 +224,13 @@ class Keeper:
         """Return the connections that do not end by themselves; the drop will end them."""
         if self._admin.pooled:
             return []  # The pooler's: whether a test has closed its own can't be seen from here.
-        deadline = time.monotonic() + GRACE
+        deadline = originals.monotonic() + GRACE
         # Most have ended by then, and one look is enough.
-        await asyncio.sleep(pause := 0.003)
+        await sleep(pause := 0.003)
         while rows := await self._janitor.fetch(sql.SESSIONS, clone.oid):
-            if time.monotonic() > deadline:
+            if originals.monotonic() > deadline:
                 break
-            await asyncio.sleep(pause)
+            await sleep(pause)
             pause = min(pause * 2, 0.05)
         return [
             Leak(row["application_name"], row["state"], row["query"])
@@ -239,7 +240,7 @@ class Keeper:
 
     async def _drop_by_force(self, clone: Clone) -> None:
         """Drop a clone that resists: renamed, sealed, or held by what no connection is."""
-        deadline = time.monotonic() + BUSY
+        deadline = originals.monotonic() + BUSY
         query = "SELECT datname FROM pg_database WHERE oid = $1"
         while (name := await self._janitor.fetchval(query, clone.oid)) is not None:
             try:
@@ -247,10 +248,10 @@ class Keeper:
                 async with self._janitor.turn() as janitor:
                     await unsealed_and_dropped(janitor, name)
             except (Refusal, TimeoutError) as error:
-                if time.monotonic() > deadline:
+                if originals.monotonic() > deadline:
                     cause = str(error) or "PostgreSQL does not answer"
                     raise CloneFailed.kept(name=name, seconds=BUSY, cause=cause) from error
-                await asyncio.sleep(0.05)
+                await sleep(0.05)
 
     async def _cleared(self, name: str, oid: int) -> None:
         """End what keeps a database from being dropped although nobody is connected to it.

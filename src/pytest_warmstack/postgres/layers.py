@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import inspect
-import threading
 from collections.abc import Awaitable, Iterator, Sequence
 from concurrent.futures import Future, wait
 from pathlib import Path
 
+from pytest_warmstack import originals
 from pytest_warmstack.errors import TemplateFailed
 from pytest_warmstack.identity import fingerprint
 from pytest_warmstack.postgres.builder import Builder
@@ -62,7 +62,7 @@ class Foreign(Layer):
             except BaseException as error:
                 done.set_exception(error)
 
-        thread = threading.Thread(target=work, name=f"warmstack-{self.name}", daemon=True)
+        thread = originals.Thread(target=work, name=f"warmstack-{self.name}", daemon=True)
         thread.start()
         wait([done], self._timeout)
         if not done.done():

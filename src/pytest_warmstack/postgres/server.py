@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Final
 
+from pytest_warmstack.background import BackgroundLoop
 from pytest_warmstack.identity import Service
-from pytest_warmstack.portal import Portal
 from pytest_warmstack.postgres.admin import Admin, initdb_arguments
 from pytest_warmstack.postgres.connections import TITLE
 from pytest_warmstack.runtime.base import USER, Container, Native, ServerSpec, major_of
@@ -37,7 +37,7 @@ _SHM_SIZE: Final = 256 * 1024 * 1024
 """Bytes of /dev/shm in a container: with Docker's 64 MiB a parallel query can fail."""
 
 
-def spec(settings: Settings, portal: Portal) -> ServerSpec[Admin]:
+def spec(settings: Settings, background: BackgroundLoop) -> ServerSpec[Admin]:
     """Return the description of the PostgreSQL that *settings* ask for."""
     major = major_of(settings.postgres_image)
     # The user's own settings win.
@@ -62,7 +62,7 @@ def spec(settings: Settings, portal: Portal) -> ServerSpec[Admin]:
             settings, major, environment, _arguments(options, fingerprint)
         ),
         connect=lambda endpoint, fingerprint, seconds: Admin.connect(
-            endpoint, fingerprint, portal=portal, timeout=seconds
+            endpoint, fingerprint, background=background, timeout=seconds
         ),
     )
 

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import asyncio
-import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from typing import Any, Final
 
 import asyncpg
 
+from pytest_warmstack import originals
+from pytest_warmstack.background import sleep
 from pytest_warmstack.identity import DatabaseName, State
 from pytest_warmstack.postgres import sql
 from pytest_warmstack.postgres.admin import Database, databases_of
@@ -39,7 +39,7 @@ async def sweep(
     dropped = [name for name in free if name not in owned and await _swept(janitor, name)]
     if owned:
         # Whoever lives and has only lost a connection holds its locks again by then.
-        await asyncio.sleep(RENEWAL)
+        await sleep(RENEWAL)
     return dropped + [name for name in owned if await _swept(janitor, name)]
 
 
@@ -48,7 +48,7 @@ def meant(databases: Sequence[Database], project: str | None, idle: float) -> li
 
     A clone belongs to whom its template does; one without a template belongs to nobody.
     """
-    now = time.time()
+    now = originals.now()
     templates = {
         each.name.fingerprint: each for each in databases if each.name.state is State.TEMPLATE
     }

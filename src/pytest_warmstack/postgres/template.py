@@ -6,7 +6,6 @@ revisions, the seed's scripts), in order, each with the digests of all that it r
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import wait
 from contextlib import suppress
@@ -14,6 +13,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import NamedTuple, Protocol
 
+from pytest_warmstack import originals
 from pytest_warmstack.errors import WarmstackError
 from pytest_warmstack.identity import BUILD_FORMAT, DatabaseName, State, fingerprint
 from pytest_warmstack.postgres import sql
@@ -131,7 +131,7 @@ class Template(NamedTuple):
 
     def notes(self) -> list[str]:
         """Return the statements that note that it, and what it was made from, was just used."""
-        now = time.time()
+        now = originals.now()
         return [
             # The one it was made from a moment earlier, so that they have an order.
             sql.note(name, used=now - place / 1000, project=self.project)
@@ -321,7 +321,7 @@ class _Bench:
                     part = portion._replace(links=portion.links[:last], whole=stop == end)
                     self._leave(draft, [*built, part])
             built.append(portion)
-        record = Record(time.time(), self._run, tuple(built))
+        record = Record(originals.now(), self._run, tuple(built))
         self._admin.settle(draft)
         # Last on purpose: the seal is what makes the build count.
         return self._seal(draft, record), record
@@ -348,7 +348,7 @@ class _Bench:
         admin.try_lock(copy)
         try:
             admin.copy(draft, copy)
-            self._seal(copy, Record(time.time(), self._run, tuple(portions)))
+            self._seal(copy, Record(originals.now(), self._run, tuple(portions)))
         except BaseException:
             with suppress(WarmstackError):
                 admin.drop(copy)
@@ -442,7 +442,7 @@ def doomed(
     stays: dict[str, list[Database]] = {}
     for each in sorted(databases, key=lambda e: (e.name == current, e.used), reverse=True):
         mine = stays.setdefault(each.project, [])
-        is_fresh = each.name == current or time.time() - each.used <= idle
+        is_fresh = each.name == current or originals.now() - each.used <= idle
         is_template = each.name.state is State.TEMPLATE and each.sealed
         if is_template and is_fresh and len(mine) < keep:
             mine.append(each)
@@ -468,7 +468,7 @@ def _of_failed_tests(
     """Yield of each project the *failed* last databases of failed tests, if they are no older."""
     counts: dict[str, int] = {}
     for each in sorted(databases, key=lambda each: each.used, reverse=True):
-        if each.name.state is State.KEPT and time.time() - each.used <= idle:
+        if each.name.state is State.KEPT and originals.now() - each.used <= idle:
             counts[each.project] = counts.get(each.project, 0) + 1
             if counts[each.project] <= failed:
                 yield each.name

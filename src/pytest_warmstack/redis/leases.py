@@ -11,8 +11,6 @@ from __future__ import annotations
 import os
 import re
 import socket
-import threading
-import time
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -20,6 +18,7 @@ from typing import Final
 
 from redis.exceptions import ResponseError
 
+from pytest_warmstack import originals
 from pytest_warmstack.errors import LeaseFailed, ServerFailed
 from pytest_warmstack.redis import traces
 from pytest_warmstack.redis.admin import ANSWER, BUSY, NAME, USED, Admin, Client, is_forbidden
@@ -125,12 +124,12 @@ class Leases:
 
     def _emptied(self) -> Lease:
         """Return the lease, its databases empty; on a new connection if the old one is lost."""
-        begin = time.monotonic()
+        begin = originals.monotonic()
         lease = self._had()
         try:
             self._flush(lease)
         except ServerFailed as error:
-            if time.monotonic() - begin > ANSWER / 2:
+            if originals.monotonic() - begin > ANSWER / 2:
                 raise LeaseFailed.silent(seconds=ANSWER, test=self._test) from error
             # The lease is gone with the connection.
             try:
@@ -158,7 +157,7 @@ class Leases:
         """Leave the server as it was found, and end the connection, and with it the lease."""
         if self._lease is not None:
             # Not waited for when a test has paused the server for long.
-            leaving = threading.Thread(target=self._leave, args=(self._lease,), daemon=True)
+            leaving = originals.Thread(target=self._leave, args=(self._lease,), daemon=True)
             leaving.start()
             leaving.join(_LEAVE)
         self._admin.close()
@@ -172,7 +171,7 @@ class Leases:
                 ("DEL", *self._keys(lease.index)),
             ]
             if not self.server.foreign:
-                commands.append(("SET", USED, f"{time.time():.3f}"))
+                commands.append(("SET", USED, f"{originals.now():.3f}"))
             self._admin.commands(*commands)
 
     def _indexes(self, first: int) -> range:

@@ -7,13 +7,13 @@ to somebody's databases, and would take from the next test what it is about.
 from __future__ import annotations
 
 import json
-import time
 from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import suppress
 from typing import Final
 
 from redis.exceptions import ResponseError
 
+from pytest_warmstack import originals
 from pytest_warmstack.redis.admin import BUSY, NAME, Admin, Client
 
 SETTINGS: Final = f"{NAME}:config"
@@ -117,8 +117,8 @@ def end_script(admin: Admin) -> None:
 
     It is only told to end, and goes on until it hears that: for `STUBBORN` seconds at most.
     """
-    deadline = time.monotonic() + STUBBORN
-    while time.monotonic() < deadline:
+    deadline = originals.monotonic() + STUBBORN
+    while originals.monotonic() < deadline:
         for kind in ("SCRIPT", "FUNCTION"):
             with suppress(ResponseError):
                 admin.command(kind, "KILL")
@@ -126,7 +126,7 @@ def end_script(admin: Admin) -> None:
             admin.command("PING")
         except ResponseError as error:
             if str(error).startswith(BUSY):
-                time.sleep(ANEW)
+                originals.sleep(ANEW)
                 continue
         return
 
@@ -142,21 +142,21 @@ def end_strays(
     Those that a test has closed may take a moment to be gone.
     """
     strays = {each.id for each in clients if _is_stray(each, is_ours)}
-    deadline = time.monotonic() + GRACE
-    while strays and time.monotonic() < deadline:
-        time.sleep(0.005)
+    deadline = originals.monotonic() + GRACE
+    while strays and originals.monotonic() < deadline:
+        originals.sleep(0.005)
         strays &= {each.id for each in admin.clients() if _is_stray(each, is_ours)}
     living = [each for each in clients if each.id in strays]
     for each in living:
         name = f" {each.name!r}" if each.name else ""
         what = "was subscribed" if "P" in each.flags else f"was in {each.command.upper()}"
         tell(f"it left a Redis client{name} that {what}")
-    while living and time.monotonic() < deadline + GRACE:
+    while living and originals.monotonic() < deadline + GRACE:
         for each in living:
             with suppress(ResponseError):  # It has gone by itself.
                 admin.command("CLIENT", "KILL", "ID", each.id)
         # One that connects anew at once is met here; one that takes its time, a test later.
-        time.sleep(ANEW)
+        originals.sleep(ANEW)
         living = [each for each in admin.clients() if _is_stray(each, is_ours)]
 
 

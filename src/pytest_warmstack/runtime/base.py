@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import re
-import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from importlib.metadata import version
@@ -12,6 +11,7 @@ from pathlib import Path
 from typing import Any, Final, Generic, NamedTuple, Protocol, TypeVar
 from urllib.parse import quote
 
+from pytest_warmstack import originals
 from pytest_warmstack.errors import ServerFailed, ServerFull
 from pytest_warmstack.identity import (
     KEPT,
@@ -516,10 +516,12 @@ def wait_ready(
     *death* tells how the server ended, or None while it runs; *log* gives its last lines. Raises
     `ServerFailed` when it ended, and when it has not answered within *seconds*.
     """
-    deadline = time.monotonic() + seconds
+    deadline = originals.monotonic() + seconds
     while True:
         try:
-            client = spec.connect(endpoint, fingerprint, max(deadline - time.monotonic(), POLL))
+            client = spec.connect(
+                endpoint, fingerprint, max(deadline - originals.monotonic(), POLL)
+            )
         except NotReady as refusal:
             cause = refusal
         else:
@@ -531,11 +533,11 @@ def wait_ready(
             return client
         if (how := death()) is not None:
             raise ServerFailed.died(title=spec.title, how=how, log=log()) from cause
-        if time.monotonic() >= deadline:
+        if originals.monotonic() >= deadline:
             raise ServerFailed.too_slow(
                 title=spec.title, seconds=seconds, cause=str(cause), log=log()
             ) from cause
-        time.sleep(POLL)
+        originals.sleep(POLL)
 
 
 def major_of(image: str) -> int | None:

@@ -16,13 +16,13 @@ import signal
 import socket
 import subprocess
 import tempfile
-import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Final, Self
 
+from pytest_warmstack import originals
 from pytest_warmstack.errors import RuntimeUnavailable, ServerFailed, ServerFull
 from pytest_warmstack.identity import Label, random_password
 from pytest_warmstack.processes import Process
@@ -210,7 +210,7 @@ class Embedded:
                 while follow and record is not None and record.runs:
                     while line := log.readline():
                         yield _without(password, line.rstrip("\n"))
-                    time.sleep(POLL)
+                    originals.sleep(POLL)
         except OSError as error:
             yield str(error)
 
@@ -249,7 +249,7 @@ class Embedded:
             process="",
             port=0,
             password=password,
-            since=time.time(),
+            since=originals.now(),
             program="",
         )
         # Before anything is done: whoever finds the folder after a kill knows whose it was.
@@ -345,13 +345,13 @@ def _stop(record: _Record) -> None:
             os.kill(process.pid, number)
             # One that was stopped (SIGSTOP, a debugger) hears it only now.
             os.kill(process.pid, signal.SIGCONT)
-        deadline = time.monotonic() + _STOP
-        while time.monotonic() < deadline:
+        deadline = originals.monotonic() + _STOP
+        while originals.monotonic() < deadline:
             if process.is_gone():
                 return
             with suppress(ChildProcessError):
                 os.waitpid(process.pid, os.WNOHANG)
-            time.sleep(POLL / 5)
+            originals.sleep(POLL / 5)
 
 
 def _log(folder: Path, password: str) -> str:
@@ -420,7 +420,7 @@ def _locked(folder: Path, title: str, seconds: float) -> Iterator[Path]:
 
     Raises `ServerFailed` when another process holds it for longer than *seconds*.
     """
-    deadline = time.monotonic() + seconds
+    deadline = originals.monotonic() + seconds
     while True:
         _made_root()
         with suppress(FileExistsError, FileNotFoundError):
@@ -435,10 +435,10 @@ def _locked(folder: Path, title: str, seconds: float) -> Iterator[Path]:
             if folder.is_dir() and os.path.samestat(os.fstat(handle), folder.stat()):
                 break
         except BlockingIOError:
-            if time.monotonic() > deadline:
+            if originals.monotonic() > deadline:
                 os.close(handle)
                 raise ServerFailed.locked(title=title, seconds=seconds, place=str(folder)) from None
-            time.sleep(POLL)
+            originals.sleep(POLL)
         os.close(handle)
     try:
         yield folder

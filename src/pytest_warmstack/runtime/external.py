@@ -5,11 +5,11 @@ They are connected to and used as ours are, and never started, stopped or remove
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable
 from typing import Any, Final
 from urllib.parse import unquote, urlsplit
 
+from pytest_warmstack import originals
 from pytest_warmstack.errors import ServerFailed
 from pytest_warmstack.identity import Service
 from pytest_warmstack.runtime.base import (
@@ -50,27 +50,27 @@ class External:
             client=client,
             what=f"as {endpoint.user}" if endpoint.user else "",
             origin="connected",
-            since=time.time(),
+            since=originals.now(),
         )
 
     def _connected(self, spec: ServerSpec[C], endpoint: Endpoint) -> C:
-        deadline = time.monotonic() + self._seconds
+        deadline = originals.monotonic() + self._seconds
         told = False
         facts = {"title": spec.title, "place": endpoint.place, "variable": spec.url_variable}
         while True:
             try:
-                return spec.connect(endpoint, "", max(deadline - time.monotonic(), POLL))
+                return spec.connect(endpoint, "", max(deadline - originals.monotonic(), POLL))
             except NotOurs as refusal:
                 raise ServerFailed.rejected(**facts, cause=str(refusal)) from refusal
             except NotReady as refusal:
-                if time.monotonic() >= deadline:
+                if originals.monotonic() >= deadline:
                     raise ServerFailed.unreachable(
                         **facts, seconds=self._seconds, cause=str(refusal)
                     ) from refusal
                 if not told:
                     self._say(f"waiting up to {self._seconds:g} s for {spec.title}: {refusal}")
                     told = True
-            time.sleep(POLL)
+            originals.sleep(POLL)
 
 
 def endpoint_of(spec: ServerSpec[Any]) -> Endpoint:

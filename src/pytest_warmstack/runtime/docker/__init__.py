@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import shutil
 import sys
-import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from typing import Any
@@ -16,6 +15,7 @@ from docker.errors import DockerException, ImageNotFound, NotFound
 from requests.exceptions import RequestException
 from testcontainers.core.config import testcontainers_config
 
+from pytest_warmstack import originals
 from pytest_warmstack.errors import RuntimeUnavailable, ServerFailed
 from pytest_warmstack.identity import Label
 from pytest_warmstack.runtime.base import (
@@ -90,7 +90,7 @@ class Docker:
     def _running(self, container: ServerContainer, outdated: str) -> tuple[Any, str, str]:
         """Bring *container* to answer; return its client, and how and why it came to."""
         seconds = self._household.start_timeout
-        deadline = time.monotonic() + seconds
+        deadline = originals.monotonic() + seconds
         while True:
             if container.find():
                 try:
@@ -102,7 +102,7 @@ class Docker:
                         raise
                     outdated = f"the old one was broken: {failure}".splitlines()[0]
                     # To find that out may have taken as long as a start does.
-                    deadline = time.monotonic() + seconds
+                    deadline = originals.monotonic() + seconds
             elif container.create():
                 try:
                     client = container.ready(seconds)
@@ -111,11 +111,11 @@ class Docker:
                     raise
                 return client, *(("replaced", outdated) if outdated else ("started", ""))
             # Another process of ours is creating or removing it at this moment.
-            if time.monotonic() > deadline:
+            if originals.monotonic() > deadline:
                 raise ServerFailed.locked(
                     title=container.title, seconds=seconds, place=f"container {container.name}"
                 )
-            time.sleep(POLL)
+            originals.sleep(POLL)
 
     def list(self) -> list[Found]:
         """Return every container of ours in the engine."""

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import time
 from contextlib import suppress
 from datetime import datetime
 from ipaddress import ip_address
@@ -13,6 +11,7 @@ from docker.errors import APIError, DockerException, NotFound
 from docker.models.containers import Container as EngineContainer
 from testcontainers.core.container import DockerContainer
 
+from pytest_warmstack import originals
 from pytest_warmstack.identity import Label
 from pytest_warmstack.runtime.base import PATIENCE, Endpoint, NotOurs, ServerSpec, wait_ready
 from pytest_warmstack.runtime.docker.engine import Engine, explanation
@@ -72,7 +71,7 @@ class ServerContainer(DockerContainer):
     def _create(self, bind: str) -> bool:
         """Do `create` with the port published on the address *bind*."""
         spec = self._spec
-        password = os.urandom(16).hex()
+        password = originals.urandom(16).hex()
         plan = spec.container(password, self._labels[Label.FINGERPRINT])
         route = self._engine.route
         image = self._client.images.get(self.image).attrs["Config"]
@@ -126,7 +125,7 @@ class ServerContainer(DockerContainer):
         coming; one that another process has just started has as long as our own.
         """
         self.reload()
-        up = time.time() - _timestamp(self._held.attrs["State"]["StartedAt"])
+        up = originals.now() - _timestamp(self._held.attrs["State"]["StartedAt"])
         return wait_ready(
             self._spec,
             self.endpoint(),

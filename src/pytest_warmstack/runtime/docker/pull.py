@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable
 from typing import Any, Final
 
@@ -12,6 +11,7 @@ from requests.exceptions import RequestException
 from requests.exceptions import Timeout as RequestsTimeout
 from urllib3.exceptions import HTTPError
 
+from pytest_warmstack import originals
 from pytest_warmstack.errors import RuntimeUnavailable
 from pytest_warmstack.runtime.docker.engine import explanation
 from pytest_warmstack.runtime.docker.progress import Progress
@@ -30,17 +30,17 @@ def fetch(client: Any, image: str, variable: str, say: Callable[[str], None]) ->
     api = client.api
     # docker-py waits for ever for a pull.
     api.mount(api.base_url, _Deadline(api.get_adapter(api.base_url), STALL))
-    progress = Progress(image, time.monotonic())
+    progress = Progress(image, originals.monotonic())
     cause: Exception | None = None
     try:
         for line in api.pull(_tagged(image), stream=True, decode=True):
             if "error" in line:
                 words = line["error"]
                 break
-            if text := progress.note(line, time.monotonic()):
+            if text := progress.note(line, originals.monotonic()):
                 say(text)
         else:
-            say(progress.end(time.monotonic()))
+            say(progress.end(originals.monotonic()))
             return
     except (RequestsTimeout, HTTPError) as error:
         cause, words = error, f"nothing has come for {STALL:g} seconds"

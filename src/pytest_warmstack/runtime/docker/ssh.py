@@ -11,11 +11,12 @@ import shlex
 import socket
 import subprocess
 import tempfile
-import threading
 from contextlib import suppress
 from pathlib import Path
 from typing import Final
 from urllib.parse import urlsplit
+
+from pytest_warmstack import originals
 
 _PATIENCE: Final = 5.0
 """Seconds that ssh may take to notice that its connection is closed, and to read its files."""
@@ -38,7 +39,7 @@ class Tunnel:
         self._listener.bind(path)
         self._listener.listen()
         self._children: list[subprocess.Popen[bytes]] = []
-        self._thread = threading.Thread(target=self._serve, name="warmstack-ssh", daemon=True)
+        self._thread = originals.Thread(target=self._serve, name="warmstack-ssh", daemon=True)
         self._thread.start()
         self.address = f"unix://{path}"
 

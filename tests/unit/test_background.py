@@ -10,32 +10,32 @@ from typing import Any
 
 import pytest
 
-from pytest_warmstack.portal import Portal
+from pytest_warmstack.background import BackgroundLoop
 
-NAME = "warmstack-portal"
+NAME = "warmstack-background"
 
 
 OTHERS: set[threading.Thread] = set()
 
 
 def threads() -> list[threading.Thread]:
-    """Return the threads of portals that this test made."""
+    """Return the threads of background loops that this test made."""
     return [each for each in threading.enumerate() if each.name == NAME and each not in OTHERS]
 
 
 @pytest.fixture(autouse=True)
 def others() -> None:
-    """The run of these tests may have a portal of its own, for tests that use a database."""
+    """The run of these tests may have a loop of its own, for tests that use a database."""
     OTHERS.clear()
     OTHERS.update(threads())
 
 
 @pytest.fixture
-def portal() -> Iterator[Portal]:
-    """A portal; its thread is gone after the test."""
-    portal = Portal()
-    yield portal
-    portal.close()
+def background() -> Iterator[BackgroundLoop]:
+    """A background loop; its thread is gone after the test."""
+    background = BackgroundLoop()
+    yield background
+    background.close()
     assert threads() == []
 
 
@@ -71,46 +71,50 @@ async def here() -> tuple[str, asyncio.AbstractEventLoop]:
     return threading.current_thread().name, asyncio.get_running_loop()
 
 
-def test_a_call_returns_what_the_coroutine_returned(portal: Portal) -> None:
+def test_a_call_returns_what_the_coroutine_returned(background: BackgroundLoop) -> None:
     """Arguments go in, the result comes out."""
-    assert portal.call(add, 1, other=2) == 3
+    assert background.call(add, 1, other=2) == 3
 
 
-def test_a_call_raises_what_the_coroutine_raised(portal: Portal) -> None:
-    """The error arrives as it was, and the portal goes on."""
+def test_a_call_raises_what_the_coroutine_raised(background: BackgroundLoop) -> None:
+    """The error arrives as it was, and the loop goes on."""
     with pytest.raises(KeyError, match="that is missing"):
-        portal.call(fail)
+        background.call(fail)
 
-    assert portal.call(add, 1, other=2) == 3
+    assert background.call(add, 1, other=2) == 3
 
 
-def test_every_call_runs_on_one_loop_in_one_thread(portal: Portal) -> None:
+def test_every_call_runs_on_one_loop_in_one_thread(background: BackgroundLoop) -> None:
     """A connection that one call made can be used by the next."""
-    first, second = portal.call(here), portal.call(here)
+    first, second = background.call(here), background.call(here)
 
     assert first == second
     assert first[0] == NAME
     assert len(threads()) == 1
 
 
-def test_a_portal_that_is_not_used_has_no_thread() -> None:
+def test_a_background_loop_that_is_not_used_has_no_thread() -> None:
     """The thread starts with the first call."""
-    portal = Portal()
+    background = BackgroundLoop()
     assert threads() == []
 
-    portal.close()
+    background.close()
 
 
-def test_a_portal_can_be_used_from_inside_a_running_loop(portal: Portal) -> None:
+def test_a_background_loop_can_be_used_from_inside_a_running_loop(
+    background: BackgroundLoop,
+) -> None:
     """An asynchronous test has a loop of its own, which is left alone."""
 
     async def test() -> tuple[int, bool]:
-        return portal.call(add, 1, other=2), portal.call(here)[1] is asyncio.get_running_loop()
+        return background.call(add, 1, other=2), background.call(here)[
+            1
+        ] is asyncio.get_running_loop()
 
     assert asyncio.run(test()) == (3, False)
 
 
-def test_two_calls_run_at_the_same_time(portal: Portal) -> None:
+def test_two_calls_run_at_the_same_time(background: BackgroundLoop) -> None:
     """Two calls that wait for each other both return."""
     barrier = asyncio.Barrier(2)
 
@@ -120,22 +124,22 @@ def test_two_calls_run_at_the_same_time(portal: Portal) -> None:
         return True
 
     other: list[bool] = []
-    thread = threading.Thread(target=lambda: other.append(portal.call(meet)))
+    thread = threading.Thread(target=lambda: other.append(background.call(meet)))
     thread.start()
 
-    assert portal.call(meet)
+    assert background.call(meet)
     thread.join(5)
     assert other == [True]
 
 
-def test_two_threads_that_open_the_portal_together_share_one_loop(portal: Portal) -> None:
+def test_two_threads_that_open_the_loop_together_share_one_loop(background: BackgroundLoop) -> None:
     """The first calls of two threads do not start two loops."""
     barrier = threading.Barrier(8)
     loops: list[asyncio.AbstractEventLoop] = []
 
     def call() -> None:
         barrier.wait(5)
-        loops.append(portal.call(here)[1])
+        loops.append(background.call(here)[1])
 
     callers = [threading.Thread(target=call) for _ in range(8)]
     for caller in callers:
@@ -147,18 +151,18 @@ def test_two_threads_that_open_the_portal_together_share_one_loop(portal: Portal
     assert len(set(loops)) == 1
 
 
-def test_a_submitted_call_does_not_keep_its_caller_waiting(portal: Portal) -> None:
+def test_a_submitted_call_does_not_keep_its_caller_waiting(background: BackgroundLoop) -> None:
     """The future is there before the coroutine has ended."""
     rest = Rest()
 
-    future = portal.submit(rest)
+    future = background.submit(rest)
 
     assert rest.began.wait(5)
     assert not future.done()
 
 
-class Interrupted(Portal):
-    """A portal whose user presses Ctrl-C while the coroutine is under way."""
+class Interrupted(BackgroundLoop):
+    """A background loop whose user presses Ctrl-C while the coroutine is under way."""
 
     def submit(  # type: ignore[override]
         self, function: Callable[..., Coroutine[Any, Any, Any]], *args: Any, **kwargs: Any
@@ -177,48 +181,48 @@ class Interrupted(Portal):
 
 def test_an_interrupted_call_cancels_the_coroutine() -> None:
     """What nobody waits for any more does not go on behind the user's back."""
-    portal, rest = Interrupted(), Rest()
+    background, rest = Interrupted(), Rest()
 
     with pytest.raises(KeyboardInterrupt):
-        portal.call(rest)
+        background.call(rest)
 
     assert rest.cancelled.wait(5)
-    portal.close()
+    background.close()
 
 
-def test_closing_cancels_what_still_runs_and_ends_the_thread(portal: Portal) -> None:
-    """Nothing that was submitted outlives the portal."""
+def test_closing_cancels_what_still_runs_and_ends_the_thread(background: BackgroundLoop) -> None:
+    """Nothing that was submitted outlives the loop."""
     rest = Rest()
-    future = portal.submit(rest)
+    future = background.submit(rest)
     assert rest.began.wait(5)
 
-    portal.close()
+    background.close()
 
     assert rest.cancelled.is_set()
     assert future.cancelled()
     assert threads() == []
 
 
-def test_closing_closes_the_loop(portal: Portal) -> None:
+def test_closing_closes_the_loop(background: BackgroundLoop) -> None:
     """No socket pair of the loop is left open."""
-    _, loop = portal.call(here)
+    _, loop = background.call(here)
 
-    portal.close()
+    background.close()
 
     assert loop.is_closed()
 
 
-def test_closing_twice_is_fine(portal: Portal) -> None:
+def test_closing_twice_is_fine(background: BackgroundLoop) -> None:
     """The second time there is nothing to do."""
-    portal.call(add, 1, other=2)
+    background.call(add, 1, other=2)
 
-    portal.close()
-    portal.close()
+    background.close()
+    background.close()
 
     assert threads() == []
 
 
-def test_closing_ends_generators_that_were_left_half_way(portal: Portal) -> None:
+def test_closing_ends_generators_that_were_left_half_way(background: BackgroundLoop) -> None:
     """An asynchronous generator on the loop gets to its end."""
     ended = threading.Event()
     kept: list[Any] = []
@@ -233,7 +237,7 @@ def test_closing_ends_generators_that_were_left_half_way(portal: Portal) -> None
         kept.append(generate())
         return int(await anext(kept[0]))
 
-    assert portal.call(begin) == 1
-    portal.close()
+    assert background.call(begin) == 1
+    background.close()
 
     assert ended.is_set()
