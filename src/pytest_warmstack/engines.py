@@ -3,17 +3,17 @@
 What is the same for all clones of a template is kept from one engine to the next: the dialect,
 which asks the server what it is, and the compiled statements, which SQLAlchemy keeps by dialect.
 The pool, the connections and the engine's own listeners are new, so nothing of a test is met by
-another, and each engine may live in a loop of its own.
+another. An engine belongs to no event loop: each of its connections does.
 """
 
 from __future__ import annotations
 
-import os
-from collections.abc import Awaitable, Callable
 from contextlib import suppress
 from typing import Any, Final
+from weakref import WeakKeyDictionary
 
-import asyncpg
+# Not `asyncpg.connect`, which a test may replace.
+from asyncpg.connection import connect
 from sqlalchemy import (
     URL,
     AsyncAdaptedQueuePool,
@@ -24,13 +24,16 @@ from sqlalchemy import (
     event,
     make_url,
 )
-from sqlalchemy.exc import DBAPIError, SQLAlchemyError
+from sqlalchemy.exc import DBAPIError, DisconnectionError, SQLAlchemyError
 from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession, create_async_engine
+from sqlalchemy.pool import ConnectionPoolEntry
 from sqlalchemy.util import LRUCache
 
+from pytest_warmstack import loops, originals
+from pytest_warmstack.errors import ConnectionLost, RollbackFailed, StatementRefused
 from pytest_warmstack.identity import DatabaseName
 from pytest_warmstack.postgres.clones import Shared
-from pytest_warmstack.postgres.connections import APPLICATION, LOST
+from pytest_warmstack.postgres.connections import APPLICATION, explained
 
 _STATEMENTS: Final = 500
 """Compiled statements that are kept, as many as an engine keeps by default."""
@@ -45,68 +48,87 @@ _NOWHERE: Final = frozenset({"3B001", "25P01"})
 
 _STAYS: Final = "what it did could not be undone"
 
-Connect = Callable[[], Awaitable[Any]]
-
 
 class Engines:
-    """The engines of one process, one after the other."""
+    """The engines of one process.
+
+    They hand on one dialect: it is with one engine at a time, and a second one that is made
+    meanwhile gets a new one.
+    """
 
     def __init__(self) -> None:
         self._dialect: Dialect | None = None
         self._compiled: Any = LRUCache(_STATEMENTS)
-        self._opened: list[Any] = []
+        self._opened: WeakKeyDictionary[Engine, list[Any]] = WeakKeyDictionary()
 
-    def make(self, url: str, connect: Connect | None = None) -> AsyncEngine:
-        """Return an engine for *url*; with *connect*, one that has that one connection alone.
+    def make(self, url: str, rollback: RollbackConnection | None = None) -> AsyncEngine:
+        """Return an engine for *url*, the URL of a clone.
 
-        One whose URL is not that of a clone is left as everybody makes it: a `db_url` of the
-        user's own may lead anywhere, with any driver.
+        With *rollback* it has the one connection of that alone. A connection that comes back to the
+        pool is handed out again in the loop that it was opened in; in another one a new one is made
+        in its place.
         """
-        if not _is_clone(url):
-            return create_async_engine(url)
-        if self._dialect is None:
-            engine = self._first(url, connect)
+        dialect, self._dialect = self._dialect, None
+        if dialect is None:
+            engine = self._first(url, rollback)
         else:
-            engine = self._next(self._dialect, url, connect)
-        event.listen(engine.sync_engine, "connect", self._note)
+            engine = self._next(dialect, url, rollback)
+        opened: list[Any] = []
+        self._opened[engine.sync_engine] = opened
+        event.listen(
+            engine.sync_engine,
+            "connect",
+            lambda connection, _record: opened.append(connection.driver_connection),
+        )
+        if rollback is None:
+            event.listen(engine.sync_engine, "checkout", _stay_in_loop)
         return engine
 
-    async def end(self, engine: AsyncEngine, *, close: bool = True) -> None:
+    def end(self, engine: AsyncEngine, *, close: bool = True) -> None:
         """End an engine, and, with *close*, its connections, those too that a test has not closed.
 
-        They are cut off, not asked to end: that saves each test the wait for the server's answer.
+        No loop is needed for it: they are cut off, not asked to end. That also saves each test the
+        wait for the server's answer.
         """
-        if not _is_clone(engine.url):
-            await engine.dispose()
-            return
-        for connection in self._opened:
-            if close and not connection.is_closed():
-                connection.terminate()
-        self._opened.clear()
-        await engine.dispose(close=False)
+        opened = self._opened.pop(engine.sync_engine, [])
+        if close:
+            for connection in opened:
+                cut(connection)
+        engine.sync_engine.dispose(close=False)
         dialect = engine.sync_engine.dialect
-        # A listener of the test's may hang on the dialect (SQLAlchemy's DialectEvents); and an
-        # engine that never connected has one that does not know the server yet.
-        fit = not getattr(dialect, "_has_events", False) and _knows_server(dialect)
-        self._dialect = dialect if fit else None
+        # A listener of the test's may hang on the dialect (SQLAlchemy's DialectEvents); one that
+        # hangs on the class is met by all engines anyway. And an engine that never connected has
+        # a dialect that does not know the server yet.
+        if "_has_events" not in vars(dialect) and _knows_server(dialect):
+            self._dialect = dialect
 
-    def _note(self, connection: Any, _record: Any) -> None:
-        self._opened.append(connection.driver_connection)
+    def leave_other_loops(self, engine: AsyncEngine) -> bool:
+        """Cut the connections that were opened in other loops; tell whether there were any."""
+        elsewhere = [
+            each
+            for each in self._opened.get(engine.sync_engine, ())
+            if not each.is_closed() and not loops.is_here(each._loop)  # noqa: SLF001 - has no name
+        ]
+        for connection in elsewhere:
+            cut(connection)
+        return bool(elsewhere)
 
-    def _first(self, url: str, connect: Connect | None) -> AsyncEngine:
+    def _first(self, url: str, rollback: RollbackConnection | None) -> AsyncEngine:
         """Return an engine as everybody makes one."""
         options: dict[str, Any] = {"execution_options": {"compiled_cache": self._compiled}}
-        if connect is not None:
-            return create_async_engine(url, async_creator=connect, poolclass=StaticPool, **options)
-        return create_async_engine(url, connect_args=_plain(make_url(url)), **options)
+        if rollback is None:
+            return create_async_engine(url, connect_args=_plain(make_url(url)), **options)
+        return create_async_engine(
+            url, async_creator=rollback.connection, poolclass=_pool_of(rollback), **options
+        )
 
-    def _next(self, dialect: Dialect, url: str, connect: Connect | None) -> AsyncEngine:
+    def _next(self, dialect: Dialect, url: str, rollback: RollbackConnection | None) -> AsyncEngine:
         """Return an engine with the *dialect* of the one before, made as SQLAlchemy does."""
         parsed = make_url(url)
         arguments, options = dialect.create_connect_args(parsed)
         options.update(_plain(parsed))
-        if connect is not None:
-            arguments, options = [], {"async_creator_fn": connect}
+        if rollback is not None:
+            arguments, options = [], {"async_creator_fn": rollback.connection}
 
         def opened(rec: Any) -> Any:
             # A listener of the test's may change them, or connect by itself.
@@ -116,15 +138,32 @@ class Engines:
                     return connection
             return dialect.connect(*own, **named)
 
-        pool: Pool = (StaticPool if connect else AsyncAdaptedQueuePool)(opened, dialect=dialect)
+        kind = _pool_of(rollback) if rollback is not None else AsyncAdaptedQueuePool
+        pool: Pool = kind(opened, dialect=dialect)
         if (begin := dialect.on_connect_url(parsed)) is not None:
             event.listen(pool, "connect", lambda connection, _record: begin(connection))
         engine = Engine(pool, dialect, parsed, execution_options={"compiled_cache": self._compiled})
         return AsyncEngine(engine)
 
 
-class Undoing:
-    """One connection to the shared clone, for the tests of one loop: what they do is undone.
+def cut(connection: Any) -> None:
+    """End a connection of asyncpg, whatever loop it was opened in."""
+    if not connection.is_closed():
+        loops.end(connection._loop, connection._transport, connection.terminate)  # noqa: SLF001
+        if connection._loop.is_closed():  # noqa: SLF001 - the first call has not come to its end
+            connection.terminate()
+
+
+def _stay_in_loop(connection: Any, _record: Any, _proxy: Any) -> None:
+    """Have the pool open another connection where this one belongs to another loop."""
+    driver = connection.driver_connection
+    if not loops.is_here(driver._loop):  # noqa: SLF001 - asyncpg has no name for it
+        cut(driver)
+        raise DisconnectionError
+
+
+class RollbackConnection:
+    """One connection to the shared clone, for the tests of one loop, whose work is rolled back.
 
     Around each test is a transaction that is never committed. asyncpg turns every transaction
     that begins inside of it into a savepoint, so SQLAlchemy's commits are none.
@@ -137,30 +176,36 @@ class Undoing:
         self._connects = 0
         self._trouble = ""
 
-    async def begin(self, shared: Shared) -> Connect:
-        """Begin the transaction around a test in *shared*; return what gives its connection."""
+    async def begin(self, shared: Shared) -> None:
+        """Begin the transaction around a test in *shared*.
+
+        Raises `ConnectionLost` or `StatementRefused`.
+        """
         if self._shared is not shared:
             self.close()
         self._shared = shared
         self._trouble = ""
-
-        async def connection() -> Any:
-            # Anew when the test had it closed.
-            if self._is_closed():
-                await self._connect(shared)
-                await self._begin()
-            return self._connection
-
         if self._is_closed():
             await self._connect(shared)
         self._connects = 0
         await self._begin()
-        return connection
+
+    async def connection(self) -> Any:
+        """Return the connection; a new one when the test had it closed."""
+        if self._shared is not None and self._is_closed():
+            await self._connect(self._shared)
+            await self._begin()
+        return self._connection
+
+    def see_loop(self) -> None:
+        """Raise `RollbackFailed` where the connection can't be used: in another event loop."""
+        if not self._is_closed() and not loops.is_here(self._connection._loop):  # noqa: SLF001
+            raise RollbackFailed.other_loop()
 
     async def leave(self, session: AsyncSession) -> None:
         """Close *session*; what it could not undo, `end` will tell of."""
         connection = None
-        with suppress(SQLAlchemyError):  # One that has failed gives none.
+        with suppress(SQLAlchemyError, RollbackFailed):  # One that has failed gives none.
             connection = await session.connection() if session.in_transaction() else None
         try:
             if not self._look():
@@ -187,47 +232,61 @@ class Undoing:
         """Undo what the test did; return why its database can't be used again, if so."""
         if not self._look():
             try:
-                # It is not there in a transaction that only looks like ours (COMMIT AND CHAIN).
-                await self._connection.execute(f"ROLLBACK TO SAVEPOINT {_BEGIN}")
-                await self._around.rollback()
-                # What no transaction undoes: advisory locks, LISTEN, settings.
-                await self._connection.reset()
-            except asyncpg.InvalidSavepointSpecificationError:
-                self._trouble = _ENDED
-            except (asyncpg.PostgresError, *LOST) as error:
-                # A statement that still runs, say: what it holds, it would hold until it ends.
-                self._trouble = f"{_STAYS}: {error}"
+                with explained(f"ROLLBACK TO SAVEPOINT {_BEGIN}"):
+                    # It is not there in a transaction that only looks like ours (COMMIT AND CHAIN).
+                    await self._connection.execute(f"ROLLBACK TO SAVEPOINT {_BEGIN}")
+                    await self._around.rollback()
+                    # What no transaction undoes: advisory locks, LISTEN, settings.
+                    await self._connection.reset()
+            except (StatementRefused, ConnectionLost) as error:
+                # Without the savepoint it is another transaction. Else a statement still runs, say:
+                # what it holds, it would hold until it ends.
+                gone = isinstance(error, StatementRefused) and error.state in _NOWHERE
+                self._trouble = _ENDED if gone else f"{_STAYS}: {error.why}"
         if self._trouble:
             self.close()
         return self._trouble
 
     def close(self) -> None:
         """End the connection, if there is one."""
-        if not self._is_closed():
-            self._connection.terminate()
+        if self._connection is not None:
+            cut(self._connection)
         self._connection = None
 
     def _is_closed(self) -> bool:
         return self._connection is None or bool(self._connection.is_closed())
 
     async def _begin(self) -> None:
-        self._around = self._connection.transaction()
-        await self._around.start()
-        await self._connection.execute(f"SAVEPOINT {_BEGIN}")
+        with explained("BEGIN"):
+            self._around = self._connection.transaction()
+            await self._around.start()
+            await self._connection.execute(f"SAVEPOINT {_BEGIN}")
 
     async def _connect(self, shared: Shared) -> None:
         url = make_url(shared.clone.url)
-        self._connection = await asyncpg.connect(
-            host=url.host,
-            port=url.port,
-            user=url.username,
-            password=url.password,
-            database=url.database,
-            ssl=url.query.get("ssl", False),
-            server_settings={"application_name": f"{APPLICATION} {os.getpid()}"},
-        )
+        with explained(f"connect to {url.host}:{url.port}"):
+            self._connection = await connect(
+                host=url.host,
+                port=url.port,
+                user=url.username,
+                password=url.password,
+                database=url.database,
+                ssl=url.query.get("ssl", False),
+                server_settings={"application_name": f"{APPLICATION} {originals.getpid()}"},
+            )
         shared.connections += 1
         self._connects += 1
+
+
+def _pool_of(rollback: RollbackConnection) -> type[StaticPool]:
+    """Return a pool that has the connection of *rollback* alone, for code in its own loop."""
+
+    class Pool(StaticPool):
+        def _do_get(self) -> ConnectionPoolEntry:
+            rollback.see_loop()
+            return super()._do_get()
+
+    return Pool
 
 
 def _plain(url: URL) -> dict[str, Any]:
@@ -238,7 +297,8 @@ def _plain(url: URL) -> dict[str, Any]:
     return {} if "ssl" in url.query else {"ssl": False}
 
 
-def _is_clone(url: str | URL) -> bool:
+def is_clone(url: str | URL) -> bool:
+    """Tell whether *url* is that of a clone; a `db_url` of the user's own may lead anywhere."""
     parsed = make_url(url)
     named = DatabaseName.parse(parsed.database or "") is not None
     return named and parsed.drivername == "postgresql+asyncpg"

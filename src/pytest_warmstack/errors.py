@@ -373,6 +373,46 @@ class ServerFailed(WarmstackError):
         )
 
 
+class ConnectionLost(ServerFailed):
+    """A connection to a server that was ready has ended, or does not answer."""
+
+    @classmethod
+    def during(cls, *, title: str, statement: str, cause: str) -> ConnectionLost:
+        """Tell that the connection was lost during *statement*, which may not have run."""
+        return cls(
+            f"{title} stopped answering during the run.",
+            why=cause,
+            looked_at=[statement],
+            todo=[
+                "see whether the server was stopped or removed, then run again: a managed server "
+                "is started again",
+            ],
+        )
+
+
+class StatementRefused(WarmstackError):
+    """A server refused a statement of this package; `state` is the SQLSTATE."""
+
+    state = ""
+
+    @classmethod
+    def by_server(cls, *, title: str, statement: str, cause: str, state: str) -> StatementRefused:
+        """Tell what the server called *title* answered to *statement*."""
+        error = cls(
+            f"{title} refused a statement of pytest-warmstack.",
+            why=cause,
+            looked_at=[f"{statement}\n(SQLSTATE {state or 'unknown'})"],
+            todo=[
+                *_refusal_hints(state),
+                "see the server's answer above: a setting, a right or a test on this server "
+                "stands in the way",
+                "if the server is a managed one, warmstack clean starts it from nothing",
+            ],
+        )
+        error.state = state
+        return error
+
+
 class ServerFull(WarmstackError):
     """The server takes no more connections."""
 
@@ -614,6 +654,30 @@ class CloneFailed(WarmstackError):
         )
 
     @classmethod
+    def too_slow(cls, *, seconds: float) -> CloneFailed:
+        """PostgreSQL has not made a clone within *seconds*."""
+        return cls(
+            f"PostgreSQL made no clone of the template within {seconds:g} seconds.",
+            why="the background work that makes clones has not ended",
+            todo=[
+                "see what the server is doing: warmstack status, warmstack logs postgres",
+                "or start from nothing: warmstack clean",
+            ],
+        )
+
+    @classmethod
+    def not_dropped_in_time(cls, *, seconds: float) -> CloneFailed:
+        """PostgreSQL has not dropped the databases of earlier tests within *seconds*."""
+        return cls(
+            f"The databases of earlier tests were not dropped within {seconds:g} seconds.",
+            why="so many of them wait to be dropped that this test gets none",
+            todo=[
+                "see what the server is doing: warmstack status, warmstack logs postgres",
+                "or start from nothing: warmstack clean",
+            ],
+        )
+
+    @classmethod
     def not_kept(cls, *, name: str, cause: str) -> CloneFailed:
         """PostgreSQL refused to give the database of a failed test the name of a kept one."""
         return cls(
@@ -631,6 +695,24 @@ class CloneFailed(WarmstackError):
             why=f"{cause}, for {seconds:g} seconds",
             looked_at=["its connections, prepared transactions, subscriptions and slots"],
             todo=["see what the test left in it; the next run tries again"],
+        )
+
+
+class RollbackFailed(WarmstackError):
+    """A test can't be isolated by a rollback."""
+
+    @classmethod
+    def other_loop(cls) -> RollbackFailed:
+        """Tell that code in another event loop than the test's asks for the one connection."""
+        return cls(
+            "Rollback isolation does not work across event loops.",
+            why="its one connection belongs to the event loop of the test, and this code runs in "
+            "another loop or thread, as under a TestClient, asyncio.run or async_to_sync",
+            todo=[
+                'give this test a database of its own: @pytest.mark.warmstack_isolation("clone")',
+                "or call the application in the test's own loop: httpx.AsyncClient(transport="
+                "httpx.ASGITransport(app))",
+            ],
         )
 
 
@@ -833,6 +915,20 @@ def _registry_hints(cause: str, image: str) -> list[str]:
     if "manifest unknown" in words or "not found" in words:
         return ["see that the name and the tag are right: the registry has no such image"]
     return []
+
+
+def _refusal_hints(state: str) -> list[str]:
+    """Return what helps against a refusal, known by its SQLSTATE.
+
+    (PostgreSQL's documentation, appendix "PostgreSQL Error Codes".)
+    """
+    return {
+        "42501": ["give the role in the URL the right that is missing, or name another role"],
+        "53100": ["free space where the server keeps its data"],
+        "53200": ["give the server more memory"],
+        "55006": ["end the sessions that are connected to the database"],
+        "25006": ["name a primary server in the URL: this one is read-only"],
+    }.get(state, [])
 
 
 def _listed(names: Iterable[str]) -> str:

@@ -111,14 +111,24 @@ def redis_url(redis_urls: tuple[str, ...]) -> str:
 
 
 @pytest.fixture
-def db_engine(request: pytest.FixtureRequest, db_url: str) -> AsyncEngine:
+def db_engine(
+    request: pytest.FixtureRequest, db_url: str, _warmstack_engines: Engines
+) -> Iterator[AsyncEngine]:
     """An engine of the test's own database, disposed of when the test is done."""
-    from pytest_warmstack.loop_fixtures import SHARED, UNDOING
+    from pytest_warmstack.engines import is_clone
+    from pytest_warmstack.loop_fixtures import ROLLBACK, SHARED
 
+    if not is_clone(db_url):
+        yield _in_the_loop_of_the_test(request, "other_engine")
+        return
+    rollback = None
     if SHARED in request.node.stash:
-        request.node.stash[UNDOING] = _in_the_loop_of_the_test(request, "undoing")
-    engine: AsyncEngine = _in_the_loop_of_the_test(request, "engine")
-    return engine
+        rollback = _in_the_loop_of_the_test(request, "rollback_connection")
+        request.node.stash[ROLLBACK] = rollback
+        _had(lambda: _in_the_loop_of_the_test(request, "rollback"))
+    engine = _warmstack_engines.make(db_url, rollback)
+    yield engine
+    _warmstack_engines.end(engine, close=rollback is None)
 
 
 @pytest.fixture

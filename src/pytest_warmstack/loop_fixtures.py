@@ -1,4 +1,4 @@
-"""The asynchronous fixtures, where URLs become engines and clients, once for each event loop.
+"""The asynchronous fixtures, where URLs become sessions and clients, once for each event loop.
 
 pytest-asyncio gives a fixture its loop by a scope that is fixed when it is declared, while the
 test's loop depends on its marker; a connection used in another loop than its own breaks. So a
@@ -18,13 +18,13 @@ if TYPE_CHECKING:
     from redis.asyncio import Redis
     from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession
 
-    from pytest_warmstack.engines import Engines, Undoing
+    from pytest_warmstack.engines import Engines, RollbackConnection
     from pytest_warmstack.postgres.clones import Shared
 
 SHARED: Final[pytest.StashKey[Shared]] = pytest.StashKey()
 """Where a test that undoes what it does keeps the clone that it shares with others like it."""
 
-UNDOING: Final[pytest.StashKey[Undoing]] = pytest.StashKey()
+ROLLBACK: Final[pytest.StashKey[RollbackConnection]] = pytest.StashKey()
 """Where it keeps the connection, of its loop's own, over which it does that."""
 
 
@@ -40,52 +40,57 @@ def declare(loop: str) -> ModuleType:
             return pytest.fixture(name=full)
         return pytest_asyncio.fixture(name=full, scope=scope, loop_scope=loop)  # type: ignore[call-overload, no-any-return]
 
-    @fixture("undoing", scope=loop)
-    async def undoing() -> AsyncIterator[Undoing]:
-        from pytest_warmstack.engines import Undoing
+    @fixture("rollback_connection", scope=loop)
+    async def rollback_connection() -> AsyncIterator[RollbackConnection]:
+        from pytest_warmstack.engines import RollbackConnection
 
-        undoing = Undoing()
-        yield undoing
-        undoing.close()
+        connection = RollbackConnection()
+        yield connection
+        connection.close()
 
-    @fixture("engine")
-    async def engine(
-        request: pytest.FixtureRequest, db_url: str, _warmstack_engines: Engines
-    ) -> AsyncIterator[AsyncEngine]:
-        undoing = request.node.stash.get(UNDOING, None)
-        if undoing is None:
-            engine = _warmstack_engines.make(db_url)
-            yield engine
-            await _warmstack_engines.end(engine)
-            return
-        shared = request.node.stash[SHARED]
-        engine = _warmstack_engines.make(db_url, await undoing.begin(shared))
+    @fixture("rollback")
+    async def rollback(request: pytest.FixtureRequest) -> AsyncIterator[RollbackConnection]:
+        shared, connection = request.node.stash[SHARED], request.node.stash[ROLLBACK]
+        await connection.begin(shared)
+        yield connection
+        shared.trouble = await connection.end()
+
+    @fixture("other_engine")
+    async def other_engine(db_url: str) -> AsyncIterator[AsyncEngine]:
+        from sqlalchemy.ext.asyncio import create_async_engine
+
+        engine = create_async_engine(db_url)
         yield engine
-        await _warmstack_engines.end(engine, close=False)
-        shared.trouble = await undoing.end()
+        await engine.dispose()
 
     @fixture("session")
     async def session(
-        request: pytest.FixtureRequest, db_engine: AsyncEngine
+        request: pytest.FixtureRequest, db_engine: AsyncEngine, _warmstack_engines: Engines
     ) -> AsyncIterator[AsyncSession]:
         from sqlalchemy.ext.asyncio import AsyncSession
 
         # An attribute that was expired would be loaded when it is read, which asyncio can't do.
         session = AsyncSession(db_engine, expire_on_commit=False)
         yield session
-        undoing = request.node.stash.get(UNDOING, None)
-        await (session.close() if undoing is None else undoing.leave(session))
+        rollback = request.node.stash.get(ROLLBACK, None)
+        if rollback is not None:
+            await rollback.leave(session)
+        elif _warmstack_engines.leave_other_loops(db_engine):
+            # Its own connection may be one of those, and then there is no way to end it in order.
+            await session.invalidate()
+        else:
+            await session.close()
 
     @fixture("redis")
     async def redis(redis_url: str) -> AsyncIterator[Redis]:
-        from redis.asyncio import Redis
+        from pytest_warmstack.redis.clients import client
 
-        client: Redis = Redis.from_url(redis_url)
-        yield client
-        await client.aclose()
+        async with client(redis_url) as redis:
+            yield redis
 
     # pytest finds fixtures by looking through a plugin's names.
     plugin = ModuleType(f"pytest_warmstack.loop_fixtures.{loop}")
-    plugin.undoing, plugin.engine = undoing, engine  # type: ignore[attr-defined]
-    plugin.session, plugin.redis = session, redis  # type: ignore[attr-defined]
+    fixtures = (rollback_connection, rollback, other_engine, session, redis)
+    for number, each in enumerate(fixtures):
+        setattr(plugin, f"fixture_{number}", each)
     return plugin

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from types import SimpleNamespace
 from typing import Any
 
 import asyncpg
@@ -10,6 +11,7 @@ import pytest
 
 from pytest_warmstack.background import BackgroundLoop
 from pytest_warmstack.postgres import admin
+from pytest_warmstack.postgres.connections import Connection
 from pytest_warmstack.runtime.base import Endpoint, NotReady
 
 
@@ -19,8 +21,13 @@ class Leaving:
     def __init__(self, error: Exception) -> None:
         self.error = error
 
-    def get_settings(self) -> None:
-        """Give nothing: they are for servers that are too old."""
+    def get_settings(self) -> Any:
+        """Return what the server said of itself."""
+        return SimpleNamespace(server_version="18.0")
+
+    def get_server_pid(self) -> int:
+        """Return the number of its backend."""
+        return 1
 
     def get_server_version(self) -> Any:
         """Return the newest one."""
@@ -56,8 +63,8 @@ def test_a_server_that_ends_as_it_is_greeted_is_not_ready(
 ) -> None:
     """So whoever looks at many servers goes on with the next one."""
 
-    async def connect(*_: object) -> Leaving:
-        return Leaving(error)
+    async def connect(*_: object) -> Connection:
+        return Connection(Leaving(error))
 
     monkeypatch.setattr(admin, "connect_patiently", connect)
     place = Endpoint(host="127.0.0.1", port=1, password="")

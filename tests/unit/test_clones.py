@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from pytest_warmstack.errors import CloneFailed, ServerFailed
+from pytest_warmstack.errors import CloneFailed, ConnectionLost, ServerFailed
 from pytest_warmstack.identity import DatabaseName, State
 from pytest_warmstack.postgres.clones import DROPPING, Clone, Clones, Finding, Leak
 
@@ -290,17 +290,57 @@ def test_a_clone_that_could_not_be_dropped_is_told(
     assert "a slot" in trouble
 
 
-def test_a_lost_server_is_not_told_for_each_clone(
+def test_a_lost_server_is_reported_once(
     make: Callable[..., Clones], maker: FakeMaker, found: list[Finding]
 ) -> None:
-    """Whoever asks for the next clone is told."""
+    """Of many drops that fail for it, the first is enough."""
+    clones = make()
+    lost = ConnectionLost.during(title="PostgreSQL", statement="DROP DATABASE x", cause="gone")
+    for test in ("first", "second"):
+        clone = clones.take()
+        clones.give_back(clone, test)
+        maker.drops[clone].set_exception(lost)
+
+    assert [each.test for each in found] == ["first"]
+    assert "gone" in found[0].trouble
+
+
+def test_an_error_of_a_drop_is_shown_whatever_it_is(
+    make: Callable[..., Clones], maker: FakeMaker, found: list[Finding]
+) -> None:
+    """One that this package did not foresee as well."""
     clones = make()
     clone = clones.take()
     clones.give_back(clone, "a test")
 
-    maker.drops[clone].set_exception(OSError("gone"))
+    maker.drops[clone].set_exception(ZeroDivisionError("never thought of"))
 
-    assert found == []
+    (finding,) = found
+    assert finding.test == "a test"
+    assert "ZeroDivisionError: never thought of" in finding.trouble
+
+
+@pytest.mark.parametrize("interruption", [KeyboardInterrupt, SystemExit, pytest.fail.Exception])
+def test_an_interrupted_wait_loses_no_clone(
+    make: Callable[..., Clones], maker: FakeMaker, interruption: type[BaseException]
+) -> None:
+    """A timeout of the test's or Ctrl-C: the next test takes the one that was waited for."""
+    clones = make()
+    waited: list[Future[Clone]] = []
+
+    class Interrupted(Future[Clone]):
+        def result(self, timeout: float | None = None) -> Clone:
+            assert timeout
+            waited.append(self)
+            raise interruption
+
+    clones._ahead[0] = first = Interrupted()
+
+    with pytest.raises(interruption):
+        clones.take()
+
+    assert waited == [first]
+    assert clones._ahead[0] is first
 
 
 # Shared by tests that undo what they did

@@ -59,6 +59,7 @@ SAMPLES: dict[str, Any] = {
     "setting": "WARMSTACK_REDIS_BIN",
     "source": "pyproject.toml",
     "state": "42601",
+    "statement": "CREATE DATABASE shop",
     "table": "alembic_version",
     "template": "warmstack_t_0123",
     "test": "tests/test_orders.py::test_refund",

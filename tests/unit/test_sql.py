@@ -43,7 +43,7 @@ def test_a_copy_is_one_of_files_where_that_is_said(by_file: bool) -> None:
 
 def test_every_database_is_born_with_our_mark() -> None:
     """One that is killed on before it could be marked would be nobody's for ever."""
-    for statement in (sql.create(CLONE), sql.copy(TEMPLATE, CLONE, by_file=True)):
+    for statement in (sql.create(CLONE, "template0"), sql.copy(TEMPLATE, CLONE, by_file=True)):
         assert f"CONNECTION LIMIT {sql.MARK}" in statement
     assert sql.MARK.to_bytes(4, "big") == b"wrms"
 

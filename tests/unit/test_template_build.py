@@ -91,6 +91,10 @@ class Server:
         for each in (self.held, self.comments, self.used):
             each.pop(str(name), None)
 
+    def now(self) -> float:
+        """Tell the time of the server."""
+        return self._clock
+
     def settle(self, draft: DatabaseName) -> None:
         """See that nobody is connected."""
         assert str(draft) in self.held

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import time
-
 import pytest
 
 from pytest_warmstack.identity import DatabaseName, State, fingerprint
@@ -12,9 +10,13 @@ from pytest_warmstack.postgres.template import doomed
 from pytest_warmstack.settings import Settings
 
 
+NOW = 1e9
+
+
 def template(used: float, *, sealed: bool = True) -> Database:
     """Return a template that was used last at the time *used*."""
-    return Database(DatabaseName(State.TEMPLATE, fingerprint(str(used))), sealed, used)
+    name = DatabaseName(State.TEMPLATE, fingerprint(str(used)))
+    return Database(name, sealed, used, unused=NOW - used)
 
 
 def test_an_empty_server_has_nothing_to_drop() -> None:
@@ -116,8 +118,7 @@ def test_each_project_keeps_its_own_templates() -> None:
 
 def test_a_stock_of_another_project_stands_ready() -> None:
     """Its clones are somebody else's, as long as its template stays."""
-    now = time.time()
-    blog, old = of("blog", now), of("blog", now - 100)
+    blog, old = of("blog", NOW), of("blog", NOW - 100)
     listed = [CURRENT, blog, old, ready("0", of=blog), ready("1", of=blog), ready("2", of=old)]
 
     assert doomed(listed, 1, current=CURRENT.name, stock=2) == [old.name, listed[5].name]
@@ -130,8 +131,7 @@ def test_a_stock_of_another_project_stands_ready() -> None:
 
 def test_a_template_that_was_not_used_for_long_is_doomed_but_for_the_current_one() -> None:
     """Nobody else cleans a server that somebody else runs."""
-    now = time.time()
-    stale, fresh = of("blog", now - 100), of("blog", now - 50)
+    stale, fresh = of("blog", NOW - 100), of("blog", NOW - 50)
     listed = [CURRENT, stale, fresh]
 
     assert doomed(listed, 4, current=CURRENT.name, idle=75) == [stale.name]
@@ -148,14 +148,13 @@ def test_the_current_template_stays_also_where_its_use_is_not_noted() -> None:
 def kept(project: str, used: float) -> Database:
     """Return a database of a failed test."""
     name = DatabaseName.new(State.KEPT, "f" * 16)
-    return Database(name, sealed=False, used=used, project=project)
+    return Database(name, sealed=False, used=used, unused=NOW - used, project=project)
 
 
 def test_of_each_project_the_last_databases_of_failed_tests_stay() -> None:
     """As many as are to be kept, whatever other projects have; none without such a wish."""
-    now = time.time()
-    shop = [kept("shop", now - number) for number in range(5)]
-    blog = [kept("blog", now - number) for number in range(2)]
+    shop = [kept("shop", NOW - number) for number in range(5)]
+    blog = [kept("blog", NOW - number) for number in range(2)]
 
     names = doomed([*shop, *blog], 4, failed=2)
 
@@ -165,8 +164,7 @@ def test_of_each_project_the_last_databases_of_failed_tests_stay() -> None:
 
 def test_a_database_of_a_failed_test_that_is_too_old_is_doomed() -> None:
     """And one whose note could not be written any more, since its run was killed."""
-    now = time.time()
-    old, new, unknown = kept("shop", now - 100), kept("shop", now - 10), kept("", 0.0)
+    old, new, unknown = kept("shop", NOW - 100), kept("shop", NOW - 10), kept("", 0.0)
 
     assert doomed([old, new, unknown], 4, failed=9, idle=50) == [old.name, unknown.name]
 

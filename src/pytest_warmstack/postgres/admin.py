@@ -10,29 +10,34 @@ from collections.abc import Callable, Coroutine, Sequence
 from concurrent.futures import Future
 from typing import Any, Final, NamedTuple, ParamSpec, Self, TypeVar
 
-import asyncpg
-
 from pytest_warmstack import originals
 from pytest_warmstack.background import BackgroundLoop
-from pytest_warmstack.errors import CloneFailed, ServerFailed, TemplateFailed
+from pytest_warmstack.errors import (
+    CloneFailed,
+    ConnectionLost,
+    ServerFailed,
+    StatementRefused,
+    TemplateFailed,
+)
 from pytest_warmstack.identity import DatabaseName, State
 from pytest_warmstack.postgres import foreign, sql
 from pytest_warmstack.postgres.connections import (
     APPLICATION,
-    LOST,
-    REJECTED,
     TITLE,
+    Connection,
     Maintenance,
     connect,
     connect_patiently,
-    lost,
-    told_why,
+    rejection,
 )
 from pytest_warmstack.postgres.sql import literal, quote
 from pytest_warmstack.runtime.base import USER, Endpoint, NotOurs, NotReady, postgres_url
 
 OLDEST: Final = 14
 """The oldest version that we work with: `pg_stat_database.sessions` came with it."""
+
+_NO_TABLE: Final = "42P01"
+"""SQLSTATE of a query for a table that is not there (documentation, appendix A)."""
 
 T = TypeVar("T")
 P = ParamSpec("P")
@@ -50,8 +55,9 @@ def initdb_arguments(major: int | None) -> list[str]:
 class Database(NamedTuple):
     """A database of ours, as the server lists it; *sealed* marks a template that is complete.
 
-    *used* tells when a template was used last, in epoch seconds, and for which *project*; *visits*
-    how many connections there have been to the database. The *comment* is not always asked for: it
+    *used* tells when a template was used last, in epoch seconds, and for which *project*; *unused*
+    how many seconds ago that was, by the server's own clock; *visits* how many connections there
+    have been to the database. The *comment* is not always asked for: it
     is long.
     """
 
@@ -61,6 +67,7 @@ class Database(NamedTuple):
     comment: str = ""
     visits: int = 0
     project: str = ""
+    unused: float = 0.0
 
 
 class Admin:
@@ -72,10 +79,11 @@ class Admin:
         self,
         endpoint: Endpoint,
         background: BackgroundLoop,
-        connection: Any,
+        connection: Connection,
         *,
         role: str,
         durable: bool,
+        now: float,
         pooled: bool = False,
     ) -> None:
         self.endpoint = endpoint
@@ -84,10 +92,10 @@ class Admin:
         self.main = Maintenance(endpoint, connection)
         # What makes a copy of a database like it, as the texts before and after the copy's name.
         self._dress: dict[DatabaseName, list[tuple[str, str]]] = {}
-        # "16.14", or "16.14 (Debian 16.14-1)": the server's own words, known since it greeted us.
-        self.version = connection.get_settings().server_version.split()[0]
-        self.major: int = connection.get_server_version().major
+        self.version = connection.version
+        self.major = connection.major
         self._role = role
+        self._epoch = now - originals.monotonic()
         # FILE_COPY is the faster one where durability is off, and brings the template's relation
         # cache along; else it waits for two checkpoints. Before PostgreSQL 15 it is all there is.
         self._by_file = self.major >= 15 and not durable
@@ -119,17 +127,22 @@ class Admin:
                     connection,
                     role=known.role,
                     durable=known.durable,
+                    now=known.now,
                     pooled=known.pooled,
                 )
-            name, fsync = await connection.fetchrow(sql.NAME, timeout=seconds)
-        except REJECTED as error:
-            raise NotOurs(told_why(error)) from error
-        except (*LOST, TimeoutError, asyncpg.PostgresError) as error:
-            raise NotReady(f"{endpoint.place}: {error or 'no answer'}") from error
+            name, fsync, now = await connection.fetchrow(sql.NAME, seconds=seconds)
+        except (ConnectionLost, StatementRefused) as error:
+            if why := rejection(error):
+                raise NotOurs(why) from error
+            raise NotReady(f"{endpoint.place}: {error.why}") from error
         if name != f"warmstack-{fingerprint}":
             connection.terminate()
             raise NotOurs(f"it calls itself {name!r}")
-        return cls(endpoint, background, connection, role=USER, durable=fsync == "on")
+        return cls(endpoint, background, connection, role=USER, durable=fsync == "on", now=now)
+
+    def now(self) -> float:
+        """Return the server's time of day, in seconds since the epoch."""
+        return self._epoch + originals.monotonic()
 
     def url(self, database: DatabaseName, driver: str = "asyncpg") -> str:
         """Return the SQLAlchemy URL of a database of ours."""
@@ -220,16 +233,14 @@ class Admin:
 
         Raises `CloneFailed` with PostgreSQL's own words.
         """
-        statement = self.copying(source, name)
         dress = sql.dressing(self.dress(source), name)
         try:
-            self._run(self.main.execute, statement)
+            self._run(self.main.execute, self.copying(source, name))
             if dress:
-                statement = dress
-                self._run(self.main.execute, statement)
-        except asyncpg.PostgresError as error:
+                self._run(self.main.execute, dress)
+        except StatementRefused as error:
             raise CloneFailed.refused(
-                template=str(source), cause=str(error), looked_at=[statement]
+                template=str(source), cause=error.why, looked_at=error.looked_at
             ) from error
 
     def dress(self, source: DatabaseName) -> list[tuple[str, str]]:
@@ -310,31 +321,45 @@ class Admin:
         *args: P.args,
         **kwargs: P.kwargs,
     ) -> T:
-        try:
-            return self.background.call(function, *args, **kwargs)
-        except LOST as error:
-            raise lost(error) from error
+        return self.background.call(function, *args, **kwargs)
 
     async def _read(self, name: DatabaseName, query: str) -> list[str]:
         connection = await connect(self.endpoint, str(name))
         try:
             return [row[0] for row in await connection.fetch(query)]
-        except asyncpg.UndefinedTableError:
+        except StatementRefused as error:
+            if error.state != _NO_TABLE:
+                raise
             return []
         finally:
             await connection.close()
 
     async def _create(self, name: DatabaseName) -> None:
+        await self.main.execute(
+            sql.create(name, await self._beginning()), sql.comment(name, sql.DRAFT)
+        )
+        connection = await connect(self.endpoint, str(name))
         try:
-            await self.main.execute(sql.create(name), sql.comment(name, sql.DRAFT))
-            connection = await connect(self.endpoint, str(name))
-            try:
-                tables = await connection.fetchval(sql.OWN_TABLES)
-                await connection.execute(f"VACUUM (FULL) {tables}")
-            finally:
-                await connection.close()
-        except LOST as error:
-            raise lost(error) from error
+            tables = await connection.fetchval(sql.OWN_TABLES)
+            await connection.execute(f"VACUUM (FULL) {tables}")
+        finally:
+            await connection.close()
+
+    async def _beginning(self) -> str:
+        """Return what an empty database is copied from.
+
+        That is template0, to which nobody is connected and whose collations have no version that
+        could differ; but template1 where it holds more, since whoever has put that there wants it
+        in every database.
+        """
+        try:
+            connection = await connect(self.endpoint, "template1")
+        except (ConnectionLost, StatementRefused):
+            return "template0"
+        try:
+            return "template1" if await connection.fetchval(sql.IS_CHANGED) else "template0"
+        finally:
+            await connection.close()
 
     def _properties(self, name: DatabaseName) -> bool:
         """Look at what a copy of a database does not get by itself; tell whether it is sealed."""
@@ -361,14 +386,13 @@ class Admin:
         return ", ".join(holders) or "nobody any more"
 
 
-def _see_that_it_is_new_enough(connection: Any) -> None:
-    """Raise `ServerFailed` when the server is older than what we work with."""
-    settings, major = connection.get_settings(), connection.get_server_version().major
-    if major < OLDEST:
+def _see_that_it_is_new_enough(connection: Connection) -> None:
+    """Raise `ServerFailed` when the server is older than what this package works with."""
+    if connection.major < OLDEST:
         connection.terminate()
         raise ServerFailed.unsupported(
             title=TITLE,
-            found=settings.server_version.split()[0],
+            found=connection.version,
             wanted=f"PostgreSQL {OLDEST} or newer, which counts the connections to a database",
         )
 
@@ -382,8 +406,13 @@ def databases_of(rows: Sequence[Any]) -> list[Database]:
             row["sealed"],
             comment=row.get("comment", ""),
             visits=row.get("visits", 0),
-            **sql.noted(row["note"]),
+            **_noted(row),
         )
         for name, row in named
         if name
     ]
+
+
+def _noted(row: Any) -> dict[str, Any]:
+    noted = sql.noted(row["note"])
+    return {**noted, "unused": row.get("now", 0.0) - noted.get("used", 0.0)}

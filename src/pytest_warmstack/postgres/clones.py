@@ -9,11 +9,17 @@ from contextlib import suppress
 from dataclasses import dataclass
 from typing import Final, NamedTuple, Protocol
 
-from pytest_warmstack.errors import ServerFailed, WarmstackError
+from pytest_warmstack.errors import CloneFailed, ConnectionLost, ServerFailed, WarmstackError
 from pytest_warmstack.identity import DatabaseName
 
 DROPPING: Final = 8
 """How many clones of tests that are done may wait to be dropped; more, and the tests wait."""
+
+TAKE_TIMEOUT: Final = 180.0
+"""Seconds that a test waits for its clone, or for the drop of others, at most.
+
+Each step of the work in the background has a shorter deadline, and says what it waited for.
+"""
 
 
 class Clone(NamedTuple):
@@ -111,31 +117,39 @@ class Clones:
         self._dropping: deque[Future[list[Leak]]] = deque()
         self._shared: Shared | None = None
         self._last: tuple[str, Future[int]] | None = None
+        self._is_lost = False
         self._fill()
 
     def take(self) -> Clone:
         """Return a clone that no other test has, had or will have.
 
-        Raises `CloneFailed` with PostgreSQL's own words, `ServerFull` or `ServerFailed`.
+        Raises `CloneFailed` with PostgreSQL's own words or after `TAKE_TIMEOUT` seconds,
+        `ServerFull` or `ServerFailed`.
         """
         while len(self._dropping) >= DROPPING:
-            # It has a deadline of its own, and tells what went wrong.
-            wait([self._dropping.popleft()])
+            oldest = self._dropping.popleft()
+            if not wait([oldest], timeout=TAKE_TIMEOUT).done:
+                raise CloneFailed.not_dropped_in_time(seconds=TAKE_TIMEOUT)
         was_ahead = bool(self._ahead)
         future = self._ahead.popleft() if was_ahead else self._maker.prepare()
         self._expected -= 1
         self._fill()
         try:
             try:
-                return future.result()
+                return future.result(TAKE_TIMEOUT)
             except ServerFailed as error:
                 # A server that was restarted meanwhile refused then, and may be there now.
                 if not (was_ahead and isinstance(error.__cause__, ConnectionRefusedError)):
                     raise
                 future = self._maker.prepare()
-                return future.result()
-        except KeyboardInterrupt:
-            self._ahead.appendleft(future)  # It is closed with the others.
+                return future.result(TAKE_TIMEOUT)
+        except TimeoutError as error:
+            self._ahead.append(future)  # It may come yet, and is closed with the others.
+            raise CloneFailed.too_slow(seconds=TAKE_TIMEOUT) from error
+        except BaseException as error:
+            if not isinstance(error, Exception):
+                # An interruption, such as Ctrl-C or a timeout of the test's: nobody had the clone.
+                self._ahead.appendleft(future)
             raise
 
     def give_back(self, clone: Clone, test: str) -> None:
@@ -202,10 +216,11 @@ class Clones:
         self._last = None
         try:
             # Fewer is not known yet: PostgreSQL 14 counts late, our own connections as well.
-            if visits.result() > self._shared.connections:
+            if visits.result(TAKE_TIMEOUT) > self._shared.connections:
                 self._replace(test, "it connected to its database by another way than db_engine")
-        except WarmstackError as error:
-            self._replace(test, f"whether it connected by another way can't be told: {error.why}")
+        except Exception as error:
+            why = _why(error)
+            self._replace(test, f"whether it connected by another way can't be told: {why}")
 
     def _replace(self, test: str, trouble: str) -> None:
         """Let the next test have another shared clone."""
@@ -221,16 +236,26 @@ class Clones:
         error = future.exception()
         if error is None:
             self._found(Finding(test, kept=str(future.result().name)))
-        elif isinstance(error, WarmstackError):
-            self._found(Finding(test, trouble=f"{error.what} {error.why}"))
+        else:
+            self._found(Finding(test, trouble=_why(error)))
 
     def _tell(self, future: Future[list[Leak]], test: str) -> None:
         """Tell what the drop of a clone has shown."""
         if future.cancelled():
             return
         error = future.exception()
-        if isinstance(error, WarmstackError):
-            self._found(Finding(test, trouble=f"{error.what} {error.why}"))
-        elif error is None:
-            for leak in future.result():
-                self._found(Finding(test, leak))
+        if error is not None:
+            # Whoever asks for the next clone of a server that is gone gets the error.
+            if not (self._is_lost and isinstance(error, ConnectionLost)):
+                self._found(Finding(test, trouble=_why(error)))
+            self._is_lost = isinstance(error, ConnectionLost)
+            return
+        for leak in future.result():
+            self._found(Finding(test, leak))
+
+
+def _why(error: BaseException) -> str:
+    """Return what went wrong in the background, in one line; whatever it was, it is shown."""
+    if isinstance(error, WarmstackError):
+        return f"{error.what} {error.why}"
+    return f"its database could not be dropped: {type(error).__name__}: {error}"

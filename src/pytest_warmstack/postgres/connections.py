@@ -1,21 +1,35 @@
-"""Connections of ours to PostgreSQL and the locks on them: used in turns, made anew when lost."""
+"""Connections to PostgreSQL and the locks on them: used in turns, renewed when they are lost.
+
+asyncpg's errors end here: `explained` turns each into one of this package.
+"""
 
 from __future__ import annotations
 
 import asyncio
-import os
+import re
 import socket
 import ssl
-from collections.abc import AsyncIterator, Callable, Collection, Coroutine, Sequence
-from contextlib import asynccontextmanager, suppress
+from collections.abc import (
+    AsyncIterator,
+    Awaitable,
+    Callable,
+    Collection,
+    Coroutine,
+    Iterator,
+    Sequence,
+)
+from contextlib import asynccontextmanager, contextmanager, suppress
 from functools import wraps
 from typing import Any, Final, ParamSpec, TypeVar
 
 import asyncpg
 
+# Not `asyncpg.connect`, which a test may replace.
+from asyncpg.connection import connect as _connect
+
 from pytest_warmstack import originals
 from pytest_warmstack.background import sleep
-from pytest_warmstack.errors import ServerFailed, ServerFull
+from pytest_warmstack.errors import ConnectionLost, ServerFull, StatementRefused, WarmstackError
 from pytest_warmstack.postgres import sql
 from pytest_warmstack.runtime.base import MAINTENANCE, USER, Endpoint
 
@@ -25,15 +39,15 @@ P = ParamSpec("P")
 TITLE: Final = "PostgreSQL"
 
 APPLICATION: Final = "pytest-warmstack"
-"""What the application_name of every connection of ours begins with."""
+"""What the application_name of every connection of this package begins with."""
 
 BUSY: Final = 10.0
 """Seconds for which a refusal because of somebody's connection is tried again."""
 
-_STATEMENT: Final = 60.0
-"""Seconds that one statement of ours may take."""
+STATEMENT_TIMEOUT: Final = 60.0
+"""Seconds that one statement may take."""
 
-_LEAVE: Final = 2.0
+CLOSE_TIMEOUT: Final = 2.0
 """Seconds that a connection may take to end."""
 
 _SETTINGS: Final = {
@@ -42,23 +56,30 @@ _SETTINGS: Final = {
     "default_transaction_read_only": "off",
     "standard_conforming_strings": "on",
 }
-"""What a connection of ours relies on, whatever the user has set for the server or a database.
+"""What these connections rely on, whatever the user has set for the server or a database.
 
-Only what older servers know as well: they are to be refused in our words, which takes a connection.
+Only what older servers know as well: the plugin refuses them in its own words, and has to connect
+for that.
 """
+
+IN_USE: Final = "55006"
+"""SQLSTATE of a refusal since somebody is connected to a database (documentation, appendix A)."""
+
+_VALUE: Final = re.compile(r"( TO |\bPASSWORD )'(?:[^']|'')*'")
+"""The value of a setting or a password, in a statement."""
+
+_SHOWN: Final = 300
+"""Characters of a statement that an error shows: the comment of a template is long."""
 
 
 class TlsRefused(Exception):
     """The server speaks no TLS, and the URL demands it."""
 
 
-Refusal = asyncpg.PostgresError
-"""PostgreSQL's answer, when it is a no."""
-
 REJECTED: Final = (
     asyncpg.InvalidPasswordError,
     asyncpg.InvalidAuthorizationSpecificationError,
-    # The maintenance database is not there, or not for us.
+    # The maintenance database is missing, or closed to this role.
     asyncpg.InvalidCatalogNameError,
     asyncpg.InsufficientPrivilegeError,
     # What the URL says about TLS can't be done.
@@ -66,10 +87,10 @@ REJECTED: Final = (
     ssl.SSLError,
     TlsRefused,
 )
-"""What is raised when the server does not let us in, and will not when it is asked again."""
+"""Causes of a `ConnectionLost` which will be the same at the next attempt."""
 
-LOST: Final = (
-    OSError,
+_LOST: Final = (
+    OSError,  # TimeoutError is one.
     asyncpg.InterfaceError,
     asyncpg.PostgresConnectionError,
     asyncpg.AdminShutdownError,
@@ -78,48 +99,151 @@ LOST: Final = (
     # A statement on a connection that is just being told that it has ended.
     asyncpg.InternalClientError,
 )
-"""What is raised when a connection, or the server behind it, is gone."""
+"""What asyncpg raises when a connection, or the server behind it, is gone."""
 
 
-async def connect(endpoint: Endpoint, database: str = MAINTENANCE, seconds: float = BUSY) -> Any:
-    """Return a connection; its statements have a deadline, and on a server of ours it is plain.
+@contextmanager
+def explained(statement: str, seconds: float = STATEMENT_TIMEOUT) -> Iterator[None]:
+    """Turn every error of asyncpg into one of this package. No other code does.
 
-    Its name tells which process is behind it, and on which machine.
+    Raises `ConnectionLost` when the connection is gone or has not answered within *seconds*, and
+    `StatementRefused` when PostgreSQL refuses *statement*.
+    """
+    try:
+        yield
+    except _LOST as error:
+        cause = str(error) or f"no answer within {seconds:g} seconds"
+        raise ConnectionLost.during(
+            title=TITLE, statement=masked(statement), cause=cause
+        ) from error
+    except asyncpg.PostgresError as error:
+        raise StatementRefused.by_server(
+            title=TITLE, statement=masked(statement), cause=str(error), state=error.sqlstate or ""
+        ) from error
+
+
+def masked(statement: str) -> str:
+    """Return *statement* for an error: without the values of settings, which may be secret.
+
+    >>> masked("ALTER ROLE a SET app.key TO 'hunter2'")
+    "ALTER ROLE a SET app.key TO '***'"
+    """
+    hidden = _VALUE.sub(r"\1'***'", statement)
+    return f"{hidden[:_SHOWN]} ..." if len(hidden) > _SHOWN else hidden
+
+
+class Connection:
+    """A connection to PostgreSQL on the background loop, whose errors are those of `explained`.
+
+    Every statement has *seconds* to end.
+    """
+
+    def __init__(self, raw: Any) -> None:
+        self._raw = raw
+        self.pid: int = raw.get_server_pid()
+        # "16.14", or "16.14 (Debian 16.14-1)": the server's own words, known since it greeted us.
+        self.version: str = raw.get_settings().server_version.split()[0]
+        self.major: int = raw.get_server_version().major
+
+    async def fetch(
+        self, query: str, *values: Any, seconds: float = STATEMENT_TIMEOUT
+    ) -> Sequence[Any]:
+        """Return the rows of *query*; one with *values* apart is parsed by the server once."""
+        rows: Sequence[Any] = await self._run(query, seconds, self._raw.fetch, *values)
+        return rows
+
+    async def fetchrow(self, query: str, *values: Any, seconds: float = STATEMENT_TIMEOUT) -> Any:
+        """Return the first row of *query*."""
+        return await self._run(query, seconds, self._raw.fetchrow, *values)
+
+    async def fetchval(self, query: str, *values: Any, seconds: float = STATEMENT_TIMEOUT) -> Any:
+        """Return the first value of the first row of *query*."""
+        return await self._run(query, seconds, self._raw.fetchval, *values)
+
+    async def execute(self, statement: str, *, seconds: float = STATEMENT_TIMEOUT) -> None:
+        """Execute *statement*, or several that are divided by `;` in one transaction."""
+        await self._run(statement, seconds, self._raw.execute)
+
+    async def _run(
+        self, statement: str, seconds: float, do: Callable[..., Awaitable[Any]], *values: Any
+    ) -> Any:
+        # asyncpg has a deadline too, which it measures by a clock that a test may have frozen.
+        with explained(statement, seconds):
+            async with asyncio.timeout(seconds):
+                return await do(statement, *values)
+
+    def when_ended(self, listener: Callable[[], None]) -> None:
+        """Have *listener* called when the connection has ended, whoever ended it."""
+        self._raw.add_termination_listener(lambda _: listener())
+
+    @property
+    def is_closed(self) -> bool:
+        """Whether it has ended."""
+        return bool(self._raw.is_closed())
+
+    def terminate(self) -> None:
+        """End it without a word."""
+        self._raw.terminate()
+
+    async def close(self) -> None:
+        """End it within `CLOSE_TIMEOUT`. Closing twice is fine."""
+        try:
+            with explained("close the connection", CLOSE_TIMEOUT):
+                async with asyncio.timeout(CLOSE_TIMEOUT):
+                    await self._raw.close()
+        except (ConnectionLost, StatementRefused):
+            self.terminate()
+
+
+async def connect(
+    endpoint: Endpoint, database: str = MAINTENANCE, seconds: float = BUSY
+) -> Connection:
+    """Return a connection to *database*, made within *seconds*; to a managed server it is plain.
+
+    Its name tells which process is behind it, and on which machine. Raises `ConnectionLost` and
+    `StatementRefused`, as when the server has no connection to spare.
     """
     options: dict[str, Any] = {
         "host": endpoint.host,
         "port": endpoint.port,
         "user": endpoint.user or USER,
-        # Never None: then it would be looked for in the user's own variables and files.
+        # Never None: asyncpg would look for it in the environment and in files.
         "password": endpoint.password,
         "database": database,
         "ssl": endpoint.query.removeprefix("sslmode=") or False,
-        "timeout": seconds,
-        "command_timeout": _STATEMENT,
+        # Else the environment, which a test may change, would decide these.
+        "direct_tls": False,
+        "target_session_attrs": "any",
+        "krbsrvname": "postgres",
+        "gsslib": "gssapi",
+        # The loop's own deadline is around it.
+        "timeout": None,
     }
-    name = {"application_name": f"{APPLICATION} {os.getpid()}@{_host()}"}
+    name = {"application_name": f"{APPLICATION} {originals.getpid()}@{_host()}"}
     try:
-        try:
-            return await asyncpg.connect(**options, server_settings={**_SETTINGS, **name})
-        except asyncpg.ProtocolViolationError:
-            # A pooler takes few of them at the start of a connection.
-            connection = await asyncpg.connect(**options, server_settings=name)
-            try:
-                await connection.execute(sql.settings(_SETTINGS), timeout=seconds)
-            except BaseException:
-                connection.terminate()
-                raise
-            return connection
-    except ConnectionError as error:
+        with explained(f"connect to {endpoint.place}", seconds):
+            async with asyncio.timeout(seconds):
+                try:
+                    raw = await _connect(**options, server_settings={**_SETTINGS, **name})
+                except asyncpg.ProtocolViolationError:
+                    # A pooler takes few of them at the start of a connection.
+                    raw = await _connect(**options, server_settings=name)
+                    try:
+                        await raw.execute(sql.settings(_SETTINGS))
+                    except BaseException:
+                        raw.terminate()
+                        raise
+    except ConnectionLost as error:
         # asyncpg has no class of its own for that.
-        if "rejected SSL" in str(error):
-            raise TlsRefused(str(error)) from error
+        if isinstance(error.__cause__, ConnectionError) and "rejected SSL" in str(error.__cause__):
+            error.__cause__ = TlsRefused(str(error.__cause__))
         raise
+    return Connection(raw)
 
 
 async def connect_patiently(
     endpoint: Endpoint, seconds: float = BUSY, *, recovering: bool = False
-) -> Any:
+) -> Connection:
     """Return a connection to the maintenance database, as soon as the server has one to spare.
 
     With *recovering*, also as soon as it has recovered from the crash of one of its processes.
@@ -129,11 +253,14 @@ async def connect_patiently(
     while True:
         try:
             return await connect(endpoint, seconds=seconds)
-        except asyncpg.TooManyConnectionsError as error:
+        except StatementRefused as error:
+            if not isinstance(error.__cause__, asyncpg.TooManyConnectionsError):
+                raise
             if originals.monotonic() > deadline:
-                raise ServerFull.connections(cause=str(error), seconds=BUSY, holders=()) from error
-        except asyncpg.CannotConnectNowError:
-            if not recovering or originals.monotonic() > deadline:
+                raise ServerFull.connections(cause=error.why, seconds=BUSY, holders=()) from error
+        except ConnectionLost as error:
+            starting = isinstance(error.__cause__, asyncpg.CannotConnectNowError)
+            if not (starting and recovering) or originals.monotonic() > deadline:
                 raise
         await sleep(0.05)
 
@@ -143,25 +270,20 @@ def _host() -> str:
     return socket.gethostname()[:32]
 
 
-def told_why(error: Exception) -> str:
-    """Return why the server does not let us in, from one of `REJECTED`."""
-    if isinstance(error, asyncpg.InvalidPasswordError):
-        return f"it does not take the password: {error}"
-    return str(error)
-
-
-def lost(error: Exception) -> ServerFailed:
-    """Return the error that tells of one of `LOST`."""
-    cause = str(error) or f"a statement had no answer within {_STATEMENT:g} seconds"
-    return ServerFailed.lost(title=TITLE, cause=cause)
+def rejection(error: WarmstackError) -> str:
+    """Return why the server does not let us in; nothing when it may at the next attempt."""
+    cause = error.__cause__
+    if isinstance(cause, asyncpg.InvalidPasswordError):
+        return f"it does not take the password: {cause}"
+    return str(cause) if isinstance(cause, REJECTED) else ""
 
 
 def persistent(
     function: Callable[P, Coroutine[Any, Any, T]],
 ) -> Callable[P, Coroutine[Any, Any, T]]:
-    """Have *function* done again when it lost a connection, for `BUSY` seconds: others are made.
+    """Repeat *function* for `BUSY` seconds when it loses a connection; the next one is new.
 
-    A test may end all that there are, and the next test again. A server that is gone refuses.
+    A test may end all connections, and the next test again. A server that is gone refuses.
     """
 
     @wraps(function)
@@ -170,10 +292,9 @@ def persistent(
         while True:
             try:
                 return await function(*args, **kwargs)
-            except (TimeoutError, ConnectionRefusedError):
-                raise
-            except LOST:
-                if originals.monotonic() > deadline:
+            except ConnectionLost as error:
+                is_final = isinstance(error.__cause__, (TimeoutError, ConnectionRefusedError))
+                if is_final or rejection(error) or originals.monotonic() > deadline:
                     raise
             await sleep(0.01)
 
@@ -187,9 +308,9 @@ class Maintenance:
     connection that there is. If locks hung on it, that is done at once, and they are taken again.
     """
 
-    def __init__(self, endpoint: Endpoint, connection: Any = None) -> None:
+    def __init__(self, endpoint: Endpoint, connection: Connection | None = None) -> None:
         self._endpoint = endpoint
-        self._connection: Any = None
+        self._connection: Connection | None = None
         self._pid = 0
         self._turn = asyncio.Lock()
         self._alone: set[int] = set()
@@ -199,19 +320,20 @@ class Maintenance:
             self._adopt(connection)
 
     @asynccontextmanager
-    async def turn(self) -> AsyncIterator[Any]:
+    async def turn(self) -> AsyncIterator[Connection]:
         """Give the connection to one user at a time."""
         async with self._turn:
-            if self._connection is None or self._connection.is_closed():
-                await self._connect()
+            connection = self._connection
+            if connection is None or connection.is_closed:
+                connection = await self._renewed()
             try:
-                yield self._connection
-            except LOST:
+                yield connection
+            except ConnectionLost:
                 # It may not know yet that it is lost; or it waits for an answer that never comes.
-                self._connection.terminate()
+                connection.terminate()
                 raise
 
-    async def _connect(self) -> None:
+    async def _renewed(self) -> Connection:
         connection = await connect_patiently(self._endpoint, recovering=self._pid != 0)
         try:
             if self._alone or self._shared:
@@ -220,25 +342,26 @@ class Maintenance:
             connection.terminate()
             raise
         self._adopt(connection)
+        return connection
 
-    async def _lock_again(self, connection: Any) -> None:
+    async def _lock_again(self, connection: Connection) -> None:
         # A server can't tell a connection that was cut from one that is silent.
         await connection.fetch(sql.END, self._pid)
         # What another process holds by now, it took to drop what it stands for.
         await connection.fetch(sql.LOCK, sql.numbers(self._alone))
         await connection.fetch(sql.LOCK_SHARED, sql.numbers(self._shared))
 
-    def _adopt(self, connection: Any) -> None:
-        self._connection, self._pid = connection, connection.get_server_pid()
-        connection.add_termination_listener(self._ended)
+    def _adopt(self, connection: Connection) -> None:
+        self._connection, self._pid = connection, connection.pid
+        connection.when_ended(lambda: self._ended(connection))
 
-    def _ended(self, connection: Any) -> None:
+    def _ended(self, connection: Connection) -> None:
         if connection is self._connection and (self._alone or self._shared):
             self._renewing = asyncio.ensure_future(self._renew())
 
     async def _renew(self) -> None:
-        # What can't be done now, the next one to need the connection will try, and tell.
-        with suppress(ServerFull, Refusal, *LOST):
+        # If this fails, the next one who needs the connection tries again, and raises.
+        with suppress(WarmstackError):
             await self._connected()
 
     @persistent
@@ -271,8 +394,7 @@ class Maintenance:
     async def fetch(self, query: str, *values: Any) -> Sequence[Any]:
         """Return the rows of *query*; one with *values* apart is parsed by the server once."""
         async with self.turn() as connection:
-            rows: Sequence[Any] = await connection.fetch(query, *values)
-        return rows
+            return await connection.fetch(query, *values)
 
     async def fetchval(self, query: str, *values: Any) -> Any:
         """Return the first value of the first row of *query*."""
@@ -295,28 +417,24 @@ class Maintenance:
             sending = asyncio.ensure_future(connection.execute(statement))
             await sleep(0)  # The transport writes as soon as the statement is begun.
             connection.terminate()
-            with suppress(Refusal, *LOST):
+            with suppress(ConnectionLost, StatementRefused):
                 await sending
 
     async def close(self) -> None:
         """End the connection, and with it the locks that hang on it. Closing twice is fine."""
         connection, self._connection = self._connection, None
-        if connection is not None and not connection.is_closed():
-            try:
-                async with asyncio.timeout(_LEAVE):
-                    await connection.close()
-            except (TimeoutError, Refusal, *LOST):
-                connection.terminate()
+        if connection is not None and not connection.is_closed:
+            await connection.close()
 
 
-async def retried(connection: Any, statement: str) -> None:
-    """Execute *statement*, again while somebody is still leaving the database it is about."""
+async def retried(connection: Connection, statement: str) -> None:
+    """Execute *statement*, and again while somebody is still leaving the database it is about."""
     deadline = originals.monotonic() + BUSY
     while True:
         try:
             await connection.execute(statement)
-        except asyncpg.ObjectInUseError:
-            if originals.monotonic() > deadline:
+        except StatementRefused as error:
+            if error.state != IN_USE or originals.monotonic() > deadline:
                 raise
             await sleep(0.02)
         else:

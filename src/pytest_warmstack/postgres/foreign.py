@@ -5,11 +5,9 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Any, Final, NamedTuple
 
-import asyncpg
-
-from pytest_warmstack.errors import ServerFailed
+from pytest_warmstack.errors import ConnectionLost, ServerFailed, StatementRefused
 from pytest_warmstack.postgres import sql
-from pytest_warmstack.postgres.connections import connect
+from pytest_warmstack.postgres.connections import Connection, connect
 from pytest_warmstack.runtime.base import Endpoint
 
 _LOOKS: Final = 6
@@ -20,20 +18,29 @@ _PATIENCE: Final = 10.0
 """Seconds that a pooler may take to give us a second backend."""
 
 
+_OTHER_BACKEND: Final = frozenset({"26000", "42P05"})
+"""SQLSTATEs when one backend prepared a statement and another is to execute it.
+
+No such statement, and a statement of that name is there (documentation, appendix A).
+"""
+
+
 class Known(NamedTuple):
     """What there is to know of it: how to connect from now on, and as which *role* it takes us.
 
     A server that is *durable* writes to a disk and waits for that. One that is *pooled* keeps
-    connections open that their users have closed.
+    connections open that their users have closed. *now* is its time of day, in seconds since the
+    epoch.
     """
 
     endpoint: Endpoint
     role: str
     durable: bool
     pooled: bool
+    now: float
 
 
-async def greet(endpoint: Endpoint, connection: Any, seconds: float) -> Known:
+async def greet(endpoint: Endpoint, connection: Connection, seconds: float) -> Known:
     """Return what is known of the server that *connection* leads to.
 
     Raises `ServerFailed` when it can't be used: behind a pooler that shares its connections or
@@ -44,7 +51,7 @@ async def greet(endpoint: Endpoint, connection: Any, seconds: float) -> Known:
         facts = await _facts(endpoint, connection, seconds)
         # PostgreSQL tells a client the number of its backend (documentation, "BackendKeyData"); a
         # pooler tells one that it made up.
-        pooled = facts["pid"] != connection.get_server_pid()
+        pooled = facts["pid"] != connection.pid
         if pooled:
             await _see_that_backends_last(endpoint, connection, min(seconds, _PATIENCE))
         _see_that_we_can_write(endpoint, facts)
@@ -58,6 +65,7 @@ async def greet(endpoint: Endpoint, connection: Any, seconds: float) -> Known:
         facts["role"],
         facts["fsync"] == "on",
         pooled,
+        facts["now"],
     )
 
 
@@ -68,18 +76,18 @@ def _see_that_we_can_write(endpoint: Endpoint, facts: Any) -> None:
         raise ServerFailed.no_right(place=endpoint.place, role=facts["role"])
 
 
-async def _facts(endpoint: Endpoint, connection: Any, seconds: float) -> Any:
+async def _facts(endpoint: Endpoint, connection: Connection, seconds: float) -> Any:
     try:
-        return await connection.fetchrow(sql.GREETING, timeout=seconds)
-    except (
-        asyncpg.InvalidSQLStatementNameError,
-        asyncpg.DuplicatePreparedStatementError,
-    ) as error:
-        # A statement that was prepared on one backend and was to be executed on another.
-        raise ServerFailed.pooled(place=endpoint.place, cause=str(error)) from error
+        return await connection.fetchrow(sql.GREETING, seconds=seconds)
+    except StatementRefused as error:
+        if error.state not in _OTHER_BACKEND:
+            raise
+        raise ServerFailed.pooled(place=endpoint.place, cause=error.why) from error
 
 
-async def _see_that_backends_last(endpoint: Endpoint, connection: Any, seconds: float) -> None:
+async def _see_that_backends_last(
+    endpoint: Endpoint, connection: Connection, seconds: float
+) -> None:
     """Raise `ServerFailed` unless two connections keep their backends, as in session mode."""
     seen: list[set[int]] = [set(), set()]
     other = None
@@ -87,8 +95,10 @@ async def _see_that_backends_last(endpoint: Endpoint, connection: Any, seconds: 
         other = await connect(endpoint, seconds=seconds)
         for _ in range(_LOOKS):
             for backends, each in zip(seen, (connection, other), strict=True):
-                backends.add(await each.fetchval(sql.BACKEND, timeout=seconds))
-    except TimeoutError as error:
+                backends.add(await each.fetchval(sql.BACKEND, seconds=seconds))
+    except ConnectionLost as error:
+        if not isinstance(error.__cause__, TimeoutError):
+            raise
         raise ServerFailed.pool_too_small(place=endpoint.place, seconds=seconds) from error
     finally:
         if other is not None:

@@ -14,7 +14,7 @@ from typing import Final
 
 from pytest_warmstack import originals
 from pytest_warmstack.background import sleep
-from pytest_warmstack.errors import CloneFailed, ServerFull
+from pytest_warmstack.errors import CloneFailed, ServerFull, StatementRefused
 from pytest_warmstack.identity import DatabaseName, State
 from pytest_warmstack.postgres import sql
 from pytest_warmstack.postgres.admin import Admin, Database
@@ -22,11 +22,8 @@ from pytest_warmstack.postgres.clones import Clone, Leak
 from pytest_warmstack.postgres.connections import (
     APPLICATION,
     BUSY,
-    LOST,
     Maintenance,
-    Refusal,
     connect,
-    lost,
     persistent,
     retried,
 )
@@ -125,8 +122,6 @@ class Keeper:
             raise ServerFull.connections(
                 cause=error.why, seconds=BUSY, holders=await self._holders()
             ) from error
-        except LOST as error:
-            raise lost(error) from error
 
     @persistent
     async def _claimed_or_made(self) -> Clone:
@@ -149,7 +144,9 @@ class Keeper:
                 # The name first: whatever comes next, nobody takes this one for an unused one.
                 async with self._main.turn() as connection:
                     await connection.execute(sql.rename(ready, name))
-            except Refusal:  # Another run had it and is done with it, or somebody is looking at it.
+            except (
+                StatementRefused
+            ):  # Another run had it and is done with it, or somebody is looking at it.
                 await self._main.unlock(key)
                 continue
             return await self._dressed(name)
@@ -159,18 +156,15 @@ class Keeper:
         if not self._names:
             await self._name_some()
         name = self._names.popleft()
-        statement = self._admin.copying(self._template, name)
         try:
             async with self._maker.turn() as connection:
                 if self._leaving:
                     raise asyncio.CancelledError
-                await retried(connection, statement)
+                await retried(connection, self._admin.copying(self._template, name))
             return await self._dressed(name)
-        except LOST:
-            raise
-        except Refusal as error:
+        except StatementRefused as error:
             raise CloneFailed.refused(
-                template=str(self._template), cause=str(error), looked_at=[statement]
+                template=str(self._template), cause=error.why, looked_at=error.looked_at
             ) from error
 
     async def _name_some(self) -> None:
@@ -195,7 +189,7 @@ class Keeper:
         try:
             async with self._janitor.turn() as janitor:
                 await janitor.execute(sql.drop(str(clone.name), missing_ok=False))
-        except (Refusal, TimeoutError):
+        except StatementRefused:
             # Also when it is not there: then it may be, under another name.
             await self._drop_by_force(clone)
         self._gone.append(clone.name.lock_key)
@@ -207,16 +201,16 @@ class Keeper:
     @persistent
     async def _keep(self, clone: Clone, test: str) -> Clone:
         name = clone.name._replace(state=State.KEPT)
-        note = sql.note(name, used=originals.now(), project=self._project)
+        note = sql.note(name, used=self._admin.now(), project=self._project)
         try:
             async with self._janitor.turn() as janitor:
                 await janitor.fetch(sql.END_ALL, clone.oid)
                 await retried(janitor, sql.rename(clone.name, name))
                 await janitor.execute(f"{sql.comment(name, sql.kept(test))}; {note}")
-        except Refusal as error:
+        except StatementRefused as error:
             # It may be there, under a name that the test has given it.
             await self._drop_by_force(clone)
-            raise CloneFailed.not_kept(name=str(clone.name), cause=str(error)) from error
+            raise CloneFailed.not_kept(name=str(clone.name), cause=error.why) from error
         self._gone.append(name.lock_key)
         return Clone(name, clone.oid, self._admin.url(name))
 
@@ -247,10 +241,9 @@ class Keeper:
                 await self._cleared(name, clone.oid)
                 async with self._janitor.turn() as janitor:
                     await unsealed_and_dropped(janitor, name)
-            except (Refusal, TimeoutError) as error:
+            except StatementRefused as error:
                 if originals.monotonic() > deadline:
-                    cause = str(error) or "PostgreSQL does not answer"
-                    raise CloneFailed.kept(name=name, seconds=BUSY, cause=cause) from error
+                    raise CloneFailed.kept(name=name, seconds=BUSY, cause=error.why) from error
                 await sleep(0.05)
 
     async def _cleared(self, name: str, oid: int) -> None:
@@ -292,14 +285,8 @@ class Keeper:
         finally:
             await inside.close()
 
-    async def _visits(self, clone: Clone) -> int:
-        try:
-            return await self._counted(clone)
-        except (Refusal, *LOST) as error:
-            raise lost(error) from error
-
     @persistent
-    async def _counted(self, clone: Clone) -> int:
+    async def _visits(self, clone: Clone) -> int:
         query = "SELECT sessions FROM pg_stat_database WHERE datid = $1"
         return int(await self._main.fetchval(query, clone.oid) or 0)
 

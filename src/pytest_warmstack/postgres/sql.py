@@ -23,13 +23,18 @@ beside its comment that a role without SUPERUSER may leave with a database. The 
 and would be written anew on every run.
 """
 
-NAME: Final = "SELECT current_setting('cluster_name'), current_setting('fsync')"
+_CLOCK: Final = "extract(epoch FROM clock_timestamp())::float8 AS now"
+"""The server's time of day, in seconds since the epoch: tests freeze their own."""
+
+NAME: Final = (
+    f"SELECT current_setting('cluster_name') AS name, current_setting('fsync') AS fsync, {_CLOCK}"
+)
 
 GREETING: Final = (
     "SELECT current_setting('fsync') AS fsync, r.rolcreatedb OR r.rolsuper AS creates,"
     " pg_is_in_recovery() AS standby, pg_backend_pid() AS pid,"
     " coalesce((SELECT s.ssl FROM pg_stat_ssl s WHERE s.pid = pg_backend_pid()), false) AS tls,"
-    " current_user AS role"
+    f" current_user AS role, {_CLOCK}"
     " FROM pg_roles r WHERE r.rolname = current_user"
 )
 """What has to be known of a server that is not ours."""
@@ -63,7 +68,7 @@ _CHANGEABLE: Final = "pg_has_role(d.datdba, 'USAGE')"
 """We own it, or have the rights of the role that does, as a superuser has."""
 
 DATABASES: Final = (
-    f"SELECT datname, {_SEALED} AS sealed, {_NOTE} AS note, {_VISITS} AS visits"
+    f"SELECT datname, {_SEALED} AS sealed, {_NOTE} AS note, {_VISITS} AS visits, {_CLOCK}"
     rf" FROM pg_database d WHERE datname LIKE 'warmstack\_%' AND {_OURS} AND {_CHANGEABLE}"
 )
 """Asked of the server as a whole: nothing of ours ever connects to a template.
@@ -103,6 +108,21 @@ OWN_TABLES: Final = (
     " WHERE relkind = 'r' AND relnamespace = 'pg_catalog'::regnamespace AND NOT relisshared"
 )
 """PostgreSQL's own tables in a database, but for those that all databases share."""
+
+IS_CHANGED: Final = (
+    "SELECT EXISTS (SELECT FROM pg_namespace WHERE oid >= 16384 UNION ALL"
+    " SELECT FROM pg_class WHERE oid >= 16384 UNION ALL"
+    " SELECT FROM pg_type WHERE oid >= 16384 UNION ALL"
+    " SELECT FROM pg_proc WHERE oid >= 16384 UNION ALL"
+    " SELECT FROM pg_extension WHERE oid >= 16384)"
+    " OR (SELECT (encoding, datcollate, datctype) FROM pg_database WHERE datname = 'template0')"
+    " <> (SELECT (encoding, datcollate, datctype) FROM pg_database WHERE datname = 'template1')"
+)
+"""Whether the database that is connected to holds what initdb did not make.
+
+Or whether template1 was made anew with another encoding or locale. Smaller numbers are PostgreSQL's
+own (FirstNormalObjectId in its access/transam.h).
+"""
 
 SESSIONS: Final = (
     "SELECT application_name, coalesce(state, '') AS state, coalesce(query, '') AS query"
@@ -225,9 +245,9 @@ def settings(values: Mapping[str, str]) -> str:
     return "; ".join(f"SET {_setting(name)} TO {literal(value)}" for name, value in values.items())
 
 
-def create(name: DatabaseName) -> str:
-    """Return the statement that makes an empty database."""
-    return f"CREATE DATABASE {quote(str(name))} CONNECTION LIMIT {MARK}"
+def create(name: DatabaseName, template: str) -> str:
+    """Return the statement that makes a database like PostgreSQL's own *template*."""
+    return f"CREATE DATABASE {quote(str(name))} TEMPLATE {template} CONNECTION LIMIT {MARK}"
 
 
 def copy(source: DatabaseName, name: DatabaseName, *, by_file: bool) -> str:

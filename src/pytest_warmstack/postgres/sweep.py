@@ -2,21 +2,24 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from contextlib import suppress
-from typing import Any, Final
+from typing import Final
 
-import asyncpg
-
-from pytest_warmstack import originals
 from pytest_warmstack.background import sleep
+from pytest_warmstack.errors import StatementRefused
 from pytest_warmstack.identity import DatabaseName, State
 from pytest_warmstack.postgres import sql
 from pytest_warmstack.postgres.admin import Database, databases_of
-from pytest_warmstack.postgres.connections import Maintenance, Refusal, retried
+from pytest_warmstack.postgres.connections import IN_USE, Connection, Maintenance, retried
 
 RENEWAL: Final = 0.25
 """Seconds for which a sweep spares what nobody holds: connections can be lost and made anew."""
+
+
+_NO_RIGHT: Final = "42501"
+"""SQLSTATE of a refusal for want of a right (documentation, appendix A)."""
 
 
 async def sweep(
@@ -30,7 +33,7 @@ async def sweep(
     """
     for note in notes:
         # Another run may write the same at the same time; either is right.
-        with suppress(Refusal):
+        with suppress(StatementRefused):
             await janitor.execute(note)
     listed = databases_of(await janitor.fetch(sql.DATABASES))
     held = {row["key"] for row in await janitor.fetch(sql.HELD)}
@@ -48,16 +51,15 @@ def meant(databases: Sequence[Database], project: str | None, idle: float) -> li
 
     A clone belongs to whom its template does; one without a template belongs to nobody.
     """
-    now = originals.now()
     templates = {
         each.name.fingerprint: each for each in databases if each.name.state is State.TEMPLATE
     }
     wanted = []
     for each in databases:
         origin = each if each.used else templates.get(each.name.fingerprint)
-        used = origin.used if origin is not None else 0.0
+        unused = origin.unused if origin is not None else math.inf
         whose = origin.project if origin is not None else None
-        if project in {None, whose} and now - used >= idle:
+        if project in {None, whose} and unused >= idle:
             wanted.append(each.name)
     return wanted
 
@@ -73,15 +75,17 @@ async def _swept(maintenance: Maintenance, name: DatabaseName) -> bool:
             return False
         try:
             await unsealed_and_dropped(janitor, str(name))
-        except (asyncpg.ObjectInUseError, asyncpg.InsufficientPrivilegeError):
-            # The next run will try again. What another role has made, it alone can drop.
+        except StatementRefused as error:
+            if error.state not in {IN_USE, _NO_RIGHT}:
+                raise
+            # The next run tries again. What another role has made, it alone can drop.
             return False
         finally:
             await janitor.fetchval(f"SELECT pg_advisory_unlock({name.lock_key})")
         return True
 
 
-async def unsealed_and_dropped(janitor: Any, name: str) -> None:
+async def unsealed_and_dropped(janitor: Connection, name: str) -> None:
     """Drop a database, a template as well."""
     # Only if need be: to change one whose drop was interrupted ends the connection (PostgreSQL's
     # dbcommands.c, AlterDatabase); to drop it again does not.

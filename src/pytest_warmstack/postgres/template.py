@@ -13,7 +13,6 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import NamedTuple, Protocol
 
-from pytest_warmstack import originals
 from pytest_warmstack.errors import WarmstackError
 from pytest_warmstack.identity import BUILD_FORMAT, DatabaseName, State, fingerprint
 from pytest_warmstack.postgres import sql
@@ -118,23 +117,24 @@ class Template(NamedTuple):
 
     *origin* is `found`, `extended`, `rebuilt` or `built`; *text* tells what its layers hold, *how*
     from where it was extended, *why* what made a build necessary. *used* names the templates that
-    this one was made from, and itself; *project* is the one it is for.
+    this one was made from, and itself, *now* when that was, by the server's clock in seconds since
+    the epoch; *project* is the one it is for.
     """
 
     name: DatabaseName
     origin: str
     text: str
     used: tuple[DatabaseName, ...]
+    now: float
     how: str = ""
     why: str = ""
     project: str = ""
 
     def notes(self) -> list[str]:
         """Return the statements that note that it, and what it was made from, was just used."""
-        now = originals.now()
         return [
             # The one it was made from a moment earlier, so that they have an order.
-            sql.note(name, used=now - place / 1000, project=self.project)
+            sql.note(name, used=self.now - place / 1000, project=self.project)
             for place, name in enumerate(self.used)
         ]
 
@@ -290,7 +290,9 @@ class _Bench:
         return self._template(name, "rebuilt" if why else "built", record)._replace(why=why)
 
     def _template(self, name: DatabaseName, origin: str, record: Record) -> Template:
-        return Template(name, origin, record.text, (name,), project=self._project)
+        return Template(
+            name, origin, record.text, (name,), now=self._admin.now(), project=self._project
+        )
 
     def _build_on(
         self,
@@ -321,7 +323,7 @@ class _Bench:
                     part = portion._replace(links=portion.links[:last], whole=stop == end)
                     self._leave(draft, [*built, part])
             built.append(portion)
-        record = Record(originals.now(), self._run, tuple(built))
+        record = Record(self._admin.now(), self._run, tuple(built))
         self._admin.settle(draft)
         # Last on purpose: the seal is what makes the build count.
         return self._seal(draft, record), record
@@ -348,7 +350,7 @@ class _Bench:
         admin.try_lock(copy)
         try:
             admin.copy(draft, copy)
-            self._seal(copy, Record(originals.now(), self._run, tuple(portions)))
+            self._seal(copy, Record(self._admin.now(), self._run, tuple(portions)))
         except BaseException:
             with suppress(WarmstackError):
                 admin.drop(copy)
@@ -442,7 +444,7 @@ def doomed(
     stays: dict[str, list[Database]] = {}
     for each in sorted(databases, key=lambda e: (e.name == current, e.used), reverse=True):
         mine = stays.setdefault(each.project, [])
-        is_fresh = each.name == current or originals.now() - each.used <= idle
+        is_fresh = each.name == current or each.unused <= idle
         is_template = each.name.state is State.TEMPLATE and each.sealed
         if is_template and is_fresh and len(mine) < keep:
             mine.append(each)
@@ -468,7 +470,7 @@ def _of_failed_tests(
     """Yield of each project the *failed* last databases of failed tests, if they are no older."""
     counts: dict[str, int] = {}
     for each in sorted(databases, key=lambda each: each.used, reverse=True):
-        if each.name.state is State.KEPT and originals.now() - each.used <= idle:
+        if each.name.state is State.KEPT and each.unused <= idle:
             counts[each.project] = counts.get(each.project, 0) + 1
             if counts[each.project] <= failed:
                 yield each.name

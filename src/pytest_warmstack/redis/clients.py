@@ -1,0 +1,50 @@
+"""Redis clients for tests: each of their connections belongs to the loop that it was opened in."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from typing import Any
+
+from redis.asyncio import Redis
+
+from pytest_warmstack import loops
+
+
+@asynccontextmanager
+async def client(url: str) -> AsyncIterator[Redis]:
+    """Give a client, and close it with all its connections at the end, whoever opened them."""
+    client: Redis = Redis.from_url(url)
+    pool = client.connection_pool
+    pool.connection_class = _loop_bound(pool.connection_class)
+    yield client
+    await client.aclose()
+
+
+def _loop_bound(base: Any) -> Any:
+    """Return a class of connections like *base* that come to no harm in another event loop.
+
+    There the connection is ended without its loop, and opened again if it is needed.
+    """
+
+    class LoopBound(base):  # type: ignore[misc]
+        _warmstack_loop: asyncio.AbstractEventLoop | None = None
+
+        async def connect(self) -> None:
+            self._leave_other_loop()
+            await super().connect()
+            self._warmstack_loop = asyncio.get_running_loop()
+
+        async def disconnect(self, *args: Any, **kwargs: Any) -> None:
+            self._leave_other_loop()
+            await super().disconnect(*args, **kwargs)
+
+        def _leave_other_loop(self) -> None:
+            loop, writer = self._warmstack_loop, getattr(self, "_writer", None)
+            if writer is not None and loop is not None and not loops.is_here(loop):
+                # As its own `disconnect` leaves it (redis-py's asyncio/connection.py).
+                self._reader = self._writer = None
+                loops.end(loop, writer.transport, writer.transport.abort)
+
+    return LoopBound
