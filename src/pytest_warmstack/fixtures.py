@@ -75,12 +75,13 @@ _warmstack_clone_class = pytest.fixture(scope="class", name="_warmstack_clone_cl
 _warmstack_clone_module = pytest.fixture(scope="module", name="_warmstack_clone_module")(_clone)
 
 
-@pytest.fixture
-def db_url(request: pytest.FixtureRequest, _warmstack_postgres: Workbench) -> Iterator[str]:
+def function_db_url(
+    request: pytest.FixtureRequest, _warmstack_postgres: Workbench
+) -> Iterator[str]:
     """The SQLAlchemy URL of a migrated database that is this test's own.
 
-    With another isolation than `clone` it is one that the tests of a class or module share, or
-    all those that undo what they do.
+    With another isolation than `clone` it is one that the tests of a class or module share (the
+    fixture has that scope then), or all those that undo what they do.
     """
     isolation = _isolation(request, _warmstack_postgres)
     if isolation == "clone":
@@ -98,6 +99,19 @@ def db_url(request: pytest.FixtureRequest, _warmstack_postgres: Workbench) -> It
     _warmstack_postgres.restore_clone(shared, request.node.nodeid)
 
 
+db_url = pytest.fixture(name="db_url")(function_db_url)
+
+
+def class_db_url(_warmstack_clone_class: Clone) -> str:
+    """The SQLAlchemy URL of the migrated database that the tests of this class share."""
+    return _warmstack_clone_class.url
+
+
+def module_db_url(_warmstack_clone_module: Clone) -> str:
+    """The SQLAlchemy URL of the migrated database that the tests of this module share."""
+    return _warmstack_clone_module.url
+
+
 @pytest.fixture
 def redis_urls(request: pytest.FixtureRequest, _warmstack_redis: Workbench) -> tuple[str, ...]:
     """The URLs of the Redis databases that this process has, all of them empty now."""
@@ -110,25 +124,38 @@ def redis_url(redis_urls: tuple[str, ...]) -> str:
     return redis_urls[0]
 
 
-@pytest.fixture
-def db_engine(
+def function_db_engine(
     request: pytest.FixtureRequest, db_url: str, _warmstack_engines: Engines
 ) -> Iterator[AsyncEngine]:
-    """An engine of the test's own database, disposed of when the test is done."""
+    """An engine of the test's own database, disposed of when the test is done.
+
+    With the isolation `class` or `module` it has that scope. Its connections may be used in any
+    event loop, one in each.
+    """
     from pytest_warmstack.engines import is_clone
     from pytest_warmstack.loop_fixtures import ROLLBACK, SHARED
 
     if not is_clone(db_url):
         yield _in_the_loop_of_the_test(request, "other_engine")
-        return
-    rollback = None
-    if SHARED in request.node.stash:
+    elif SHARED in request.node.stash:
         rollback = _in_the_loop_of_the_test(request, "rollback_connection")
         request.node.stash[ROLLBACK] = rollback
         _had(lambda: _in_the_loop_of_the_test(request, "rollback"))
-    engine = _warmstack_engines.make(db_url, rollback)
+        engine = _warmstack_engines.make(db_url, rollback)
+        yield engine
+        _warmstack_engines.end(engine, close=False)
+    else:
+        yield from clone_engine(db_url, _warmstack_engines)
+
+
+def clone_engine(db_url: str, _warmstack_engines: Engines) -> Iterator[AsyncEngine]:
+    """An engine of the database that the tests of this class or module share."""
+    engine = _warmstack_engines.make(db_url)
     yield engine
-    _warmstack_engines.end(engine, close=rollback is None)
+    _warmstack_engines.end(engine)
+
+
+db_engine = pytest.fixture(name="db_engine")(function_db_engine)
 
 
 @pytest.fixture

@@ -72,6 +72,21 @@ def pytest_configure(config: pytest.Config) -> None:
     config.pluginmanager.register(fixtures, "warmstack-fixtures")
 
 
+@pytest.hookimpl(tryfirst=True)
+def pytest_pycollect_makeitem(collector: pytest.Collector) -> None:
+    """Declare the fixtures of a class's or module's own database before its tests are made."""
+    from pytest_warmstack import scopes
+
+    scopes.declare(collector, collector.config.stash[SETTINGS].isolation)
+
+
+def pytest_itemcollected(item: pytest.Item) -> None:
+    """Let the marker of a test win over that of its class or module."""
+    from pytest_warmstack import scopes
+
+    scopes.narrow(item)
+
+
 @pytest.hookimpl(optionalhook=True)
 def pytest_configure_node(node: Any) -> None:
     """Tell a worker of xdist which run it is part of, and who owns what it starts."""

@@ -9,7 +9,6 @@ from pytest_warmstack.postgres.admin import Database
 from pytest_warmstack.postgres.template import doomed
 from pytest_warmstack.settings import Settings
 
-
 NOW = 1e9
 
 

@@ -216,7 +216,8 @@ async def connect(
         "target_session_attrs": "any",
         "krbsrvname": "postgres",
         "gsslib": "gssapi",
-        # The loop's own deadline is around it.
+        # asyncpg would ask the event loop policy, and a deadline of the loop's is around it.
+        "loop": asyncio.get_running_loop(),
         "timeout": None,
     }
     name = {"application_name": f"{APPLICATION} {originals.getpid()}@{_host()}"}

@@ -14,7 +14,7 @@ from typing import Final
 
 from pytest_warmstack import originals
 from pytest_warmstack.background import sleep
-from pytest_warmstack.errors import CloneFailed, ServerFull, StatementRefused
+from pytest_warmstack.errors import CloneFailed, ConnectionLost, ServerFull, StatementRefused
 from pytest_warmstack.identity import DatabaseName, State
 from pytest_warmstack.postgres import sql
 from pytest_warmstack.postgres.admin import Admin, Database
@@ -58,6 +58,7 @@ class Keeper:
         self._stock: deque[DatabaseName] | None = None
         self._names: deque[DatabaseName] = deque()
         self._gone: list[int] = []
+        self._doubtful: list[DatabaseName] = []
         self._leaving = False
 
     def prepare(self) -> Future[Clone]:
@@ -162,6 +163,9 @@ class Keeper:
                     raise asyncio.CancelledError
                 await retried(connection, self._admin.copying(self._template, name))
             return await self._dressed(name)
+        except ConnectionLost:
+            self._doubtful.append(name)  # Another one is made; this one may be there as well.
+            raise
         except StatementRefused as error:
             raise CloneFailed.refused(
                 template=str(self._template), cause=error.why, looked_at=error.looked_at
@@ -291,6 +295,8 @@ class Keeper:
         return int(await self._main.fetchval(query, clone.oid) or 0)
 
     async def _leave(self, unused: Sequence[Clone], stock: int) -> None:
+        for name in self._doubtful:
+            await self._janitor.execute(sql.drop(str(name)))
         missing = await self._stocked(unused, stock) if stock else 0
         posts = [self._maker, self._janitor]
         posts += [Maintenance(self._admin.endpoint) for _ in range(missing - len(posts))]

@@ -1,0 +1,77 @@
+"""Gives `db_url` and `db_engine` the scope of the database behind them.
+
+With the isolation `class` or `module` they are fixtures of that scope, so that a fixture that seeds
+the database of a class or module can ask for them. pytest fixes a fixture's scope when it is
+declared; so they are declared once more for each class or module that shares a database.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Final
+
+import pytest
+
+from pytest_warmstack import fixtures
+
+SCOPE: Final = pytest.StashKey[str]()
+"""Where a class or module keeps the scope that the two fixtures have in it."""
+
+_SHARED: Final = {
+    "class": {"db_url": fixtures.class_db_url, "db_engine": fixtures.clone_engine},
+    "module": {"db_url": fixtures.module_db_url, "db_engine": fixtures.clone_engine},
+    "function": {"db_url": fixtures.function_db_url, "db_engine": fixtures.function_db_engine},
+}
+
+
+def declare(collector: pytest.Collector, isolation: str) -> None:
+    """Declare the two fixtures for a class or module, if they have another scope in it.
+
+    *isolation* is the word of the setting, which a marker overrides. If the user has a fixture of
+    one of these names, nothing is declared.
+    """
+    if SCOPE in collector.stash:
+        return
+    around = next(
+        (each.stash[SCOPE] for each in collector.iter_parents() if SCOPE in each.stash), "function"
+    )
+    scope = _scope(collector.get_closest_marker("warmstack_isolation"), isolation)
+    if scope == "class" and not isinstance(collector, pytest.Class):
+        scope = around  # Tests outside of a class share nothing.
+    if scope != around and _are_ours(collector):
+        for name, function in _SHARED[scope].items():
+            _register(collector, name, function, scope)
+    collector.stash[SCOPE] = scope
+
+
+def narrow(item: pytest.Item) -> None:
+    """Give a test with a marker of its own the fixtures of the scope `function`.
+
+    They look at the marker; those that its class or module shares can't.
+    """
+    if not any(each.name == "warmstack_isolation" for each in item.own_markers):
+        return
+    # What pytest found for the names of the item's fixtures, the closest last.
+    declared = getattr(getattr(item, "_fixtureinfo", None), "name2fixturedefs", {})
+    for name in declared.keys() & _SHARED["function"].keys():
+        if len({each.scope for each in declared[name]}) > 1:
+            declared[name] = [each for each in declared[name] if each.scope == "function"]
+
+
+def _scope(marker: pytest.Mark | None, isolation: str) -> str:
+    word = isolation if marker is None else "".join(map(str, marker.args))
+    return word if word in {"class", "module"} else "function"
+
+
+def _are_ours(collector: pytest.Collector) -> bool:
+    """Tell whether the user has put nothing in the place of one of the fixtures."""
+    manager: Any = collector.session._fixturemanager  # noqa: SLF001 - pytest has no name for it
+    found = [manager.getfixturedefs(name, collector) for name in _SHARED["function"]]
+    return all(each and each[-1].func.__module__ == fixtures.__name__ for each in found)
+
+
+def _register(collector: pytest.Collector, name: str, function: Any, scope: Any) -> None:
+    if hasattr(pytest, "register_fixture"):  # Since pytest 9.1.
+        pytest.register_fixture(name=name, func=function, node=collector, scope=scope)
+        return
+    manager: Any = collector.session._fixturemanager  # noqa: SLF001
+    manager._register_fixture(name=name, func=function, nodeid=collector.nodeid, scope=scope)  # noqa: SLF001
