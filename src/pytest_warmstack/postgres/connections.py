@@ -320,6 +320,11 @@ class Maintenance:
         if connection is not None:
             self._adopt(connection)
 
+    @property
+    def is_connected(self) -> bool:
+        """Whether the connection is there now."""
+        return self._connection is not None and not self._connection.is_closed
+
     @asynccontextmanager
     async def turn(self) -> AsyncIterator[Connection]:
         """Give the connection to one user at a time."""

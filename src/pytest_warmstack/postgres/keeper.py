@@ -120,9 +120,9 @@ class Keeper:
         try:
             return await self._claimed_or_made()
         except ServerFull as error:
-            raise ServerFull.connections(
-                cause=error.why, seconds=BUSY, holders=await self._holders()
-            ) from error
+            # Without this connection there is none to ask by.
+            holders = await self._holders() if self._main.is_connected else []
+            raise ServerFull.connections(cause=error.why, seconds=BUSY, holders=holders) from error
 
     @persistent
     async def _claimed_or_made(self) -> Clone:

@@ -45,6 +45,7 @@ def _loop_bound(base: Any) -> Any:
             if writer is not None and loop is not None and not loops.is_here(loop):
                 # As its own `disconnect` leaves it (redis-py's asyncio/connection.py).
                 self._reader = self._writer = None
-                loops.end(loop, writer.transport, writer.transport.abort)
+                # The writer has to be there until then: one that is collected first warns.
+                loops.end(loop, writer.transport, lambda: writer.transport.abort())
 
     return LoopBound
