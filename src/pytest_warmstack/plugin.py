@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Final
 import pytest
 
 from pytest_warmstack import options, originals
-from pytest_warmstack.settings import RuntimeName, Settings
+from pytest_warmstack.settings import Leaks, RuntimeName, Settings
 
 if TYPE_CHECKING:
     from pytest_warmstack.hints import Hints
@@ -168,7 +168,8 @@ def pytest_terminal_summary(
     reported = [each for each in config.stash[WORKERS] if each]
     if reported:
         _write_header(config, ledger)
-    _write(config, report.left(ledger.steps), quiet=True)
+    leaks = config.stash[SETTINGS].leaks is Leaks.REPORT
+    _write(config, report.left(ledger.steps, leaks=leaks), quiet=True)
     _write(config, report.kept(ledger.steps), quiet=True)
     if config.get_verbosity() < 0:
         return

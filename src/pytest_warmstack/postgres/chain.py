@@ -78,11 +78,10 @@ class Comparison:
     def _agrees(self, planned: Link, recorded: Link) -> bool:
         """Tell whether applying *planned* does what applying *recorded* has done."""
         # By content: a file that was renamed is the same revision.
-        return (
-            planned.name == recorded.name
-            and planned.digest == recorded.digest
-            and self.holds(recorded.others())
-            and self.holds(planned.others())
+        if (planned.name, planned.digest) != (recorded.name, recorded.digest):
+            return False
+        return planned.is_settled or (
+            self.holds(recorded.others()) and self.holds(planned.others())
         )
 
     def _changed_link(self, mine: Portion, portion: Portion) -> str:
@@ -93,7 +92,7 @@ class Comparison:
                 return f"{link.label} is gone"
             if now.digest != link.digest:
                 return f"{now.label} changed"
-            if changed := self._changed(link.others()):
+            if not now.is_settled and (changed := self._changed(link.others())):
                 verb = "imported" if changed.split()[0].endswith(".py") else "used"
                 return f"{changed} ({verb} by {link.label})"
             if place < len(mine.links) and (new := mine.links[place]).name != link.name:

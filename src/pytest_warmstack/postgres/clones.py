@@ -173,6 +173,12 @@ class Clones:
             with suppress(WarmstackError):
                 self.give_back(oldest.result(), whose)
 
+    @property
+    def is_shared(self) -> bool:
+        """Whether there is a clone already for the next test that undoes what it does."""
+        self._look()
+        return self._shared is not None
+
     def borrow(self) -> Shared:
         """Return the clone of the tests that undo what they did; a new one if one did not."""
         self._look()

@@ -15,7 +15,7 @@ from pytest_warmstack.postgres.builder import Builder
 from pytest_warmstack.postgres.record import ALEMBIC, Link, Portion
 from pytest_warmstack.postgres.sql import quote
 from pytest_warmstack.postgres.template import Layer, Target
-from pytest_warmstack.settings import Settings, is_attribute
+from pytest_warmstack.settings import NONE, Settings, is_attribute
 
 
 @dataclass(kw_only=True)
@@ -42,7 +42,8 @@ class Migrations(Layer):
     def find(cls, settings: Settings, root: Path, builder: Builder) -> Self | None:
         """Return the project that *settings* name, else the one in *root*, else None.
 
-        Raises `TemplateFailed` when the one that was named is not there.
+        None as well when they say `none`. Raises `TemplateFailed` when the one that was named is
+        not there.
         """
         plain: dict[str, Any] = {
             "builder": builder,
@@ -51,6 +52,8 @@ class Migrations(Layer):
             "env": settings.env,
             "source": settings.sources.get("alembic", ""),
         }
+        if settings.alembic == NONE:
+            return None
         if is_attribute(settings.alembic):
             return cls(function=settings.alembic, **plain)
         ini, toml = root / "alembic.ini", root / "pyproject.toml"

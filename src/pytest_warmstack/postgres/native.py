@@ -46,7 +46,7 @@ class Programs:
 
 @dataclass(frozen=True, kw_only=True)
 class NativePostgres:
-    """PostgreSQL from programs on this machine, of the major version asked for."""
+    """PostgreSQL from programs on this machine, of the *major* version asked for, if one was."""
 
     major: int | None
     named: str
@@ -93,7 +93,7 @@ class NativePostgres:
                 programs.folder / "initdb",
                 *([] if self._has_locale() else ["--no-locale"]),
                 "--encoding=UTF8",
-                *initdb_arguments(self.major),
+                *initdb_arguments(int(programs.version().partition(".")[0])),
                 *words(self.environment.get(INITDB_ARGS, "")),
                 # After the user's own arguments, since the last ones win.
                 f"--pgdata={data}",
@@ -158,6 +158,7 @@ class NativePostgres:
             looked_at=looked_at,
             setting=str(CHOICES["postgres_bin"].variable),
             named=self.named,
+            version=str(CHOICES["postgres_image"].variable) if self.named and self.major else "",
         )
 
     def _candidates(self) -> Iterator[tuple[str, Programs | None]]:

@@ -18,11 +18,15 @@ _EMPTY: Final = (
 )
 
 
+DDL: Final = "ddl:"
+"""How the key of a `MetaData` begins. Its digest is that of the statements that make its tables."""
+
+
 class Link(NamedTuple):
     """One step of a build: a revision, a script.
 
-    *source* is the key of its own file, empty when it has none; *needs* are the keys, with their
-    digests, of all that it read, its own file among them.
+    *source* is the key of its own file or `MetaData`, empty when it has none; *needs* are the keys,
+    with their digests, of all that it read, its own among them.
     """
 
     name: str
@@ -38,6 +42,11 @@ class Link(NamedTuple):
     def digest(self) -> str | None:
         """The digest of its own file."""
         return self.needs.get(self.source)
+
+    @property
+    def is_settled(self) -> bool:
+        """Whether its digest alone tells what it does, whatever was read to find that out."""
+        return self.source.startswith(DDL)
 
     def others(self) -> dict[str, str]:
         """Return what it needs besides its own file."""
@@ -86,7 +95,7 @@ def label(key: str) -> str:
 def carried(planned: Portion, recorded: Portion) -> Portion:
     """Return *planned* with what the links that *recorded* has of it are known to need."""
     links = tuple(
-        Link(mine.name, mine.source, {**theirs.others(), **mine.needs})
+        mine if mine.is_settled else Link(mine.name, mine.source, {**theirs.others(), **mine.needs})
         for mine, theirs in zip(planned.links, recorded.links, strict=False)
     )
     return planned._replace(

@@ -5,12 +5,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from pytest_warmstack.errors import TemplateFailed
 from pytest_warmstack.identity import fingerprint
 from pytest_warmstack.postgres.builder import Builder
 from pytest_warmstack.postgres.dependencies import Present, place
-from pytest_warmstack.postgres.record import Link, Portion
+from pytest_warmstack.postgres.record import DDL, Link, Portion
 from pytest_warmstack.postgres.template import Target
 from pytest_warmstack.settings import is_attribute
 
@@ -46,32 +47,41 @@ class Scripts:
         """End the child process."""
         self.builder.discard()
 
-    def plan(self, _target: Target) -> Portion:
-        """Return a link for each line. Raises `TemplateFailed` when a file is not there."""
-        return Portion(self.name, self.key(), links=tuple(map(self._link, self.lines)))
+    def plan(self, target: Target) -> Portion:
+        """Return a link for each line.
+
+        Raises `TemplateFailed` when a file is not there, or what a line names can't be imported.
+        """
+        links = tuple(self._link(target, line) for line in self.lines)
+        return Portion(self.name, self.key(), links=links)
 
     def apply(self, target: Target, portion: Portion) -> Portion:
         """Run the scripts, one after the other."""
         links = []
         for link in portion.links:
-            report = self.builder.ask(
-                target, "script", who=f"The {self.name} {link.name}", line=link.name
-            )
-            if error := report.get("error"):
-                raise TemplateFailed.script_failed(
-                    layer=self.name,
-                    line=link.name,
-                    where=report.get("where", ""),
-                    cause=error,
-                    source=self.source,
-                    output=report["output"],
-                    state=report.get("state", ""),
-                )
+            report = self._ask(target, "script", link.name)
             links.append(link._replace(needs={**link.needs, **report["needs"]}))
         return portion._replace(links=tuple(links))
 
-    def _link(self, line: str) -> Link:
+    def _ask(self, target: Target, do: str, line: str) -> dict[str, Any]:
+        report = self.builder.ask(target, do, who=f"The {self.name} {line}", line=line)
+        if error := report.get("error"):
+            raise TemplateFailed.script_failed(
+                layer=self.name,
+                line=line,
+                where=report.get("where", ""),
+                cause=error,
+                source=self.source,
+                output=report["output"],
+                state=report.get("state", ""),
+            )
+        return report
+
+    def _link(self, target: Target, line: str) -> Link:
         if is_attribute(line):
+            report = self._ask(target, "describe", line)
+            if digest := report["ddl"]:
+                return Link(line, f"{DDL}{line}", {f"{DDL}{line}": digest, **report["needs"]})
             return Link(line, "", {})
         path = self.root / line
         if not path.is_file():

@@ -39,7 +39,10 @@ _SHM_SIZE: Final = 256 * 1024 * 1024
 
 def spec(settings: Settings, background: BackgroundLoop) -> ServerSpec[Admin]:
     """Return the description of the PostgreSQL that *settings* ask for."""
-    major = major_of(settings.postgres_image)
+    tagged = major_of(settings.postgres_image)
+    # Whoever names programs and no image has named the version with them.
+    named = settings.postgres_bin and "postgres_image" not in settings.sources
+    major = None if named else tagged
     # The user's own settings win.
     options = {**OPTIONS, **pairs(settings.postgres_args)}
     environment = pairs(settings.postgres_env)
@@ -56,7 +59,7 @@ def spec(settings: Settings, background: BackgroundLoop) -> ServerSpec[Admin]:
         environment=environment,
         port=5432,
         container=lambda password, fingerprint: _container(
-            password, major, environment, _arguments(options, fingerprint)
+            password, tagged, environment, _arguments(options, fingerprint)
         ),
         native=lambda fingerprint: _native(
             settings, major, environment, _arguments(options, fingerprint)

@@ -85,10 +85,12 @@ class Work:
 
     def do(self, do: str, **request: Any) -> dict[str, Any]:
         """Do what is asked for, and return the report."""
-        if do == "script":
+        if do in {"describe", "script"}:
             from pytest_warmstack.postgres.child import scripts
 
             self._tell(f"in {request['line']}")
+            if do == "describe":
+                return scripts.describe(request["line"], self._recorder)
             return scripts.apply(request["line"], self._root, self.guard, self._recorder)
         if self.revisions is None:
             from pytest_warmstack.postgres.child.revisions import Revisions

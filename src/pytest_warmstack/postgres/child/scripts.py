@@ -10,9 +10,10 @@ from pathlib import Path
 from typing import Any
 
 import asyncpg
-from sqlalchemy import MetaData, NullPool
+from sqlalchemy import MetaData, NullPool, create_mock_engine
 from sqlalchemy.ext.asyncio import AsyncConnection, create_async_engine
 
+from pytest_warmstack.identity import fingerprint
 from pytest_warmstack.postgres.child import trouble
 from pytest_warmstack.postgres.child.guard import Guard
 from pytest_warmstack.postgres.child.recorder import Recorder
@@ -56,6 +57,33 @@ def apply(line: str, root: str, guard: Guard, recorder: Recorder) -> dict[str, A
         # Now, since a function may import something when it is called.
         modules = recorder.modules_of(line.partition(":")[0])
     return {"needs": recorder.digests(keys | recorder.needs_of(modules, line))}
+
+
+def describe(line: str, recorder: Recorder) -> dict[str, Any]:
+    """Return the digest of what the `MetaData` that *line* names does, and what that was read from.
+
+    A digest is missing when it names a function, which tells what it does only when it is called.
+    """
+    found = _found(line)
+    ddl = _ddl(found) if isinstance(found, MetaData) else ""
+    modules = recorder.modules_of(line.partition(":")[0])
+    return {"ddl": ddl, "needs": recorder.digests(recorder.needs_of(modules, line))}
+
+
+def _ddl(metadata: MetaData) -> str:
+    """Return the digest of all statements by which `create_all` would make the tables."""
+    told: list[str] = []
+
+    def note(statement: Any, *_: object, **__: object) -> None:
+        compiled = statement.compile(dialect=engine.dialect)
+        told.append(f"{compiled} {compiled.params or ''}")
+
+    engine = create_mock_engine("postgresql+asyncpg://", note)
+    try:
+        metadata.create_all(engine, checkfirst=False)
+    except Exception:  # A listener of the project's wants a real connection: its files decide.
+        return ""
+    return fingerprint(*told)
 
 
 async def _connected(guard: Guard, work: Any) -> None:
