@@ -46,15 +46,19 @@ def declare(collector: pytest.Collector, isolation: str) -> None:
 def narrow(item: pytest.Item) -> None:
     """Give a test with a marker of its own the fixtures of the scope `function`.
 
-    They look at the marker; those that its class or module shares can't.
+    They look at the marker; those that its class or module shares can't. pytest has no public way
+    to another fixture for one item.
     """
     if not any(each.name == "warmstack_isolation" for each in item.own_markers):
         return
+    if not isinstance(item, pytest.Function):
+        return
     # What pytest found for the names of the item's fixtures, the closest last.
-    declared = getattr(getattr(item, "_fixtureinfo", None), "name2fixturedefs", {})
+    declared: dict[str, Any] = item._fixtureinfo.name2fixturedefs  # noqa: SLF001 - see above
     for name in declared.keys() & _SHARED["function"].keys():
         if len({each.scope for each in declared[name]}) > 1:
             declared[name] = [each for each in declared[name] if each.scope == "function"]
+    item._initrequest()  # noqa: SLF001 - before pytest 9 the request has a copy
 
 
 def _scope(marker: pytest.Mark | None, isolation: str) -> str:
