@@ -68,6 +68,7 @@ def pytest_configure(config: pytest.Config) -> None:
         " clone, class, module or rollback",
     )
     config.stash[WORKERS] = []
+    config.stash[fixtures.FAILED] = set()
     config.stash[fixtures.WORKBENCH] = lambda: set_up(config)
     config.pluginmanager.register(fixtures, "warmstack-fixtures")
 
@@ -114,20 +115,28 @@ def pytest_runtestloop(session: pytest.Session) -> None:
         raise pytest.UsageError(str(refusal))
 
 
-@pytest.hookimpl(wrapper=True)
+@pytest.hookimpl(wrapper=True, tryfirst=True)
 def pytest_runtest_makereport(
     item: pytest.Item, call: pytest.CallInfo[None]
 ) -> Generator[None, pytest.TestReport, pytest.TestReport]:
-    """Mark what failed, before its database is given back.
+    """Mark what failed, before its database is given back; each attempt of a rerun by itself.
 
     And tell who holds the connections when it failed because PostgreSQL has none to spare.
     """
+    from pytest_warmstack.fixtures import FAILED
+
+    failed = item.config.stash[FAILED]
+    if call.when == "setup":
+        failed.discard(item)
+    known = item in failed
+    if call.excinfo is not None and call.when != "teardown":
+        # pytest-retry tears the attempt down before there is a report.
+        failed.add(item)
     report = yield
     if report.failed and call.when != "teardown":
-        from pytest_warmstack.fixtures import FAILED
-
-        for node in item.listchain():
-            node.stash[FAILED] = True
+        failed.add(item)
+    elif not known:
+        failed.discard(item)
     if call.excinfo is not None and (workbench := item.config.stash.get(MADE, None)) is not None:
         from pytest_warmstack.report import is_full
 

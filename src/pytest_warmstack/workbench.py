@@ -350,7 +350,9 @@ class Workbench:
                 {"origin": made.origin, "text": made.text, "how": made.how, "why": made.why},
             )
         )
-        keeper = self._once("keeper", lambda: Keeper(admin, made.name, household.project.slug))
+        keeper = self._once(
+            "keeper", lambda: Keeper(admin, made.name, household.project.slug, household.run)
+        )
         stock = settings.clones_ahead if keep else 0
 
         def sweep() -> Future[Any]:
@@ -361,6 +363,7 @@ class Workbench:
                     current=made.name,
                     stock=stock,
                     failed=settings.keep_failed,
+                    run=household.run,
                     idle=settings.max_idle,
                 ),
                 notes=made.notes(),
