@@ -115,6 +115,25 @@ def pytest_runtestloop(session: pytest.Session) -> None:
         raise pytest.UsageError(str(refusal))
 
 
+@pytest.hookimpl(wrapper=True)
+def pytest_fixture_setup(
+    fixturedef: pytest.FixtureDef[Any], request: pytest.FixtureRequest
+) -> Generator[None, object, object]:
+    """Let pytest forget that a timeout or the like interrupted a fixture.
+
+    Else all tests in the fixture's scope get the same interruption again.
+    """
+    try:
+        return (yield)
+    except BaseException as error:
+        is_own = str(fixturedef.func.__module__).startswith(f"{__package__}.")
+        if is_own and not isinstance(error, Exception):
+            # pytest finishes only what has a result, and notes none for a SystemExit.
+            fixturedef.cached_result = fixturedef.cached_result or (None, None, (error, None))
+            fixturedef.finish(request)  # type: ignore[arg-type]
+        raise
+
+
 @pytest.hookimpl(wrapper=True, tryfirst=True)
 def pytest_runtest_makereport(
     item: pytest.Item, call: pytest.CallInfo[None]
