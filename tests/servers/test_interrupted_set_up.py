@@ -156,7 +156,7 @@ def test_an_exception_is_remembered(embedded_project: Library) -> None:
     project.run("test_two.py").assert_outcomes(failed=2)
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT])
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_a_signal_in_lazy_set_up_leaves_nothing(project: Library, number: signal.Signals) -> None:
     """Ctrl-C while the first test waits for its servers."""
     project.write("test_two.py", TWO)
