@@ -21,8 +21,8 @@ T = TypeVar("T")
 WORKBENCH: Final = pytest.StashKey[Callable[[], "Workbench"]]()
 """Where the pytest config keeps the way to the set-up of this process."""
 
-FAILED: Final = pytest.StashKey[bool]()
-"""Where a test, and all that it is part of, is marked when it failed."""
+FAILED: Final = pytest.StashKey[set[pytest.Item]]()
+"""Where the pytest config keeps the tests that failed, each as its last attempt left it."""
 
 NEEDS: Final = {"_warmstack_postgres": "postgres", "_warmstack_redis": "redis"}
 """The fixtures behind all others, and the server that each needs.
@@ -67,8 +67,10 @@ def _clone(request: pytest.FixtureRequest, _warmstack_postgres: Workbench) -> It
     """A migrated database for as long as the fixture's scope lasts."""
     clone = _had(_warmstack_postgres.take_clone)
     yield clone
-    failed = request.node.stash.get(FAILED, False)
-    _warmstack_postgres.give_back(clone, request.node.nodeid, failed=failed)
+    node, failed = request.node, request.config.stash[FAILED]
+    is_test = isinstance(node, pytest.Item)
+    mine = node in failed if is_test else any(node in each.listchain() for each in failed)
+    _warmstack_postgres.give_back(clone, node.nodeid, failed=mine)
 
 
 _warmstack_clone_class = pytest.fixture(scope="class", name="_warmstack_clone_class")(_clone)

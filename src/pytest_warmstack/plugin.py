@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Generator, Iterable, Sequence
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any, Final
 
 import pytest
@@ -18,6 +19,7 @@ if TYPE_CHECKING:
     from pytest_warmstack.hints import Hints
     from pytest_warmstack.identity import Service
     from pytest_warmstack.runtime.base import Household
+    from pytest_warmstack.signals import SignalWatch
     from pytest_warmstack.steps import Ledger
     from pytest_warmstack.workbench import Workbench
 
@@ -25,8 +27,9 @@ SETTINGS: Final = pytest.StashKey[Settings]()
 MADE: Final = pytest.StashKey["Workbench"]()
 LEDGER: Final = pytest.StashKey["Ledger"]()
 RUN: Final = pytest.StashKey[dict[str, str]]()
-WORKERS: Final = pytest.StashKey[list[dict[str, Any] | None]]()
-"""What each worker of xdist reported; None for one that has not, or crashed before it could."""
+SIGNALS: Final = pytest.StashKey["SignalWatch"]()
+WORKERS: Final = pytest.StashKey[dict[Any, int]]()
+"""The workers of xdist, as their controller knows them, and their processes; 0 for far ones."""
 
 _WORD: Final = "warmstack"
 """The key under which controller and workers leave word for each other."""
@@ -67,7 +70,8 @@ def pytest_configure(config: pytest.Config) -> None:
         "warmstack_isolation(word): what keeps the test's database from others:"
         " clone, class, module or rollback",
     )
-    config.stash[WORKERS] = []
+    config.stash[WORKERS] = {}
+    config.stash[fixtures.FAILED] = set()
     config.stash[fixtures.WORKBENCH] = lambda: set_up(config)
     config.pluginmanager.register(fixtures, "warmstack-fixtures")
 
@@ -91,7 +95,11 @@ def pytest_itemcollected(item: pytest.Item) -> None:
 def pytest_configure_node(node: Any) -> None:
     """Tell a worker of xdist which run it is part of, and who owns what it starts."""
     node.workerinput[_WORD] = _run(node.config)
-    node.config.stash[WORKERS].append(None)
+    spec = node.gateway.spec
+    # xdist asks for that, too, and no public name tells it.
+    pid = node.gateway._rinfo().pid if spec.popen and not spec.via else 0  # noqa: SLF001
+    node.config.stash[WORKERS][node] = pid
+    _watch(node.config)
 
 
 @pytest.hookimpl(tryfirst=True)
@@ -115,19 +123,46 @@ def pytest_runtestloop(session: pytest.Session) -> None:
 
 
 @pytest.hookimpl(wrapper=True)
+def pytest_fixture_setup(
+    fixturedef: pytest.FixtureDef[Any], request: pytest.FixtureRequest
+) -> Generator[None, object, object]:
+    """Let pytest forget that a timeout or the like interrupted a fixture.
+
+    Else all tests in the fixture's scope get the same interruption again.
+    """
+    try:
+        return (yield)
+    except BaseException as error:
+        is_own = str(fixturedef.func.__module__).startswith(f"{__package__}.")
+        if is_own and not isinstance(error, Exception):
+            # pytest finishes only what has a result, and notes none for a SystemExit.
+            fixturedef.cached_result = fixturedef.cached_result or (None, None, (error, None))
+            fixturedef.finish(request)  # type: ignore[arg-type]
+        raise
+
+
+@pytest.hookimpl(wrapper=True, tryfirst=True)
 def pytest_runtest_makereport(
     item: pytest.Item, call: pytest.CallInfo[None]
 ) -> Generator[None, pytest.TestReport, pytest.TestReport]:
-    """Mark what failed, before its database is given back.
+    """Mark what failed, before its database is given back; each attempt of a rerun by itself.
 
     And tell who holds the connections when it failed because PostgreSQL has none to spare.
     """
+    from pytest_warmstack.fixtures import FAILED
+
+    failed = item.config.stash[FAILED]
+    if call.when == "setup":
+        failed.discard(item)
+    known = item in failed
+    if call.excinfo is not None and call.when != "teardown":
+        # pytest-retry tears the attempt down before there is a report.
+        failed.add(item)
     report = yield
     if report.failed and call.when != "teardown":
-        from pytest_warmstack.fixtures import FAILED
-
-        for node in item.listchain():
-            node.stash[FAILED] = True
+        failed.add(item)
+    elif not known:
+        failed.discard(item)
     if call.excinfo is not None and (workbench := item.config.stash.get(MADE, None)) is not None:
         from pytest_warmstack.report import is_full
 
@@ -136,25 +171,28 @@ def pytest_runtest_makereport(
     return report
 
 
-@pytest.hookimpl(trylast=True)
-def pytest_sessionfinish(session: pytest.Session) -> None:
-    """Give everything back. The owner of the run removes what is not kept, after its workers."""
+@pytest.hookimpl(wrapper=True, trylast=True)
+def pytest_sessionfinish(session: pytest.Session) -> Generator[None, object, object]:
+    """Give everything back, whatever the other plugins raise as the session ends.
+
+    The owner of the run removes what is not kept, after its workers have ended.
+    """
     config = session.config
-    workbench = config.stash.get(MADE, None)
-    _close(config)
-    if workbench is not None and _is_worker(config):
-        config.workeroutput[_WORD] = {  # type: ignore[attr-defined]
-            "ledger": workbench.ledger.to_json(),
-            "runtimes": workbench.used,
-        }
-
-
-@pytest.hookimpl(optionalhook=True)
-def pytest_testnodedown(node: Any) -> None:
-    """Read what a worker of xdist reported."""
-    if (output := getattr(node, "workeroutput", None)) is not None:
-        workers = node.config.stash[WORKERS]
-        workers[workers.index(None)] = output.get(_WORD, {})
+    try:
+        return (yield)
+    except KeyboardInterrupt:
+        if not _status(config):
+            raise
+        return None
+    finally:
+        workbench = config.stash.get(MADE, None)
+        _close(config)
+        if workbench is not None and _is_worker(config):
+            config.workeroutput[_WORD] = {  # type: ignore[attr-defined]
+                "ledger": workbench.ledger.to_json(),
+                "runtimes": workbench.used,
+            }
+        session.exitstatus = _status(config) or session.exitstatus
 
 
 def pytest_terminal_summary(
@@ -165,7 +203,7 @@ def pytest_terminal_summary(
         return
     from pytest_warmstack import report
 
-    reported = [each for each in config.stash[WORKERS] if each]
+    reported = list(filter(None, _reports(config)))
     if reported:
         _write_header(config, ledger)
     leaks = config.stash[SETTINGS].leaks is Leaks.REPORT
@@ -192,6 +230,37 @@ def _worker(config: pytest.Config) -> int:
 def _is_worker(config: pytest.Config) -> bool:
     """Tell whether this process is a worker of xdist."""
     return hasattr(config, "workerinput")
+
+
+def _reports(config: pytest.Config) -> list[dict[str, Any] | None]:
+    """Return what each worker of xdist reported; None for one that crashed before it could."""
+    outputs = [getattr(node, "workeroutput", None) for node in config.stash[WORKERS]]
+    return [None if each is None else each.get(_WORD, {}) for each in outputs]
+
+
+def _watch(config: pytest.Config) -> None:
+    """See that a SIGTERM or SIGHUP ends the run in order, from now on."""
+    if config.stash.get(SIGNALS, None) is not None:
+        return
+    from pytest_warmstack.signals import SignalWatch
+
+    def told(name: str, number: int) -> None:
+        # Where a test swallows the interruption, the run ends after it.
+        session: Any = config.pluginmanager.getplugin("session")
+        session.shouldstop = f"{name} ends the run"
+        for pid in filter(None, config.stash[WORKERS].values()):
+            with suppress(ProcessLookupError):
+                os.kill(pid, number)
+
+    # A worker may be told twice: by the one who told the whole group, and by its controller.
+    signals = config.stash[SIGNALS] = SignalWatch(told, patient=_is_worker(config))
+    config.pluginmanager.register(signals, "warmstack-signals")
+
+
+def _status(config: pytest.Config) -> int:
+    """Return the exit status of a run that a signal ends, else 0."""
+    signals: SignalWatch | None = config.stash.get(SIGNALS, None)
+    return signals.status if signals is not None else 0
 
 
 def _will_run(session: pytest.Session) -> bool:
@@ -259,6 +328,7 @@ def set_up(config: pytest.Config, say: Callable[[str], None] | None = None) -> W
         from pytest_warmstack.workbench import Workbench
 
         settings = config.stash[SETTINGS]
+        _watch(config)
         config.stash[MADE] = Workbench(
             settings=settings,
             household=_household(config),
@@ -272,18 +342,23 @@ def set_up(config: pytest.Config, say: Callable[[str], None] | None = None) -> W
 
 def _close(config: pytest.Config) -> None:
     """Close the set-up of this process; in the owner, also remove what the run leaves behind."""
-    workers = config.stash[WORKERS]
+    signals = config.stash.get(SIGNALS, None)
+    if signals is not None:
+        signals.clean_up()
     if (workbench := config.stash.get(MADE, None)) is not None:
         workbench.close(tidy=not _is_worker(config))
         config.stash[LEDGER] = workbench.ledger
         del config.stash[MADE]
-    elif workers and config.stash.get(LEDGER, None) is None:
+    elif config.stash[WORKERS] and config.stash.get(LEDGER, None) is None:
         from pytest_warmstack.steps import Ledger
 
         ledger = config.stash[LEDGER] = Ledger()
+        workers = _reports(config)
         for each in filter(None, workers):
             ledger.merge(Ledger.from_json(each["ledger"]))
         _tidy(config, workers)
+    if signals is not None:
+        signals.restore()
 
 
 def _tidy(config: pytest.Config, workers: Sequence[dict[str, Any] | None]) -> None:

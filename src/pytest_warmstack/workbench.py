@@ -1,6 +1,8 @@
 """The only place that knows the order: settings, servers, template, clone.
 
 It starts what is asked for, once, remembers what failed, and removes at the end what is not kept.
+All of it is made in threads of its own, so that a timeout or a Ctrl-C interrupts the test that
+waits, and never what it waits for.
 """
 
 from __future__ import annotations
@@ -8,7 +10,7 @@ from __future__ import annotations
 import os
 import threading
 from collections.abc import Callable, Collection, Mapping, Sequence
-from concurrent.futures import Future, wait
+from concurrent.futures import CancelledError, Future, wait
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -79,10 +81,12 @@ class Workbench:
         self._pid = os.getpid()
         self._made: dict[str, Future[Any]] = {}
         self._making = threading.Lock()
-        self._threads: list[threading.Thread] = []
+        self._begun: dict[str, Future[Any]] = {}
+        self._ending = False
         self._stack = ExitStack()
         self._background = BackgroundLoop()
         self._sweeping: Callable[[], Future[Any]] | None = None
+        self._sweep_begun: Future[Any] | None = None
         self.used: list[str] = []
         self._specs: dict[Service, ServerSpec[Any]] = {}
 
@@ -92,36 +96,29 @@ class Workbench:
         Errors are not raised here: whoever asks for the thing gets them.
         """
         self._specs = {service: self._spec(service) for service in services}
-        begin: dict[Service, Callable[[], object]] = {
-            Service.POSTGRES: self.clones,
-            Service.REDIS: self.leases,
+        begin: dict[Service, Callable[[], Future[Any]]] = {
+            Service.POSTGRES: lambda: self._begin("clones", self._clones),
+            Service.REDIS: lambda: self._begin("leases", self._leases),
         }
-        for service in services:
-            thread = originals.Thread(
-                target=_quietly, args=(begin[service],), name=f"warmstack-{service}", daemon=True
-            )
-            self._threads.append(thread)
-            thread.start()
-        for thread in self._threads:
-            thread.join()
+        wait([begin[service]() for service in services])
 
     def postgres(self) -> Server[PostgresAdmin]:
         """Return the PostgreSQL server."""
-        return self._once("postgres", lambda: self._ensure(self._spec(Service.POSTGRES)))
+        return self._get("postgres", self._postgres)
 
     def redis(self) -> Server[RedisAdmin]:
         """Return the Redis server; if each process has its own, this process's one."""
         if self.settings.redis is RedisPlan.PER_PROCESS:
             return self.leases().server
-        return self._once("redis", lambda: self._ensure(self._spec(Service.REDIS)))
+        return self._get("redis", self._redis)
 
     def clones(self) -> Clones:
         """Return the clones of the template, which is found or built."""
-        return self._once("clones", self._make_clones)
+        return self._get("clones", self._clones)
 
     def leases(self) -> Leases:
         """Return the leases of this process."""
-        return self._once("leases", self._make_leases)
+        return self._get("leases", self._leases)
 
     def take_clone(self) -> Clone:
         """Return a migrated database for one test."""
@@ -184,12 +181,14 @@ class Workbench:
         """
         if self._pid != os.getpid():
             return
-        if any(thread.is_alive() for thread in self._threads):
-            # Interrupted while it was being made ready: nobody waits for a template any more.
+        self._ending = True
+        # One that has not started does not start any more.
+        begun = [future for future in self._begun.values() if not future.cancel()]
+        if not all(future.done() for future in begun):
+            # The run ends while it is being made ready: no test waits for a template any more.
             for layer in self._had("layers") or []:
                 layer.discard()
-        for thread in self._threads:
-            thread.join(LEAVE)
+            wait(begun, timeout=LEAVE)
         begin = originals.monotonic()
         with ExitStack() as last:
             last.callback(self._background.close)
@@ -215,19 +214,64 @@ class Workbench:
         made = self._made.get(name)
         return made.result() if made is not None and made.done() and not made.exception() else None
 
-    def _once(self, name: str, make: Callable[[], T]) -> T:
-        """Return what *make* gave the first time; an error is remembered and raised again."""
+    def _get(self, name: str, make: Callable[[], T]) -> T:
+        """Return what *make* gives in a thread of its own; it has *name* as what `_once` keeps.
+
+        If the wait is interrupted, the thread goes on, and the next test waits for the rest of it.
+        """
         if self._pid != os.getpid():
             raise Forked.back(process=self._pid)
-        own: Future[T] = Future()
-        with self._making:
-            made: Future[T] = self._made.setdefault(name, own)
-        if made is own:
-            try:
-                made.set_result(make())
-            except BaseException as error:
-                made.set_exception(error)
+        made: Future[T] | None = self._made.get(name)
+        if made is None or not made.done():
+            made = self._begun.get(name)
+            if made is None or made.done():
+                made = self._begin(name, make)
         return made.result()
+
+    def _begin(self, name: str, make: Callable[[], T]) -> Future[T]:
+        """Begin to *make* something in a thread of its own."""
+        future: Future[T] = Future()
+
+        def run() -> None:
+            # Not before it runs: a start that was interrupted is nothing to wait for.
+            self._begun[name] = future
+            _settle(future, make)
+
+        originals.Thread(target=run, name=f"warmstack-{name}", daemon=True).start()
+        return future
+
+    def _once(self, name: str, make: Callable[[], T]) -> T:
+        """Return what *make* gave the first time; an `Exception` is remembered and raised again.
+
+        What is none, such as a SystemExit of the project's own code, ends this attempt alone:
+        other threads that wait for it try themselves.
+        """
+        own: Future[T] = Future()
+        while True:
+            with self._making:
+                made: Future[T] = self._made.setdefault(name, own)
+            if made is own:
+                _settle(own, make)
+            error = made.exception()
+            if error is None or isinstance(error, Exception):
+                return made.result()
+            with self._making:
+                if self._made.get(name) is made:
+                    del self._made[name]
+            if made is own:
+                return made.result()
+
+    def _postgres(self) -> Server[PostgresAdmin]:
+        return self._once("postgres", lambda: self._ensure(self._spec(Service.POSTGRES)))
+
+    def _redis(self) -> Server[RedisAdmin]:
+        return self._once("redis", lambda: self._ensure(self._spec(Service.REDIS)))
+
+    def _clones(self) -> Clones:
+        return self._once("clones", self._make_clones)
+
+    def _leases(self) -> Leases:
+        return self._once("leases", self._make_leases)
 
     def _ensure(self, spec: ServerSpec[Any]) -> Server[Any]:
         """Return the server of *spec*: at the hinted address, else from the runtime."""
@@ -323,7 +367,9 @@ class Workbench:
         from pytest_warmstack.postgres.clones import Clones
         from pytest_warmstack.postgres.keeper import Keeper
 
-        server = self.postgres()
+        server = self._postgres()
+        if self._ending:
+            raise CancelledError
         admin = server.client
         begin = originals.monotonic()
         settings, household = self.settings, self.household
@@ -350,7 +396,9 @@ class Workbench:
                 {"origin": made.origin, "text": made.text, "how": made.how, "why": made.why},
             )
         )
-        keeper = self._once("keeper", lambda: Keeper(admin, made.name, household.project.slug))
+        keeper = self._once(
+            "keeper", lambda: Keeper(admin, made.name, household.project.slug, household.run)
+        )
         stock = settings.clones_ahead if keep else 0
 
         def sweep() -> Future[Any]:
@@ -361,6 +409,7 @@ class Workbench:
                     current=made.name,
                     stock=stock,
                     failed=settings.keep_failed,
+                    run=household.run,
                     idle=settings.max_idle,
                 ),
                 notes=made.notes(),
@@ -382,9 +431,9 @@ class Workbench:
 
     def _sweep(self) -> Future[Any] | None:
         """Begin to drop what dead runs left, once, and not before the first test is done."""
-        if self._sweeping is None:
-            return None
-        return self._once("sweep", self._sweeping)
+        if self._sweeping is not None and self._sweep_begun is None:
+            self._sweep_begun = self._sweeping()
+        return self._sweep_begun
 
     def _swept(self) -> None:
         """Wait for the sweep to end; the next run sweeps what is left then."""
@@ -443,7 +492,7 @@ class Workbench:
             )
 
         if self.settings.redis is RedisPlan.SHARED:
-            leases = on(self.redis())
+            leases = on(self._redis())
         elif self.settings.redis_url:
             from pytest_warmstack.errors import LeaseFailed
 
@@ -487,7 +536,10 @@ def _hint(server: Server[Any], why: str, project: str) -> Hint:
     )
 
 
-def _quietly(function: Callable[[], object]) -> None:
-    """Call *function*; what it raises is remembered where its result would be."""
-    with suppress(BaseException):
-        function()
+def _settle(future: Future[T], make: Callable[[], T]) -> None:
+    """Let *future* have what *make* gives or raises, unless it was cancelled."""
+    if future.set_running_or_notify_cancel():
+        try:
+            future.set_result(make())
+        except BaseException as error:
+            future.set_exception(error)

@@ -8,6 +8,7 @@ import os
 import shutil
 import signal
 import socket
+import stat
 import struct
 import subprocess
 import sys
@@ -72,6 +73,13 @@ def test_that_waits(db_url, redis_url):
         time.sleep(0.02)
 """
 """A test that tells its addresses in the file `running`, and waits for the file `go`."""
+
+
+_CLIENT: Final = """#!/bin/sh
+echo "arguments: $*"
+echo "password: ${PGPASSWORD:-$REDISCLI_AUTH}"
+"""
+"""A client that tells how it was called."""
 
 
 @dataclass(frozen=True)
@@ -398,6 +406,15 @@ class Library:
             # The test has failed; the machine is cleaned all the same.
             for each in processes(self.folder):
                 os.kill(int(each.partition(":")[0]), signal.SIGKILL)
+
+
+def script(folder: Path, name: str) -> str:
+    """Write a client that tells how it was called; return the PATH on which it is found."""
+    folder.mkdir()
+    path = folder / name
+    path.write_text(_CLIENT)
+    path.chmod(path.stat().st_mode | stat.S_IXUSR)
+    return f"{folder}:{os.environ['PATH']}"
 
 
 async def query(endpoint: Endpoint, *statements: str, database: str = "postgres") -> list[Any]:

@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
 import signal
-import stat
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -14,16 +12,10 @@ from typing import Any
 import pytest
 
 from pytest_warmstack.settings import RuntimeName
-from sample import PATH, WAITING, Library, engine, until
+from sample import PATH, WAITING, Library, engine, script, until
 
 REUSE = "--reuse-containers"
 READER = ("-k", "reader")
-
-CLIENT = """#!/bin/sh
-echo "arguments: $*"
-echo "password: ${PGPASSWORD:-$REDISCLI_AUTH}"
-"""
-"""A client that tells how it was called."""
 
 
 def told(result: pytest.RunResult) -> str:
@@ -303,15 +295,6 @@ def test_volumes_and_networks_with_our_labels_are_removed(docker_project: Librar
 
 
 # psql, redis-cli, logs
-
-
-def script(folder: Path, name: str) -> str:
-    """Write a client that tells how it was called; return the PATH on which it is found."""
-    folder.mkdir()
-    path = folder / name
-    path.write_text(CLIENT)
-    path.chmod(path.stat().st_mode | stat.S_IXUSR)
-    return f"{folder}:{os.environ['PATH']}"
 
 
 def test_psql_is_opened_on_the_kept_server(kept: Library, tmp_path: Path) -> None:

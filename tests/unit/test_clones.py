@@ -494,31 +494,50 @@ def test_closing_waits_no_longer_than_it_may(make: Callable[..., Clones], maker:
 # Kept
 
 
-def test_the_last_ones_of_failed_tests_are_kept_and_told(
+def test_the_last_ones_of_failed_tests_are_kept_and_told_at_the_end(
     make: Callable[..., Clones], maker: FakeMaker, found: list[Finding]
 ) -> None:
-    """Those beyond are dropped, under the name that they have by then."""
+    """Those beyond are dropped, under the name that they have by then, and not told."""
     clones = make(keep=2)
     taken = [clones.take() for _ in range(4)]
     for number, clone in enumerate(taken):
         clones.keep(clone, f"test {number}")
+    names = [each.name._replace(state=State.KEPT) for each in taken]
+    assert [each.name for each in maker.drops] == names[:2]
+    assert found == []
+    for drop in maker.drops.values():
+        drop.set_result([])
+
+    clones.close(timeout=5)
+
+    assert found == [Finding(f"test {n}", kept=str(names[n])) for n in (2, 3)]
+
+
+def test_a_test_that_is_run_again_has_one_place(
+    make: Callable[..., Clones], maker: FakeMaker
+) -> None:
+    """The last of its attempts that failed; the other tests keep theirs."""
+    clones = make(keep=2)
+    taken = [clones.take() for _ in range(4)]
+    for test, clone in zip(["one", "two", "two", "two"], taken, strict=True):
+        clones.keep(clone, test)
 
     names = [each.name._replace(state=State.KEPT) for each in taken]
-    assert found == [Finding(f"test {n}", kept=str(name)) for n, name in enumerate(names)]
-    assert [each.name for each in maker.drops] == names[:2]
+    assert [each.name for each in maker.drops] == names[1:3]
 
 
 def test_one_that_can_not_be_kept_is_told_with_the_reason(
     make: Callable[..., Clones], maker: FakeMaker, found: list[Finding]
 ) -> None:
     """And takes no other one's place."""
-    clones = make(keep=1)
-    first, second = clones.take(), clones.take()
-    maker.fails = [CloneFailed.not_kept(name=str(first.name), cause="it is gone")]
+    clones = make(keep=2)
+    taken = [clones.take() for _ in range(3)]
+    clones.keep(taken[0], "one")
+    maker.fails = [CloneFailed.not_kept(name=str(taken[1].name), cause="it is gone")]
 
-    clones.keep(first, "one")
-    clones.keep(second, "two")
+    clones.keep(taken[1], "two")
+    clones.keep(taken[2], "three")
 
+    assert [each.test for each in found] == ["two"]
     assert found[0].trouble.endswith("could not be kept. it is gone")
-    assert found[1].kept
     assert maker.drops == {}

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 
 from pytest_warmstack.identity import DatabaseName, State, fingerprint
+from pytest_warmstack.postgres import sql
 from pytest_warmstack.postgres.admin import Database
 from pytest_warmstack.postgres.template import doomed
 from pytest_warmstack.settings import Settings
@@ -159,6 +160,16 @@ def test_of_each_project_the_last_databases_of_failed_tests_stay() -> None:
 
     assert names == [each.name for each in shop[2:]]
     assert doomed(shop, 4) == [each.name for each in shop]
+
+
+def test_all_databases_of_failed_tests_stay_that_the_run_itself_has_kept() -> None:
+    """Each of its workers has as many as are to be kept, and tells of them at the end."""
+    old, *mine = [kept("shop", NOW - number) for number in range(5)]
+    mine = [each._replace(comment=sql.kept("test", "run")) for each in mine]
+
+    assert doomed([old, *mine], 4, failed=1, run="run") == []
+    assert doomed([old, *mine], 4, failed=1, run="other") == [each.name for each in mine]
+    assert doomed([old, *mine], 4, failed=1) == [each.name for each in mine]
 
 
 def test_a_database_of_a_failed_test_that_is_too_old_is_doomed() -> None:

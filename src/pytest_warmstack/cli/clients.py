@@ -9,7 +9,7 @@ import argparse
 import os
 import shutil
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -36,11 +36,7 @@ def psql(options: argparse.Namespace) -> int:
     """Open psql on the maintenance database, or on the one that is named."""
     background = BackgroundLoop()
     try:
-        way, client = _way(known(here(options.project)), Service.POSTGRES, "psql", background)
-        try:
-            database = _database(client, options.database) if options.database else MAINTENANCE
-        finally:
-            client.close()
+        way, database = _database_on(known(here(options.project)), options.database, background)
     finally:
         background.close()
     place = way.endpoint
@@ -61,24 +57,26 @@ def psql(options: argparse.Namespace) -> int:
 
 def redis_cli(options: argparse.Namespace) -> int:
     """Open redis-cli."""
-    way, client = _way(known(here(options.project)), Service.REDIS, "redis-cli", BackgroundLoop())
+    place = known(here(options.project))
+    way, client = next(_ways(place, Service.REDIS, "redis-cli", BackgroundLoop()))
     client.close()
-    place = way.endpoint
-    user = ["--user", place.user] if place.user else []
-    tls = ["--tls"] if place.scheme == "rediss" else []
+    end = way.endpoint
+    user = ["--user", end.user] if end.user else []
+    tls = ["--tls"] if end.scheme == "rediss" else []
     _become(
-        [*way.command, "-h", place.host, "-p", str(place.port), *user, *tls, *options.arguments],
+        [*way.command, "-h", end.host, "-p", str(end.port), *user, *tls, *options.arguments],
         {"REDISCLI_AUTH": way.password},
     )
     return 0
 
 
-def _way(
+def _ways(
     place: Place, service: Service, program: str, background: BackgroundLoop
-) -> tuple[_Way, Any]:
-    """Return how to reach the project's server with *program*, and a client of ours on it.
+) -> Iterator[tuple[_Way, Any]]:
+    """Yield how to reach each of the project's servers with *program*, and a client on it.
 
-    An installed program is taken before one that lies where the server does.
+    An installed program is taken before one that lies where the server does. A project has
+    several servers where its runs name different runtimes.
     """
     spec = specs.make(service, place.settings, background)
     installed = shutil.which(program)
@@ -87,8 +85,10 @@ def _way(
         if installed is None:
             client.close()
             raise CommandFailed.no_client(program=program, looked_at=["the PATH"])
-        return _Way([installed], client.endpoint, client.endpoint.password), client
+        yield _Way([installed], client.endpoint, client.endpoint.password), client
+        return
     refused: list[str] = []
+    is_found = False
     for runtime in upkeep.reachable(lambda name, error: refused.append(f"{name}: {error.why}")):
         for found in owned(runtime.list(), place.project):
             if found.service != service or not found.running:
@@ -100,14 +100,32 @@ def _way(
                 continue
             password = client.endpoint.password
             if installed is not None:
-                return _Way([installed], client.endpoint, password), client
-            if (there := runtime.client(spec, found, program)) is not None:
-                return _Way(*there, password), client
+                yield _Way([installed], client.endpoint, password), client
+            elif (there := runtime.client(spec, found, program)) is not None:
+                yield _Way(*there, password), client
+            else:
+                client.close()
+                raise CommandFailed.no_client(
+                    program=program, looked_at=["the PATH", f"where {found.name} runs"]
+                )
+            is_found = True
+    if not is_found:
+        raise CommandFailed.no_server(
+            title=spec.title, project=place.project.path, looked_at=refused
+        )
+
+
+def _database_on(place: Place, wanted: str, background: BackgroundLoop) -> tuple[_Way, str]:
+    """Return how to reach the first server that has the *wanted* database, and its whole name."""
+    refusals = []
+    for way, client in _ways(place, Service.POSTGRES, "psql", background):
+        try:
+            return way, _database(client, wanted) if wanted else MAINTENANCE
+        except CommandFailed as refusal:
+            refusals.append(refusal)
+        finally:
             client.close()
-            raise CommandFailed.no_client(
-                program=program, looked_at=["the PATH", f"where {found.name} runs"]
-            )
-    raise CommandFailed.no_server(title=spec.title, project=place.project.path, looked_at=refused)
+    raise refusals[0]
 
 
 def _database(admin: Any, wanted: str) -> str:

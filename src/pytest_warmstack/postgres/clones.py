@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import CancelledError, Future, wait
 from contextlib import suppress
 from dataclasses import dataclass
-from typing import Final, NamedTuple, Protocol
+from typing import Any, Final, NamedTuple, Protocol
 
 from pytest_warmstack.errors import CloneFailed, ConnectionLost, ServerFailed, WarmstackError
 from pytest_warmstack.identity import DatabaseName
@@ -112,7 +112,7 @@ class Clones:
         self._stock = stock
         self._keep = keep
         self._found = found
-        self._kept: deque[tuple[Future[Clone], str]] = deque()
+        self._kept: dict[str, Future[Clone]] = {}
         self._ahead: deque[Future[Clone]] = deque()
         self._dropping: deque[Future[list[Leak]]] = deque()
         self._shared: Shared | None = None
@@ -163,15 +163,22 @@ class Clones:
     def keep(self, clone: Clone, test: str) -> None:
         """Have the clone of *test*, which failed, kept, and the oldest dropped if there are many.
 
-        One that can't be kept is swept by the next run.
+        It takes the place of the one that the same test failed with before it was run again. One
+        that can't be kept takes no place, and is swept by the next run.
         """
         future = self._maker.keep(clone, test)
-        future.add_done_callback(lambda done: self._tell_kept(done, test))
-        self._kept.append((future, test))
+        future.add_done_callback(lambda done: self._tell_not_kept(done, test))
+        self._release(test)
+        self._kept = {whose: kept for whose, kept in self._kept.items() if not _failed(kept)}
+        self._kept[test] = future
         while len(self._kept) > self._keep:
-            oldest, whose = self._kept.popleft()
-            with suppress(WarmstackError):
-                self.give_back(oldest.result(), whose)
+            self._release(next(iter(self._kept)))
+
+    def _release(self, test: str) -> None:
+        """Have the kept clone of *test* dropped, if there is one."""
+        if (kept := self._kept.pop(test, None)) is not None:
+            with suppress(Exception):  # It was told when it could not be kept.
+                self.give_back(kept.result(), test)
 
     @property
     def is_shared(self) -> bool:
@@ -202,8 +209,11 @@ class Clones:
             self.give_back(self._shared.clone, "")
         self._maker.stop()
         wait(self._ahead, timeout=timeout)
-        wait([future for future, _ in self._kept], timeout=timeout)
+        wait(self._kept.values(), timeout=timeout)
         wait(self._dropping, timeout=timeout)
+        for test, future in self._kept.items():
+            with suppress(WarmstackError, CancelledError, TimeoutError):
+                self._found(Finding(test, kept=str(future.result(timeout=0).name)))
         unused = []
         for future in self._ahead:
             with suppress(WarmstackError, CancelledError, TimeoutError):
@@ -235,14 +245,9 @@ class Clones:
             self.give_back(self._shared.clone, test)
         self._shared = self._last = None
 
-    def _tell_kept(self, future: Future[Clone], test: str) -> None:
-        """Tell how a clone that is kept is called."""
-        if future.cancelled():
-            return
-        error = future.exception()
-        if error is None:
-            self._found(Finding(test, kept=str(future.result().name)))
-        else:
+    def _tell_not_kept(self, future: Future[Clone], test: str) -> None:
+        """Tell why a clone could not be kept; what is kept is told at the end, if it is there."""
+        if not future.cancelled() and (error := future.exception()) is not None:
             self._found(Finding(test, trouble=_why(error)))
 
     def _tell(self, future: Future[list[Leak]], test: str) -> None:
@@ -258,6 +263,11 @@ class Clones:
             return
         for leak in future.result():
             self._found(Finding(test, leak))
+
+
+def _failed(future: Future[Any]) -> bool:
+    """Tell whether what was begun has come to nothing."""
+    return future.done() and (future.cancelled() or future.exception() is not None)
 
 
 def _why(error: BaseException) -> str:

@@ -45,11 +45,14 @@ class Keeper:
     Every method returns at once; what it does goes on in the background.
     """
 
-    def __init__(self, admin: Admin, template: DatabaseName, project: str = "") -> None:
+    def __init__(
+        self, admin: Admin, template: DatabaseName, project: str = "", run: str = ""
+    ) -> None:
         self._admin = admin
         self._background = admin.background
         self._template = template
         self._project = project
+        self._run = run
         self._main = admin.main
         self._maker = Maintenance(admin.endpoint)
         self._janitor = Maintenance(admin.endpoint)
@@ -210,12 +213,12 @@ class Keeper:
             async with self._janitor.turn() as janitor:
                 await janitor.fetch(sql.END_ALL, clone.oid)
                 await retried(janitor, sql.rename(clone.name, name))
-                await janitor.execute(f"{sql.comment(name, sql.kept(test))}; {note}")
+                await janitor.execute(f"{sql.comment(name, sql.kept(test, self._run))}; {note}")
         except StatementRefused as error:
             # It may be there, under a name that the test has given it.
             await self._drop_by_force(clone)
             raise CloneFailed.not_kept(name=str(clone.name), cause=error.why) from error
-        self._gone.append(name.lock_key)
+        # Its lock stays: until this process ends, no sweep drops it.
         return Clone(name, clone.oid, self._admin.url(name))
 
     async def _left(self, clone: Clone) -> list[Leak]:

@@ -68,7 +68,8 @@ _CHANGEABLE: Final = "pg_has_role(d.datdba, 'USAGE')"
 """We own it, or have the rights of the role that does, as a superuser has."""
 
 DATABASES: Final = (
-    f"SELECT datname, {_SEALED} AS sealed, {_NOTE} AS note, {_VISITS} AS visits, {_CLOCK}"
+    f"SELECT datname, {_SEALED} AS sealed, {_NOTE} AS note, {_VISITS} AS visits, {_CLOCK},"
+    rf" CASE WHEN datname LIKE 'warmstack\_k\_%' THEN {_COMMENT} ELSE '' END AS comment"
     rf" FROM pg_database d WHERE datname LIKE 'warmstack\_%' AND {_OURS} AND {_CHANGEABLE}"
 )
 """Asked of the server as a whole: nothing of ours ever connects to a template.
@@ -193,15 +194,24 @@ HOLDERS: Final = (
 """Who holds the connections of the server."""
 
 
-def kept(test: str) -> str:
-    """Return the comment of a database that is kept, of the *test* that failed with it."""
-    return json.dumps({"warmstack": "kept", "test": test}, separators=(",", ":"))
+def kept(test: str, run: str) -> str:
+    """Return the comment of a database that is kept: whose it is, and which run tells of it."""
+    return json.dumps({"warmstack": "kept", "test": test, "run": run}, separators=(",", ":"))
 
 
 def test_of(comment: str) -> str:
     """Return the test that a kept database's comment names; nothing when it names none."""
+    return _named(comment, "test")
+
+
+def run_of(comment: str) -> str:
+    """Return the run that a kept database's comment names; nothing when it names none."""
+    return _named(comment, "run")
+
+
+def _named(comment: str, what: str) -> str:
     try:
-        return str(json.loads(comment)["test"])
+        return str(json.loads(comment)[what])
     except (ValueError, TypeError, KeyError):
         return ""
 

@@ -431,6 +431,7 @@ def doomed(
     current: DatabaseName | None = None,
     stock: int = 0,
     failed: int = 0,
+    run: str = "",
     idle: float = NEVER,
 ) -> list[DatabaseName]:
     """Return what a sweep may drop if no process holds its lock.
@@ -438,7 +439,8 @@ def doomed(
     Of each project the *keep* templates stay that were used last, but for those that were not
     used for *idle* seconds. Of the *current* one, and of those of other projects, up to *stock*
     clones stay that stand ready and that nobody has looked into; and of each project the *failed*
-    last databases of failed tests. Builds and clones without an owner are rubbish.
+    last databases of failed tests, with all those that the run called *run* tells of at its end:
+    each worker of xdist has as many. Builds and clones without an owner are rubbish.
     """
     own = next((each.project for each in databases if each.name == current), None)
     stays: dict[str, list[Database]] = {}
@@ -450,6 +452,7 @@ def doomed(
             mine.append(each)
     kept = {each.name for mine in stays.values() for each in mine}
     kept.update(_of_failed_tests(databases, failed, idle))
+    kept.update(each.name for each in databases if run and sql.run_of(each.comment) == run)
     room = {
         each.name.fingerprint: stock
         for mine in stays.values()

@@ -1,0 +1,121 @@
+"""SIGTERM and SIGHUP end a run as Ctrl-C does, so that its servers are removed.
+
+A cancelled job sends the one, a closed terminal the other; by default both end Python at once.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from os import kill, register_at_fork
+from signal import (
+    SIG_BLOCK,
+    SIG_DFL,
+    SIG_SETMASK,
+    SIGHUP,
+    SIGTERM,
+    Signals,
+    getsignal,
+    pthread_sigmask,
+    signal,
+)
+from threading import local
+from typing import Any, Final
+
+from pytest_warmstack import originals
+
+ENDING: Final = (SIGTERM, SIGHUP)
+
+AGAIN: Final = 0.5
+"""Seconds in which a second signal counts as the first.
+
+A closed terminal sends two: one comes from the shell, and one from the kernel.
+"""
+
+
+class Terminated(KeyboardInterrupt):
+    """A signal ends the run.
+
+    Event loops, libraries and pytest let a KeyboardInterrupt pass.
+    """
+
+
+class SignalWatch:
+    """What a process does when it is told to end; pytest knows it as a plugin.
+
+    *told* is called with the name and the number of the first signal, in its handler; then
+    `Terminated` is raised in the main thread. The next signal ends the process at once; with
+    *patient*, it is ignored.
+    """
+
+    def __init__(self, told: Callable[[str, int], None], *, patient: bool = False) -> None:
+        self.number = 0
+        self._told = told
+        self._patient = patient
+        self._since = 0.0
+        self._cleaning = False
+        self._handler = self._handle  # One object, by which it is known again.
+        self._installed = [number for number in ENDING if getsignal(number) is SIG_DFL]
+        try:
+            self.pytest_runtest_logfinish()
+        except ValueError:  # This is not the main thread, which alone may do that.
+            self._installed = []
+        # Else a child would not end by a signal that comes before Python runs in it: it forgets
+        # that one (CPython's signalmodule.c, _PySignal_AfterFork).
+        self._mask = local()
+        register_at_fork(
+            before=self._before_fork,
+            after_in_parent=self._unmask,
+            after_in_child=self._after_fork_in_child,
+        )
+
+    def pytest_runtest_logfinish(self) -> None:
+        """Install the handlers, also where a test has removed them.
+
+        asyncio's `remove_signal_handler` leaves the default one.
+        """
+        for number in self._installed:
+            if getsignal(number) is SIG_DFL:
+                signal(number, self._handler)
+
+    def clean_up(self) -> None:
+        """Begin the clean-up: from now on a signal is noted, and interrupts nothing."""
+        self._cleaning = True
+
+    def restore(self) -> None:
+        """Put the default handlers back."""
+        for number in self._installed:
+            if getsignal(number) is self._handler:
+                signal(number, SIG_DFL)
+        self._installed = []
+
+    @property
+    def status(self) -> int:
+        """The exit status that tells which signal ended the run, as a shell has it; else 0."""
+        return self.number and 128 + self.number
+
+    def _handle(self, number: int, _frame: Any) -> None:
+        if not self.number:
+            self.number, self._since = number, originals.monotonic()
+            name = Signals(number).name
+            try:
+                self._told(name, number)
+            finally:
+                if not self._cleaning:
+                    raise Terminated(f"{name} ends the run")
+        elif not self._patient and originals.monotonic() - self._since > AGAIN:
+            signal(number, SIG_DFL)
+            kill(originals.getpid(), number)
+
+    def _before_fork(self) -> None:
+        if self._installed:
+            self._mask.before = pthread_sigmask(SIG_BLOCK, self._installed)
+
+    def _after_fork_in_child(self) -> None:
+        # The servers are its parent's.
+        self.restore()
+        self._unmask()
+
+    def _unmask(self) -> None:
+        if hasattr(self._mask, "before"):
+            pthread_sigmask(SIG_SETMASK, self._mask.before)
+            del self._mask.before

@@ -1,0 +1,87 @@
+"""What is made once, by whom, and what is remembered of it."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+
+import pytest
+
+from pytest_warmstack.hints import Hints
+from pytest_warmstack.identity import Project
+from pytest_warmstack.processes import Process
+from pytest_warmstack.runtime.base import Household
+from pytest_warmstack.settings import Settings
+from pytest_warmstack.workbench import Workbench
+
+
+@pytest.fixture
+def workbench() -> Iterator[Workbench]:
+    """The set-up of a run that has no servers yet."""
+    household = Household(
+        project=Project(path="/"), run="", owner=Process.current(), keep=False, start_timeout=1
+    )
+    workbench = Workbench(
+        settings=Settings(), household=household, hints=Hints(None), say=lambda _: None
+    )
+    yield workbench
+    workbench.close(tidy=False)
+
+
+def test_a_thread_that_waits_tries_itself_when_the_other_one_is_interrupted(
+    workbench: Workbench,
+) -> None:
+    """It gets no interruption of another."""
+    begun, end = threading.Event(), threading.Event()
+
+    def interrupted() -> str:
+        begun.set()
+        assert end.wait(10)
+        raise SystemExit
+
+    with ThreadPoolExecutor(2) as pool:
+        first = pool.submit(workbench._once, "thing", interrupted)
+        assert begun.wait(10)
+        second = pool.submit(workbench._once, "thing", lambda: "made")
+        end.set()
+
+        assert second.result(10) == "made"
+        assert isinstance(first.exception(10), SystemExit)
+    assert workbench._once("thing", lambda: "again") == "made"
+
+
+def test_what_has_begun_is_waited_for_and_not_begun_again(workbench: Workbench) -> None:
+    """However many tests wait for it, one after the other or side by side."""
+    end = threading.Event()
+    times: list[int] = []
+
+    def make() -> str:
+        times.append(1)
+        assert end.wait(10)
+        return "made"
+
+    def once() -> str:
+        return workbench._once("thing", make)
+
+    with ThreadPoolExecutor(2) as pool:
+        waiting = [pool.submit(workbench._get, "thing", once) for _ in range(2)]
+        end.set()
+
+        assert [each.result(10) for each in waiting] == ["made", "made"]
+    assert workbench._get("thing", once) == "made"
+    assert times == [1]
+
+
+def test_an_exception_is_remembered(workbench: Workbench) -> None:
+    """It is raised for whoever asks, and nothing is tried again."""
+    times: list[int] = []
+
+    def fail() -> None:
+        times.append(1)
+        raise ZeroDivisionError
+
+    for _ in range(2):
+        with pytest.raises(ZeroDivisionError):
+            workbench._get("thing", lambda: workbench._once("thing", fail))
+    assert times == [1]
