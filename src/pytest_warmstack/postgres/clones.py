@@ -177,8 +177,8 @@ class Clones:
     def _release(self, test: str) -> None:
         """Have the kept clone of *test* dropped, if there is one."""
         if (kept := self._kept.pop(test, None)) is not None:
-            with suppress(Exception):  # It was told when it could not be kept.
-                self.give_back(kept.result(), test)
+            with suppress(Exception):  # It was told if it could not be kept.
+                self.give_back(kept.result(TAKE_TIMEOUT), test)
 
     @property
     def is_shared(self) -> bool:
