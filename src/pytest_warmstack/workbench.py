@@ -399,6 +399,7 @@ class Workbench:
         keeper = self._once(
             "keeper", lambda: Keeper(admin, made.name, household.project.slug, household.run)
         )
+        keeper.open(many=self.expected > settings.clones_ahead)
         stock = settings.clones_ahead if keep else 0
 
         def sweep() -> Future[Any]:

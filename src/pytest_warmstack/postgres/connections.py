@@ -368,10 +368,11 @@ class Maintenance:
     async def _renew(self) -> None:
         # If this fails, the next one who needs the connection tries again, and raises.
         with suppress(WarmstackError):
-            await self._connected()
+            await self.connected()
 
     @persistent
-    async def _connected(self) -> None:
+    async def connected(self) -> None:
+        """Make the connection now, if there is none."""
         async with self.turn():
             pass
 

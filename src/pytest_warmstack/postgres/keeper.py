@@ -64,6 +64,15 @@ class Keeper:
         self._doubtful: list[DatabaseName] = []
         self._leaving = False
 
+    def open(self, *, many: bool) -> None:
+        """Begin to open the connections that will be needed, before a test changes its world.
+
+        With *many* tests the clones that stand ready are not enough, and others have to be made.
+        """
+        for each in [self._janitor, *([self._maker] if many else [])]:
+            # What fails here fails again where it is needed, and is told there.
+            self._background.submit(each.connected)
+
     def prepare(self) -> Future[Clone]:
         """Return a clone that this process owns: one that stands ready, else a new one.
 
