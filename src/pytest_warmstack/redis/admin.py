@@ -20,7 +20,7 @@ from redis.exceptions import (
 from redis.retry import Retry
 
 from pytest_warmstack.errors import ServerFailed
-from pytest_warmstack.runtime.base import Endpoint, NotOurs, NotReady, redis_url
+from pytest_warmstack.runtime.base import LOOKER, Endpoint, NotOurs, NotReady, redis_url
 
 TITLE: Final = "Redis"
 
@@ -31,7 +31,7 @@ _SECRETS: Final = frozenset({"requirepass", "masterauth", "primaryauth", "tls-ke
 """Settings that we neither remember nor restore; `masterauth` is `primaryauth` in Valkey."""
 
 NAME: Final = "pytest-warmstack"
-"""Every connection of ours has a name that begins with this."""
+"""Every connection of ours has a name that begins with this, but for one that looks."""
 
 USED: Final = f"{NAME}:used"
 """The key that tells when a run was done with the server last."""
@@ -99,7 +99,7 @@ class Admin:
         options: Any = parse_url(redis_url(endpoint, 0))  # type: ignore[no-untyped-call]
         connection: Any = options.pop("connection_class", Connection)(
             **{name: value for name, value in options.items() if name not in _RESERVED},
-            client_name=NAME,
+            client_name=LOOKER if endpoint.looks else NAME,
             decode_responses=True,
             protocol=2,
             retry=Retry(NoBackoff(), 0),

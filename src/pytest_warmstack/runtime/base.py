@@ -36,6 +36,9 @@ MAINTENANCE: Final = "postgres"
 So it is the same one for everybody, also where somebody else's URL names another.
 """
 
+LOOKER: Final = "warmstack-look"
+"""What the name of a connection begins with that only looks: it does not count as a user."""
+
 POLL: Final = 0.05
 """Seconds between two attempts to query a server that is starting."""
 
@@ -56,7 +59,8 @@ class Endpoint:
     """Where a server answers, and as whom it takes us.
 
     Without a *user* we are the server's own first one. *scheme* and *query* are what the URL of a
-    server that somebody else runs says beyond that, about TLS say; one of ours has none.
+    server that somebody else runs says beyond that, about TLS say; one of ours has none. *looks*
+    is set by who only looks at the server: such a connection keeps it from nothing.
     """
 
     host: str
@@ -65,6 +69,7 @@ class Endpoint:
     user: str = ""
     scheme: str = ""
     query: str = ""
+    looks: bool = False
 
     @property
     def place(self) -> str:
@@ -93,7 +98,7 @@ class Client(Protocol):
     """What else it calls itself, such as `Valkey 8.1.1`; mostly nothing."""
 
     def users(self) -> int:
-        """Return how many other processes of ours are connected to the server."""
+        """Return how many other processes of ours use the server; one that only looks does not."""
 
     def used(self) -> float:
         """Return when it was used last, in epoch seconds; 0 when it can't tell."""
@@ -420,7 +425,7 @@ class OwnRuntime(Runtime, Protocol):
         """Return every server of ours that this runtime can see, of any project."""
 
     def connect(self, spec: ServerSpec[C], found: Found) -> C:
-        """Return a client of the server that was found.
+        """Return a client that looks at the server that was found, and does not count as its user.
 
         *spec* is one of its service; its labels tell the rest. Raises `NotReady` or `NotOurs`
         when it does not answer, or not as it should, and `ServerFull`.

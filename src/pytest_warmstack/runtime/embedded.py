@@ -186,11 +186,12 @@ class Embedded:
         """Do nothing: there is no engine to let go of."""
 
     def connect(self, spec: ServerSpec[C], found: Found) -> C:
-        """Return a client of the server that was found."""
+        """Return a client that looks at the server that was found."""
         record = _Record.read(_root() / found.name)
         if record is None:
             raise NotReady(f"the folder {found.name} is gone")
-        return spec.connect(record.endpoint, found.labels.get(Label.FINGERPRINT, "none"), PATIENCE)
+        endpoint = replace(record.endpoint, looks=True)
+        return spec.connect(endpoint, found.labels.get(Label.FINGERPRINT, "none"), PATIENCE)
 
     def memory(self, found: Found) -> int:
         """Return how many bytes a server takes: its folder, and what its processes have alone."""

@@ -6,6 +6,7 @@ They are connected to and used as ours are, and never started, stopped or remove
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any, Final
 from urllib.parse import unquote, urlsplit
 
@@ -34,11 +35,13 @@ class External:
 
     def __init__(self, household: Household, say: Callable[[str], None]) -> None:
         self._seconds = household.start_timeout
+        # A command works for no run: it only looks.
+        self._looks = not household.run
         self._say = say
 
     def ensure(self, spec: ServerSpec[C]) -> Server[C]:
         """Return the server at the URL of *spec*, as soon as it answers: it may be starting."""
-        endpoint = endpoint_of(spec)
+        endpoint = replace(endpoint_of(spec), looks=self._looks)
         client = self._connected(spec, endpoint)
         return Server(
             service=spec.service,

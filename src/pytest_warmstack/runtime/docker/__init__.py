@@ -157,12 +157,12 @@ class Docker:
         return ServerContainer(self._engine, spec, labels, name)
 
     def connect(self, spec: ServerSpec[C], found: Found) -> C:
-        """Return a client of the server that was found."""
+        """Return a client that looks at the server that was found."""
         with self._container(spec, found.labels, found.name) as container:
             try:
                 if not container.find():
                     raise NotReady(f"the container {found.name} is gone, or none of ours")
-                client: C = container.connect(PATIENCE)
+                client: C = container.look(PATIENCE)
             except (DockerException, RequestException) as error:
                 raise NotReady(explanation(error)) from error
             return client
