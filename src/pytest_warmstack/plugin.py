@@ -312,11 +312,14 @@ def _household(config: pytest.Config) -> Household:
 
 def _hints(config: pytest.Config) -> Hints:
     """Return where the hints of the project's kept servers are; none for a run that keeps none."""
-    from pytest_warmstack.hints import Hints
+    from pytest_warmstack.hints import Hints, asked
 
     has_cache = config.stash[SETTINGS].reuse and config.pluginmanager.hasplugin("cacheprovider")
     cache = config.cache if has_cache else None
-    return Hints(cache.mkdir("warmstack") if cache is not None else None)
+    return Hints(
+        cache.mkdir("warmstack") if cache is not None else None,
+        asked(config.stash[SETTINGS], os.environ),
+    )
 
 
 def set_up(config: pytest.Config, say: Callable[[str], None] | None = None) -> Workbench:

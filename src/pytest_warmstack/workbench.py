@@ -34,7 +34,7 @@ from pytest_warmstack.runtime.base import (
     ServerSpec,
     called,
 )
-from pytest_warmstack.settings import RedisPlan, RuntimeName, Settings
+from pytest_warmstack.settings import RedisPlan, Settings
 from pytest_warmstack.steps import Ledger, Step
 
 if TYPE_CHECKING:
@@ -309,11 +309,8 @@ class Workbench:
         Then no engine is asked, and nothing that speaks to one is imported.
         """
         hint = self.hints.read(spec.key) if self.household.keep and not spec.url else None
-        asked = self.settings.runtime
-        if hint is None or asked not in {RuntimeName.AUTO, hint.runtime}:
-            return None, ""
         # The project as well: who copies a checkout copies pytest's cache with it.
-        if hint.project != self.household.project.id:
+        if hint is None or hint.project != self.household.project.id:
             return None, ""
         if hint.fingerprint != spec.fingerprint(hint.runtime):
             return None, ""
@@ -334,7 +331,7 @@ class Workbench:
             origin="reused",
             since=hint.since,
         )
-        return server, hint.why if asked == RuntimeName.AUTO else ""
+        return server, hint.why
 
     def _runtime(self, spec: ServerSpec[Any]) -> tuple[Runtime, str]:
         """Return the one runtime for all the servers of this process, and why it is this one."""
