@@ -82,6 +82,37 @@ class SettingsError(WarmstackError):
         )
 
     @classmethod
+    def ambiguous(cls, *, name: str, value: object, source: str) -> SettingsError:
+        """The URL *value* has characters that end its password, or the host, too early."""
+        return cls(
+            f"The password in the URL of {name} has to be escaped.",
+            why=f"characters such as @ / ? # [ ] mean something else in a URL: {value}",
+            looked_at=[source],
+            todo=[
+                "write @ as %40, / as %2F, ? as %3F, # as %23, [ as %5B, ] as %5D and % as %25; "
+                "Python does it with urllib.parse.quote(password, safe='')"
+            ],
+        )
+
+    @classmethod
+    def wrong_scheme(
+        cls, *, name: str, value: object, source: str, scheme: str, wanted: str
+    ) -> SettingsError:
+        """The URL *value* begins with *scheme*, as that of something else."""
+        other = {"redis": "warmstack_redis_url", "rediss": "warmstack_redis_url"}
+        other |= dict.fromkeys(("postgres", "postgresql"), "warmstack_postgres_url")
+        return cls(
+            f"The URL of {name} begins with {scheme}://, and not with {wanted}://.",
+            why=f"{value} does not lead to a server that this setting can use",
+            looked_at=[source],
+            todo=[
+                f"give it to {other[scheme]}"
+                if scheme in other
+                else f"name the server itself: {wanted}://USER:PASSWORD@HOST:PORT"
+            ],
+        )
+
+    @classmethod
     def reserved(cls, *, name: str, value: str, source: str, cause: str) -> SettingsError:
         """*name* can't set what is called *value*, which the plugin needs for itself."""
         return cls(
@@ -302,6 +333,59 @@ class ServerFailed(WarmstackError):
                 f"or correct {variable}, or leave it out: then a server is started for you",
                 "or give it longer: WARMSTACK_START_TIMEOUT=SECONDS",
             ],
+        )
+
+    @classmethod
+    def not_listening(cls, *, title: str, place: str, variable: str, cause: str) -> ServerFailed:
+        """Tell that there is no server at *place*, the address of an external one."""
+        return cls(
+            f"{title} does not listen at {place}.",
+            why=cause,
+            looked_at=[f"{place}, from {variable}"],
+            todo=[
+                "start the server; if it is still starting, wait for it before pytest: with a "
+                "health check (docker compose up --wait), or with pg_isready or redis-cli ping",
+                f"or correct {variable}, or leave it out: then a server is started for you",
+            ],
+        )
+
+    @classmethod
+    def unknown_host(cls, *, title: str, host: str, variable: str, cause: str) -> ServerFailed:
+        """Tell that the host of an external server has no address."""
+        return cls(
+            f"The host {host!r} of {title} has no address.",
+            why=cause,
+            looked_at=[f"the name in {variable}"],
+            todo=[
+                f"correct {variable}; the name of a service is known only inside of its network, "
+                "from outside it is localhost as a rule",
+                f"or leave {variable} out: then a server is started for you",
+            ],
+        )
+
+    @classmethod
+    def another(cls, *, title: str, place: str, variable: str, found: str) -> ServerFailed:
+        """Tell that *found* answers at *place*, where an external server should."""
+        return cls(
+            f"Not {title}, but {found} answers at {place}.",
+            why=f"{variable} names it as {title}",
+            looked_at=[f"the first answer of {place}"],
+            todo=[
+                f"correct the host or the port in {variable}",
+                "or leave it out: then a server is started for you",
+            ],
+        )
+
+    @classmethod
+    def wrong_tls(cls, *, title: str, place: str, variable: str, scheme: str) -> ServerFailed:
+        """Tell that an external Redis speaks TLS where *scheme* says no, or the other way round."""
+        is_tls, other = (True, "redis") if scheme == "rediss" else (False, "rediss")
+        return cls(
+            f"{title} at {place} {'does not speak' if is_tls else 'demands'} TLS.",
+            why=f"the URL begins with {scheme}://, which stands for a connection "
+            f"{'with' if is_tls else 'without'} TLS",
+            looked_at=[f"the first answer of {place}"],
+            todo=[f"let {variable} begin with {other}://", "or correct its port"],
         )
 
     @classmethod

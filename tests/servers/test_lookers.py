@@ -19,13 +19,14 @@ from pytest_warmstack import specs
 from pytest_warmstack.cli import main
 
 def held(service, client):
-    Path(f"looking-{service}").touch()
-    os.kill(os.getpid(), signal.SIGSTOP)
+    if client.endpoint.port == int(sys.argv[2]):
+        Path("looking").touch()
+        os.kill(os.getpid(), signal.SIGSTOP)
 
 specs.look = held
 main([sys.argv[1]])
 """
-"""A command of `warmstack` that is stopped while it is connected to a server."""
+"""A command of `warmstack` that is stopped while it is connected to the server at a port."""
 
 
 @pytest.fixture(params=["postgres", "redis"])
@@ -96,13 +97,13 @@ def test_a_server_is_replaced_while_a_command_is_connected_to_it(
     project.run(REUSE, "-k", "book").assert_outcomes(passed=1, deselected=4)
     (old,) = project.servers()
     project.write("held.py", HELD)
+    place = project.kept("postgres")
     variables = {}
     if command == "doctor":  # It looks at external servers only.
-        place = project.kept("postgres")
         variables["WARMSTACK_POSTGRES_URL"] = f"postgresql://{place.authority('postgres')}"
         project.edit("pytest.ini", "warmstack_runtime = embedded", "")
-    project.start(command, command=("held",), **variables)
-    until((project.folder / "looking-postgres").exists, "the command looks")
+    project.start(command, str(place.port), command=("held",), **variables)
+    until((project.folder / "looking").exists, "the command looks")
 
     project.configure("warmstack_postgres_args = max_connections=77")
     result = project.run(REUSE, "--warmstack-runtime=embedded", "-k", "book")
