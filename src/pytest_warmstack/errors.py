@@ -5,7 +5,10 @@ Each error has four parts: what failed, why, what was looked at, what to do.
 
 from __future__ import annotations
 
+import errno
+import os
 from collections.abc import Iterable, Sequence
+from typing import Final
 
 
 class WarmstackError(Exception):
@@ -35,6 +38,11 @@ class WarmstackError(Exception):
         """Return the text for a reader who has met the whole of it before."""
         more = "(What was looked at, and what to do, stands where this was told first.)"
         return "\n".join([self.what, _titled("Why:", [self.why]), more])
+
+    @property
+    def line(self) -> str:
+        """What failed, and why, on one line."""
+        return " ".join(f"{self.what} {self.why}".split())
 
     def __str__(self) -> str:
         parts = [self.what, _titled("Why:", [self.why])]
@@ -152,6 +160,42 @@ class RuntimeUnavailable(WarmstackError):
         return error
 
     @classmethod
+    def engine_lost(cls, *, cause: str, address: str, source: str) -> RuntimeUnavailable:
+        """Tell that the Docker engine at *address*, which answered before, does not any more."""
+        error = cls(
+            "The Docker engine stopped answering.",
+            why=cause,
+            looked_at=[f"{address} ({source})"],
+            todo=[
+                f"see that the engine runs: docker --host {address} version, then run again",
+                "or run the servers as native processes: --warmstack-runtime=embedded",
+            ],
+        )
+        error.place = address
+        return error
+
+    @classmethod
+    def engine_refused(cls, *, cause: str) -> RuntimeUnavailable:
+        """Tell that the Docker engine refused a request about a server that was found."""
+        return cls(
+            "The Docker engine refused a request of pytest-warmstack.",
+            why=cause,
+            todo=["see its answer above, then run again", "or ask it yourself: docker ps --all"],
+        )
+
+    @classmethod
+    def by_system(cls, *, cause: str, number: int) -> RuntimeUnavailable:
+        """The operating system refused something; *number* is its errno, 0 for none."""
+        return cls(
+            "The operating system refused what servers for tests need.",
+            why=cause,
+            todo=[
+                _SYSTEM_HINTS.get(number, "see its answer above, then run again"),
+                "or run the servers elsewhere: --warmstack-runtime=docker, or embedded",
+            ],
+        )
+
+    @classmethod
     def no_image(cls, *, image: str, cause: str, variable: str) -> RuntimeUnavailable:
         """*image* is not in the engine and can't be pulled."""
         return cls(
@@ -255,7 +299,10 @@ class ServerFailed(WarmstackError):
             f"{title} ended while it was starting.",
             why=how,
             looked_at=[f"its last log lines:\n{log or '(it wrote nothing)'}"],
-            todo=["read the log lines above; the server's own message is among them"],
+            todo=[
+                *([_SYSTEM_HINTS[errno.ENOSPC]] if os.strerror(errno.ENOSPC) in log else []),
+                "read the log lines above; the server's own message is among them",
+            ],
         )
 
     @classmethod
@@ -947,6 +994,15 @@ class CommandFailed(WarmstackError):
         )
 
     @classmethod
+    def by_system(cls, *, cause: str) -> CommandFailed:
+        """Tell that the operating system refused something."""
+        return cls(
+            "The operating system refused what the command needs.",
+            why=cause,
+            todo=["see its answer above, or what there is: warmstack doctor"],
+        )
+
+    @classmethod
     def no_server(cls, *, title: str, project: str, looked_at: Iterable[str]) -> CommandFailed:
         """Tell that the project has no server of the kind called *title* that answers."""
         return cls(
@@ -977,6 +1033,22 @@ class CommandFailed(WarmstackError):
             looked_at=[f"the databases of the server: {_listed(names)}"],
             todo=["name one of them, or a part of its name that no other has"],
         )
+
+
+_SYSTEM_HINTS: Final = {
+    **dict.fromkeys(
+        (errno.ENOSPC, errno.EDQUOT), "free space there: warmstack clean --all-projects, or df -h"
+    ),
+    **dict.fromkeys((errno.EACCES, errno.EPERM, errno.EROFS), "let this user write to that folder"),
+    **dict.fromkeys(
+        (errno.EMFILE, errno.ENFILE),
+        "close files and sockets that tests leave open, or raise the limit: ulimit -n",
+    ),
+    **dict.fromkeys(
+        (errno.ENOMEM, errno.EAGAIN), "free memory, or raise the limit of processes: ulimit -u"
+    ),
+}
+"""What helps against an error of the operating system, by its number."""
 
 
 class BackgroundFailed(WarmstackError):

@@ -196,9 +196,7 @@ class Workbench:
                 runtime: OwnRuntime = chosen[0]
                 last.callback(runtime.close)
                 if tidy:
-                    from pytest_warmstack import upkeep
-
-                    last.callback(upkeep.tidy, runtime, self.household.run, self.settings.max_idle)
+                    last.callback(self._tidy, runtime)
             elif tidy and self.hints.is_due("upkeep"):
                 from pytest_warmstack import upkeep
 
@@ -208,6 +206,13 @@ class Workbench:
         self._made.clear()
         if self.ledger.steps:
             self.ledger.note(Step("end", originals.monotonic() - begin))
+
+    def _tidy(self, runtime: OwnRuntime) -> None:
+        """Remove what this run, and dead ones, leave; what can't be removed is told in a line."""
+        from pytest_warmstack import upkeep
+
+        for line in upkeep.tidy(runtime, self.household.run, self.settings.max_idle):
+            self._found("at the end", {"trouble": line})
 
     def _had(self, name: str) -> Any:
         """Return what was made under *name*; None when it was not, or could not be."""

@@ -45,6 +45,7 @@ SAMPLES: dict[str, Any] = {
     "name": "warmstack_reuse",
     "names": ["postgres", "warmstack_k_12", "warmstack_k_13"],
     "named": "/srv/shop/conf/alembic.ini",
+    "number": 28,
     "output": "running 0001\nrunning 0002",
     "place": "/dev/shm/ours/one",
     "process": 4711,
@@ -78,7 +79,7 @@ SAMPLES: dict[str, Any] = {
 }
 """An example for each parameter of a named constructor; one that is new needs its own here."""
 
-SHOWN_OTHERWISE = {"databases", "seconds", "refusals", "state", "first"}
+SHOWN_OTHERWISE = {"databases", "number", "seconds", "refusals", "state", "first"}
 """Parameters whose value is not in the text as it stands: counted, rounded, or picked apart."""
 
 HINTS = {

@@ -20,7 +20,14 @@ from redis.exceptions import (
 from redis.retry import Retry
 
 from pytest_warmstack.errors import ServerFailed
-from pytest_warmstack.runtime.base import LOOKER, Endpoint, NotOurs, NotReady, redis_url
+from pytest_warmstack.runtime.base import (
+    LOOKER,
+    Endpoint,
+    NotOurs,
+    NotReady,
+    redis_url,
+    see_that_it_is_the_server,
+)
 
 TITLE: Final = "Redis"
 
@@ -130,6 +137,7 @@ class Admin:
             connection.disconnect()
             if _is_about_tls(error):
                 raise NotOurs(str(error)) from error
+            see_that_it_is_the_server(error)
             words = error.why if isinstance(error, ServerFailed) else error
             raise NotReady(f"{endpoint.place}: {words}") from error
         if any(ident != f"warmstack-{fingerprint}" for _, ident in idents):
@@ -323,6 +331,7 @@ def _knock(endpoint: Endpoint, timeout: float) -> None:
             probe.sendall(b"PING\r\n")
             answer = probe.recv(64)
     except OSError as error:
+        see_that_it_is_the_server(error)
         refusal = NotOurs if _is_about_tls(error) else NotReady
         raise refusal(f"{endpoint.place}: {error}") from error
     if not answer:

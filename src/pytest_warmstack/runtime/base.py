@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -12,7 +13,12 @@ from typing import Any, Final, Generic, NamedTuple, Protocol, TypeVar
 from urllib.parse import quote
 
 from pytest_warmstack import originals
-from pytest_warmstack.errors import ServerFailed, ServerFull
+from pytest_warmstack.errors import (
+    RuntimeUnavailable,
+    ServerFailed,
+    ServerFull,
+    WarmstackError,
+)
 from pytest_warmstack.identity import (
     KEPT,
     NAMESPACE,
@@ -413,7 +419,11 @@ class Runtime(Protocol):
 
 
 class OwnRuntime(Runtime, Protocol):
-    """One that runs its servers itself: it finds, starts and removes them."""
+    """One that runs its servers itself: it finds, starts and removes them.
+
+    Each method raises errors of this package only: `RuntimeUnavailable` when the engine or the
+    operating system fails, `ServerFailed` when it refuses something about one server.
+    """
 
     def check(self, specs: Sequence[ServerSpec[Any]], say: Callable[[str], None]) -> None:
         """Raise `RuntimeUnavailable` unless servers of all *specs* can be run here.
@@ -474,6 +484,20 @@ def redis_url(endpoint: Endpoint, index: int) -> str:
     return f"{endpoint.scheme or 'redis'}://{endpoint.authority()}/{index}{query}"
 
 
+_OWN_FAULTS: Final = {errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.ENOBUFS}
+
+
+def see_that_it_is_the_server(error: BaseException | None) -> None:
+    """Raise `RuntimeUnavailable` if *error* says nothing of a server: this process lacks something.
+
+    A server is not broken, and not unused, because no file was left to connect with.
+    """
+    while error is not None:
+        if isinstance(error, OSError) and error.errno in _OWN_FAULTS:
+            raise RuntimeUnavailable.by_system(cause=str(error), number=error.errno) from error
+        error = error.__cause__
+
+
 def in_use(runtime: OwnRuntime, spec: ServerSpec[Any], found: Found) -> bool:
     """Tell whether a process of ours is connected to the server that was found."""
     if not found.running:
@@ -490,21 +514,28 @@ def in_use(runtime: OwnRuntime, spec: ServerSpec[Any], found: Found) -> bool:
         client.close()
 
 
-def remove_outdated(runtime: OwnRuntime, household: Household, spec: ServerSpec[Any]) -> str:
-    """Remove the servers that an earlier configuration left, and return what differs.
+def remove_outdated(
+    runtime: OwnRuntime, household: Household, spec: ServerSpec[Any]
+) -> tuple[str, str]:
+    """Remove the servers that an earlier configuration left.
 
-    One that a living run still uses is left to it.
+    Returns what differs, and what could not be removed: that is no reason to fail. One that a
+    living run still uses is left to it.
     """
-    reason = ""
+    reason = trouble = ""
     current = household.name(spec, runtime.name)
     for found in runtime.list():
         if found.name == current or not household.owns(found, spec):
             continue
-        if in_use(runtime, spec, found):
-            continue
-        runtime.remove(found)
-        reason = ", ".join(changes(found.config, spec.config(runtime.name)))
-    return reason
+        try:
+            if in_use(runtime, spec, found):
+                continue
+            runtime.remove(found)
+        except WarmstackError as error:
+            trouble = f"could not remove {found.name}: {error.line}"
+        else:
+            reason = ", ".join(changes(found.config, spec.config(runtime.name)))
+    return reason, trouble
 
 
 def wait_ready(
