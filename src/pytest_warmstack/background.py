@@ -10,6 +10,7 @@ import asyncio
 import threading
 from collections.abc import Callable, Coroutine
 from concurrent.futures import Future
+from contextlib import suppress
 from functools import partial
 from socket import AI_NUMERICHOST, SOCK_STREAM, gaierror
 from typing import Any, Final, ParamSpec, TypeVar
@@ -71,10 +72,10 @@ class _Loop(asyncio.SelectorEventLoop):
 
     async def _addresses(self, host: str, port: int) -> Any:
         resolve = partial(originals.getaddrinfo, host, port, type=SOCK_STREAM)
-        try:
+        with suppress(gaierror):
             return resolve(flags=AI_NUMERICHOST)
-        except gaierror:  # It is a name; only now a thread is worth while.
-            return await self.run_in_executor(None, resolve)
+        # It is a name; only now a thread is worth while.
+        return await self.run_in_executor(None, resolve)
 
 
 class BackgroundLoop:

@@ -5,7 +5,10 @@ Each error has four parts: what failed, why, what was looked at, what to do.
 
 from __future__ import annotations
 
+import errno
+import os
 from collections.abc import Iterable, Sequence
+from typing import Final
 
 
 class WarmstackError(Exception):
@@ -35,6 +38,11 @@ class WarmstackError(Exception):
         """Return the text for a reader who has met the whole of it before."""
         more = "(What was looked at, and what to do, stands where this was told first.)"
         return "\n".join([self.what, _titled("Why:", [self.why]), more])
+
+    @property
+    def line(self) -> str:
+        """What failed, and why, on one line."""
+        return " ".join(f"{self.what} {self.why}".split())
 
     def __str__(self) -> str:
         parts = [self.what, _titled("Why:", [self.why])]
@@ -82,6 +90,37 @@ class SettingsError(WarmstackError):
         )
 
     @classmethod
+    def ambiguous(cls, *, name: str, value: object, source: str) -> SettingsError:
+        """The URL *value* has characters that end its password, or the host, too early."""
+        return cls(
+            f"The password in the URL of {name} has to be escaped.",
+            why=f"characters such as @ / ? # [ ] mean something else in a URL: {value}",
+            looked_at=[source],
+            todo=[
+                "write @ as %40, / as %2F, ? as %3F, # as %23, [ as %5B, ] as %5D and % as %25; "
+                "Python does it with urllib.parse.quote(password, safe='')"
+            ],
+        )
+
+    @classmethod
+    def wrong_scheme(
+        cls, *, name: str, value: object, source: str, scheme: str, wanted: str
+    ) -> SettingsError:
+        """The URL *value* begins with *scheme*, as that of something else."""
+        other = {"redis": "warmstack_redis_url", "rediss": "warmstack_redis_url"}
+        other |= dict.fromkeys(("postgres", "postgresql"), "warmstack_postgres_url")
+        return cls(
+            f"The URL of {name} begins with {scheme}://, and not with {wanted}://.",
+            why=f"{value} does not lead to a server that this setting can use",
+            looked_at=[source],
+            todo=[
+                f"give it to {other[scheme]}"
+                if scheme in other
+                else f"name the server itself: {wanted}://USER:PASSWORD@HOST:PORT"
+            ],
+        )
+
+    @classmethod
     def reserved(cls, *, name: str, value: str, source: str, cause: str) -> SettingsError:
         """*name* can't set what is called *value*, which the plugin needs for itself."""
         return cls(
@@ -119,6 +158,42 @@ class RuntimeUnavailable(WarmstackError):
         )
         error.place = address
         return error
+
+    @classmethod
+    def engine_lost(cls, *, cause: str, address: str, source: str) -> RuntimeUnavailable:
+        """Tell that the Docker engine at *address*, which answered before, does not any more."""
+        error = cls(
+            "The Docker engine stopped answering.",
+            why=cause,
+            looked_at=[f"{address} ({source})"],
+            todo=[
+                f"see that the engine runs: docker --host {address} version, then run again",
+                "or run the servers as native processes: --warmstack-runtime=embedded",
+            ],
+        )
+        error.place = address
+        return error
+
+    @classmethod
+    def engine_refused(cls, *, cause: str) -> RuntimeUnavailable:
+        """Tell that the Docker engine refused a request about a server that was found."""
+        return cls(
+            "The Docker engine refused a request of pytest-warmstack.",
+            why=cause,
+            todo=["see its answer above, then run again", "or ask it yourself: docker ps --all"],
+        )
+
+    @classmethod
+    def by_system(cls, *, cause: str, number: int) -> RuntimeUnavailable:
+        """The operating system refused something; *number* is its errno, 0 for none."""
+        return cls(
+            "The operating system refused what servers for tests need.",
+            why=cause,
+            todo=[
+                _SYSTEM_HINTS.get(number, "see its answer above, then run again"),
+                "or run the servers elsewhere: --warmstack-runtime=docker, or embedded",
+            ],
+        )
 
     @classmethod
     def no_image(cls, *, image: str, cause: str, variable: str) -> RuntimeUnavailable:
@@ -224,7 +299,10 @@ class ServerFailed(WarmstackError):
             f"{title} ended while it was starting.",
             why=how,
             looked_at=[f"its last log lines:\n{log or '(it wrote nothing)'}"],
-            todo=["read the log lines above; the server's own message is among them"],
+            todo=[
+                *([_SYSTEM_HINTS[errno.ENOSPC]] if os.strerror(errno.ENOSPC) in log else []),
+                "read the log lines above; the server's own message is among them",
+            ],
         )
 
     @classmethod
@@ -302,6 +380,59 @@ class ServerFailed(WarmstackError):
                 f"or correct {variable}, or leave it out: then a server is started for you",
                 "or give it longer: WARMSTACK_START_TIMEOUT=SECONDS",
             ],
+        )
+
+    @classmethod
+    def not_listening(cls, *, title: str, place: str, variable: str, cause: str) -> ServerFailed:
+        """Tell that there is no server at *place*, the address of an external one."""
+        return cls(
+            f"{title} does not listen at {place}.",
+            why=cause,
+            looked_at=[f"{place}, from {variable}"],
+            todo=[
+                "start the server; if it is still starting, wait for it before pytest: with a "
+                "health check (docker compose up --wait), or with pg_isready or redis-cli ping",
+                f"or correct {variable}, or leave it out: then a server is started for you",
+            ],
+        )
+
+    @classmethod
+    def unknown_host(cls, *, title: str, host: str, variable: str, cause: str) -> ServerFailed:
+        """Tell that the host of an external server has no address."""
+        return cls(
+            f"The host {host!r} of {title} has no address.",
+            why=cause,
+            looked_at=[f"the name in {variable}"],
+            todo=[
+                f"correct {variable}; the name of a service is known only inside of its network, "
+                "from outside it is localhost as a rule",
+                f"or leave {variable} out: then a server is started for you",
+            ],
+        )
+
+    @classmethod
+    def another(cls, *, title: str, place: str, variable: str, found: str) -> ServerFailed:
+        """Tell that *found* answers at *place*, where an external server should."""
+        return cls(
+            f"Not {title}, but {found} answers at {place}.",
+            why=f"{variable} names it as {title}",
+            looked_at=[f"the first answer of {place}"],
+            todo=[
+                f"correct the host or the port in {variable}",
+                "or leave it out: then a server is started for you",
+            ],
+        )
+
+    @classmethod
+    def wrong_tls(cls, *, title: str, place: str, variable: str, scheme: str) -> ServerFailed:
+        """Tell that an external Redis speaks TLS where *scheme* says no, or the other way round."""
+        is_tls, other = (True, "redis") if scheme == "rediss" else (False, "rediss")
+        return cls(
+            f"{title} at {place} {'does not speak' if is_tls else 'demands'} TLS.",
+            why=f"the URL begins with {scheme}://, which stands for a connection "
+            f"{'with' if is_tls else 'without'} TLS",
+            looked_at=[f"the first answer of {place}"],
+            todo=[f"let {variable} begin with {other}://", "or correct its port"],
         )
 
     @classmethod
@@ -863,6 +994,15 @@ class CommandFailed(WarmstackError):
         )
 
     @classmethod
+    def by_system(cls, *, cause: str) -> CommandFailed:
+        """Tell that the operating system refused something."""
+        return cls(
+            "The operating system refused what the command needs.",
+            why=cause,
+            todo=["see its answer above, or what there is: warmstack doctor"],
+        )
+
+    @classmethod
     def no_server(cls, *, title: str, project: str, looked_at: Iterable[str]) -> CommandFailed:
         """Tell that the project has no server of the kind called *title* that answers."""
         return cls(
@@ -893,6 +1033,22 @@ class CommandFailed(WarmstackError):
             looked_at=[f"the databases of the server: {_listed(names)}"],
             todo=["name one of them, or a part of its name that no other has"],
         )
+
+
+_SYSTEM_HINTS: Final = {
+    **dict.fromkeys(
+        (errno.ENOSPC, errno.EDQUOT), "free space there: warmstack clean --all-projects, or df -h"
+    ),
+    **dict.fromkeys((errno.EACCES, errno.EPERM, errno.EROFS), "let this user write to that folder"),
+    **dict.fromkeys(
+        (errno.EMFILE, errno.ENFILE),
+        "close files and sockets that tests leave open, or raise the limit: ulimit -n",
+    ),
+    **dict.fromkeys(
+        (errno.ENOMEM, errno.EAGAIN), "free memory, or raise the limit of processes: ulimit -u"
+    ),
+}
+"""What helps against an error of the operating system, by its number."""
 
 
 class BackgroundFailed(WarmstackError):

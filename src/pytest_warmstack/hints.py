@@ -1,27 +1,51 @@
 """Where the last run found its kept servers, so that the next one can knock there first.
 
-A hint is never believed: whoever uses it asks the server itself. It holds a password, so the
-file can be read by its owner only.
+A hint is never believed: whoever uses it asks the server itself. And it counts only for a run that
+asks for the same: where servers run may be decided differently once a setting has changed. It holds
+a password, so the file can be read by its owner only.
 """
 
 from __future__ import annotations
 
 import json
 import os
+from collections.abc import Mapping
 from contextlib import suppress
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Final
 
 from pytest_warmstack import originals
+from pytest_warmstack.identity import fingerprint
+from pytest_warmstack.settings import Settings
 
 PAUSE: Final = 3600.0
 """Seconds between two times that something is done which need not be done in every run."""
 
+_ENGINE: Final = (
+    *("DOCKER_HOST", "DOCKER_CONTEXT", "DOCKER_CONFIG", "DOCKER_CERT_PATH", "DOCKER_TLS_VERIFY"),
+    *("TC_HOST", "TESTCONTAINERS_HOST_OVERRIDE", "TESTCONTAINERS_CONNECTION_MODE"),
+    "TESTCONTAINERS_HUB_IMAGE_NAME_PREFIX",
+)
+"""The variables that decide which engine is asked, for which images, and how it is reached."""
+
+
+def asked(settings: Settings, environ: Mapping[str, str]) -> str:
+    """Return a digest of all that decides where servers run, and as what.
+
+    Of URLs only whether there is one: with it, no server of that service is remembered.
+    """
+    choices = (
+        *(settings.runtime, settings.postgres_image, settings.redis_image),
+        *(settings.postgres_bin, settings.redis_bin),
+        *("url" if url else "" for url in (settings.postgres_url, settings.redis_url)),
+    )
+    return fingerprint(*choices, *(environ.get(name, "") for name in _ENGINE))
+
 
 @dataclass(frozen=True, kw_only=True)
 class Hint:
-    """The address and the looks of a kept server."""
+    """The address and the looks of a kept server; *asked* is what the run had asked for."""
 
     runtime: str
     fingerprint: str
@@ -33,28 +57,33 @@ class Hint:
     since: float
     why: str = ""
     project: str = ""
+    asked: str = ""
 
 
 class Hints:
     """The hints of one project, in a file in pytest's cache folder.
 
     Without a *folder* (pytest's cache is switched off) there are none, and none are written.
+    *asked* is what this run asks for: a hint that was written for something else is none.
     """
 
-    def __init__(self, folder: Path | None) -> None:
+    def __init__(self, folder: Path | None, asked: str = "") -> None:
         self._folder = folder
+        self._asked = asked
 
     def read(self, server: str) -> Hint | None:
         """Return the hint for *server*, such as `redis`; None also when its file is no hint."""
         if self._folder is None:
             return None
         try:
-            return Hint(**json.loads(self._path(self._folder, server).read_bytes()))
+            hint = Hint(**json.loads(self._path(self._folder, server).read_bytes()))
         except (OSError, ValueError, TypeError):
             return None
+        return hint if hint.asked == self._asked else None
 
     def write(self, server: str, hint: Hint) -> None:
         """Leave *hint* for the next run; a folder that can't be written to is no error."""
+        hint = replace(hint, asked=self._asked)
         if self._folder is None or self.read(server) == hint:
             return
         path = self._path(self._folder, server)

@@ -10,7 +10,7 @@ from typing import Any, Final
 
 from pytest_warmstack import specs, upkeep
 from pytest_warmstack.background import BackgroundLoop
-from pytest_warmstack.errors import RuntimeUnavailable, ServerFailed, ServerFull, WarmstackError
+from pytest_warmstack.errors import ServerFull, WarmstackError
 from pytest_warmstack.identity import Label, Service
 from pytest_warmstack.runtime.base import Found, NotOurs, NotReady, OwnRuntime
 from pytest_warmstack.runtime.external import External
@@ -38,29 +38,30 @@ class Entry:
     trouble: str = ""
 
 
-Refused = Callable[[str, RuntimeUnavailable], None]
+Refused = Callable[[str, WarmstackError], None]
 
 
 def entries(background: BackgroundLoop, refused: Refused) -> Iterator[Entry]:
     """Yield every server of ours, of any project; tell *refused* of runtimes that don't answer."""
-    for runtime in upkeep.reachable(refused):
+    for runtime, listed in upkeep.reachable(refused):
         # An engine takes up to a second to tell what memory a container has.
         with ThreadPoolExecutor(_AT_ONCE) as pool:
-            yield from pool.map(partial(_entry, runtime, background), runtime.list())
+            yield from pool.map(partial(_entry, runtime, background), listed)
 
 
 def _entry(runtime: OwnRuntime, background: BackgroundLoop, found: Found) -> Entry:
     if not found.running:
         return Entry(found=found)
-    memory = runtime.memory(found)
+    memory = 0
     try:
+        memory = runtime.memory(found)
         client = runtime.connect(specs.make(found.service, Settings(), background), found)
     except (NotReady, NotOurs) as error:
         return Entry(found=found, memory=memory, trouble=str(error))
     except ServerFull as error:
         return Entry(found=found, memory=memory, trouble=error.what)
-    except ServerFailed as error:
-        return Entry(found=found, memory=memory, trouble=f"{error.what} {error.why}")
+    except WarmstackError as error:
+        return Entry(found=found, memory=memory, trouble=error.line)
     return looked_into(found, client, memory)
 
 
@@ -76,7 +77,7 @@ def looked_into(found: Found, client: Any, memory: int = 0) -> Entry:
             inside=specs.look(found.service, client),
         )
     except WarmstackError as error:
-        return Entry(found=found, memory=memory, trouble=f"{error.what} {error.why}")
+        return Entry(found=found, memory=memory, trouble=error.line)
     finally:
         client.close()
 
@@ -100,7 +101,7 @@ def external(
         try:
             server = External(upkeep.HOUSEHOLD, say).ensure(spec)
         except WarmstackError as error:
-            yield Entry(found=found, trouble=f"{error.what} {error.why}")
+            yield Entry(found=found, trouble=error.line)
         else:
             found = found._replace(name=server.endpoint.place, what=server.what)
             yield looked_into(found, server.client)

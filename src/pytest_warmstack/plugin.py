@@ -312,11 +312,14 @@ def _household(config: pytest.Config) -> Household:
 
 def _hints(config: pytest.Config) -> Hints:
     """Return where the hints of the project's kept servers are; none for a run that keeps none."""
-    from pytest_warmstack.hints import Hints
+    from pytest_warmstack.hints import Hints, asked
 
     has_cache = config.stash[SETTINGS].reuse and config.pluginmanager.hasplugin("cacheprovider")
     cache = config.cache if has_cache else None
-    return Hints(cache.mkdir("warmstack") if cache is not None else None)
+    return Hints(
+        cache.mkdir("warmstack") if cache is not None else None,
+        asked(config.stash[SETTINGS], os.environ),
+    )
 
 
 def set_up(config: pytest.Config, say: Callable[[str], None] | None = None) -> Workbench:
@@ -364,14 +367,15 @@ def _close(config: pytest.Config) -> None:
 def _tidy(config: pytest.Config, workers: Sequence[dict[str, Any] | None]) -> None:
     """Remove the servers that workers of xdist started, wherever they may have."""
     from pytest_warmstack import upkeep
+    from pytest_warmstack.steps import Step
 
-    names = {name for each in workers if each for name in each["runtimes"]}
-    if None in workers:
-        # One crashed or was interrupted, and it may have started a server anywhere.
-        names.update(upkeep.OWN)
+    used = {name for each in workers if each for name in each["runtimes"]}
+    # One that crashed or was interrupted may have started a server anywhere.
+    maybe = upkeep.OWN if None in workers else ()
     idle = config.stash[SETTINGS].max_idle
-    upkeep.tidy_all(sorted(names), _household(config), idle)
-    if not names and _hints(config).is_due("upkeep"):
+    for line in upkeep.tidy_all(used, maybe, _household(config), idle):
+        config.stash[LEDGER].note(Step("left", 0.0, {"test": "at the end", "trouble": line}))
+    if not used and not maybe and _hints(config).is_due("upkeep"):
         upkeep.begin(idle)
 
 

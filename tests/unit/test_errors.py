@@ -30,6 +30,7 @@ SAMPLES: dict[str, Any] = {
     "found": ["0001"],
     "function": "shop.db:make_config",
     "heads": ["0002", "0003"],
+    "host": "db.example.com",
     "holder": "backend 7 of 127.0.0.1",
     "holders": ["5-9:process-7@host", "10-14:process-8@host"],
     "how": "exit status 1",
@@ -44,6 +45,7 @@ SAMPLES: dict[str, Any] = {
     "name": "warmstack_reuse",
     "names": ["postgres", "warmstack_k_12", "warmstack_k_13"],
     "named": "/srv/shop/conf/alembic.ini",
+    "number": 28,
     "output": "running 0001\nrunning 0002",
     "place": "/dev/shm/ours/one",
     "process": 4711,
@@ -55,6 +57,7 @@ SAMPLES: dict[str, Any] = {
     ],
     "role": "ci",
     "runtime": "docker",
+    "scheme": "rediss",
     "seconds": 2.5,
     "servers": 64,
     "setting": "WARMSTACK_REDIS_BIN",
@@ -76,7 +79,7 @@ SAMPLES: dict[str, Any] = {
 }
 """An example for each parameter of a named constructor; one that is new needs its own here."""
 
-SHOWN_OTHERWISE = {"databases", "seconds", "refusals", "state", "first"}
+SHOWN_OTHERWISE = {"databases", "number", "seconds", "refusals", "state", "first"}
 """Parameters whose value is not in the text as it stands: counted, rounded, or picked apart."""
 
 HINTS = {

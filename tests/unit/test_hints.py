@@ -11,8 +11,9 @@ from pathlib import Path
 
 import pytest
 
-from pytest_warmstack.hints import PAUSE, Hint, Hints
+from pytest_warmstack.hints import PAUSE, Hint, Hints, asked
 from pytest_warmstack.identity import Service
+from pytest_warmstack.settings import RuntimeName, Settings
 
 HINT = Hint(
     runtime="docker",
@@ -163,6 +164,36 @@ def test_without_a_folder_there_are_no_hints() -> None:
     hints.write(Service.POSTGRES, HINT)
 
     assert hints.read(Service.POSTGRES) is None
+
+
+CHANGED = {
+    "runtime": Settings(runtime=RuntimeName.EMBEDDED),
+    "PostgreSQL's image": Settings(postgres_image="postgers:16"),
+    "Redis' image": Settings(redis_image="redis:8"),
+    "PostgreSQL's programs": Settings(postgres_bin="/opt/pg"),
+    "Redis' programs": Settings(redis_bin="/opt/redis"),
+    "PostgreSQL's URL": Settings(postgres_url="postgresql://db"),
+    "Redis' URL": Settings(redis_url="redis://db"),
+}
+
+
+@pytest.mark.parametrize("what", CHANGED)
+def test_a_changed_setting_makes_another_question(what: str, folder: Path) -> None:
+    """A hint that was left for another question is none, and the new one takes its place."""
+    Hints(folder, asked(Settings(), {})).write(Service.POSTGRES, HINT)
+    changed = Hints(folder, asked(CHANGED[what], {}))
+
+    assert changed.read(Service.POSTGRES) is None
+    changed.write(Service.POSTGRES, HINT)
+    assert changed.read(Service.POSTGRES) is not None
+    assert Hints(folder, asked(Settings(), {})).read(Service.POSTGRES) is None
+
+
+@pytest.mark.parametrize("name", ["DOCKER_HOST", "DOCKER_CONTEXT", "DOCKER_CERT_PATH", "TC_HOST"])
+def test_another_engine_makes_another_question(name: str) -> None:
+    """And what has nothing to do with it does not."""
+    assert asked(Settings(), {name: "one"}) != asked(Settings(), {name: "two"})
+    assert asked(Settings(seed=("a.sql",)), {"PATH": "/bin"}) == asked(Settings(), {})
 
 
 def test_what_is_due_is_due_once_in_a_while(tmp_path: Path) -> None:

@@ -362,13 +362,10 @@ BAD: list[tuple[Kind, Any]] = [
     ),
     *(
         (Kind.POSTGRES_URL, raw)
-        for raw in ("", "db", "mysql://db", "postgresql:///x", "postgres://:1")
+        for raw in ("", "db", "postgresql:///x", "postgres://:1", "postgres://db#x")
     ),
-    *((Kind.POSTGRES_URL, f"postgres://db{raw}") for raw in (":0", ":x", ":99999", "?host=/run")),
-    *(
-        (Kind.REDIS_URL, raw)
-        for raw in ("", "cache:6379", "http://cache", "redis:///0", "unix:///x")
-    ),
+    *((Kind.POSTGRES_URL, f"postgres://db{raw}") for raw in (":0", ":99999", "?host=/run")),
+    *((Kind.REDIS_URL, raw) for raw in ("", "cache:6379", "redis:///0", "//cache")),
     *((Kind.REDIS_URL, f"redis://cache{raw}") for raw in ("/5", "/x", "/0/1", ":0")),
     *((Kind.COUNT, raw) for raw in ("", "many", "0", "-1", 0, "1.5", 1.5, "inf", None, [3])),
     *((Kind.LIMIT, raw) for raw in ("", "many", "-1", "1.5", "inf", None, [3])),
@@ -454,7 +451,11 @@ def test_of_two_lines_for_one_name_the_later_counts() -> None:
         ("postgres_url", "postgresql://ci:hun/ter2@db"),
         ("postgres_url", "postgresql://ci:hunter2@"),
         ("postgres_url", "postgresql://ci:a@hunter2@db?x=1"),
+        ("postgres_url", "postgresql://a@b:hunter2@db?x=1"),
+        ("postgres_url", "ci:hunter2@db:5432"),
+        ("postgres_url", "http://ci:hunter2@db:5432"),
         ("redis_url", "redis://:hunter2@cache/5"),
+        ("redis_url", "redis://a@hunter2@cache/5"),
     ],
 )
 def test_a_url_that_is_refused_is_shown_without_its_password(name: str, url: str) -> None:
@@ -463,8 +464,85 @@ def test_a_url_that_is_refused_is_shown_without_its_password(name: str, url: str
         resolve(given("tox.ini", **{name: url}))
 
     text = str(caught.value)
-    assert ":***@" in text
+    assert "***@" in text
     assert "ter2" not in text
+
+
+@pytest.mark.parametrize("url", ["postgresql://ci:hunter2", "postgresql://ci:hunter2/shop"])
+def test_a_password_whose_host_was_forgotten_is_not_shown(url: str) -> None:
+    """It stands where the port of the host `ci` would."""
+    with pytest.raises(SettingsError) as caught:
+        resolve(given("tox.ini", postgres_url=url))
+
+    assert "'postgresql://ci:***' is no value" in str(caught.value)
+
+
+UNESCAPED = [
+    f"{before}{sign}{after}"
+    for sign in "/?#[]"
+    # With digits only, what is before the sign passes for a port; with an @, for the user.
+    for before, after in (("hun", "ter2"), ("12", "34"), ("hun@", "ter2"), ("hun:", "ter2"))
+]
+"""Passwords that end too early for whoever reads the URL by the rules."""
+
+
+@pytest.mark.parametrize("password", UNESCAPED)
+@pytest.mark.parametrize("form", ["postgresql://ci:{}@db:5432/shop", "redis://:{}@db:6379"])
+def test_a_password_that_has_to_be_escaped_is_recognised(form: str, password: str) -> None:
+    """Also where a host and a port come out that make sense; the error shows how to write it."""
+    name = "postgres_url" if form.startswith("postgres") else "redis_url"
+
+    with pytest.raises(SettingsError) as caught:
+        resolve(given("tox.ini", **{name: form.format(password)}))
+
+    text = str(caught.value)
+    assert text.startswith(f"The password in the URL of warmstack_{name} has to be escaped.\n")
+    assert ":***@db" in text
+    assert "hun" not in text.replace("***", "")
+    assert "ter2" not in text
+    assert "write @ as %40, / as %2F" in text
+
+
+@pytest.mark.parametrize("password", ["p@ss", "p:ss", "p@s:s", "%40%2F%3A", "a@b@c"])
+@pytest.mark.parametrize("form", ["postgresql://ci:{}@db:5432/shop", "rediss://:{}@db:6379/0"])
+def test_a_password_that_can_be_understood_is_taken(form: str, password: str) -> None:
+    """The last @ before the path ends it, and its first colon has ended the user's name."""
+    name = "postgres_url" if form.startswith("postgres") else "redis_url"
+    url = form.format(password)
+
+    assert getattr(resolve(given("tox.ini", **{name: url})), name) == url
+
+
+@pytest.mark.parametrize("query", ["ssl_ca_certs=/a@b/ca.pem", "a=1&ssl_ca_certs=/x@y"])
+@pytest.mark.parametrize("place", ["cache:6379", ":pw@cache"])
+def test_an_at_sign_in_an_option_is_no_password(place: str, query: str) -> None:
+    """A file may be called so."""
+    url = f"rediss://{place}?{query}"
+
+    assert resolve(given("tox.ini", redis_url=url)).redis_url == url
+
+
+@pytest.mark.parametrize(
+    ("name", "url", "begin", "todo"),
+    [
+        ("postgres_url", "redis://:hunter2@db", "redis", "give it to warmstack_redis_url"),
+        ("postgres_url", "mysql://db", "mysql", "name the server itself: postgresql://"),
+        ("redis_url", "postgresql://ci:hunter2@db", "postgresql", "give it to warmstack_postgres"),
+        ("redis_url", "http://cache", "http", "name the server itself: redis://"),
+        ("redis_url", "unix:///x", "unix", "name the server itself: redis://"),
+    ],
+)
+def test_the_url_of_something_else_is_told_by_its_scheme(
+    name: str, url: str, begin: str, todo: str
+) -> None:
+    """And where it belongs."""
+    with pytest.raises(SettingsError) as caught:
+        resolve(given("tox.ini", **{name: url}))
+
+    text = str(caught.value)
+    assert text.startswith(f"The URL of warmstack_{name} begins with {begin}://, and not with ")
+    assert todo in text
+    assert "hunter2" not in text
 
 
 @pytest.mark.parametrize("variable", ["DATABASE_URL", "REDIS_URL", "POSTGRES_URL", "PGHOST"])

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import argparse
 import os
+import subprocess
 import sys
 from collections.abc import Callable, Sequence
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Final
 
-from pytest_warmstack.errors import WarmstackError
+from pytest_warmstack.errors import CommandFailed, WarmstackError
 from pytest_warmstack.identity import NAMESPACE
 from pytest_warmstack.settings import age
 
@@ -33,12 +34,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except WarmstackError as error:
         print(f"warmstack: {error}", file=sys.stderr)
         return 1
-    except KeyboardInterrupt:
-        return 130  # As a shell has it for SIGINT.
     except BrokenPipeError:
         # Whoever read has had enough (`| head`); Python would complain once more at its end.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 141
+    except (OSError, subprocess.SubprocessError) as error:
+        print(f"warmstack: {CommandFailed.by_system(cause=str(error))}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        return 130  # As a shell has it for SIGINT.
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import os
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -56,10 +56,10 @@ def clean(options: argparse.Namespace) -> int:
     tally = _Tally(options.dry_run)
     background = BackgroundLoop()
     try:
-        for runtime in upkeep.reachable(
+        for runtime, listed in upkeep.reachable(
             lambda name, refusal: print(f"not looked at: {name} ({refusal.why})", file=sys.stderr)
         ):
-            _clean_own(runtime, options, place.project, tally, background)
+            _clean_own(runtime, listed, options, place.project, tally, background)
         if not options.orphans:
             _clean_external(place, options, tally, background)
     finally:
@@ -78,8 +78,8 @@ def _place(options: argparse.Namespace) -> Place:
         return known(here(options.project))
     except CommandFailed:
         path = os.path.realpath(options.project)
-        for runtime in upkeep.reachable(lambda _name, _refusal: None):
-            if any(found.path == path for found in runtime.list()):
+        for _, listed in upkeep.reachable(lambda _name, _refusal: None):
+            if any(found.path == path for found in listed):
                 from pytest_warmstack.settings import Settings
 
                 return Place(Project(path=path), Settings())
@@ -88,12 +88,13 @@ def _place(options: argparse.Namespace) -> Place:
 
 def _clean_own(
     runtime: OwnRuntime,
+    listed: Sequence[Found],
     options: argparse.Namespace,
     project: Project,
     tally: _Tally,
     background: BackgroundLoop,
 ) -> None:
-    for found in (*runtime.list(), *runtime.scraps()):
+    for found in (*listed, *runtime.scraps()):
         if not _is_meant(found, options, project):
             tally.elsewhere.add(found.path or "?")
             continue

@@ -89,14 +89,17 @@ def _ways(
         return
     refused: list[str] = []
     is_found = False
-    for runtime in upkeep.reachable(lambda name, error: refused.append(f"{name}: {error.why}")):
-        for found in owned(runtime.list(), place.project):
+    for runtime, listed in upkeep.reachable(
+        lambda name, error: refused.append(f"{name}: {error.why}")
+    ):
+        for found in owned(listed, place.project):
             if found.service != service or not found.running:
                 continue
             try:
                 client = runtime.connect(spec, found)
             except (NotReady, NotOurs, WarmstackError) as error:
-                refused.append(f"{found.name}: {error}")
+                words = error.line if isinstance(error, WarmstackError) else error
+                refused.append(f"{found.name}: {words}")
                 continue
             password = client.endpoint.password
             if installed is not None:

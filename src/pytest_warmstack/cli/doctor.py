@@ -147,6 +147,8 @@ def _docker(settings: Settings) -> Iterator[Check]:
                 yield Check(BAD, "image", f"{spec.image}: not in the engine\n{refused}")
             else:
                 yield Check(GOOD, "image", f"{spec.image}: its registry has it, it would be pulled")
+    except RuntimeUnavailable as refusal:
+        yield Check(BAD, "engine", _told(refusal))
     finally:
         runtime.close()
 

@@ -15,8 +15,10 @@ def logs(options: argparse.Namespace) -> int:
     project = here(options.project).project
     refused: list[str] = []
     told = 0
-    for runtime in upkeep.reachable(lambda name, error: refused.append(f"{name}: {error.why}")):
-        for found in owned(runtime.list(), project):
+    for runtime, listed in upkeep.reachable(
+        lambda name, error: refused.append(f"{name}: {error.why}")
+    ):
+        for found in owned(listed, project):
             if options.service in {None, found.service}:
                 told += 1
                 print(f"==> {words.name(found)} <==", flush=True)

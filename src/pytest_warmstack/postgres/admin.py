@@ -31,7 +31,14 @@ from pytest_warmstack.postgres.connections import (
     rejection,
 )
 from pytest_warmstack.postgres.sql import literal, quote
-from pytest_warmstack.runtime.base import USER, Endpoint, NotOurs, NotReady, postgres_url
+from pytest_warmstack.runtime.base import (
+    USER,
+    Endpoint,
+    NotOurs,
+    NotReady,
+    postgres_url,
+    see_that_it_is_the_server,
+)
 
 OLDEST: Final = 14
 """The oldest version that we work with: `pg_stat_database.sessions` came with it."""
@@ -134,6 +141,7 @@ class Admin:
         except (ConnectionLost, StatementRefused) as error:
             if why := rejection(error):
                 raise NotOurs(why) from error
+            see_that_it_is_the_server(error)
             raise NotReady(f"{endpoint.place}: {error.why}") from error
         if name != f"warmstack-{fingerprint}":
             connection.terminate()

@@ -31,7 +31,7 @@ from pytest_warmstack import originals
 from pytest_warmstack.background import sleep
 from pytest_warmstack.errors import ConnectionLost, ServerFull, StatementRefused, WarmstackError
 from pytest_warmstack.postgres import sql
-from pytest_warmstack.runtime.base import MAINTENANCE, USER, Endpoint
+from pytest_warmstack.runtime.base import LOOKER, MAINTENANCE, USER, Endpoint
 
 T = TypeVar("T")
 P = ParamSpec("P")
@@ -39,7 +39,7 @@ P = ParamSpec("P")
 TITLE: Final = "PostgreSQL"
 
 APPLICATION: Final = "pytest-warmstack"
-"""What the application_name of every connection of this package begins with."""
+"""What the application_name of every connection of this package begins with, unless it looks."""
 
 BUSY: Final = 10.0
 """Seconds for which a refusal because of somebody's connection is tried again."""
@@ -220,7 +220,8 @@ async def connect(
         "loop": asyncio.get_running_loop(),
         "timeout": None,
     }
-    name = {"application_name": f"{APPLICATION} {originals.getpid()}@{_host()}"}
+    who = LOOKER if endpoint.looks else APPLICATION
+    name = {"application_name": f"{who} {originals.getpid()}@{_host()}"}
     try:
         with explained(f"connect to {endpoint.place}", seconds):
             async with asyncio.timeout(seconds):

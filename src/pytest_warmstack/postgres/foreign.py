@@ -53,7 +53,7 @@ async def greet(endpoint: Endpoint, connection: Connection, seconds: float) -> K
         # pooler tells one that it made up.
         pooled = facts["pid"] != connection.pid
         if pooled:
-            await _see_that_backends_last(endpoint, connection, min(seconds, _PATIENCE))
+            await _see_that_backends_last(endpoint, connection, _PATIENCE)
         _see_that_we_can_write(endpoint, facts)
     except BaseException:
         connection.terminate()

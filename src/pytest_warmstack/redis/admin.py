@@ -20,7 +20,14 @@ from redis.exceptions import (
 from redis.retry import Retry
 
 from pytest_warmstack.errors import ServerFailed
-from pytest_warmstack.runtime.base import Endpoint, NotOurs, NotReady, redis_url
+from pytest_warmstack.runtime.base import (
+    LOOKER,
+    Endpoint,
+    NotOurs,
+    NotReady,
+    redis_url,
+    see_that_it_is_the_server,
+)
 
 TITLE: Final = "Redis"
 
@@ -31,7 +38,7 @@ _SECRETS: Final = frozenset({"requirepass", "masterauth", "primaryauth", "tls-ke
 """Settings that we neither remember nor restore; `masterauth` is `primaryauth` in Valkey."""
 
 NAME: Final = "pytest-warmstack"
-"""Every connection of ours has a name that begins with this."""
+"""Every connection of ours has a name that begins with this, but for one that looks."""
 
 USED: Final = f"{NAME}:used"
 """The key that tells when a run was done with the server last."""
@@ -95,24 +102,30 @@ class Admin:
         somebody else's can't be used.
         """
         _knock(endpoint, timeout)
-        # What the URL says about TLS, if anything, redis-py knows to read.
-        options: Any = parse_url(redis_url(endpoint, 0))  # type: ignore[no-untyped-call]
-        connection: Any = options.pop("connection_class", Connection)(
-            **{name: value for name, value in options.items() if name not in _RESERVED},
-            client_name=NAME,
-            decode_responses=True,
-            protocol=2,
-            retry=Retry(NoBackoff(), 0),
-            socket_connect_timeout=timeout,
-            socket_timeout=ANSWER,
-        )
+        try:
+            # What the URL says about TLS, if anything, redis-py knows to read.
+            options: Any = parse_url(redis_url(endpoint, 0))  # type: ignore[no-untyped-call]
+            connection: Any = options.pop("connection_class", Connection)(
+                **{name: value for name, value in options.items() if name not in _RESERVED},
+                client_name=LOOKER if endpoint.looks else NAME,
+                decode_responses=True,
+                protocol=2,
+                retry=Retry(NoBackoff(), 0),
+                socket_connect_timeout=timeout,
+                socket_timeout=ANSWER,
+            )
+        except (ValueError, TypeError, RedisError) as error:
+            raise NotOurs(f"redis-py can't use what the URL says after the ?: {error}") from error
         admin = cls(endpoint, connection, "")
         # A managed server often refuses CONFIG, and would not know our fingerprint anyway.
         who = [("CONFIG", "GET", "syslog-ident")] if fingerprint else []
         try:
             connection.connect()
             # redis-py 5.2 to 8 differ in what a name setting does; an answer is what counts.
-            facts, admin.id, *idents = admin.commands(("INFO", "server"), ("CLIENT", "ID"), *who)
+            # PING is the one that a server refuses which is still reading its data.
+            _, facts, admin.id, *idents = admin.commands(
+                ("PING",), ("INFO", "server"), ("CLIENT", "ID"), *who
+            )
         except (AuthenticationError, ResponseError, ValueError) as error:
             connection.disconnect()
             if str(error).startswith(BUSY):
@@ -124,12 +137,17 @@ class Admin:
             connection.disconnect()
             if _is_about_tls(error):
                 raise NotOurs(str(error)) from error
-            raise NotReady(f"{endpoint.place}: {error}") from error
+            see_that_it_is_the_server(error)
+            words = error.why if isinstance(error, ServerFailed) else error
+            raise NotReady(f"{endpoint.place}: {words}") from error
         if any(ident != f"warmstack-{fingerprint}" for _, ident in idents):
             connection.disconnect()
             raise NotOurs(f"it calls itself {idents[0][1]!r}")
-        lines = dict(line.partition(":")[::2] for line in facts.splitlines())
-        admin.version = lines["redis_version"]
+        lines = dict(line.partition(":")[::2] for line in str(facts).splitlines())
+        admin.version = lines.get("redis_version", "")
+        if not re.match(r"\d+\.\d+", admin.version):
+            connection.disconnect()
+            raise NotOurs(f"it does not tell the version of a Redis, but: {str(facts)[:60]!r}")
         # Valkey calls it by the other name.
         if "cluster" in {lines.get("redis_mode"), lines.get("server_mode")}:
             connection.disconnect()
@@ -299,7 +317,8 @@ def _is_about_tls(error: BaseException | None) -> bool:
 def _knock(endpoint: Endpoint, timeout: float) -> None:
     """Raise `NotReady` when nothing there answers at all within *timeout* seconds.
 
-    redis-py has one deadline for the connection's whole life, which has to be a long one.
+    Raises `NotOurs` when whoever is there speaks another language. redis-py has one deadline for
+    the connection's whole life, which has to be a long one.
     """
     try:
         with socket.create_connection((endpoint.host, endpoint.port), timeout) as probe:
@@ -311,10 +330,11 @@ def _knock(endpoint: Endpoint, timeout: float) -> None:
                 return
             probe.sendall(b"PING\r\n")
             answer = probe.recv(64)
-    except ssl.SSLError as error:
-        if isinstance(error, ssl.SSLEOFError):
-            raise NotReady(f"{endpoint.place}: {error}") from error
     except OSError as error:
-        raise NotReady(f"{endpoint.place}: {error}") from error
+        see_that_it_is_the_server(error)
+        refusal = NotOurs if _is_about_tls(error) else NotReady
+        raise refusal(f"{endpoint.place}: {error}") from error
     if not answer:
         raise NotReady(f"{endpoint.place}: it hung up")
+    if not answer.startswith((b"+", b"-")):
+        raise NotOurs(f"its first answer is not one of Redis: {answer!r}")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -12,7 +13,12 @@ from typing import Any, Final, Generic, NamedTuple, Protocol, TypeVar
 from urllib.parse import quote
 
 from pytest_warmstack import originals
-from pytest_warmstack.errors import ServerFailed, ServerFull
+from pytest_warmstack.errors import (
+    RuntimeUnavailable,
+    ServerFailed,
+    ServerFull,
+    WarmstackError,
+)
 from pytest_warmstack.identity import (
     KEPT,
     NAMESPACE,
@@ -36,6 +42,9 @@ MAINTENANCE: Final = "postgres"
 So it is the same one for everybody, also where somebody else's URL names another.
 """
 
+LOOKER: Final = "warmstack-look"
+"""What the name of a connection begins with that only looks: it does not count as a user."""
+
 POLL: Final = 0.05
 """Seconds between two attempts to query a server that is starting."""
 
@@ -56,7 +65,8 @@ class Endpoint:
     """Where a server answers, and as whom it takes us.
 
     Without a *user* we are the server's own first one. *scheme* and *query* are what the URL of a
-    server that somebody else runs says beyond that, about TLS say; one of ours has none.
+    server that somebody else runs says beyond that, about TLS say; one of ours has none. *looks*
+    is set by who only looks at the server: such a connection keeps it from nothing.
     """
 
     host: str
@@ -65,6 +75,7 @@ class Endpoint:
     user: str = ""
     scheme: str = ""
     query: str = ""
+    looks: bool = False
 
     @property
     def place(self) -> str:
@@ -93,7 +104,7 @@ class Client(Protocol):
     """What else it calls itself, such as `Valkey 8.1.1`; mostly nothing."""
 
     def users(self) -> int:
-        """Return how many other processes of ours are connected to the server."""
+        """Return how many other processes of ours use the server; one that only looks does not."""
 
     def used(self) -> float:
         """Return when it was used last, in epoch seconds; 0 when it can't tell."""
@@ -408,7 +419,11 @@ class Runtime(Protocol):
 
 
 class OwnRuntime(Runtime, Protocol):
-    """One that runs its servers itself: it finds, starts and removes them."""
+    """One that runs its servers itself: it finds, starts and removes them.
+
+    Each method raises errors of this package only: `RuntimeUnavailable` when the engine or the
+    operating system fails, `ServerFailed` when it refuses something about one server.
+    """
 
     def check(self, specs: Sequence[ServerSpec[Any]], say: Callable[[str], None]) -> None:
         """Raise `RuntimeUnavailable` unless servers of all *specs* can be run here.
@@ -420,7 +435,7 @@ class OwnRuntime(Runtime, Protocol):
         """Return every server of ours that this runtime can see, of any project."""
 
     def connect(self, spec: ServerSpec[C], found: Found) -> C:
-        """Return a client of the server that was found.
+        """Return a client that looks at the server that was found, and does not count as its user.
 
         *spec* is one of its service; its labels tell the rest. Raises `NotReady` or `NotOurs`
         when it does not answer, or not as it should, and `ServerFull`.
@@ -469,6 +484,20 @@ def redis_url(endpoint: Endpoint, index: int) -> str:
     return f"{endpoint.scheme or 'redis'}://{endpoint.authority()}/{index}{query}"
 
 
+_OWN_FAULTS: Final = {errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.ENOBUFS}
+
+
+def see_that_it_is_the_server(error: BaseException | None) -> None:
+    """Raise `RuntimeUnavailable` if *error* says nothing of a server: this process lacks something.
+
+    A server is not broken, and not unused, because no file was left to connect with.
+    """
+    while error is not None:
+        if isinstance(error, OSError) and error.errno in _OWN_FAULTS:
+            raise RuntimeUnavailable.by_system(cause=str(error), number=error.errno) from error
+        error = error.__cause__
+
+
 def in_use(runtime: OwnRuntime, spec: ServerSpec[Any], found: Found) -> bool:
     """Tell whether a process of ours is connected to the server that was found."""
     if not found.running:
@@ -485,21 +514,28 @@ def in_use(runtime: OwnRuntime, spec: ServerSpec[Any], found: Found) -> bool:
         client.close()
 
 
-def remove_outdated(runtime: OwnRuntime, household: Household, spec: ServerSpec[Any]) -> str:
-    """Remove the servers that an earlier configuration left, and return what differs.
+def remove_outdated(
+    runtime: OwnRuntime, household: Household, spec: ServerSpec[Any]
+) -> tuple[str, str]:
+    """Remove the servers that an earlier configuration left.
 
-    One that a living run still uses is left to it.
+    Returns what differs, and what could not be removed: that is no reason to fail. One that a
+    living run still uses is left to it.
     """
-    reason = ""
+    reason = trouble = ""
     current = household.name(spec, runtime.name)
     for found in runtime.list():
         if found.name == current or not household.owns(found, spec):
             continue
-        if in_use(runtime, spec, found):
-            continue
-        runtime.remove(found)
-        reason = ", ".join(changes(found.config, spec.config(runtime.name)))
-    return reason
+        try:
+            if in_use(runtime, spec, found):
+                continue
+            runtime.remove(found)
+        except WarmstackError as error:
+            trouble = f"could not remove {found.name}: {error.line}"
+        else:
+            reason = ", ".join(changes(found.config, spec.config(runtime.name)))
+    return reason, trouble
 
 
 def wait_ready(

@@ -7,6 +7,7 @@ starts, judges or removes a server holds the lock on its folder.
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import json
 import os
@@ -19,11 +20,12 @@ import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, replace
+from functools import wraps
 from pathlib import Path
-from typing import Any, Final, Self
+from typing import Any, Final, ParamSpec, Self, TypeVar
 
 from pytest_warmstack import originals
-from pytest_warmstack.errors import RuntimeUnavailable, ServerFailed, ServerFull
+from pytest_warmstack.errors import RuntimeUnavailable, ServerFailed
 from pytest_warmstack.identity import Label, random_password
 from pytest_warmstack.processes import Process
 from pytest_warmstack.runtime.base import (
@@ -39,9 +41,13 @@ from pytest_warmstack.runtime.base import (
     Server,
     ServerSpec,
     remove_outdated,
+    see_that_it_is_the_server,
     wait_ready,
 )
 from pytest_warmstack.settings import RuntimeName
+
+P = ParamSpec("P")
+T = TypeVar("T")
 
 _LOG_LINES: Final = 30
 _HOST: Final = "127.0.0.1"
@@ -68,7 +74,8 @@ class _Record:
         """Return the record in *folder*, or None when there is none that can be understood."""
         try:
             return cls(**json.loads((folder / "server.json").read_bytes()))
-        except (OSError, ValueError, TypeError):
+        except (OSError, ValueError, TypeError) as error:
+            see_that_it_is_the_server(error)
             return None
 
     def write(self, folder: Path) -> None:
@@ -97,6 +104,25 @@ class _Daemon(subprocess.Popen[bytes]):
         """Say nothing: the usual warning about a process that still runs is not for a server."""
 
 
+def _explained(method: Callable[P, T]) -> Callable[P, T]:
+    """Have *method*, one of `Embedded`, raise errors of this package only."""
+
+    @wraps(method)
+    def explained(*args: P.args, **kwargs: P.kwargs) -> T:
+        try:
+            return method(*args, **kwargs)
+        except OSError as error:
+            # Of several files that could not be copied (`shutil.Error`), the first one tells.
+            cause = str(error.args[0][0][2] if isinstance(error, shutil.Error) else error)
+            number = error.errno or next((n for n in errno.errorcode if f"[Errno {n}]" in cause), 0)
+            raise RuntimeUnavailable.by_system(cause=cause, number=number) from error
+        except subprocess.TimeoutExpired as error:
+            cause = f"{error.cmd[0]} did not end within {error.timeout:g} seconds"
+            raise RuntimeUnavailable.by_system(cause=cause, number=0) from error
+
+    return explained
+
+
 class Embedded:
     """The runtime `embedded`."""
 
@@ -105,17 +131,19 @@ class Embedded:
     def __init__(self, household: Household) -> None:
         self._household = household
 
+    @_explained
     def check(self, specs: Sequence[ServerSpec[Any]], say: Callable[[str], None]) -> None:
         """Raise `RuntimeUnavailable` unless the programs of all *specs* are on this machine."""
         for spec in specs:
             spec.native(spec.fingerprint(self.name)).check()
 
+    @_explained
     def ensure(self, spec: ServerSpec[C]) -> Server[C]:
         """Return the server of *spec* in the household's one folder for it."""
         household = self._household
         name = household.name(spec, self.name)
         fingerprint = spec.fingerprint(self.name)
-        outdated = remove_outdated(self, household, spec)
+        outdated, trouble = remove_outdated(self, household, spec)
         with _locked(_root() / name, spec.title, household.start_timeout) as folder:
             record = _Record.read(folder)
             client = None
@@ -125,9 +153,8 @@ class Embedded:
                     client = spec.connect(record.endpoint, fingerprint, PATIENCE)
                     spec.check_version(client)
                     origin, reason = "reused" if household.keep else "shared", ""
-                except ServerFull:
-                    raise  # Others use it.
-                except Exception as failure:
+                # Not when it is full: others use it. Nor when this process lacks something.
+                except (NotReady, NotOurs, ServerFailed) as failure:
                     origin, reason = "replaced", f"the old one was broken: {failure}"
                     _stop(record)
             elif record is not None:
@@ -145,10 +172,11 @@ class Embedded:
             client=client,
             what=f"process {record.process.split('/')[1]} of {_short(record.program)}",
             origin=origin,
-            reason=reason,
+            reason="; ".join(filter(None, (reason, trouble))),
             since=record.since,
         )
 
+    @_explained
     def list(self) -> list[Found]:
         """Return every embedded server of this user on this machine."""
         found = []
@@ -169,6 +197,7 @@ class Embedded:
                 )
         return found
 
+    @_explained
     def remove(self, found: Found) -> None:
         """Stop the server's process and remove its folder."""
         with _locked(_root() / found.name, found.name, _STOP) as folder:
@@ -177,7 +206,7 @@ class Embedded:
                 return  # A server has been started in it since it was looked at.
             if record is not None and record.runs:
                 _stop(record)
-            shutil.rmtree(folder)
+            _remove(folder)
         # The root goes with its last server; it is in use by another one otherwise.
         with suppress(OSError):
             _root().rmdir()
@@ -185,13 +214,16 @@ class Embedded:
     def close(self) -> None:
         """Do nothing: there is no engine to let go of."""
 
+    @_explained
     def connect(self, spec: ServerSpec[C], found: Found) -> C:
-        """Return a client of the server that was found."""
+        """Return a client that looks at the server that was found."""
         record = _Record.read(_root() / found.name)
         if record is None:
             raise NotReady(f"the folder {found.name} is gone")
-        return spec.connect(record.endpoint, found.labels.get(Label.FINGERPRINT, "none"), PATIENCE)
+        endpoint = replace(record.endpoint, looks=True)
+        return spec.connect(endpoint, found.labels.get(Label.FINGERPRINT, "none"), PATIENCE)
 
+    @_explained
     def memory(self, found: Found) -> int:
         """Return how many bytes a server takes: its folder, and what its processes have alone."""
         process = Process.parse(found.id)
@@ -224,6 +256,7 @@ class Embedded:
             return None
         return [str(path)], record.endpoint
 
+    @_explained
     def scraps(self) -> Sequence[Found]:
         """Return the folders that have no record: nobody knows any more what they were for."""
         return [
@@ -266,8 +299,8 @@ class Embedded:
                     if attempts == 0 or "in use" not in str(failure):
                         raise
         except BaseException:
-            shutil.rmtree(folder)
-            with suppress(OSError):
+            with suppress(OSError):  # What went wrong at first is what counts.
+                _remove(folder)
                 _root().rmdir()
             raise
 
@@ -352,6 +385,8 @@ def _stop(record: _Record) -> None:
             with suppress(ChildProcessError):
                 os.waitpid(process.pid, os.WNOHANG)
             originals.sleep(POLL / 5)
+    cause = f"process {process.pid} did not end within {_STOP:g} seconds of SIGKILL"
+    raise RuntimeUnavailable.by_system(cause=cause, number=0)
 
 
 def _log(folder: Path, password: str) -> str:
@@ -388,8 +423,10 @@ def _root() -> Path:
 
 def _folders() -> list[Path]:
     """Return the folders of this user's embedded servers."""
-    root = _root()
-    return sorted(path for path in root.iterdir() if path.is_dir()) if root.is_dir() else []
+    try:
+        return sorted(path for path in _root().iterdir() if path.is_dir())
+    except FileNotFoundError:
+        return []
 
 
 def _made_root() -> Path:
@@ -428,6 +465,9 @@ def _locked(folder: Path, title: str, seconds: float) -> Iterator[Path]:
         try:
             handle = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
         except FileNotFoundError:
+            # Another process removed it, as the last one.
+            if originals.monotonic() > deadline:
+                raise
             continue
         try:
             fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -444,6 +484,25 @@ def _locked(folder: Path, title: str, seconds: float) -> Iterator[Path]:
         yield folder
     finally:
         os.close(handle)
+
+
+def _remove(folder: Path) -> None:
+    """Remove *folder* with all that is in it, also while others do, such as children of a server.
+
+    Raises OSError when that does not succeed within `_STOP` seconds.
+    """
+    deadline = originals.monotonic() + _STOP
+    while True:
+        try:
+            shutil.rmtree(folder)
+        except OSError as error:
+            if not folder.exists():
+                return
+            passing = error.errno in {errno.ENOENT, errno.ENOTEMPTY}
+            if not passing or originals.monotonic() > deadline:
+                raise
+        else:
+            return
 
 
 def _empty(folder: Path) -> None:

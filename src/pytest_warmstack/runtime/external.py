@@ -5,13 +5,18 @@ They are connected to and used as ours are, and never started, stopped or remove
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import errno
+import os
+import socket
+from collections.abc import Callable, Iterator
+from dataclasses import replace
 from typing import Any, Final
 from urllib.parse import unquote, urlsplit
 
 from pytest_warmstack import originals
 from pytest_warmstack.errors import ServerFailed
 from pytest_warmstack.identity import Service
+from pytest_warmstack.runtime import answers
 from pytest_warmstack.runtime.base import (
     POLL,
     C,
@@ -24,6 +29,19 @@ from pytest_warmstack.runtime.base import (
 )
 from pytest_warmstack.settings import RuntimeName
 
+_FIRST: Final = 1.0
+"""Seconds that the first attempt may take before it is looked at who answers there."""
+
+_FOR_GOOD: Final = {
+    socket.EAI_NONAME,
+    getattr(socket, "EAI_NODATA", socket.EAI_NONAME),  # Not every C library has it.
+    socket.EAI_FAIL,
+}
+"""The faults of a name that no later attempt will mend; a server of names may answer later."""
+
+_POOLERS: Final = ("no such database", "no such user", "authentication failed", "auth failed")
+"""What PgBouncer says of what will not pass, with the SQLSTATE of what may."""
+
 _PORTS: Final = {Service.POSTGRES: 5432, Service.REDIS: 6379}
 
 
@@ -34,11 +52,13 @@ class External:
 
     def __init__(self, household: Household, say: Callable[[str], None]) -> None:
         self._seconds = household.start_timeout
+        # A command works for no run: it only looks.
+        self._looks = not household.run
         self._say = say
 
     def ensure(self, spec: ServerSpec[C]) -> Server[C]:
         """Return the server at the URL of *spec*, as soon as it answers: it may be starting."""
-        endpoint = endpoint_of(spec)
+        endpoint = replace(endpoint_of(spec), looks=self._looks)
         client = self._connected(spec, endpoint)
         return Server(
             service=spec.service,
@@ -55,22 +75,85 @@ class External:
 
     def _connected(self, spec: ServerSpec[C], endpoint: Endpoint) -> C:
         deadline = originals.monotonic() + self._seconds
-        told = False
+        first = True
         facts = {"title": spec.title, "place": endpoint.place, "variable": spec.url_variable}
         while True:
+            left = max(round(deadline - originals.monotonic(), 1), POLL)  # It is in the message.
             try:
-                return spec.connect(endpoint, "", max(deadline - originals.monotonic(), POLL))
-            except NotOurs as refusal:
-                raise ServerFailed.rejected(**facts, cause=str(refusal)) from refusal
-            except NotReady as refusal:
-                if originals.monotonic() >= deadline:
+                return spec.connect(endpoint, "", min(left, _FIRST) if first else left)
+            except UnicodeError as error:  # That of IDNA: no name of a host looks like this.
+                raise _unknown(facts, endpoint, error) from error
+            except (NotOurs, NotReady) as refusal:
+                _see_that_it_may_come(facts, endpoint, refusal)
+                left = deadline - originals.monotonic()
+                if first:
+                    found = answers.who(endpoint.host, endpoint.port, max(min(left, 3.0) / 3, POLL))
+                    _see_that_it_is_meant(facts, endpoint, found, spec.service)
+                if isinstance(refusal, NotOurs):
+                    raise ServerFailed.rejected(**facts, cause=str(refusal)) from refusal
+                if left <= 0:
                     raise ServerFailed.unreachable(
                         **facts, seconds=self._seconds, cause=str(refusal)
                     ) from refusal
-                if not told:
+                if first:
                     self._say(f"waiting up to {self._seconds:g} s for {spec.title}: {refusal}")
-                    told = True
+                    first = False
             originals.sleep(POLL)
+
+
+def _see_that_it_may_come(facts: dict[str, str], endpoint: Endpoint, refusal: Exception) -> None:
+    """Raise `ServerFailed` if *refusal* comes of something that no later attempt will mend."""
+    if any(words in str(refusal) for words in _POOLERS):
+        raise ServerFailed.rejected(**facts, cause=str(refusal)) from refusal
+    for cause in _causes(refusal):
+        if isinstance(cause, ConnectionRefusedError):
+            words = os.strerror(errno.ECONNREFUSED)
+            raise ServerFailed.not_listening(**facts, cause=words) from refusal
+        if isinstance(cause, socket.gaierror) and cause.errno in _FOR_GOOD:
+            raise _unknown(facts, endpoint, cause) from refusal
+        if isinstance(refusal, NotOurs):
+            continue  # It names a file by itself.
+        if isinstance(cause, (FileNotFoundError, IsADirectoryError, PermissionError)):
+            words = f"a file that the URL names, or the address, can't be used: {cause.strerror}"
+            raise ServerFailed.rejected(**facts, cause=words) from refusal
+
+
+def _see_that_it_is_meant(
+    facts: dict[str, str], endpoint: Endpoint, found: str, service: Service
+) -> None:
+    """Raise `ServerFailed` if what was *found* at *endpoint* is not what the URL says."""
+    if service is Service.POSTGRES:
+        wanted, other = {answers.POSTGRES}, set()
+    else:
+        wanted = {answers.REDIS}
+        other = {answers.TLS_REDIS, answers.TLS, answers.TLS_BOTH}
+        if endpoint.scheme == "rediss":
+            wanted, other = other, wanted
+    if found == answers.NONE:
+        cause = "connections are accepted, and closed without an answer"
+        raise ServerFailed.not_listening(**facts, cause=cause)
+    if found == answers.TLS_BOTH and found in wanted:
+        cause = "it demands a certificate: name it in the URL, ?ssl_certfile=FILE&ssl_keyfile=FILE"
+        raise ServerFailed.rejected(**facts, cause=cause)
+    if found in other:
+        raise ServerFailed.wrong_tls(**facts, scheme=endpoint.scheme)
+    if found not in wanted | {answers.UNKNOWN}:
+        raise ServerFailed.another(**facts, found=found)
+
+
+def _unknown(facts: dict[str, str], endpoint: Endpoint, error: Exception) -> ServerFailed:
+    title, variable = facts["title"], facts["variable"]
+    cause = getattr(error, "strerror", None) or str(error)
+    return ServerFailed.unknown_host(
+        title=title, host=endpoint.host, variable=variable, cause=cause
+    )
+
+
+def _causes(error: BaseException | None) -> Iterator[BaseException]:
+    """Yield *error* and what it came of."""
+    while error is not None:
+        yield error
+        error = error.__cause__ or error.__context__
 
 
 def endpoint_of(spec: ServerSpec[Any]) -> Endpoint:

@@ -9,10 +9,10 @@ import shutil
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
-from typing import Any
+from functools import wraps
+from typing import Any, ParamSpec, TypeVar
 
-from docker.errors import DockerException, ImageNotFound, NotFound
-from requests.exceptions import RequestException
+from docker.errors import APIError, ImageNotFound, NotFound
 from testcontainers.core.config import testcontainers_config
 
 from pytest_warmstack import originals
@@ -41,6 +41,21 @@ from pytest_warmstack.runtime.docker.engine import Engine, explanation
 from pytest_warmstack.runtime.docker.pull import fetch
 from pytest_warmstack.settings import RuntimeName
 
+P = ParamSpec("P")
+T = TypeVar("T")
+
+
+def _explained(method: Callable[P, T]) -> Callable[P, T]:
+    """Have *method*, one of `Docker`, raise errors of this package only."""
+
+    @wraps(method)
+    def explained(*args: P.args, **kwargs: P.kwargs) -> T:
+        docker: Any = args[0]
+        with docker.engine.explained():
+            return method(*args, **kwargs)
+
+    return explained
+
 
 class Docker:
     """The runtime `docker`."""
@@ -49,30 +64,31 @@ class Docker:
 
     def __init__(self, household: Household) -> None:
         self._household = household
-        self._engine = Engine()
+        self.engine = Engine()
 
+    @_explained
     def check(self, specs: Sequence[ServerSpec[Any]], say: Callable[[str], None]) -> None:
         """Raise `RuntimeUnavailable` unless the images of all *specs* are there or were pulled."""
         for spec in specs:
             image = _named_by(spec)
             try:
-                self._engine.client.images.get(image)
+                self.engine.client.images.get(image)
             except ImageNotFound:
-                fetch(self._engine.client, image, spec.image_variable, say)
-            except (DockerException, RequestException) as error:
+                fetch(self.engine.client, image, spec.image_variable, say)
+            except APIError as error:
                 raise RuntimeUnavailable.no_image(
                     image=image, cause=explanation(error), variable=spec.image_variable
                 ) from error
 
+    @_explained
     def ensure(self, spec: ServerSpec[C]) -> Server[C]:
         """Return the server of *spec* in the household's one container for it."""
         household = self._household
         name = household.name(spec, self.name)
         labels = household.labels(spec, self.name)
-        with _explained(spec.title), self._container(spec, labels, name) as container:
-            client, origin, reason = self._running(
-                container, remove_outdated(self, household, spec)
-            )
+        with _refusals(spec.title), self._container(spec, labels, name) as container:
+            outdated, trouble = remove_outdated(self, household, spec)
+            client, origin, reason = self._running(container, outdated)
             return Server(
                 service=spec.service,
                 title=spec.title,
@@ -83,7 +99,7 @@ class Docker:
                 client=client,
                 what=f"image {spec.image}",
                 origin="shared" if origin == "reused" and not household.keep else origin,
-                reason=reason,
+                reason="; ".join(filter(None, (reason, trouble))),
                 since=container.since(),
             )
 
@@ -117,9 +133,10 @@ class Docker:
                 )
             originals.sleep(POLL)
 
+    @_explained
     def list(self) -> list[Found]:
         """Return every container of ours in the engine."""
-        containers = self._engine.client.api.containers(
+        containers = self.engine.client.api.containers(
             all=True, filters={"label": Label.PROJECT.value}
         )
         return [self._found(each) for each in containers]
@@ -137,40 +154,42 @@ class Docker:
         # As it was asked for: the engine gives a number once its name is another's.
         return found._replace(what=f"image {found.config.get('image', each['Image'])}")
 
+    @_explained
     def remove(self, found: Found) -> None:
         """Remove a container with its anonymous volumes, or a volume, or a network."""
-        api = self._engine.client.api
+        api = self.engine.client.api
         with suppress(NotFound):
             if found.kind == "volume":
                 api.remove_volume(found.id, force=True)
             elif found.kind == "network":
                 api.remove_network(found.id)
             else:
-                remove(self._engine.client, found.id)
+                remove(self.engine.client, found.id)
 
     def close(self) -> None:
         """Close the connection to the engine."""
-        self._engine.close()
+        self.engine.close()
 
     def _container(self, spec: ServerSpec[Any], labels: Any, name: str) -> ServerContainer:
         """Return the container that *spec* has, or will have, under these labels and this name."""
-        return ServerContainer(self._engine, spec, labels, name)
+        return ServerContainer(self.engine, spec, labels, name)
 
+    @_explained
     def connect(self, spec: ServerSpec[C], found: Found) -> C:
-        """Return a client of the server that was found."""
+        """Return a client that looks at the server that was found."""
         with self._container(spec, found.labels, found.name) as container:
             try:
                 if not container.find():
                     raise NotReady(f"the container {found.name} is gone, or none of ours")
-                client: C = container.connect(PATIENCE)
-            except (DockerException, RequestException) as error:
+                client: C = container.look(PATIENCE)
+            except NotFound as error:
                 raise NotReady(explanation(error)) from error
             return client
 
     def memory(self, found: Found) -> int:
         """Return how many bytes a container takes: tmpfs counts, caches of files don't."""
-        with suppress(DockerException, RequestException):
-            stats = self._engine.client.api.stats(found.id, stream=False, one_shot=True)
+        with suppress(RuntimeUnavailable), self.engine.explained():
+            stats = self.engine.client.api.stats(found.id, stream=False, one_shot=True)
             # As `docker stats` has it (docker/cli, calculateMemUsageUnixNoCache).
             memory = stats.get("memory_stats", {})
             detail = memory.get("stats", {})
@@ -181,16 +200,17 @@ class Docker:
     def log(self, found: Found, lines: int, *, follow: bool = False) -> Iterator[str]:
         """Yield the last *lines* that a container wrote, and with *follow* what comes then."""
         try:
-            container = self._engine.client.containers.get(found.id)
-            password = password_of(container)
-            rest = b""
-            for part in container.logs(stream=True, follow=follow, tail=lines):
-                *whole, rest = (rest + part).split(b"\n")
-                yield from (without(password, line) for line in whole)
-            if rest:
-                yield without(password, rest)
-        except (DockerException, RequestException) as error:
-            yield explanation(error)
+            with self.engine.explained():
+                container = self.engine.client.containers.get(found.id)
+                password = password_of(container)
+                rest = b""
+                for part in container.logs(stream=True, follow=follow, tail=lines):
+                    *whole, rest = (rest + part).split(b"\n")
+                    yield from (without(password, line) for line in whole)
+                if rest:
+                    yield without(password, rest)
+        except RuntimeUnavailable as error:
+            yield error.line
 
     def client(
         self, spec: ServerSpec[Any], found: Found, program: str
@@ -202,13 +222,14 @@ class Docker:
         names = ("PGPASSWORD", "REDISCLI_AUTH")
         passed = [part for name in names for part in ("--env", name)]
         terminal = ["--tty"] if sys.stdin.isatty() else []
-        engine = self._engine.named.arguments
+        engine = self.engine.named.arguments
         command = [docker, *engine, "exec", "--interactive", *terminal, *passed, found.id, program]
         return command, Endpoint(host="127.0.0.1", port=spec.port, password="")
 
+    @_explained
     def scraps(self) -> Sequence[Found]:
         """Return the volumes and networks with our labels."""
-        api = self._engine.client.api
+        api = self.engine.client.api
         filters = {"label": Label.PROJECT.value}
         volumes = api.volumes(filters=filters)["Volumes"] or []
         return [
@@ -226,10 +247,11 @@ class Docker:
             kind=kind,
         )
 
+    @_explained
     def has(self, spec: ServerSpec[Any]) -> bool:
         """Tell whether the image of *spec* is in the engine."""
         try:
-            self._engine.client.images.get(_named_by(spec))
+            self.engine.client.images.get(_named_by(spec))
         except ImageNotFound:
             return False
         return True
@@ -237,32 +259,37 @@ class Docker:
     def offer(self, spec: ServerSpec[Any]) -> str:
         """Return why the image's registry does not offer it; nothing if it does."""
         try:
-            self._engine.client.api.inspect_distribution(_named_by(spec))
-        except (DockerException, RequestException) as error:
-            return explanation(error)
+            with self.engine.explained():
+                self.engine.client.api.inspect_distribution(_named_by(spec))
+        except RuntimeUnavailable as error:
+            return error.why
         return ""
 
-    def facts(self) -> Iterator[tuple[str, str]]:
-        """Yield what there is to know of the engine, each thing with its name."""
-        client = self._engine.client
-        named = self._engine.named
+    @_explained
+    def facts(self) -> Sequence[tuple[str, str]]:
+        """Return what there is to know of the engine, each thing with its name."""
+        return [*self._facts()]
+
+    def _facts(self) -> Iterator[tuple[str, str]]:
+        client = self.engine.client
+        named = self.engine.named
         yield "address", f"{named.address}  ({named.source})"
         told = client.info()
         yield "engine", f"{client.version()['Version']}, {told.get('OperatingSystem', '')}"
         options = told.get("SecurityOptions") or []
         yield "rootless", "yes" if any("rootless" in each for each in options) else "no"
-        route = self._engine.route
+        route = self.engine.route
         way = ", or ".join(each or "all addresses" for each in route.binds)
         yield "ports are open on", way or f"no address: the network {route.network} is joined"
         yield "reached at", route.host or "the container's own address"
 
 
 @contextmanager
-def _explained(title: str) -> Iterator[None]:
+def _refusals(title: str) -> Iterator[None]:
     """Turn what the engine refuses, and what can't be what it seemed, into `ServerFailed`."""
     try:
         yield
-    except (DockerException, RequestException, NotOurs) as error:
+    except (APIError, NotOurs) as error:
         raise ServerFailed.refused(title=title, cause=explanation(error)) from error
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from contextlib import suppress
+from dataclasses import replace
 from datetime import datetime
 from ipaddress import ip_address
 from typing import Any, Final, Self
@@ -135,9 +136,10 @@ class ServerContainer(DockerContainer):
             log=self._log,
         )
 
-    def connect(self, seconds: float) -> Any:
-        """Return the client of the server that these labels describe, at the first try."""
-        return self._spec.connect(self.endpoint(), self._labels[Label.FINGERPRINT], seconds)
+    def look(self, seconds: float) -> Any:
+        """Return a client that looks at the server that these labels describe, at the first try."""
+        endpoint = replace(self.endpoint(), looks=True)
+        return self._spec.connect(endpoint, self._labels[Label.FINGERPRINT], seconds)
 
     def endpoint(self) -> Endpoint:
         """Return where the server answers, seen from this process."""

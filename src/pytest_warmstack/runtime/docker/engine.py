@@ -22,11 +22,12 @@ from typing import Any, Final, NamedTuple
 from docker.constants import DEFAULT_UNIX_SOCKET
 from docker.context import Context, ContextAPI
 from docker.context.config import get_current_context_name
-from docker.errors import DockerException
+from docker.errors import APIError, DockerException
 from docker.utils.config import find_config_file
 from requests.exceptions import RequestException
 from testcontainers.core.config import ConnectionMode, testcontainers_config
 from testcontainers.core.docker_client import DockerClient
+from urllib3.exceptions import HTTPError
 
 from pytest_warmstack.errors import RuntimeUnavailable
 from pytest_warmstack.runtime.base import PATIENCE
@@ -82,6 +83,22 @@ class Engine:
                 source=self.named.source,
             ) from error
 
+    @contextmanager
+    def explained(self) -> Iterator[None]:
+        """Turn every error of docker-py, and of the way to the engine, into one of this package."""
+        try:
+            self._see_that_it_listens()
+            yield
+        except APIError as error:
+            raise RuntimeUnavailable.engine_refused(cause=explanation(error)) from error
+        except (DockerException, RequestException, HTTPError, OSError) as error:
+            words = self._tunnel.words() if self._tunnel else ""
+            raise RuntimeUnavailable.engine_lost(
+                cause=words or explanation(error),
+                address=self.named.address,
+                source=self.named.source,
+            ) from error
+
     @property
     def client(self) -> Any:
         """The client of docker-py."""
@@ -95,11 +112,17 @@ class Engine:
                 raise FileNotFoundError("there is no program `ssh` here, such as OpenSSH's client")
             self._tunnel = ssh.Tunnel(address)
             return self._tunnel.address
-        if address.startswith("unix://"):
-            # docker-py would find out as well, but leave a socket unclosed, which fails runs that
-            # turn warnings into errors.
-            _peer(address)
+        self._see_that_it_listens()
         return address
+
+    def _see_that_it_listens(self) -> None:
+        """Raise OSError if nothing listens on the engine's socket, as far as that is one.
+
+        docker-py would find out as well, but leave a socket unclosed, which fails runs that turn
+        warnings into errors.
+        """
+        if self.named.address.startswith("unix://"):
+            _peer(self.named.address)
 
     @contextmanager
     def found(self) -> Iterator[None]:

@@ -79,7 +79,8 @@ class Tunnel:
                 child.wait(_PATIENCE)
             except subprocess.TimeoutExpired:
                 child.kill()
-                child.wait()
+                with suppress(subprocess.TimeoutExpired):
+                    child.wait(_PATIENCE)
         self._folder.cleanup()
 
 
