@@ -4,7 +4,8 @@ What a fixture of a wider scope than the test sets up (settings, functions, scri
 until the run ends. So the server is looked at before and after such a fixture. pytest makes
 fixtures of `setup_module`, `setup_class` and unittest's `setUpClass` as well.
 
-The hooks are registered when the first test needs Redis: other runs have none of them.
+The hooks are registered when Redis is ready, or when the first test asks for it: a run without
+Redis has none of them.
 """
 
 from __future__ import annotations

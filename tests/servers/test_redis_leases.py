@@ -6,7 +6,7 @@ import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import pytest
@@ -523,16 +523,36 @@ def test_what_another_process_has_set_up_as_well_stays_when_that_ends(
 def test_a_look_at_a_server_that_is_as_it_was_is_one_round_trip(
     desk: Desk, runtime: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Before a fixture that does nothing, and after it."""
+    """Before a fixture that does nothing, and after it; so is the flush after one that did."""
     leases = desk.leases()
-    leases.acquire("one")
-    sent = count_sent(leases, monkeypatch)
+    with client(leases.acquire("one")) as each:
+        sent = count_sent(leases, monkeypatch)
+        look = leases.look(in_test=False)
+        assert look
+        assert not leases.adopt(look)
+        assert len(sent) == 2
 
-    look = leases.look(in_test=False)
-    assert look
-    assert not leases.adopt(look)
+        each.config_set("maxmemory-samples", 9)
+        assert leases.adopt(look)
+        sent.clear()
+        leases.acquire("two")
 
-    assert len(sent) == 2
+        assert len(sent) == 1
+        assert each.config_get("maxmemory-samples") == {"maxmemory-samples": "9"}
+
+
+@embedded_only
+def test_a_key_that_is_not_text_is_shown_all_the_same(small: Desk, runtime: str) -> None:
+    """In the error that names what somebody else's server holds."""
+    server = replace(small.server(), fingerprint="")
+    for index in range(1, 7):
+        with Redis.from_url(redis_url(server.endpoint, index)) as each:
+            each.set(b"\xff\xfe", "value")
+
+    with pytest.raises(LeaseFailed, match="hold keys") as caught:
+        small.leases(server).take()
+
+    assert "database 1: 1 key, such as '\\udcff\\udcfe'" in str(caught.value)
 
 
 @embedded_only

@@ -12,7 +12,7 @@ import pytest
 
 from pytest_warmstack.errors import LeaseFailed, ServerFailed, WarmstackError
 from pytest_warmstack.redis import overview
-from pytest_warmstack.redis.leases import Leases
+from pytest_warmstack.redis.leases import Leases, leased
 from pytest_warmstack.runtime.base import NotOurs, NotReady, Server, redis_url
 from pytest_warmstack.settings import RuntimeName
 from refusing import RESET, way_to
@@ -193,6 +193,41 @@ def test_a_server_that_can_not_be_reached_again_is_lost(
     faults.wanted = lambda _, name: False
 
     assert mine.acquire("three").index == index
+    mine.close()
+
+
+@pytest.mark.parametrize("runtime", [RuntimeName.EMBEDDED], indirect=True)
+def test_a_connection_that_is_lost_as_the_lease_is_taken_is_made_again(
+    standing: Bench, way: Server[Any], faults: Faults
+) -> None:
+    """Once; it is what every test of the run needs."""
+    mine = leases(standing, way)
+    faults.begin("reset", lambda number, _: number == 0)
+
+    assert mine.take().index > 0
+    mine.close()
+
+
+@pytest.mark.parametrize("runtime", [RuntimeName.EMBEDDED], indirect=True)
+def test_a_database_is_not_used_after_its_lease_was_lost(
+    standing: Bench, way: Server[Any], faults: Faults
+) -> None:
+    """The new connection is there, but it was refused the lease: the next test asks again."""
+    mine = leases(standing, way)
+    index = mine.acquire("one").index
+    mine._admin._connection.disconnect()
+    mine._admin._cause = "it was cut off"
+    faults.begin("ERR", lambda _, name: name == b"EVAL")
+    with pytest.raises(LeaseFailed):
+        mine.acquire("two")
+    faults.wanted = lambda _, name: False
+
+    assert mine.acquire("three").index == index
+
+    (own,) = [each for each in mine._admin.clients() if each.id == mine._admin.id]
+    assert leased(own.name) == range(index, index + 1)
+    mine._admin.command("SELECT", 0)
+    assert mine._admin.command("GET", f"pytest-warmstack:lease:{index}") == str(own.id)
     mine.close()
 
 

@@ -42,6 +42,10 @@ def of_the_module(server):
     server.config_set("maxmemory-samples", 12)
     server.function_load(LIBRARY.format("module"))
 
+@pytest.fixture(scope="module")
+def of_another_module(server):
+    server.config_set("zset-max-listpack-value", 65)
+
 @pytest.fixture(scope="class")
 def of_the_class(server):
     server.config_set("hz", 13)
@@ -85,6 +89,11 @@ def test_package_and_module_in_the_middle(redis_url, server, request):
 
 def test_after_them(redis_url, server):
     assert state(server) == (["11", "no", "12", *BEFORE[3:]], ["module", "session"], ["session"])
+
+def test_in_the_middle_without_fixtures_of_its_own(server, request):
+    server.config_set("set-max-intset-entries", 66)
+    request.getfixturevalue("of_another_module")
+    assert state(server)[0][4] == "66"
 
 class TestClass:
     @pytest.fixture
@@ -222,6 +231,65 @@ def test_after_both(redis_url):
     assert settings(redis_url) == ("42", "41")
 """
 
+ROUND_TRIPS = """
+import pytest
+import redis
+
+def looks(url):
+    with redis.Redis.from_url(url) as client:
+        return client.info("commandstats")["cmdstat_info"]["calls"]
+
+@pytest.fixture(scope="session")
+def first(redis_session_url):
+    return looks(redis_session_url)
+
+@pytest.fixture(scope="session")
+def second(first):
+    return "nothing is done here"
+
+@pytest.fixture(scope="module")
+def third(second):
+    return "nor here"
+
+@pytest.fixture(scope="class")
+def last(third, first, redis_session_url):
+    return looks(redis_session_url) - first
+
+def test_looks(last, redis_url):
+    # One after each of the fixtures before, and the own one.
+    assert last == 4
+"""
+
+LATE = """
+from conftest import state
+
+def test_one(request):
+    request.getfixturevalue("of_the_module")
+
+def test_two(request):
+    request.getfixturevalue("redis_url")
+    assert state(request.getfixturevalue("server"))[0][2] == "12"
+"""
+
+EARLY = """
+import json
+from pathlib import Path
+import pytest
+import redis
+
+@pytest.fixture(scope="session", autouse=True)
+def application():
+    known = json.loads(Path(".pytest_cache/d/warmstack/redis.json").read_text())
+    with redis.Redis(port=known["port"], password=known["password"], db=1) as client:
+        assert any("warmstack:lease" in each["name"] for each in client.client_list())
+        assert client.config_get("hz")["hz"] == "10"
+        client.config_set("hz", 33)
+
+def test_finds_it(redis_url):
+    with redis.Redis.from_url(redis_url) as client:
+        assert client.config_get("hz")["hz"] == "33"
+"""
+
 SESSION_URL = """
 import os
 import pytest
@@ -269,10 +337,10 @@ def test_what_fixtures_of_each_scope_set_up_stays_and_what_tests_do_does_not(
     before = settings(suite)
     suite.write("test_scopes.py", SCOPES)
 
-    suite.run(REUSE, "test_scopes.py").assert_outcomes(passed=9)
+    suite.run(REUSE, "test_scopes.py").assert_outcomes(passed=10)
 
     assert settings(suite) == before
-    suite.run(REUSE, "test_scopes.py").assert_outcomes(passed=9)
+    suite.run(REUSE, "test_scopes.py").assert_outcomes(passed=10)
     assert settings(suite) == before
 
 
@@ -304,6 +372,31 @@ def test_a_fixture_that_fails_and_one_with_parameters(suite: Library) -> None:
     suite.write("test_failing.py", FAILING)
 
     suite.run("test_failing.py").assert_outcomes(passed=4, errors=1)
+
+
+def test_what_is_done_before_the_first_fixture_of_the_plugin_is_the_suites(suite: Library) -> None:
+    """By an application that knows the address of the kept server: that is right by then."""
+    suite.write("test_plain.py", "def test_one(redis_url):\n    pass\n")
+    suite.run(REUSE, "test_plain.py").assert_outcomes(passed=1)
+    with Redis.from_url(redis_url(suite.kept("redis"), 0)) as client:
+        client.config_set("hz", 99)  # As a killed run would leave it.
+    suite.write("test_early.py", EARLY)
+
+    suite.run(REUSE, "test_early.py").assert_outcomes(passed=1)
+
+
+def test_redis_may_be_asked_for_while_a_test_runs(suite: Library) -> None:
+    """By a fixture of the suite that no test names: what it sets up stays as well."""
+    suite.write("test_late.py", LATE)
+
+    suite.run("test_late.py").assert_outcomes(passed=2)
+
+
+def test_a_fixture_that_does_nothing_costs_one_round_trip(suite: Library) -> None:
+    """The look after one fixture is the look before the next."""
+    suite.write("test_looks.py", ROUND_TRIPS)
+
+    suite.run("test_looks.py").assert_outcomes(passed=1)
 
 
 @pytest.mark.parametrize("arguments", [(), ("-n", "2"), ("--warmstack-redis-databases=3",)])

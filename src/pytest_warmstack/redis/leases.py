@@ -108,6 +108,8 @@ class Leases:
         self._found = found
         self._lease: Lease | None = None
         self._first: int | None = None
+        # Of our connections, also those that the server may not know to be lost.
+        self._ids = {self._admin.id}
         self._test = ""
         self._state = Untouched() if server.foreign else ServerState()
         self._alone = False
@@ -202,6 +204,7 @@ class Leases:
                 self._admin = self._connect()
             except (NotReady, NotOurs) as failure:
                 raise ServerFailed.lost(title=TITLE, cause=str(failure)) from failure
+            self._ids.add(self._admin.id)
             return do(self._lease_or_take())
 
     def _make_willing(self, error: CommandRefused) -> None:
@@ -283,8 +286,9 @@ class Leases:
 
     def _others(self, clients: Iterable[Client]) -> list[Client]:
         """Return the connections of other processes that hold a lease."""
-        own = self._admin.id
-        return [each for each in clients if each.id != own and leased(each.name) is not None]
+        return [
+            each for each in clients if each.id not in self._ids and leased(each.name) is not None
+        ]
 
     def _take_lease(self) -> Lease:
         """Take free databases, those that this process has had before if they are."""
@@ -331,7 +335,7 @@ class Leases:
 
         Databases that a process had which is gone come last: it may have lost its connection only.
         """
-        ids = {str(each.id) for each in survey.living}
+        ids = {str(each.id) for each in survey.living if each.id not in self._ids}
         taken = [indexes for each in survey.holders if (indexes := leased(each.name)) is not None]
         return [
             start

@@ -82,7 +82,6 @@ class ServerState:
             return False
         if stored is not None:
             self._pristine = json.loads(stored)
-            self._known = Look({}, self._pristine)
         else:
             self._known = read(admin)
             self._pristine, self._seen = self._known.state, self._known.counts
@@ -183,8 +182,7 @@ def read(admin: Admin) -> Look:
         state[f"function {library['library_name']}"] = library["library_code"]
     for line in users or ():
         _, name, rules = line.split(" ", 2)
-        # Some versions tell this default, once a user was set, and others don't.
-        state[f"user {name}"] = rules.replace(" sanitize-payload ", " ")
+        state[f"user {name}"] = rules
     return Look(Admin.stats(stats or ""), state)
 
 
