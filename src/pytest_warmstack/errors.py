@@ -571,6 +571,26 @@ class StatementRefused(WarmstackError):
         return error
 
 
+class CommandRefused(ServerFailed):
+    """A server that is ready refused a *command* of this package; *answer* is what it said."""
+
+    command = answer = ""
+
+    @classmethod
+    def by_redis(cls, *, command: str, answer: str) -> CommandRefused:
+        """Tell which *command* it was, passwords hidden, and what Redis answered."""
+        error = cls(
+            f"Redis refused the command {command}.",
+            why=answer,
+            todo=[
+                *_redis_hints(answer),
+                "see whether a test changed what the whole server does (CONFIG SET, ACL)",
+            ],
+        )
+        error.command, error.answer = command, answer
+        return error
+
+
 class ServerFull(WarmstackError):
     """The server takes no more connections."""
 
@@ -967,14 +987,16 @@ class LeaseFailed(WarmstackError):
         )
 
     @classmethod
-    def refused(cls, *, cause: str, test: str) -> LeaseFailed:
-        """Redis will not do what empties the databases; *test* is the one that was done last."""
+    def refused(cls, *, command: str, answer: str, test: str) -> LeaseFailed:
+        """Redis refuses a command that empties the databases; *test* is the last that was done."""
         return cls(
             "The Redis database could not be emptied.",
-            why=cause,
+            why=f"Redis refused the command {command}: {answer}",
             looked_at=[f"the server's answer, after {test or 'no test'}"],
             todo=[
-                "see whether a test changed what the whole server does (REPLICAOF, ACL)",
+                *_redis_hints(answer),
+                "see whether a test changed what the whole server does (REPLICAOF, CONFIG SET, "
+                "ACL), or another process that uses this server",
                 "or give each process a server of its own: warmstack_redis = per-process",
             ],
         )
@@ -1113,6 +1135,18 @@ def _refusal_hints(state: str) -> list[str]:
         "55006": ["end the sessions that are connected to the database"],
         "25006": ["name a primary server in the URL: this one is read-only"],
     }.get(state, [])
+
+
+def _redis_hints(answer: str) -> list[str]:
+    """Return what helps against an answer of Redis', known by the code that it begins with."""
+    hints = {
+        "OOM": "give it more memory: CONFIG SET maxmemory 0 lifts the limit",
+        "NOPERM": "give the user the right: ACL SETUSER NAME ~* &* +@all",
+        "READONLY": "it follows another server: REPLICAOF NO ONE ends that",
+        "MISCONF": 'it can\'t write its data to a disk: CONFIG SET save "" ends the attempts',
+    }
+    code = answer.partition(" ")[0]
+    return [hints[code]] if code in hints else []
 
 
 def _listed(names: Iterable[str]) -> str:

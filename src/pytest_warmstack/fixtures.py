@@ -40,7 +40,11 @@ def _warmstack_postgres(pytestconfig: pytest.Config) -> Workbench:
 @pytest.fixture(scope="session")
 def _warmstack_redis(pytestconfig: pytest.Config) -> Workbench:
     """The set-up of this process, for a test that needs Redis."""
-    return pytestconfig.stash[WORKBENCH]()
+    from pytest_warmstack import suite_state
+
+    workbench = pytestconfig.stash[WORKBENCH]()
+    suite_state.watch(pytestconfig, workbench.redis_in_use)
+    return workbench
 
 
 @pytest.fixture(scope="session")
@@ -51,8 +55,14 @@ def postgres_container(_warmstack_postgres: Workbench) -> ServerHandle:
 
 @pytest.fixture(scope="session")
 def redis_container(_warmstack_redis: Workbench) -> ServerHandle:
-    """The Redis server."""
-    return _had(_warmstack_redis.redis).handle()
+    """The Redis server; its URL leads to a database of this process's own."""
+    return _had(_warmstack_redis.redis_handle)
+
+
+@pytest.fixture(scope="session")
+def redis_session_url(_warmstack_redis: Workbench) -> str:
+    """The URL of `redis_url`, for what lives as long as the run; a test that asks empties it."""
+    return _had(_warmstack_redis.lease).urls[0]
 
 
 @pytest.fixture(scope="session")

@@ -115,6 +115,10 @@ def pytest_runtestloop(session: pytest.Session) -> None:
     bench = set_up(config)
     bench.expected = sum("db_url" in getattr(item, "fixturenames", ()) for item in session.items)
     bench.start(services)
+    if "redis" in services:
+        from pytest_warmstack import suite_state
+
+        suite_state.watch(config, bench.redis_in_use)
     _write_header(config, bench.ledger)
     refusal = bench.refusal()
     demanded = config.stash[SETTINGS].runtime is not RuntimeName.AUTO

@@ -31,6 +31,7 @@ from pytest_warmstack.runtime.base import (
     OwnRuntime,
     Runtime,
     Server,
+    ServerHandle,
     ServerSpec,
     called,
 )
@@ -98,7 +99,7 @@ class Workbench:
         self._specs = {service: self._spec(service) for service in services}
         begin: dict[Service, Callable[[], Future[Any]]] = {
             Service.POSTGRES: lambda: self._begin("clones", self._clones),
-            Service.REDIS: lambda: self._begin("leases", self._leases),
+            Service.REDIS: lambda: self._begin("lease", lambda: self._leases().take()),
         }
         wait([begin[service]() for service in services])
 
@@ -119,6 +120,20 @@ class Workbench:
     def leases(self) -> Leases:
         """Return the leases of this process."""
         return self._get("leases", self._leases)
+
+    def lease(self) -> Lease:
+        """Return this process's Redis databases, as they are."""
+        return self.leases().take()
+
+    def redis_handle(self) -> ServerHandle:
+        """Return the Redis server for the suite; its URL leads to this process's own database."""
+        lease = self.lease()
+        return self.leases().server.handle(lease.index)
+
+    def redis_in_use(self) -> Leases | None:
+        """Return the leases of this process if it has any, without making them."""
+        leases: Leases | None = self._had("leases") if self._pid == originals.getpid() else None
+        return leases
 
     def take_clone(self) -> Clone:
         """Return a migrated database for one test."""

@@ -6,7 +6,7 @@ import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import pytest
@@ -14,9 +14,9 @@ import redis.exceptions
 from redis import Redis
 
 from pytest_warmstack.errors import LeaseFailed, ServerFailed
-from pytest_warmstack.redis.admin import Admin
+from pytest_warmstack.redis.admin import USER, Admin
 from pytest_warmstack.redis.leases import Lease, Leases
-from pytest_warmstack.runtime.base import NotReady, Server
+from pytest_warmstack.runtime.base import NotReady, Server, redis_url
 from pytest_warmstack.settings import RuntimeName
 from sample import Bench, Library, until, with_command, with_options
 
@@ -117,6 +117,17 @@ def small(bench: Bench) -> Desk:
 def client(lease: Lease, place: int = 0) -> Redis:
     """Return a client of a database that was leased."""
     return Redis.from_url(lease.urls[place])
+
+
+def count_sent(leases: Leases, monkeypatch: pytest.MonkeyPatch) -> list[Any]:
+    """Return the list of what is sent from now on, in one go each."""
+    sent: list[Any] = []
+    connection = leases._admin._connection
+    send = connection.send_packed_command
+    monkeypatch.setattr(
+        connection, "send_packed_command", lambda packed: (sent.append(packed), send(packed))
+    )
+    return sent
 
 
 embedded_only = pytest.mark.parametrize("runtime", [RuntimeName.EMBEDDED], indirect=True)
@@ -381,6 +392,198 @@ def test_nothing_is_put_right_that_could_be_anothers(desk: Desk) -> None:
     assert desk.told == []
 
 
+USERS = {
+    "made": (("ACL", "SETUSER", "new", "on", "nopass", "~*", "+@all"),),
+    "changed": (("ACL", "SETUSER", "ada", "resetkeys", "-@all"),),
+    "deleted": (("ACL", "DELUSER", "ada"),),
+    "default open": (
+        # Without a password it would let in connections from its own machine only.
+        ("CONFIG", "SET", "protected-mode", "no"),
+        ("ACL", "SETUSER", "default", "nopass"),
+    ),
+    "default without rights": (("ACL", "SETUSER", "default", "resetkeys", "-@all"),),
+    "default off": (("ACL", "SETUSER", "default", "off", "resetpass"),),
+    "requirepass": (("CONFIG", "SET", "requirepass", "other"),),
+    "ours": (("ACL", "DELUSER", USER),),
+}
+"""What a test does to the users of a server that has one called ada."""
+
+
+@pytest.mark.parametrize("lost", [False, True], ids=["connected", "cut off"])
+@pytest.mark.parametrize("which", USERS)
+def test_users_are_as_they_were(desk: Desk, which: str, lost: bool) -> None:
+    """Those that a test made, changed and deleted, the first one, and ours, which we connect as."""
+    leases = desk.leases()
+    lease = leases.acquire("one")
+    with client(lease) as each:
+        rules = ("on", ">secret", "~a:*", "-@all", "+get", "(~b:* +set)")
+        look = leases.look(in_test=False)
+        each.execute_command("ACL", "SETUSER", "ada", *rules)
+        assert look
+        assert leases.adopt(look)
+        before = users(each)
+        each.connection_pool.disconnect()
+        each.ping()  # Logged in before anything is changed.
+        for command in USERS[which]:
+            each.execute_command(*command)
+        if lost:
+            leases._admin._connection.disconnect()
+
+        leases.acquire("two")
+
+    with client(lease) as again:
+        assert users(again) == before
+        again.set("key", "value")
+        assert again.acl_whoami() == "default"
+    with client(lease) as ada:
+        assert ada.execute_command("AUTH", "ada", "secret")
+    leases.close()
+    assert "ada" not in users_of(desk)
+
+
+def users(each: Redis) -> dict[str, str]:
+    """Return the rules of each user; a default that some versions tell is left out."""
+    lines = (line.split(" ", 2) for line in each.acl_list())
+    return {name: rules.replace(" sanitize-payload", "") for _, name, rules in lines}
+
+
+def users_of(desk: Desk) -> dict[str, str]:
+    """Return the same, asked by another process that takes no lease."""
+    with Redis.from_url(redis_url(desk.server().endpoint, 0), decode_responses=True) as each:
+        return users(each)
+
+
+def test_libraries_of_the_suite_are_put_back(desk: Desk) -> None:
+    """Those that a test deleted, replaced, or gave another name; others go."""
+    leases = desk.leases()
+    other = LIBRARY.replace("return 1", "return 2")
+    with client(leases.acquire("one")) as each:
+        look = leases.look(in_test=False)
+        each.function_load(LIBRARY)
+        assert look
+        assert leases.adopt(look)
+        for code in (None, other, LIBRARY.replace("name=mine", "name=renamed")):
+            each.function_flush()
+            if code is not None:
+                each.function_load(code)
+
+            leases.acquire("next")
+
+            assert [library[1] for library in each.function_list()] == [b"mine"]
+            assert each.fcall("f", 0) == 1
+        leases.close()
+        assert each.function_list() == []
+
+
+def test_scripts_of_the_suite_are_not_flushed(desk: Desk) -> None:
+    """Redis can't list them; those of tests then stay as well, until the run ends."""
+    leases = desk.leases()
+    with client(leases.acquire("one")) as each:
+        of_a_test = each.script_load("return 1")
+        leases.acquire("two")
+        assert each.script_exists(of_a_test) == [False]
+        look = leases.look(in_test=False)
+        loaded = each.script_load("return 2")
+        assert each.eval("return 3", 0) == 3
+        assert look
+        assert leases.adopt(look)
+
+        each.script_load("return 1")
+        leases.acquire("three")
+
+        assert each.script_exists(loaded) == [True]
+        leases.close()
+        assert each.script_exists(loaded) == [False]
+
+
+@embedded_only
+def test_what_another_process_has_set_up_as_well_stays_when_that_ends(
+    desk: Desk, runtime: str
+) -> None:
+    """Two workers with the same fixture: for the second one nothing seems to change."""
+    mine, theirs = desk.leases(), desk.leases()
+    with client(mine.acquire("one")) as each, client(theirs.acquire("one")) as their_client:
+        for leases, setter in ((theirs, their_client), (mine, each)):
+            look = leases.look(in_test=False)
+            setter.config_set("maxmemory-samples", 9)
+            assert look
+            assert leases.adopt(look)
+        theirs.close()
+        until(lambda: not mine._others(mine._admin.clients()), "the other one has gone")
+        each.config_set("maxmemory-samples", 7)
+
+        mine.acquire("two")
+
+        assert each.config_get("maxmemory-samples") == {"maxmemory-samples": "9"}
+        mine.close()
+        assert each.config_get("maxmemory-samples") == {"maxmemory-samples": "5"}
+
+
+@embedded_only
+def test_a_look_at_a_server_that_is_as_it_was_is_one_round_trip(
+    desk: Desk, runtime: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Before a fixture that does nothing, and after it; so is the flush after one that did."""
+    leases = desk.leases()
+    with client(leases.acquire("one")) as each:
+        sent = count_sent(leases, monkeypatch)
+        look = leases.look(in_test=False)
+        assert look
+        assert not leases.adopt(look)
+        assert len(sent) == 2
+
+        each.config_set("maxmemory-samples", 9)
+        assert leases.adopt(look)
+        sent.clear()
+        leases.acquire("two")
+
+        assert len(sent) == 1
+        assert each.config_get("maxmemory-samples") == {"maxmemory-samples": "9"}
+
+
+@embedded_only
+def test_a_key_that_is_not_text_is_shown_all_the_same(small: Desk, runtime: str) -> None:
+    """In the error that names what somebody else's server holds."""
+    server = replace(small.server(), fingerprint="")
+    for index in range(1, 7):
+        with Redis.from_url(redis_url(server.endpoint, index)) as each:
+            each.set(b"\xff\xfe", "value")
+
+    with pytest.raises(LeaseFailed, match="hold keys") as caught:
+        small.leases(server).take()
+
+    assert "database 1: 1 key, such as '\\udcff\\udcfe'" in str(caught.value)
+
+
+@embedded_only
+def test_a_pause_of_a_run_that_was_killed_is_ended_by_the_next(desk: Desk, runtime: str) -> None:
+    """It would wait for the pause before it could take a database."""
+    dead = desk.leases()
+    with client(dead.acquire("one")) as each:
+        each.client_pause(60_000, all=False)
+    dead._admin.close()
+    living = desk.leases()
+    until(lambda: not living._others(living._admin.clients()), "the dead one is gone")
+
+    with client(living.take()) as each:
+        each.set("key", "value")
+
+
+@embedded_only
+def test_a_server_is_put_right_before_the_first_test_asks_for_it(desk: Desk, runtime: str) -> None:
+    """By `take`, so that no fixture of the session meets what a killed run has left."""
+    dead = desk.leases()
+    with client(dead.acquire("one")) as each:
+        each.config_set("maxmemory-samples", 8)
+        dead._admin.close()
+        living = desk.leases()
+        until(lambda: not living._others(living._admin.clients()), "the dead one is gone")
+
+        living.take()
+
+        assert each.config_get("maxmemory-samples") == {"maxmemory-samples": "5"}
+
+
 @pytest.mark.parametrize("every", [False, True], ids=["writes", "all"])
 def test_a_paused_server_is_not_waited_for_longer_than_it_must(desk: Desk, every: bool) -> None:
     """A pause of writes is ended at once; one of all commands ends by itself."""
@@ -534,12 +737,7 @@ def test_where_nothing_is_to_be_put_right_a_flush_is_one_round_trip(
     """All that is sent before a test goes at once."""
     leases = desk.leases()
     leases.acquire("one")
-    sent: list[Any] = []
-    connection = leases._admin._connection
-    send = connection.send_packed_command
-    monkeypatch.setattr(
-        connection, "send_packed_command", lambda packed: (sent.append(packed), send(packed))
-    )
+    sent = count_sent(leases, monkeypatch)
 
     for turn in range(5):
         leases.acquire(f"{turn}")

@@ -16,9 +16,11 @@ from pytest_warmstack.runtime.base import Container, Endpoint, Server
 from pytest_warmstack.settings import CHOICES
 
 SAMPLES: dict[str, Any] = {
+    "answer": "OOM command not allowed when used memory > 'maxmemory'",
     "address": "ssh://me@build.example.com",
     "allowed": "127.0.0.1:54321/warmstack_b_1",
     "cause": "the engine said no",
+    "command": "CONFIG SET requirepass ***",
     "config": "/srv/shop/alembic.ini",
     "count": 5,
     "databases": 256,

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import pytest
 
-from pytest_warmstack.redis import leases, traces
-from pytest_warmstack.redis.admin import Admin
+from pytest_warmstack.redis import leases
+from pytest_warmstack.redis.admin import Admin, shown
+from pytest_warmstack.redis.server_state import ServerState, changes
 
 LIST = (
     "id=7 addr=127.0.0.1:5 laddr=127.0.0.1:6 fd=8 name=pytest-warmstack:lease:3-5:process-1@a age=1"
@@ -40,18 +41,57 @@ def test_the_counts_of_commands_are_read() -> None:
 
 
 @pytest.mark.parametrize(
-    ("stats", "counts"),
+    ("stats", "done"),
     [
-        ({}, {"config": 0, "functions": 0, "scripts": 0, "pause": 0}),
-        ({"config|set": 2, "config|get": 9}, {"config": 2}),
-        ({"config": 4}, {"config": 4}),
-        ({"function|load": 1, "function|delete": 2, "fcall": 9}, {"functions": 3}),
-        ({"client|pause": 1, "client|list": 9}, {"pause": 1}),
+        ({}, set()),
+        ({"config|set": 2, "config|get": 9}, {"config"}),
+        ({"config": 4}, {"config"}),
+        ({"function|load": 1, "function|delete": 2, "fcall": 9}, {"functions"}),
+        ({"function|flush": 1, "acl|setuser": 1, "acl|list": 3}, {"functions", "users"}),
+        ({"client|pause": 1, "client|list": 9}, {"pause"}),
     ],
 )
-def test_what_changes_a_server_is_counted(stats: dict[str, int], counts: dict[str, int]) -> None:
+def test_what_changes_a_server_is_counted(stats: dict[str, int], done: set[str]) -> None:
     """And what only looks at it is not, but by a Redis that counts no subcommands."""
-    assert {kind: traces.count(stats, kind) for kind in counts} == counts
+    assert ServerState().done(stats) == done
+
+
+def test_the_commands_that_lead_from_one_state_to_another() -> None:
+    """What is to go first, then settings, libraries and users; what is alike is left alone."""
+    now = {"config maxmemory": "1", "config hz": "10", "function a": "code", "user ada": "on"}
+    rules = "on #12ab ~(a* &* -@all (+get ~b)c) (~d +set)"
+    wanted = {"config maxmemory": "0", "config hz": "10", "function b": "more", "user bob": rules}
+
+    assert changes(now, wanted) == [
+        ("FUNCTION", "DELETE", "a"),
+        ("ACL", "DELUSER", "ada"),
+        ("CONFIG", "SET", "maxmemory", "0"),
+        ("FUNCTION", "LOAD", "REPLACE", "more"),
+        (
+            *("ACL", "SETUSER", "bob", "reset", "on", "#12ab", "~(a*", "&*", "-@all"),
+            *("(+get ~b)c)", "(~d +set)"),
+        ),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("words", "text"),
+    [
+        (("SELECT", 3), "SELECT 3"),
+        (("AUTH", "ada", "hunter2"), "AUTH ***"),
+        (("CONFIG", "SET", "requirepass", "hunter2"), "CONFIG SET requirepass ***"),
+        (
+            ("ACL", "SETUSER", "ada", "on", ">hunter2", "#hunter2", "~a*"),
+            "ACL SETUSER ada on >*** #*** ~a*",
+        ),
+        (("EVAL", "\nlocal a\n  = 1\n", 0), "EVAL local a = 1 0"),
+        (("SET", "a", "b" * 99), f"SET a {'b' * 60}..."),
+        (("MGET", *["key"] * 99), f"MGET {'key ' * 28}key..."),
+    ],
+)
+def test_a_command_is_shown_without_passwords_and_cut(words: tuple[str, ...], text: str) -> None:
+    """In errors, on one line."""
+    assert shown(words) == text
 
 
 @pytest.mark.parametrize(

@@ -6,20 +6,23 @@ import re
 import socket
 import ssl
 from collections.abc import Iterator, Sequence
-from contextlib import suppress
+from contextlib import closing, suppress
 from typing import Any, Final, NamedTuple, Self
 
 from redis.backoff import NoBackoff
-from redis.connection import Connection, parse_url
+from redis.connection import Connection, SSLConnection, parse_url
 from redis.exceptions import (
     AuthenticationError,
     NoPermissionError,
+    OutOfMemoryError,
+    ReadOnlyError,
     RedisError,
     ResponseError,
 )
 from redis.retry import Retry
 
-from pytest_warmstack.errors import ServerFailed
+from pytest_warmstack import originals
+from pytest_warmstack.errors import CommandRefused, ServerFailed
 from pytest_warmstack.runtime.base import (
     LOOKER,
     Endpoint,
@@ -34,7 +37,7 @@ TITLE: Final = "Redis"
 OLDEST: Final = (6, 2)
 """The oldest version that we work with: FLUSHDB has its SYNC from it on."""
 
-_SECRETS: Final = frozenset({"requirepass", "masterauth", "primaryauth", "tls-key-file-pass"})
+SECRETS: Final = frozenset({"requirepass", "masterauth", "primaryauth", "tls-key-file-pass"})
 """Settings that we neither remember nor restore; `masterauth` is `primaryauth` in Valkey."""
 
 NAME: Final = "pytest-warmstack"
@@ -43,18 +46,29 @@ NAME: Final = "pytest-warmstack"
 USED: Final = f"{NAME}:used"
 """The key that tells when a run was done with the server last."""
 
+USER: Final = NAME
+"""Whom our connections are on a server of ours, so that a test may do what it likes to `default`.
+
+A server that was started before has it in its configuration; see `server`.
+"""
+
 BUSY: Final = "BUSY"
 """What the answers of a server begin with that runs somebody's script for too long."""
 
 ANSWER: Final = 30.0
 """Seconds that one command of ours may take."""
 
-
 MOST: Final = 1024
 """How many databases are looked for on a server that does not tell."""
 
-_RESERVED: Final = frozenset({"db", "protocol", "client_name", "decode_responses", "retry"})
-"""What a URL may say and we decide."""
+_RESERVED: Final = frozenset({"db", "connection_class", "max_connections", "health_check_interval"})
+"""What a URL may say and this connection has no use for."""
+
+_CODES: Final = {NoPermissionError: "NOPERM", OutOfMemoryError: "OOM", ReadOnlyError: "READONLY"}
+"""The codes that redis-py takes off an answer, since the class tells them (`parse_error`)."""
+
+_LONGEST: Final = 60
+"""Characters of one word of a command, and of twice as many for all, that an error shows."""
 
 
 class Client(NamedTuple):
@@ -102,17 +116,22 @@ class Admin:
         somebody else's can't be used.
         """
         _knock(endpoint, timeout)
+        kind: Any = _OverTls if endpoint.scheme == "rediss" else _Plain
         try:
             # What the URL says about TLS, if anything, redis-py knows to read.
             options: Any = parse_url(redis_url(endpoint, 0))  # type: ignore[no-untyped-call]
-            connection: Any = options.pop("connection_class", Connection)(
-                **{name: value for name, value in options.items() if name not in _RESERVED},
-                client_name=LOOKER if endpoint.looks else NAME,
-                decode_responses=True,
-                protocol=2,
-                retry=Retry(NoBackoff(), 0),
-                socket_connect_timeout=timeout,
-                socket_timeout=ANSWER,
+            options |= {
+                "client_name": LOOKER if endpoint.looks else NAME,
+                "decode_responses": True,
+                # What a test writes need not be text, and must be sent back as it was.
+                "encoding_errors": "surrogateescape",
+                "protocol": 2,
+                "retry": Retry(NoBackoff(), 0),
+                "socket_connect_timeout": timeout,
+                "socket_timeout": ANSWER,
+            }
+            connection = kind(
+                **{key: each for key, each in options.items() if key not in _RESERVED}
             )
         except (ValueError, TypeError, RedisError) as error:
             raise NotOurs(f"redis-py can't use what the URL says after the ?: {error}") from error
@@ -120,19 +139,23 @@ class Admin:
         # A managed server often refuses CONFIG, and would not know our fingerprint anyway.
         who = [("CONFIG", "GET", "syslog-ident")] if fingerprint else []
         try:
-            connection.connect()
+            _log_in(connection, USER if fingerprint else "")
             # redis-py 5.2 to 8 differ in what a name setting does; an answer is what counts.
             # PING is the one that a server refuses which is still reading its data.
             _, facts, admin.id, *idents = admin.commands(
                 ("PING",), ("INFO", "server"), ("CLIENT", "ID"), *who
             )
-        except (AuthenticationError, ResponseError, ValueError) as error:
+        except AuthenticationError as error:
             connection.disconnect()
-            if str(error).startswith(BUSY):
-                raise NotReady(f"{endpoint.place}: {error}") from error
-            if is_forbidden(error) and not fingerprint:
-                raise admin.forbidden(error) from error
             raise NotOurs(f"it does not take the password: {error}") from error
+        except (CommandRefused, ResponseError, ValueError) as error:
+            connection.disconnect()
+            answer = error.answer if isinstance(error, CommandRefused) else _text(error)
+            if answer.startswith(BUSY):
+                raise NotReady(f"{endpoint.place}: {answer}") from error
+            if is_forbidden(answer) and not fingerprint:
+                raise admin.forbidden(answer) from error
+            raise NotOurs(f"it refuses what it is asked first: {answer}") from error
         except (RedisError, ServerFailed, OSError) as error:
             connection.disconnect()
             if _is_about_tls(error):
@@ -166,8 +189,8 @@ class Admin:
     def command(self, *words: str | int) -> Any:
         """Return the server's answer to one command.
 
-        Raises `ServerFailed` when the connection is lost, and redis-py's `ResponseError` when the
-        server refuses.
+        Raises `CommandRefused` when the server refuses, and `ServerFailed` when the connection is
+        lost.
         """
         (answer,) = self.begin(words)
         return answer
@@ -182,6 +205,21 @@ class Admin:
         All have to be taken before the next command. Raises what `command` does; the answers
         after a refusal are heard, and dropped.
         """
+        self._send(commands)
+        return self._answers(commands)
+
+    def attempt(self, *commands: Sequence[str | int]) -> list[Any]:
+        """Return the answers to several commands, with None for each that the server refuses."""
+        self._send(commands)
+        answers = []
+        for words in commands:
+            try:
+                answers.append(self._answer(words))
+            except CommandRefused:
+                answers.append(None)
+        return answers
+
+    def _send(self, commands: Sequence[Sequence[str | int]]) -> None:
         connection = self._connection
         if self._left:
             self._lost(RuntimeError("somebody was interrupted before all answers were heard"))
@@ -193,24 +231,27 @@ class Admin:
         except (RedisError, OSError) as error:
             raise self._lost(error) from error
         self._left = len(commands)
-        return self._answers()
 
-    def _answers(self) -> Iterator[Any]:
-        while self._left:
+    def _answers(self, commands: Sequence[Sequence[str | int]]) -> Iterator[Any]:
+        for words in commands:
             try:
-                yield self._answer()
-            except ResponseError:
+                yield self._answer(words)
+            except CommandRefused:
                 while self._left:
-                    with suppress(ResponseError):
-                        self._answer()
+                    with suppress(CommandRefused):
+                        self._answer(words)
                 raise
 
-    def _answer(self) -> Any:
+    def _answer(self, words: Sequence[str | int]) -> Any:
+        """Return the next answer, which is to the command *words*.
+
+        This is the one place where errors of redis-py become errors of this package.
+        """
         try:
             answer = self._connection.read_response()
-        except ResponseError:
+        except ResponseError as error:
             self._left -= 1
-            raise
+            raise CommandRefused.by_redis(command=shown(words), answer=_text(error)) from error
         except (RedisError, OSError) as error:
             raise self._lost(error) from error
         self._left -= 1
@@ -221,10 +262,10 @@ class Admin:
         self._connection.disconnect()
         return ServerFailed.lost(title=TITLE, cause=self._cause)
 
-    def forbidden(self, error: Exception) -> ServerFailed:
-        """Return the error that tells of one for which `is_forbidden` is true."""
+    def forbidden(self, answer: str) -> ServerFailed:
+        """Return the error that tells of an answer for which `is_forbidden` is true."""
         return ServerFailed.forbidden(
-            place=self.endpoint.place, user=self.endpoint.user, cause=str(error)
+            place=self.endpoint.place, user=self.endpoint.user, cause=answer
         )
 
     def clients(self) -> list[Client]:
@@ -260,10 +301,10 @@ class Admin:
 
     def databases(self) -> int:
         """Return how many databases the server has, also one that does not tell its settings."""
-        with suppress(ResponseError, IndexError):
+        with suppress(CommandRefused, IndexError):
             return int(self.command("CONFIG", "GET", "databases")[1])
         number = 1
-        with suppress(ResponseError):
+        with suppress(CommandRefused):
             while number < MOST and self.command("SELECT", number):
                 number += 1
         self.command("SELECT", 0)
@@ -274,12 +315,6 @@ class Admin:
         lines = self.command("INFO", "keyspace").splitlines()
         found = (re.match(r"db(\d+):keys=(\d+)", line) for line in lines)
         return {int(each[1]): int(each[2]) for each in found if each}
-
-    def settings(self) -> dict[str, str]:
-        """Return the server's settings, but for those that hold a secret."""
-        answer = iter(self.command("CONFIG", "GET", "*"))
-        pairs = zip(answer, answer, strict=True)
-        return {name: value for name, value in pairs if name not in _SECRETS}
 
     def users(self) -> int:
         """Return how many other processes of ours are connected to this server."""
@@ -299,9 +334,59 @@ class Admin:
         self._connection.disconnect()
 
 
-def is_forbidden(error: Exception) -> bool:
+def is_forbidden(answer: str) -> bool:
     """Tell whether the server refuses to us what it may do for others, or under another name."""
-    return isinstance(error, NoPermissionError) or str(error).startswith("unknown command")
+    return answer.startswith(("NOPERM", "unknown command"))
+
+
+def shown(words: Sequence[str | int]) -> str:
+    """Return a command as an error shows it: passwords are hidden, and what is long is cut."""
+    name, *rest = (" ".join(str(word).split()) for word in words)
+    if name == "AUTH":
+        rest = ["***"]
+    elif name == "CONFIG" and SECRETS.intersection(rest):
+        rest[-1] = "***"
+    elif name == "ACL":
+        # How a user's password is written: >text, or #digest; with < and ! it is taken away.
+        rest = [re.sub(r"^([<>#!]).*", r"\1***", word) for word in rest]
+    text = " ".join(_cut(word, _LONGEST) for word in (name, *rest))
+    return _cut(text, 2 * _LONGEST)
+
+
+def _cut(text: str, length: int) -> str:
+    return text if len(text) <= length else f"{text[:length].rstrip('. ')}..."
+
+
+def _text(error: Exception) -> str:
+    """Return what the server said, with the code that redis-py took off."""
+    codes = (code for kind, code in _CODES.items() if isinstance(error, kind))
+    return " ".join([*codes, str(error)])
+
+
+class _Plain(Connection):
+    """A connection over a socket that no test can block, replace or look for."""
+
+    def _connect(self) -> originals.Socket:
+        seconds: Any = self.socket_connect_timeout
+        connected = originals.create_connection(self.host, int(self.port), seconds)
+        connected.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        connected.settimeout(self.socket_timeout)
+        return connected
+
+
+class _OverTls(SSLConnection, _Plain):
+    """The same with TLS, which redis-py puts around the socket."""
+
+
+def _log_in(connection: Connection, user: str) -> None:
+    """Connect as *user*, or as the URL says when a test has removed that one."""
+    if user:
+        with suppress(AuthenticationError):
+            connection.username = user
+            connection.connect()  # type: ignore[no-untyped-call]
+            return
+        connection.username = None
+    connection.connect()  # type: ignore[no-untyped-call]
 
 
 def _is_about_tls(error: BaseException | None) -> bool:
@@ -321,7 +406,7 @@ def _knock(endpoint: Endpoint, timeout: float) -> None:
     the connection's whole life, which has to be a long one.
     """
     try:
-        with socket.create_connection((endpoint.host, endpoint.port), timeout) as probe:
+        with closing(originals.create_connection(endpoint.host, endpoint.port, timeout)) as probe:
             if endpoint.scheme == "rediss":
                 # It would answer to TLS only; whom to trust is for the connection to find out.
                 context = ssl.create_default_context()

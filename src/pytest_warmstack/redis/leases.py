@@ -8,22 +8,30 @@ the keys, gives nothing away.
 
 from __future__ import annotations
 
-import os
 import re
 import socket
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
-from typing import Final
-
-from redis.exceptions import ResponseError
+from dataclasses import dataclass, field
+from typing import Final, TypeVar
 
 from pytest_warmstack import originals
-from pytest_warmstack.errors import LeaseFailed, ServerFailed
-from pytest_warmstack.redis import traces
-from pytest_warmstack.redis.admin import ANSWER, BUSY, NAME, USED, Admin, Client, is_forbidden
-from pytest_warmstack.redis.traces import ServerWide, Untouched
+from pytest_warmstack.errors import CommandRefused, LeaseFailed, ServerFailed, WarmstackError
+from pytest_warmstack.redis import server_state
+from pytest_warmstack.redis.admin import (
+    ANSWER,
+    BUSY,
+    NAME,
+    TITLE,
+    USED,
+    Admin,
+    Client,
+    is_forbidden,
+)
+from pytest_warmstack.redis.server_state import Counts, Look, ServerState, Untouched
 from pytest_warmstack.runtime.base import NotOurs, NotReady, Server, redis_url
+
+T = TypeVar("T")
 
 _CLAIM: Final = """
 for i, key in ipairs(KEYS) do
@@ -56,6 +64,24 @@ class Lease:
     urls: tuple[str, ...]
 
 
+@dataclass
+class _Survey:
+    """What is leased on a server of *total* databases, and by whom.
+
+    *holders* are the connections of other processes with a lease, *held_by* the holder of each
+    database that a lease may begin at, by its key: the id of a connection, or nothing. *filled*
+    counts the keys in databases of a server that somebody else runs.
+    """
+
+    total: int
+    living: Sequence[Client]
+    holders: Sequence[Client]
+    counts: Counts
+    stored: str | None = None
+    held_by: dict[int, list[str]] = field(default_factory=dict)
+    filled: Mapping[int, int] = field(default_factory=dict)
+
+
 class Leases:
     """What this process has of a Redis *server*.
 
@@ -81,77 +107,118 @@ class Leases:
         self._whole = whole
         self._found = found
         self._lease: Lease | None = None
+        self._first: int | None = None
+        # Of our connections, also those that the server may not know to be lost.
+        self._ids = {self._admin.id}
         self._test = ""
-        self._wide = Untouched() if server.foreign else ServerWide()
+        self._state = Untouched() if server.foreign else ServerState()
         self._alone = False
         # Where our own keys are. Who has the whole server uses the first of its databases.
         self._home = 0
 
     def take(self) -> Lease:
-        """Take the lease, for as long as the process lives.
+        """Take the lease, for as long as the process lives, and leave its databases as they are.
 
-        Raises `LeaseFailed` when every database is leased by a living process, and `ServerFailed`
-        when somebody else's server forbids what is needed.
+        What a run that was killed did to the server as a whole is put right. Raises `LeaseFailed`
+        when every database is leased by a living process, and `ServerFailed` when somebody else's
+        server forbids what is needed.
         """
-        return self._willingly(self._had)
+        return self._willingly(lambda: self._connected(lambda lease: lease))
 
     def acquire(self, test: str) -> Lease:
         """Return the lease for *test*, with its databases empty.
 
         Raises `LeaseFailed`, or `ServerFailed` when the server is gone.
         """
-        lease = self._willingly(self._emptied)
+        lease = self._willingly(lambda: self._connected(self._flush))
         self._test = test
         return lease
+
+    def look(self, *, in_test: bool) -> Look | None:
+        """Look at the server before a fixture of a wider scope than a test is set up, or ends.
+
+        What tests before it have left is put right first, if none is in progress (*in_test*).
+        Nothing is raised: the next test that needs the server meets the same trouble.
+        """
+        if self._lease is not None:
+            with suppress(WarmstackError):
+                return self._connected(lambda _: self._look(in_test=in_test))
+        return None
+
+    def adopt(self, before: Look) -> bool:
+        """Take what has changed since the look *before* for the suite's; return whether any has.
+
+        Such a change stays until the run ends.
+        """
+        with suppress(WarmstackError):
+            return self._connected(
+                lambda _: self._state.adopt(
+                    self._admin, before, lambda: self._is_alone(self._admin.clients())
+                )
+            )
+        return False
+
+    def _look(self, *, in_test: bool) -> Look | None:
+        before = self._state.look(self._admin)
+        if before is None or in_test or not self._state.done(before.counts):
+            return before
+        if not self._is_alone(self._admin.clients()):
+            return before
+        self._state.put_back(self._admin)
+        return self._state.look(self._admin)
 
     def _willingly(self, do: Callable[[], Lease]) -> Lease:
         """Return what *do* gives; if the server refuses, undo what makes it, and try again."""
         try:
             try:
                 return do()
-            except ResponseError as error:
+            except CommandRefused as error:
                 self._make_willing(error)
                 return do()
-        except ResponseError as error:
-            if self.server.foreign and is_forbidden(error):
-                raise self._admin.forbidden(error) from error
-            raise LeaseFailed.refused(cause=str(error), test=self._test) from error
+        except CommandRefused as error:
+            if self.server.foreign and is_forbidden(error.answer):
+                raise self._admin.forbidden(error.answer) from error
+            raise LeaseFailed.refused(
+                command=error.command, answer=error.answer, test=self._test
+            ) from error
 
-    def _had(self) -> Lease:
+    def _lease_or_take(self) -> Lease:
         if self._lease is None:
-            self._lease = self._taken()
+            self._lease = self._take_lease()
+            self._first = self._lease.index
         return self._lease
 
-    def _emptied(self) -> Lease:
-        """Return the lease, its databases empty; on a new connection if the old one is lost."""
+    def _connected(self, do: Callable[[Lease], T]) -> T:
+        """Return what *do* gives for the lease; on a new connection if the old one is lost."""
         begin = originals.monotonic()
-        lease = self._had()
         try:
-            self._flush(lease)
+            return do(self._lease_or_take())
+        except CommandRefused:
+            raise
         except ServerFailed as error:
             if originals.monotonic() - begin > ANSWER / 2:
                 raise LeaseFailed.silent(seconds=ANSWER, test=self._test) from error
             # The lease is gone with the connection.
+            self._lease = None
             try:
                 self._admin = self._connect()
             except (NotReady, NotOurs) as failure:
-                raise ServerFailed.lost(title="Redis", cause=str(failure)) from failure
-            lease = self._lease = self._taken(first=lease.index)
-            self._flush(lease)
-        return lease
+                raise ServerFailed.lost(title=TITLE, cause=str(failure)) from failure
+            self._ids.add(self._admin.id)
+            return do(self._lease_or_take())
 
-    def _make_willing(self, error: ResponseError) -> None:
+    def _make_willing(self, error: CommandRefused) -> None:
         """Undo what makes the server refuse to empty a database, if a test of ours has done it.
 
         Raises *error* again when it may be what another process wants.
         """
         admin = self._admin
-        if str(error).startswith(BUSY) and self._alone:
-            traces.end_script(admin)
+        if error.answer.startswith(BUSY) and self._alone:
+            server_state.end_script(admin)
         if not self._is_alone(admin.clients()):
             raise error
         admin.command("SELECT", self._home)
-        self._wide.free(admin)
+        self._state.free(admin)
 
     def close(self) -> None:
         """Leave the server as it was found, and end the connection, and with it the lease."""
@@ -163,7 +230,8 @@ class Leases:
         self._admin.close()
 
     def _leave(self, lease: Lease) -> None:
-        with suppress(ServerFailed, ResponseError):
+        with suppress(WarmstackError):
+            self._state.end_suite()
             self._flush(lease)
             # The next run then takes the same ones, and none that a living process has lost.
             commands: list[Sequence[str | int]] = [
@@ -171,122 +239,172 @@ class Leases:
                 ("DEL", *self._keys(lease.index)),
             ]
             if not self.server.foreign:
-                commands.append(("SET", USED, f"{originals.now():.3f}"))
+                seconds, _ = self._admin.command("TIME")
+                commands.append(("SET", USED, seconds))
             self._admin.commands(*commands)
 
     def _indexes(self, first: int) -> range:
         return range(first, first + self._count)
 
-    def _flush(self, lease: Lease) -> None:
+    def _flush(self, lease: Lease) -> Lease:
         """Empty the databases, and put right what a flush leaves, in one round trip if nothing."""
         admin = self._admin
         # SYNC: an asynchronous flush could remove what the test has begun to write.
         flushes: list[Sequence[str | int]] = [("FLUSHALL", "SYNC")] if self._whole else []
         for index in self._indexes(lease.index):
             flushes += [("SELECT", index), ("FLUSHDB", "SYNC")]
-        kept = ("SELECT", self._home), ("EXISTS", traces.SETTINGS)
+        kept = ("SELECT", self._home), ("EXISTS", server_state.STORED)
         answers = admin.begin(("INFO", "commandstats"), ("CLIENT", "LIST"), *flushes, *kept)
-        done = self._wide.done(admin.stats(next(answers)))
+        done = self._state.done(admin.stats(next(answers)))
         clients = admin.clients_of(next(answers))
         self._alone = self._is_alone(clients)
         if "pause" in done and self._alone:
-            # The flush itself waits for the end of a pause of all that writes.
-            with suppress(ServerFailed, NotReady, NotOurs):
-                second = self._connect()
-                second.command("CLIENT", "UNPAUSE")
-                second.close()
-        *_, known = answers
+            self._end_pause()
+        *_, is_stored = answers
         # Asked again: another process may have come meanwhile.
         if done and self._alone and self._is_alone(admin.clients()):
-            self._wide.undo(admin, done)
-        if not known:
-            self._wide.store(admin)  # A FLUSHALL took it, the test's or our own.
-        traces.end_strays(
+            self._state.put_back(admin)
+        if not is_stored:
+            self._state.store(admin)  # A FLUSHALL took it, the test's or our own.
+        server_state.end_strays(
             admin,
             clients,
             lambda each: self._whole or each.database in self._indexes(lease.index),
             lambda trouble: self._found(self._test, trouble),
         )
+        return lease
+
+    def _end_pause(self) -> None:
+        """End a pause of all that writes, over a second connection: the flush waits for that."""
+        with suppress(WarmstackError, NotReady, NotOurs):
+            second = self._connect()
+            second.attempt(("CLIENT", "UNPAUSE"))
+            second.close()
 
     def _is_alone(self, clients: Iterable[Client]) -> bool:
         return self._whole or not (self.server.foreign or self._others(clients))
 
     def _others(self, clients: Iterable[Client]) -> list[Client]:
         """Return the connections of other processes that hold a lease."""
-        own = self._admin.id
-        return [each for each in clients if each.id != own and leased(each.name) is not None]
+        return [
+            each for each in clients if each.id not in self._ids and leased(each.name) is not None
+        ]
 
-    def _taken(self, first: int | None = None) -> Lease:
-        """Take free databases, those from *first* on if they are.
+    def _take_lease(self) -> Lease:
+        """Take free databases, those that this process has had before if they are."""
+        survey = self._survey()
+        if "pause" in self._state.done(survey.counts) and self._is_alone(survey.living):
+            self._admin.attempt(("CLIENT", "UNPAUSE"))  # The claim would wait for its end.
+        for start in self._free(survey):
+            if self._claim(survey, start):
+                self._remember(survey)
+                self._admin.command("SELECT", start)
+                urls = (redis_url(self._admin.endpoint, each) for each in self._indexes(start))
+                return Lease(start, tuple(urls))
+        self._admin.command("CLIENT", "SETNAME", NAME)
+        raise self._none_free(survey)
 
-        Those that a process had which is gone come last: it may have lost its connection only.
-        """
+    def _survey(self) -> _Survey:
+        """Ask the server what is leased; the connection is then at the database of our keys."""
         admin = self._admin
-        try:
-            databases, clients = admin.commands(("CONFIG", "GET", "databases"), ("CLIENT", "LIST"))
-            total = int(databases[1])
-        except (ResponseError, IndexError):  # As a managed server answers, which tells nothing.
-            total, clients = admin.databases(), admin.command("CLIENT", "LIST")
+        settings, clients, stats = admin.attempt(
+            ("CONFIG", "GET", "databases"), ("CLIENT", "LIST"), ("INFO", "commandstats")
+        )
+        # A managed server may tell nothing. What it must tell is asked again, for its refusal.
+        total = int(settings[1]) if settings else admin.databases()
+        living = admin.clients_of(clients) if clients is not None else admin.clients()
+        survey = _Survey(total, living, self._others(living), admin.stats(stats or ""))
         self._home = total - 1 if self._whole else 0
-        living = admin.clients_of(clients)
-        ids = {str(each.id) for each in living}
-        others = self._others(living)
-        taken = [indexes for each in others if (indexes := leased(each.name)) is not None]
         starts = [0] if self._whole else range(1, total - self._count + 1, self._count)
         keys = {start: self._keys(start) for start in starts}
         if not keys:
             raise LeaseFailed.too_many_asked(databases=total, count=self._count)
-        _, settings, found = admin.commands(
+        _, survey.stored, found = admin.commands(
             ("SELECT", self._home),
-            ("GET", traces.SETTINGS),
+            ("GET", server_state.STORED),
             ("MGET", *(key for each in keys.values() for key in each)),
         )
-        holders = iter(found)
-        held_by = {start: [next(holders) or "" for _ in own] for start, own in keys.items()}
-        # On somebody else's server a database may hold what is theirs; the key of a lease is our
-        # mark, which stays when its holder is killed.
-        filled = admin.filled() if self.server.foreign else {}
-        theirs: list[int] = []
-        for start in sorted(keys, key=lambda each: (each != first, any(held_by[each]))):
-            own, held = keys[start], held_by[start]
-            if any(each in ids for each in held):
-                continue
-            if any(_overlap(self._indexes(start), each) for each in taken):
-                continue
-            marked = zip(self._indexes(start), held, strict=True)
-            if found := [index for index, mark in marked if filled.get(index) and not mark]:
-                theirs += found
-                continue
-            # The name first: from now on nobody else takes these for free.
-            admin.command("CLIENT", "SETNAME", self._name(start))
-            first_of_all = start if self.server.foreign else ""
-            if admin.command("EVAL", _CLAIM, len(own), *own, admin.id, *held, first_of_all):
-                self._wide.remember(admin, settings)
-                admin.command("SELECT", start)
-                urls = (redis_url(admin.endpoint, each) for each in self._indexes(start))
-                return Lease(start, tuple(urls))
-        admin.command("CLIENT", "SETNAME", NAME)
-        if theirs:
-            raise LeaseFailed.not_ours(
-                databases=total,
-                count=self._count,
-                leased=sum(len(each) for each in taken),
-                found=[traces.described(admin, each, filled[each]) for each in theirs[:12]],
+        answers = iter(found)
+        survey.held_by = {start: [next(answers) or "" for _ in own] for start, own in keys.items()}
+        if self.server.foreign:
+            survey.filled = admin.filled()
+        return survey
+
+    def _free(self, survey: _Survey) -> Iterable[int]:
+        """Return where a lease may begin, the best first.
+
+        Databases that a process had which is gone come last: it may have lost its connection only.
+        """
+        ids = {str(each.id) for each in survey.living if each.id not in self._ids}
+        taken = [indexes for each in survey.holders if (indexes := leased(each.name)) is not None]
+        return [
+            start
+            for start in sorted(
+                survey.held_by, key=lambda each: (each != self._first, any(survey.held_by[each]))
             )
-        raise LeaseFailed.none_free(
-            databases=total,
+            if ids.isdisjoint(survey.held_by[start])
+            and not any(_overlap(self._indexes(start), each) for each in taken)
+            and not self._foreign_keys(survey, start)
+        ]
+
+    def _foreign_keys(self, survey: _Survey, start: int) -> list[int]:
+        """Return the databases from *start* on that hold keys and have never been leased.
+
+        The key of a lease is our mark, which stays when its holder is killed.
+        """
+        marked = zip(self._indexes(start), survey.held_by[start], strict=True)
+        return [index for index, mark in marked if survey.filled.get(index) and not mark]
+
+    def _claim(self, survey: _Survey, start: int) -> bool:
+        """Take the databases from *start* on; return whether no other process was faster."""
+        admin, own = self._admin, self._keys(start)
+        # The name first: from now on no other process takes these for free.
+        admin.command("CLIENT", "SETNAME", self._name(start))
+        look_into = start if self.server.foreign else ""
+        held = survey.held_by[start]
+        return bool(admin.command("EVAL", _CLAIM, len(own), *own, admin.id, *held, look_into))
+
+    def _remember(self, survey: _Survey) -> None:
+        """Remember the server as it was before any run; put right what a killed one has left.
+
+        A process that only connects again does neither: its test is in progress.
+        """
+        if not self._state.remember(self._admin, survey.stored):
+            return
+        if self._state.done(survey.counts) and self._is_alone(self._admin.clients()):
+            self._state.put_back(self._admin)
+
+    def _none_free(self, survey: _Survey) -> LeaseFailed:
+        """Return the error that tells why there was nothing to take."""
+        held = {index for each in survey.holders for index in leased(each.name) or ()}
+        found = {each for start in survey.held_by for each in self._foreign_keys(survey, start)}
+        theirs = sorted(found - held)
+        if theirs:
+            return LeaseFailed.not_ours(
+                databases=survey.total,
+                count=self._count,
+                leased=len(held),
+                found=[
+                    server_state.described(self._admin, each, survey.filled[each])
+                    for each in theirs[:12]
+                ],
+            )
+        return LeaseFailed.none_free(
+            databases=survey.total,
             count=self._count,
-            holders=[f"{each.name.removeprefix(_LEASE)}, {each.address}" for each in others],
+            holders=[
+                f"{each.name.removeprefix(_LEASE)}, {each.address}" for each in survey.holders
+            ],
         )
 
     def _keys(self, first: int) -> list[str]:
-        return [f"{NAME}:lease:{index}" for index in self._indexes(first)]
+        return [f"{_LEASE}{index}" for index in self._indexes(first)]
 
     def _name(self, first: int) -> str:
         """Return the name of the connection that holds the lease; it may hold no space."""
         indexes = self._indexes(first)
         host = re.sub(r"[^!-~]", "?", socket.gethostname())
-        return f"{_LEASE}{indexes[0]}-{indexes[-1]}:process-{os.getpid()}@{host}"
+        return f"{_LEASE}{indexes[0]}-{indexes[-1]}:process-{originals.getpid()}@{host}"
 
 
 _LEASE: Final = f"{NAME}:lease:"

@@ -11,7 +11,7 @@ from typing import Final, NamedTuple
 
 from pytest_warmstack.errors import RuntimeUnavailable
 from pytest_warmstack.identity import Service
-from pytest_warmstack.redis.admin import TITLE, Admin
+from pytest_warmstack.redis.admin import TITLE, USER, Admin
 from pytest_warmstack.runtime.base import Command, Container, ServerSpec, major_of
 from pytest_warmstack.settings import CHOICES, Settings
 
@@ -52,12 +52,13 @@ def _lines(fingerprint: str, password: str) -> list[str]:
 
     The server tells its fingerprint as its syslog-ident, a text that it has no other use for
     while it logs elsewhere. The password stands here and not in the arguments, which everybody
-    on the machine can read.
+    on the machine can read. We have a user of our own, since a test may change the first one.
     """
     options = {
         **OPTIONS,
         "syslog-ident": f"warmstack-{fingerprint}",
         "requirepass": password,
+        f"user {USER}": f"on ~* &* +@all >{password}",
     }
     return [f"{name} {value}" for name, value in options.items()]
 

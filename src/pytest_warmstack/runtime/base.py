@@ -253,14 +253,15 @@ class Server(Generic[C_co]):
         """Whether somebody else runs it."""
         return not self.fingerprint
 
-    def handle(self) -> ServerHandle:
-        """Return what a test gets of this server."""
+    def handle(self, database: int = 0) -> ServerHandle:
+        """Return what a test gets of this server; a Redis URL of it leads to *database*."""
         return ServerHandle(
             endpoint=self.client.endpoint,
             id=self.id,
             runtime=self.runtime,
             version=self.client.version,
             service=self.service,
+            database=database,
         )
 
 
@@ -276,6 +277,7 @@ class ServerHandle:
     runtime: str
     version: str
     service: Service
+    database: int = 0
 
     @property
     def host(self) -> str:
@@ -301,13 +303,13 @@ class ServerHandle:
         return self.port
 
     def get_connection_url(self, host: str | None = None, driver: str | None = "asyncpg") -> str:
-        """Return the URL of the server: PostgreSQL's maintenance database, or Redis' database 0.
+        """Return a URL: of PostgreSQL's maintenance database, or of this process's own in Redis.
 
         *driver* is PostgreSQL's, as SQLAlchemy names it; None gives a plain URL.
         """
         endpoint = replace(self.endpoint, host=host or self.host)
         if self.service is Service.REDIS:
-            return redis_url(endpoint, 0)
+            return redis_url(endpoint, self.database)
         return postgres_url(endpoint, MAINTENANCE, driver)
 
 

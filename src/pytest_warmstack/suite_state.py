@@ -1,0 +1,84 @@
+"""Which changes of a Redis server are the suite's, and which are a test's to be undone.
+
+What a fixture of a wider scope than the test sets up (settings, functions, scripts, users) stays
+until the run ends. So the server is looked at before and after such a fixture. pytest makes
+fixtures of `setup_module`, `setup_class` and unittest's `setUpClass` as well.
+
+The hooks are registered when Redis is ready, or when the first test asks for it: a run without
+Redis has none of them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Generator
+from typing import TYPE_CHECKING, Any, Final
+
+import pytest
+
+if TYPE_CHECKING:
+    from pytest_warmstack.redis.leases import Leases
+    from pytest_warmstack.redis.server_state import Look
+
+_NAME: Final = "warmstack-suite-state"
+
+
+def watch(config: pytest.Config, leases: Callable[[], Leases | None]) -> None:
+    """Begin to watch the fixtures of this run, unless that has begun.
+
+    *leases* gives what this process has of Redis, or nothing when it has none (any more).
+    """
+    if not config.pluginmanager.hasplugin(_NAME):
+        config.pluginmanager.register(_Hooks(leases), _NAME)
+
+
+class _Hooks:
+    """The hooks, as an object that remembers whether a test is in progress."""
+
+    def __init__(self, leases: Callable[[], Leases | None]) -> None:
+        self._leases = leases
+        self._in_test = False
+        # The last look, if nothing has been done since then.
+        self._last: Look | None = None
+
+    @pytest.hookimpl(wrapper=True)
+    def pytest_fixture_setup(
+        self, fixturedef: pytest.FixtureDef[Any]
+    ) -> Generator[None, object, object]:
+        """Take what a fixture of a wider scope does for the suite's."""
+        if fixturedef.scope == "function":
+            self._note(in_test=True)
+            return (yield)
+        before = self._last or self._look()
+        at_end: list[Look | None] = []
+        # Finalizers run in the reverse order: this one is the last.
+        fixturedef.addfinalizer(lambda: [self._adopt(look) for look in at_end])
+        try:
+            return (yield)
+        finally:
+            if self._adopt(before):
+                # This one runs first. A fixture that did nothing is not looked at again.
+                fixturedef.addfinalizer(lambda: at_end.append(self._look()))
+            elif not self._in_test:
+                self._last = before
+
+    @pytest.hookimpl(tryfirst=True)
+    def pytest_runtest_call(self) -> None:
+        """Note that a test is in progress, also one that has no fixtures of its own."""
+        self._note(in_test=True)
+
+    @pytest.hookimpl(tryfirst=True)
+    def pytest_runtest_teardown(self) -> None:
+        """Note that the test is done: fixtures of a wider scope may end now, and others begin."""
+        self._note(in_test=False)
+
+    def _note(self, *, in_test: bool) -> None:
+        self._in_test, self._last = in_test, None
+
+    def _look(self) -> Look | None:
+        leases = self._leases()
+        return leases.look(in_test=self._in_test) if leases is not None else None
+
+    def _adopt(self, before: Look | None) -> bool:
+        self._last = None
+        leases = self._leases()
+        return before is not None and leases is not None and leases.adopt(before)
