@@ -229,7 +229,7 @@ def test_an_address_that_the_engine_does_not_have_gives_way_to_all(
     before = listeners()
     runtime = bench.runtime()
     assert isinstance(runtime, Docker)
-    runtime._engine.route = Route((theirs, ""), host)
+    runtime.engine.route = Route((theirs, ""), host)
     with engine() as client:
         somebody = client.containers.run(
             # It has the port, and nothing answers there.
