@@ -223,7 +223,7 @@ class Workbench:
             self.ledger.note(Step("end", originals.monotonic() - begin))
 
     def _tidy(self, runtime: OwnRuntime) -> None:
-        """Remove what this run, and dead ones, leave; what can't be removed is told in a line."""
+        """Remove what this run, and dead ones, leave; one line names what can't be removed."""
         from pytest_warmstack import upkeep
 
         for line in upkeep.tidy(runtime, self.household.run, self.settings.max_idle):

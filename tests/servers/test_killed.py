@@ -350,4 +350,4 @@ def test_a_server_that_is_killed_is_told_although_nobody_asks_for_it_any_more(
     result = running.wait()
     result.assert_outcomes(passed=1, deselected=3)
     assert result.ret == 0
-    assert "whether it connected by another way can't be told" in result.stdout.str()
+    assert "whether it connected without db_engine is not known" in result.stdout.str()

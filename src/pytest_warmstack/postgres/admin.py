@@ -356,7 +356,7 @@ class Admin:
     async def _beginning(self) -> str:
         """Return what an empty database is copied from.
 
-        That is template0, to which nobody is connected and whose collations have no version that
+        That is template0, which takes no connections and whose collations have no version that
         could differ; but template1 where it holds more, since whoever has put that there wants it
         in every database.
         """

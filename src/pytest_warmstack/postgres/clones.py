@@ -148,7 +148,7 @@ class Clones:
             raise CloneFailed.too_slow(seconds=TAKE_TIMEOUT) from error
         except BaseException as error:
             if not isinstance(error, Exception):
-                # An interruption, such as Ctrl-C or a timeout of the test's: nobody had the clone.
+                # An interruption, such as Ctrl-C or a timeout of the test: no test had the clone.
                 self._ahead.appendleft(future)
             raise
 
@@ -196,7 +196,7 @@ class Clones:
     def restore(self, shared: Shared, test: str) -> None:
         """Take the shared clone back after *test*.
 
-        Whether somebody connected to it by another way is asked in the background.
+        Whether the test connected to it without db_engine is asked in the background.
         """
         self._last = test, self._maker.visits(shared.clone)
         if shared.trouble:
@@ -225,7 +225,7 @@ class Clones:
             self._ahead.append(self._maker.prepare())
 
     def _look(self) -> None:
-        """See what came of the question whether the last test connected by another way."""
+        """See what came of the question whether the last test connected without db_engine."""
         if self._last is None or self._shared is None:
             return
         test, visits = self._last
@@ -233,10 +233,10 @@ class Clones:
         try:
             # Fewer is not known yet: PostgreSQL 14 counts late, our own connections as well.
             if visits.result(TAKE_TIMEOUT) > self._shared.connections:
-                self._replace(test, "it connected to its database by another way than db_engine")
+                self._replace(test, "it connected to its database without db_engine")
         except Exception as error:
             why = _why(error)
-            self._replace(test, f"whether it connected by another way can't be told: {why}")
+            self._replace(test, f"whether it connected without db_engine is not known: {why}")
 
     def _replace(self, test: str, trouble: str) -> None:
         """Let the next test have another shared clone."""
@@ -246,7 +246,7 @@ class Clones:
         self._shared = self._last = None
 
     def _tell_not_kept(self, future: Future[Clone], test: str) -> None:
-        """Tell why a clone could not be kept; what is kept is told at the end, if it is there."""
+        """Report why a clone could not be kept; `close` reports those that are there at the end."""
         if not future.cancelled() and (error := future.exception()) is not None:
             self._found(Finding(test, trouble=_why(error)))
 

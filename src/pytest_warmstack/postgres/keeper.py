@@ -70,7 +70,7 @@ class Keeper:
         With *many* tests the clones that stand ready are not enough, and others have to be made.
         """
         for each in [self._janitor, *([self._maker] if many else [])]:
-            # What fails here fails again where it is needed, and is told there.
+            # If this fails, the first statement tries again, and raises.
             self._background.submit(each.connected)
 
     def prepare(self) -> Future[Clone]:

@@ -121,7 +121,7 @@ IS_CHANGED: Final = (
 )
 """Whether the database that is connected to holds what initdb did not make.
 
-Or whether template1 was made anew with another encoding or locale. Smaller numbers are PostgreSQL's
+Or whether template1 was replaced, with another encoding or locale. Smaller numbers are PostgreSQL's
 own (FirstNormalObjectId in its access/transam.h).
 """
 

@@ -41,13 +41,13 @@ SECRETS: Final = frozenset({"requirepass", "masterauth", "primaryauth", "tls-key
 """Settings that we neither remember nor restore; `masterauth` is `primaryauth` in Valkey."""
 
 NAME: Final = "pytest-warmstack"
-"""Every connection of ours has a name that begins with this, but for one that looks."""
+"""What the name of every connection of this package begins with, unless it only looks."""
 
 USED: Final = f"{NAME}:used"
 """The key that tells when a run was done with the server last."""
 
 USER: Final = NAME
-"""Whom our connections are on a server of ours, so that a test may do what it likes to `default`.
+"""The user of this package on a managed server, so that a test may change `default` at will.
 
 A server that was started before has it in its configuration; see `server`.
 """

@@ -70,7 +70,7 @@ class _Survey:
 
     *holders* are the connections of other processes with a lease, *held_by* the holder of each
     database that a lease may begin at, by its key: the id of a connection, or nothing. *filled*
-    counts the keys in databases of a server that somebody else runs.
+    counts the keys in the databases of an external server.
     """
 
     total: int

@@ -39,7 +39,7 @@ GRACE: Final = 0.2
 """Seconds that a client which a test has closed may take to be gone."""
 
 STUBBORN: Final = 5.0
-"""Seconds that a script may take to end when it is told to."""
+"""Seconds that a script may take to end after SCRIPT KILL."""
 
 ANEW: Final = 0.02
 """Seconds after which a client that was cut off is looked for once more."""
@@ -155,7 +155,7 @@ class ServerState:
 
 
 class Untouched(ServerState):
-    """The same for a server that somebody else runs: what is the whole server's is left alone."""
+    """The same for an external server: what belongs to the whole server is left alone."""
 
     def remember(self, admin: Admin, stored: str | None) -> bool:
         """Remember nothing."""
@@ -260,13 +260,13 @@ def end_strays(
     while living and originals.monotonic() < deadline + GRACE:
         # One that is refused has gone by itself.
         admin.attempt(*(("CLIENT", "KILL", "ID", each.id) for each in living))
-        # One that connects anew at once is met here; one that takes its time, a test later.
+        # One that connects again at once is met here; one that takes its time, a test later.
         originals.sleep(ANEW)
         living = [each for each in admin.clients() if _is_stray(each, is_ours)]
 
 
 def described(admin: Admin, index: int, keys: int) -> str:
-    """Return what a database of somebody else's holds, for an error's text."""
+    """Return what a database of an external server holds, for the text of an error."""
     _, example, _ = admin.commands(("SELECT", index), ("RANDOMKEY",), ("SELECT", 0))
     plural = "" if keys == 1 else "s"
     return f"database {index}: {keys} key{plural}, such as {example!r}"

@@ -104,7 +104,7 @@ class Client(Protocol):
     """What else it calls itself, such as `Valkey 8.1.1`; mostly nothing."""
 
     def users(self) -> int:
-        """Return how many other processes of ours use the server; one that only looks does not."""
+        """Return how many other runs use the server; a process that only looks does not count."""
 
     def used(self) -> float:
         """Return when it was used last, in epoch seconds; 0 when it can't tell."""
