@@ -253,7 +253,7 @@ def test_help_names_every_option_and_every_ini_key(run: Run) -> None:
         ("runtime", "podman", in_pytest_ini),
         ("runtime", "external,docker", in_a_variable),
         ("max_idle", "7", in_pytest_ini),
-        ("postgres_url", "mysql://db", in_a_variable),
+        ("postgres_url", "shop@db", in_a_variable),
         ("redis_url", "redis://cache/5", on_the_command_line),
         ("reuse", "maybe", in_a_variable),
         ("reuse", "maybe", in_pytest_ini),

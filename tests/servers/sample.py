@@ -254,6 +254,12 @@ def _mounted(mounts: str) -> list[str]:
     return ["unshare", "--mount", "sh", "-e", "-c", f'{mounts}\nexec "$@"', "sh"]
 
 
+def _hear_signals() -> None:
+    """Have a run obey the signals that its parent may ignore: by nohup, or in the background."""
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, signal.SIG_DFL)
+
+
 @dataclass
 class Library:
     """A copy of `tests/examples/library`, whose pytest runs are real processes."""
@@ -336,8 +342,7 @@ class Library:
                 stdout=out,
                 stderr=err,
                 start_new_session=True,
-                # Whoever is started in the background ignores it, and so would the run.
-                preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+                preexec_fn=_hear_signals,
             )
         running = Running(process, stem)
         self.runs.append(running)
