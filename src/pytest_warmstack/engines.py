@@ -30,7 +30,7 @@ from sqlalchemy.pool import ConnectionPoolEntry
 from sqlalchemy.util import LRUCache
 
 from pytest_warmstack import loops, originals
-from pytest_warmstack.errors import ConnectionLost, RollbackFailed, StatementRefused
+from pytest_warmstack.errors import ConnectionLost, LoopFailed, StatementRefused
 from pytest_warmstack.identity import DatabaseName
 from pytest_warmstack.postgres.clones import Shared
 from pytest_warmstack.postgres.connections import APPLICATION, explained
@@ -82,6 +82,7 @@ class Engines:
         )
         if rollback is None:
             event.listen(engine.sync_engine, "checkout", _stay_in_loop)
+            event.listen(engine.sync_engine, "before_cursor_execute", _see_loop)
         return engine
 
     def end(self, engine: AsyncEngine, *, close: bool = True) -> None:
@@ -162,6 +163,16 @@ def _stay_in_loop(connection: Any, _record: Any, _proxy: Any) -> None:
         raise DisconnectionError
 
 
+def _see_loop(connection: Any, *_: Any) -> None:
+    """Raise `LoopFailed` where a connection that is in use is used in another loop as well.
+
+    As the one of a session does whose transaction began in a request of a test client.
+    """
+    driver = connection.connection.driver_connection
+    if not driver.is_closed() and not loops.is_here(driver._loop):  # noqa: SLF001
+        raise LoopFailed.transaction()
+
+
 class RollbackConnection:
     """One connection to the shared clone, for the tests of one loop, whose work is rolled back.
 
@@ -198,14 +209,14 @@ class RollbackConnection:
         return self._connection
 
     def see_loop(self) -> None:
-        """Raise `RollbackFailed` where the connection can't be used: in another event loop."""
+        """Raise `LoopFailed` where the connection can't be used: in another event loop."""
         if not self._is_closed() and not loops.is_here(self._connection._loop):  # noqa: SLF001
-            raise RollbackFailed.other_loop()
+            raise LoopFailed.rollback()
 
     async def leave(self, session: AsyncSession) -> None:
         """Close *session*; what it could not undo, `end` will tell of."""
         connection = None
-        with suppress(SQLAlchemyError, RollbackFailed):  # One that has failed gives none.
+        with suppress(SQLAlchemyError, LoopFailed):  # One that has failed gives none.
             connection = await session.connection() if session.in_transaction() else None
         try:
             if not self._look():

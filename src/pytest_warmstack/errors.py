@@ -877,11 +877,11 @@ class CloneFailed(WarmstackError):
         )
 
 
-class RollbackFailed(WarmstackError):
-    """A test can't be isolated by a rollback."""
+class LoopFailed(WarmstackError):
+    """A connection is used in another event loop than its own."""
 
     @classmethod
-    def other_loop(cls) -> RollbackFailed:
+    def rollback(cls) -> LoopFailed:
         """Tell that code in another event loop than the test's asks for the one connection."""
         return cls(
             "Rollback isolation does not work across event loops.",
@@ -889,8 +889,21 @@ class RollbackFailed(WarmstackError):
             "another loop or thread, as under a TestClient, asyncio.run or async_to_sync",
             todo=[
                 'give this test a database of its own: @pytest.mark.warmstack_isolation("clone")',
-                "or call the application in the test's own loop: httpx.AsyncClient(transport="
-                "httpx.ASGITransport(app))",
+                _OWN_LOOP,
+            ],
+        )
+
+    @classmethod
+    def transaction(cls) -> LoopFailed:
+        """Tell that a session or connection is used in two event loops within one transaction."""
+        return cls(
+            "This session or connection has a transaction open in another event loop.",
+            why="a transaction belongs to one connection, and a connection to the event loop that "
+            "opened it; each request of a TestClient that is not entered by `with` has a new loop",
+            todo=[
+                "commit or roll back before the other loop uses the session",
+                "or give the application db_engine, with a session of its own for each request",
+                _OWN_LOOP,
             ],
         )
 
@@ -1158,6 +1171,11 @@ def _wrote(output: str) -> list[str]:
     """Return the entry that shows what the project's code wrote, if it wrote anything."""
     return [f"the last lines that the project's code wrote:\n{output}"] if output else []
 
+
+_OWN_LOOP = (
+    "or call the application in the test's own loop: httpx.AsyncClient(transport="
+    "httpx.ASGITransport(app))"
+)
 
 _DRIVERS = ("psycopg", "psycopg2", "asyncpg", "pg8000")
 

@@ -167,6 +167,10 @@ def pytest_runtest_makereport(
         failed.add(item)
     elif not known:
         failed.discard(item)
+    if call.excinfo is not None and _wants_wider_scope(str(call.excinfo.value)):
+        from pytest_warmstack.report import WIDER_SCOPE
+
+        report.sections.append(("warmstack: how to share a database", WIDER_SCOPE))
     if call.excinfo is not None and (workbench := item.config.stash.get(MADE, None)) is not None:
         from pytest_warmstack.report import is_full
 
@@ -265,6 +269,11 @@ def _status(config: pytest.Config) -> int:
     """Return the exit status of a run that a signal ends, else 0."""
     signals: SignalWatch | None = config.stash.get(SIGNALS, None)
     return signals.status if signals is not None else 0
+
+
+def _wants_wider_scope(text: str) -> bool:
+    """Tell whether pytest says that a fixture of a class or module asked for a test's database."""
+    return text.startswith("ScopeMismatch") and "fixture db_" in text
 
 
 def _will_run(session: pytest.Session) -> bool:

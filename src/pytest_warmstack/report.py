@@ -26,6 +26,13 @@ _ORIGINS: Final = (
 """Most telling first: of several workers, one started what the others then found."""
 
 
+WIDER_SCOPE: Final = (
+    "db_url and db_engine belong to one test, unless its class or module has a database of its own:"
+    ' pytestmark = pytest.mark.warmstack_isolation("module")'
+)
+"""What helps when a fixture of a wider scope asks for them."""
+
+
 def fallback(steps: Sequence[Step]) -> Iterator[str]:
     """Yield the line that even a quiet run needs: the servers are not where one would expect."""
     for step in steps:

@@ -444,7 +444,7 @@ class Workbench:
         self._stack.callback(clones.close, timeout=LEAVE)
         if keep:
             self._sweeping = sweep
-            self._stack.callback(self._swept)
+            self._stack.callback(self._swept, clones)
         return clones
 
     def _sweep(self) -> Future[Any] | None:
@@ -453,10 +453,13 @@ class Workbench:
             self._sweep_begun = self._sweeping()
         return self._sweep_begun
 
-    def _swept(self) -> None:
+    def _swept(self, clones: Clones) -> None:
         """Wait for the sweep to end; the next run sweeps what is left then."""
         if (sweep := self._sweep()) is not None:
             wait([sweep], timeout=LEAVE)
+        if self._sweeping is not None and clones.has_saved:
+            # The databases of earlier runs' failed tests make room for those of this one.
+            wait([self._sweeping()], timeout=LEAVE)
 
     def _found_by_clones(self, each: Finding) -> None:
         if each.kept:

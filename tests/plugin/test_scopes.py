@@ -194,7 +194,12 @@ def test_a_fixture_of_the_module_can_not_have_the_database_of_a_test(
     result = run()
 
     result.assert_outcomes(errors=1)
-    result.stdout.fnmatch_lines(["*ScopeMismatch*function scoped fixture db_url*"])
+    result.stdout.fnmatch_lines(
+        [
+            "*ScopeMismatch*function scoped fixture db_url*",
+            '*: pytestmark = pytest.mark.warmstack_isolation("module")',
+        ]
+    )
 
 
 def test_a_listener_on_all_engines_costs_no_test_its_compiled_statements(

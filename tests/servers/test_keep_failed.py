@@ -254,6 +254,17 @@ def test_there_are_few_of_them(kept: Library) -> None:
     assert kept.databases("k") == []
 
 
+def test_there_are_no_more_after_several_runs(kept: Library) -> None:
+    """Those of earlier runs make room as a run ends, not only when the next one begins."""
+    clear(kept)
+    kept.write("test_fails.py", FAILING.format(count=5))
+
+    for _ in range(3):
+        result = kept.run(REUSE, "test_fails.py")
+        assert set(lines(result).values()) == numbers(kept)
+        assert len(numbers(kept)) == 3
+
+
 def test_a_run_that_keeps_no_server_keeps_no_database(embedded_project: Library) -> None:
     """It would be gone with the server; and with a limit of none, nothing is kept either."""
     project = embedded_project

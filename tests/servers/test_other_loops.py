@@ -214,7 +214,7 @@ def files(project: Library, way: str, isolation: str = "clone") -> None:
     )
 
 
-@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize("way", [*WAYS])
 def test_connections_of_another_loop_are_used_and_ended(kept: Library, way: str) -> None:
     """Every warning is an error here: no socket and no transport is left to be found."""
     files(kept, way)
@@ -238,3 +238,40 @@ def test_rollback_isolation_says_that_it_has_one_loop(kept: Library, way: str) -
 
     result.assert_outcomes(passed=3, failed=1)
     result.stdout.fnmatch_lines(["*Rollback isolation does not work across event loops.*"])
+
+
+OPEN: Final = {
+    "two requests in a loop each": """
+        def test(bare_client, db_session):
+            app.dependency_overrides[get_session] = lambda: db_session
+            assert bare_client.post("/session").json() == 1
+            bare_client.post("/session")
+    """,
+    "the test, then a request": """
+        async def test(client, db_session):
+            app.dependency_overrides[get_session] = lambda: db_session
+            await db_session.execute(text("INSERT INTO author VALUES (1, 'Ada')"))
+            client.post("/session")
+    """,
+    "a request, then the test": """
+        async def test(client, db_session):
+            app.dependency_overrides[get_session] = lambda: db_session
+            assert client.post("/session").json() == 1
+            await db_session.execute(text("SELECT 1"))
+    """,
+}
+WAYS.update(OPEN)
+
+
+@pytest.mark.parametrize("way", OPEN)
+def test_a_transaction_says_that_it_has_one_loop(kept: Library, way: str) -> None:
+    """With what to do, and the tests that come later do not suffer from it."""
+    files(kept, way)
+
+    result = kept.run("--reuse-containers", "test_1_way.py", "test_2_innocent.py")
+
+    result.assert_outcomes(passed=3, failed=1)
+    result.stdout.fnmatch_lines(
+        ["E *This session or connection has a transaction open in another event loop."]
+    )
+    result.stdout.no_fnmatch_line("*attached to a different loop*")

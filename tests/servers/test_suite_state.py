@@ -407,3 +407,62 @@ def test_what_lives_as_long_as_the_run_has_the_url_of_the_tests(
     suite.write("test_url.py", SESSION_URL)
 
     suite.run("test_url.py", *arguments).assert_outcomes(passed=4)
+
+
+CLIENTS = """
+import threading
+
+import pytest
+import redis
+
+
+@pytest.fixture(scope="session")
+def worker(redis_session_url):
+    "As a worker of a task queue: it waits in a command, and listens to a channel."
+    client = redis.Redis.from_url(redis_session_url)
+    listener = client.pubsub()
+    listener.subscribe("news")
+    assert listener.get_message(timeout=5)["type"] == "subscribe"
+    waiting = redis.Redis.from_url(redis_session_url)
+    waiting.ping()
+    done = []
+    thread = threading.Thread(target=lambda: done.append(waiting.blpop("end", timeout=30)))
+    thread.start()
+    yield listener
+    client.rpush("end", 1)
+    thread.join()
+    assert done == [(b"end", b"1")]
+    for each in (listener, client, waiting):
+        each.close()
+
+
+@pytest.mark.parametrize("n", range(3))
+def test_it(worker, redis_url, n):
+    with redis.Redis.from_url(redis_url) as client:
+        assert client.publish("news", n) == 1
+    assert worker.get_message(timeout=5)["data"] == b"%d" % n
+
+
+def test_that_forgets_a_listener(redis_url):
+    listener = redis.Redis.from_url(redis_url).pubsub()
+    listener.subscribe("other")
+    test_that_forgets_a_listener.left = listener
+
+
+def test_after_it(worker, redis_url):
+    with redis.Redis.from_url(redis_url) as client:
+        assert client.publish("news", 9) == 1
+        assert client.publish("other", 9) == 0
+"""
+
+
+def test_clients_of_the_suite_stay_connected(kept: Library) -> None:
+    """A worker or a listener that a fixture of the session's has opened is not a leftover."""
+    kept.write("test_clients.py", CLIENTS)
+
+    result = kept.run(REUSE, "test_clients.py")
+
+    result.assert_outcomes(passed=5)
+    told = [line for line in result.outlines if "it left a Redis client" in line]
+    assert len(told) == 1
+    assert "::test_that_forgets_a_listener: it left a Redis client that was subscribed" in told[0]

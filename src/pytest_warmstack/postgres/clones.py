@@ -174,6 +174,11 @@ class Clones:
         while len(self._kept) > self._keep:
             self._release(next(iter(self._kept)))
 
+    @property
+    def has_saved(self) -> bool:
+        """Whether there is a database of a failed test that stays."""
+        return bool(self._kept)
+
     def _release(self, test: str) -> None:
         """Have the kept clone of *test* dropped, if there is one."""
         if (kept := self._kept.pop(test, None)) is not None:

@@ -14,7 +14,8 @@ ALEMBIC: Final = "alembic"
 
 
 _EMPTY: Final = (
-    "an empty database (there is no alembic.ini, no [tool.alembic], and no warmstack_schema)"
+    "an empty database (no alembic.ini and no [tool.alembic], or warmstack_alembic = none;"
+    " no warmstack_schema)"
 )
 
 

@@ -158,9 +158,9 @@ class Leases:
             )
         return False
 
-    def _look(self, *, in_test: bool) -> Look | None:
+    def _look(self, *, in_test: bool) -> Look:
         before = self._state.look(self._admin)
-        if before is None or in_test or not self._state.done(before.counts):
+        if in_test or not self._state.done(before.counts):
             return before
         if not self._is_alone(self._admin.clients()):
             return before
@@ -269,8 +269,11 @@ class Leases:
         server_state.end_strays(
             admin,
             clients,
-            lambda each: self._whole or each.database in self._indexes(lease.index),
-            lambda trouble: self._found(self._test, trouble),
+            lambda each: (
+                (self._whole or each.database in self._indexes(lease.index))
+                and each.id not in self._state.clients
+            ),
+            lambda trouble: self._found(self._test or "before the first test", trouble),
         )
         return lease
 

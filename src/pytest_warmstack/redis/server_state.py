@@ -51,6 +51,7 @@ Counts = dict[str, int]
 """How often each command was called since the server was started."""
 
 _STATS: Final = ("INFO", "commandstats")
+_CLIENTS: Final = ("CLIENT", "LIST")
 _READ: Final = (("CONFIG", "GET", "*"), ("FUNCTION", "LIST", "WITHCODE"), ("ACL", "LIST"))
 
 
@@ -59,6 +60,7 @@ class Look(NamedTuple):
 
     counts: Counts
     state: State
+    clients: frozenset[int] = frozenset()
 
 
 class ServerState:
@@ -72,6 +74,8 @@ class ServerState:
         self._seen: Counts = {}
         # The last look: while the counters stand there, the state is known without reading it.
         self._known = Look({}, {})
+        # The ids of clients that connected while a fixture of the suite's was set up.
+        self.clients: set[int] = set()
 
     def remember(self, admin: Admin, stored: str | None) -> bool:
         """Remember the pristine state: as *stored* tells it, else as the server is now.
@@ -108,13 +112,14 @@ class ServerState:
         self._seen = Admin.stats(stats or "")
         self._known = Look(self._seen, dict(self._suite))
 
-    def look(self, admin: Admin) -> Look | None:
+    def look(self, admin: Admin) -> Look:
         """Return how the server is before a fixture that may set it up for the suite."""
-        counts = Admin.stats(admin.command(*_STATS))
+        stats, clients = admin.commands(_STATS, _CLIENTS)
+        counts = Admin.stats(stats)
         if any(_differ(counts, self._known.counts, KINDS[kind]) for kind in KINDS):
             self._known = read(admin)
             counts = self._known.counts
-        return Look(counts, self._known.state)
+        return Look(counts, self._known.state, _ids(clients))
 
     def adopt(self, admin: Admin, before: Look, is_alone: Callable[[], bool]) -> bool:
         """Take what has changed since the look *before* for the suite's; return whether any has.
@@ -122,7 +127,9 @@ class ServerState:
         Where another process may have done the same before, so that nothing has changed, all
         that differs from the suite's state is taken.
         """
-        counts = Admin.stats(admin.command(*_STATS))
+        stats, clients = admin.commands(_STATS, _CLIENTS)
+        self.clients |= _ids(clients) - before.clients
+        counts = Admin.stats(stats)
         self._keeps_scripts |= _differ(counts, before.counts, KEEPING)
         if not any(_differ(counts, before.counts, KINDS[kind]) for kind in KINDS):
             return False
@@ -168,9 +175,19 @@ class Untouched(ServerState):
         """Return nothing: whoever did it may have been anybody."""
         return set()
 
-    def look(self, admin: Admin) -> Look | None:
-        """Return nothing, and ask nothing."""
-        return None
+    def look(self, admin: Admin) -> Look:
+        """Return who is connected."""
+        return Look({}, {}, _ids(admin.command(*_CLIENTS)))
+
+    def adopt(self, admin: Admin, before: Look, is_alone: Callable[[], bool]) -> bool:
+        """Take the clients that have connected since the look *before* for the suite's."""
+        self.clients |= _ids(admin.command(*_CLIENTS)) - before.clients
+        return False
+
+
+def _ids(listed: str) -> frozenset[int]:
+    """Return the ids of the clients that an answer to CLIENT LIST tells of."""
+    return frozenset(each.id for each in Admin.clients_of(listed))
 
 
 def read(admin: Admin) -> Look:
