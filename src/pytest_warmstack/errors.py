@@ -534,6 +534,11 @@ class ServerFailed(WarmstackError):
 class ConnectionLost(ServerFailed):
     """A connection to a server that was ready has ended, or does not answer."""
 
+    @property
+    def timed_out(self) -> bool:
+        """Whether there was no answer within the time of a statement."""
+        return isinstance(self.__cause__, TimeoutError)
+
     @classmethod
     def during(cls, *, title: str, statement: str, cause: str) -> ConnectionLost:
         """Tell that the connection was lost during *statement*, which may not have run."""

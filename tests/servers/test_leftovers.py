@@ -239,7 +239,7 @@ def test_a_drop_that_can_not_be_done_ends_with_an_error(
 ) -> None:
     """Within a bound: here somebody locks the list of databases, which stands for all the rest."""
     monkeypatch.setattr("pytest_warmstack.postgres.keeper.BUSY", 0.5)
-    monkeypatch.setattr("pytest_warmstack.postgres.connections._STATEMENT", 0.3)
+    monkeypatch.setattr("pytest_warmstack.postgres.connections.STATEMENT_TIMEOUT", 0.3)
     admin, other = (bench.ensure(bench.postgres).client for _ in range(2))
     template = DatabaseName(State.TEMPLATE, "d" * 16)
     admin.create(template).result(30)

@@ -135,7 +135,7 @@ def masked(statement: str) -> str:
 class Connection:
     """A connection to PostgreSQL on the background loop, whose errors are those of `explained`.
 
-    Every statement has *seconds* to end.
+    Every statement has *seconds* to end, or `STATEMENT_TIMEOUT` if nothing is said.
     """
 
     def __init__(self, raw: Any) -> None:
@@ -145,28 +145,27 @@ class Connection:
         self.version: str = raw.get_settings().server_version.split()[0]
         self.major: int = raw.get_server_version().major
 
-    async def fetch(
-        self, query: str, *values: Any, seconds: float = STATEMENT_TIMEOUT
-    ) -> Sequence[Any]:
+    async def fetch(self, query: str, *values: Any, seconds: float = 0.0) -> Sequence[Any]:
         """Return the rows of *query*; one with *values* apart is parsed by the server once."""
         rows: Sequence[Any] = await self._run(query, seconds, self._raw.fetch, *values)
         return rows
 
-    async def fetchrow(self, query: str, *values: Any, seconds: float = STATEMENT_TIMEOUT) -> Any:
+    async def fetchrow(self, query: str, *values: Any, seconds: float = 0.0) -> Any:
         """Return the first row of *query*."""
         return await self._run(query, seconds, self._raw.fetchrow, *values)
 
-    async def fetchval(self, query: str, *values: Any, seconds: float = STATEMENT_TIMEOUT) -> Any:
+    async def fetchval(self, query: str, *values: Any, seconds: float = 0.0) -> Any:
         """Return the first value of the first row of *query*."""
         return await self._run(query, seconds, self._raw.fetchval, *values)
 
-    async def execute(self, statement: str, *, seconds: float = STATEMENT_TIMEOUT) -> None:
+    async def execute(self, statement: str, *, seconds: float = 0.0) -> None:
         """Execute *statement*, or several that are divided by `;` in one transaction."""
         await self._run(statement, seconds, self._raw.execute)
 
     async def _run(
         self, statement: str, seconds: float, do: Callable[..., Awaitable[Any]], *values: Any
     ) -> Any:
+        seconds = seconds or STATEMENT_TIMEOUT
         # asyncpg has a deadline too, which it measures by a clock that a test may have frozen.
         with explained(statement, seconds):
             async with asyncio.timeout(seconds):
@@ -295,7 +294,7 @@ def persistent(
             try:
                 return await function(*args, **kwargs)
             except ConnectionLost as error:
-                is_final = isinstance(error.__cause__, (TimeoutError, ConnectionRefusedError))
+                is_final = error.timed_out or isinstance(error.__cause__, ConnectionRefusedError)
                 if is_final or rejection(error) or originals.monotonic() > deadline:
                     raise
             await sleep(0.01)

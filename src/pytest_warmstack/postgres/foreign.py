@@ -97,7 +97,7 @@ async def _see_that_backends_last(
             for backends, each in zip(seen, (connection, other), strict=True):
                 backends.add(await each.fetchval(sql.BACKEND, seconds=seconds))
     except ConnectionLost as error:
-        if not isinstance(error.__cause__, TimeoutError):
+        if not error.timed_out:
             raise
         raise ServerFailed.pool_too_small(place=endpoint.place, seconds=seconds) from error
     finally:

@@ -205,7 +205,9 @@ class Keeper:
         try:
             async with self._janitor.turn() as janitor:
                 await janitor.execute(sql.drop(str(clone.name), missing_ok=False))
-        except StatementRefused:
+        except (StatementRefused, ConnectionLost) as error:
+            if isinstance(error, ConnectionLost) and not error.timed_out:
+                raise
             # Also when it is not there: then it may be, under another name.
             await self._drop_by_force(clone)
         self._gone.append(clone.name.lock_key)
@@ -257,7 +259,9 @@ class Keeper:
                 await self._cleared(name, clone.oid)
                 async with self._janitor.turn() as janitor:
                     await unsealed_and_dropped(janitor, name)
-            except StatementRefused as error:
+            except (StatementRefused, ConnectionLost) as error:
+                if isinstance(error, ConnectionLost) and not error.timed_out:
+                    raise
                 if originals.monotonic() > deadline:
                     raise CloneFailed.kept(name=name, seconds=BUSY, cause=error.why) from error
                 await sleep(0.05)
