@@ -148,6 +148,14 @@ def kept(kept_project: Library) -> Iterator[Library]:
 
 
 @pytest.fixture
+def guest(library_in: Callable[..., Library]) -> Iterator[Library]:
+    """A project that has no servers of its own."""
+    library = library_in(RuntimeName.EXTERNAL)
+    yield library
+    library.end()
+
+
+@pytest.fixture
 def docker_project(images: Images, library_in: Callable[..., Library]) -> Iterator[Library]:
     """The same in Docker only."""
     library = library_in(RuntimeName.DOCKER)

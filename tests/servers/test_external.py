@@ -85,14 +85,6 @@ def foreign(foreign_servers: Foreign) -> Iterator[Foreign]:
     foreign_servers.clear()
 
 
-@pytest.fixture
-def guest(library_in: Callable[..., Library]) -> Iterator[Library]:
-    """A project that has no servers of its own."""
-    library = library_in(RuntimeName.EXTERNAL)
-    yield library
-    library.end()
-
-
 @pytest.mark.parametrize("arguments", [(), (REUSE,), ("-n2",)], ids=["once", "reuse", "workers"])
 @pytest.mark.parametrize("role", ["ci", "postgres"])
 def test_a_run_uses_them_and_leaves_what_the_next_one_needs(

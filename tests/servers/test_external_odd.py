@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import replace
 
 import pytest
@@ -13,17 +13,8 @@ from pytest_warmstack.background import BackgroundLoop
 from pytest_warmstack.identity import DatabaseName, State
 from pytest_warmstack.postgres import sql
 from pytest_warmstack.postgres.admin import Admin
-from pytest_warmstack.settings import RuntimeName
 from sample import Library, until
 from strangers import Cluster
-
-
-@pytest.fixture
-def guest(library_in: Callable[..., Library]) -> Iterator[Library]:
-    """A project that has no servers of its own."""
-    library = library_in(RuntimeName.EXTERNAL)
-    yield library
-    library.end()
 
 
 @pytest.fixture(scope="module")

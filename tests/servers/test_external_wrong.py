@@ -7,7 +7,7 @@ import re
 import signal
 import socket
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -15,21 +15,12 @@ from pathlib import Path
 import pytest
 
 import strangers
-from pytest_warmstack.settings import RuntimeName
 from sample import Library, Running, until
 from strangers import LOOPBACK
 
 BOOKS = ("-k", "book or shelves")
 READERS = ("-k", "read")
 TITLES = {"POSTGRES": "PostgreSQL", "REDIS": "Redis"}
-
-
-@pytest.fixture
-def guest(library_in: Callable[..., Library]) -> Iterator[Library]:
-    """A project that has no servers of its own."""
-    library = library_in(RuntimeName.EXTERNAL)
-    yield library
-    library.end()
 
 
 def told(result: pytest.RunResult) -> str:

@@ -2,28 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import Final
 
 import psycopg2
 import pytest
 
 import strangers
-from pytest_warmstack.settings import RuntimeName
 from sample import Library
 from strangers import Cluster
 
 URL: Final = "WARMSTACK_POSTGRES_URL"
 BOOKS: Final = ("-k", "book or shelves")
 """The tests of the example that need PostgreSQL alone."""
-
-
-@pytest.fixture
-def guest(library_in: Callable[..., Library]) -> Iterator[Library]:
-    """A project that has no servers of its own."""
-    library = library_in(RuntimeName.EXTERNAL)
-    yield library
-    library.end()
 
 
 @pytest.fixture(scope="module")
