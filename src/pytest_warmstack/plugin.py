@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Final
 import pytest
 
 from pytest_warmstack import options, originals
-from pytest_warmstack.settings import Leaks, RuntimeName, Settings
+from pytest_warmstack.settings import Isolation, Leaks, RuntimeName, Settings
 
 if TYPE_CHECKING:
     from pytest_warmstack.hints import Hints
@@ -30,6 +30,12 @@ RUN: Final = pytest.StashKey[dict[str, str]]()
 SIGNALS: Final = pytest.StashKey["SignalWatch"]()
 WORKERS: Final = pytest.StashKey[dict[Any, int]]()
 """The workers of xdist, as their controller knows them, and their processes; 0 for far ones."""
+
+COLLECTOR: Final = pytest.StashKey[pytest.Collector]()
+"""The class or module whose tests are being made."""
+
+_WIDER: Final = {Isolation.CLASS, Isolation.MODULE}
+"""The isolations with a database that several tests share, and commit to."""
 
 _WORD: Final = "warmstack"
 """The key under which controller and workers leave word for each other."""
@@ -79,16 +85,24 @@ def pytest_configure(config: pytest.Config) -> None:
 @pytest.hookimpl(tryfirst=True)
 def pytest_pycollect_makeitem(collector: pytest.Collector) -> None:
     """Declare the fixtures of a class's or module's own database before its tests are made."""
-    from pytest_warmstack import scopes
+    # pytest calls this for every name of a module: only the first time there may be anything to do.
+    stash = collector.config.stash
+    if stash.get(COLLECTOR, None) is collector:
+        return
+    stash[COLLECTOR] = collector
+    isolation = stash[SETTINGS].isolation
+    if isolation in _WIDER or collector.get_closest_marker("warmstack_isolation") is not None:
+        from pytest_warmstack import scopes
 
-    scopes.declare(collector, collector.config.stash[SETTINGS].isolation)
+        scopes.declare(collector, isolation)
 
 
 def pytest_itemcollected(item: pytest.Item) -> None:
     """Let the marker of a test win over that of its class or module."""
-    from pytest_warmstack import scopes
+    if any(each.name == "warmstack_isolation" for each in item.own_markers):
+        from pytest_warmstack import scopes
 
-    scopes.narrow(item)
+        scopes.narrow(item)
 
 
 @pytest.hookimpl(optionalhook=True)

@@ -49,8 +49,6 @@ def narrow(item: pytest.Item) -> None:
     They look at the marker; those that its class or module shares can't. pytest has no public way
     to another fixture for one item.
     """
-    if not any(each.name == "warmstack_isolation" for each in item.own_markers):
-        return
     if not isinstance(item, pytest.Function):
         return
     # What pytest found for the names of the item's fixtures, the closest last.
