@@ -169,7 +169,7 @@ tidy = upkeep.tidy
 def slow(*arguments):
     Path("running").touch()
     time.sleep(2)
-    tidy(*arguments)
+    return tidy(*arguments)
 
 upkeep.tidy = slow
 """

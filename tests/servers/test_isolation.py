@@ -295,7 +295,7 @@ def test_one_that_commits_for_real_is_found_out(kept: Library, arguments: tuple[
         "test_that_disposes",
     }
     assert "COMMIT" in why["test_that_commits_by_hand"]
-    assert "another way" in why["test_that_connects_by_itself"]
+    assert "without db_engine" in why["test_that_connects_by_itself"]
     assert "closed" in why["test_that_disposes"]
     assert "COMMIT" in why["test_that_commits_and_begins_again"]
     assert "another operation is in progress" in why["test_that_leaves_a_statement_running"]

@@ -14,8 +14,8 @@ ALEMBIC: Final = "alembic"
 
 
 _EMPTY: Final = (
-    "an empty database (no alembic.ini and no [tool.alembic], or warmstack_alembic = none;"
-    " no warmstack_schema)"
+    "an empty database (there is no alembic.ini and no [tool.alembic], or warmstack_alembic = none,"
+    " and there is no warmstack_schema)"
 )
 
 
