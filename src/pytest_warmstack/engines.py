@@ -8,6 +8,7 @@ another. An engine belongs to no event loop: each of its connections does.
 
 from __future__ import annotations
 
+from asyncio import AbstractEventLoop
 from contextlib import suppress
 from typing import Any, Final
 from weakref import WeakKeyDictionary
@@ -108,7 +109,7 @@ class Engines:
         elsewhere = [
             each
             for each in self._opened.get(engine.sync_engine, ())
-            if not each.is_closed() and not loops.is_here(each._loop)  # noqa: SLF001 - has no name
+            if not each.is_closed() and not _is_here(each)
         ]
         for connection in elsewhere:
             cut(connection)
@@ -150,15 +151,27 @@ class Engines:
 def cut(connection: Any) -> None:
     """End a connection of asyncpg, whatever loop it was opened in."""
     if not connection.is_closed():
-        loops.end(connection._loop, connection._transport, connection.terminate)  # noqa: SLF001
-        if connection._loop.is_closed():  # noqa: SLF001 - the first call has not come to its end
+        loop = _loop_of(connection)
+        loops.end(loop, connection._transport, connection.terminate)  # noqa: SLF001 - as below
+        if loop.is_closed():  # There the first call does not come to its end.
             connection.terminate()
+
+
+def _is_here(connection: Any) -> bool:
+    """Tell whether a connection of asyncpg belongs to the loop that runs the calling code."""
+    return loops.is_here(_loop_of(connection))
+
+
+def _loop_of(connection: Any) -> AbstractEventLoop:
+    """Return the loop that a connection of asyncpg was opened in; no public name gives it."""
+    loop: AbstractEventLoop = connection._loop  # noqa: SLF001
+    return loop
 
 
 def _stay_in_loop(connection: Any, _record: Any, _proxy: Any) -> None:
     """Have the pool open another connection where this one belongs to another loop."""
     driver = connection.driver_connection
-    if not loops.is_here(driver._loop):  # noqa: SLF001 - asyncpg has no name for it
+    if not _is_here(driver):
         cut(driver)
         raise DisconnectionError
 
@@ -169,7 +182,7 @@ def _see_loop(connection: Any, *_: Any) -> None:
     As the one of a session does whose transaction began in a request of a test client.
     """
     driver = connection.connection.driver_connection
-    if not driver.is_closed() and not loops.is_here(driver._loop):  # noqa: SLF001
+    if not driver.is_closed() and not _is_here(driver):
         raise LoopFailed.transaction()
 
 
@@ -210,7 +223,7 @@ class RollbackConnection:
 
     def see_loop(self) -> None:
         """Raise `LoopFailed` where the connection can't be used: in another event loop."""
-        if not self._is_closed() and not loops.is_here(self._connection._loop):  # noqa: SLF001
+        if not self._is_closed() and not _is_here(self._connection):
             raise LoopFailed.rollback()
 
     async def leave(self, session: AsyncSession) -> None:

@@ -40,7 +40,7 @@ class Terminated(KeyboardInterrupt):
 
 
 class SignalWatch:
-    """What a process does when it is told to end; pytest knows it as a plugin.
+    """What a process does at a SIGTERM or SIGHUP; pytest knows it as a plugin.
 
     *told* is called with the name and the number of the first signal, in its handler; then
     `Terminated` is raised in the main thread. The next signal ends the process at once; with

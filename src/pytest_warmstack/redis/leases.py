@@ -119,8 +119,8 @@ class Leases:
     def take(self) -> Lease:
         """Take the lease, for as long as the process lives, and leave its databases as they are.
 
-        What a run that was killed did to the server as a whole is put right. Raises `LeaseFailed`
-        when every database is leased by a living process, and `ServerFailed` when somebody else's
+        If a run that was killed changed the server as a whole, that is undone. Raises `LeaseFailed`
+        when every database is leased by a living process, and `ServerFailed` when an external
         server forbids what is needed.
         """
         return self._willingly(lambda: self._connected(lambda lease: lease))

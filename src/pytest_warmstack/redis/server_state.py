@@ -260,7 +260,7 @@ def end_strays(
     is_ours: Callable[[Client], bool],
     tell: Callable[[str], None],
 ) -> None:
-    """Disconnect those of *clients* who wait or listen in databases of ours, and *tell* of each.
+    """Disconnect those of *clients* that wait or listen in leased databases, and *tell* of each.
 
     Those that a test has closed may take a moment to be gone.
     """

@@ -111,7 +111,7 @@ def _answer(send: Callable[[bytes], object], receive: Callable[[int], bytes]) ->
 
 
 def _named(answer: bytes) -> str:
-    """Return what a server is that answers so; nothing for one that closes, or speaks TLS only."""
+    """Return which server gives such an answer; nothing if it closes, or speaks TLS only."""
     if answer.startswith((b"+", b"-")):
         return REDIS
     # PgBouncer refuses what is no greeting of PostgreSQL's: an ErrorResponse, a length, a field S.

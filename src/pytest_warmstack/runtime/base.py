@@ -62,11 +62,11 @@ class NotOurs(Exception):
 
 @dataclass(frozen=True, kw_only=True)
 class Endpoint:
-    """Where a server answers, and as whom it takes us.
+    """Where a server answers, and as which user it is connected to.
 
-    Without a *user* we are the server's own first one. *scheme* and *query* are what the URL of a
-    server that somebody else runs says beyond that, about TLS say; one of ours has none. *looks*
-    is set by who only looks at the server: such a connection keeps it from nothing.
+    Without a *user* that is the server's own first one. *scheme* and *query* are what the URL of an
+    external server adds, about TLS for example; a managed server has none. A process that only
+    looks at the server sets *looks*: its connection does not count as a use of the server.
     """
 
     host: str
