@@ -15,8 +15,8 @@ import ssl
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager, suppress
+from collections.abc import AsyncIterator, Iterator
+from contextlib import ExitStack, asynccontextmanager, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
@@ -54,6 +54,7 @@ class Forwarder:
         self.count = 0
         self.address = listener.getsockname()
         self._engine = host.removeprefix("unix://")
+        self._serving: set[asyncio.Task[None]] = set()
         self._background = BackgroundLoop()
         self._server = self._background.call(self._open, listener, tls)
 
@@ -65,25 +66,41 @@ class Forwarder:
     async def _serve(self, near: asyncio.StreamReader, back: asyncio.StreamWriter) -> None:
         """Connect whoever comes."""
         self.count += 1
-        far, on = await asyncio.open_unix_connection(self._engine)
-        try:
-            await asyncio.gather(_pump(near, on), _pump(far, back))
-            for each in (on, back):
-                each.close()
-                with suppress(OSError):
-                    await each.wait_closed()
-        finally:
-            for each in (on, back):
-                each.transport.abort()
+        task = asyncio.current_task()
+        assert task is not None
+        self._serving.add(task)
+        task.add_done_callback(self._serving.discard)
+        async with _ended(back):
+            far, on = await asyncio.open_unix_connection(self._engine)
+            async with _ended(on):
+                await asyncio.gather(_pump(near, on), _pump(far, back))
 
     async def _shut(self) -> None:
         self._server.close()
+        for each in self._serving:
+            each.cancel()
+        # What is not waited for is found unclosed by the next garbage collection, in some test.
+        await asyncio.gather(*self._serving, return_exceptions=True)
 
     def close(self) -> None:
         """Cut all connections. Closing twice is fine."""
         if self._server.is_serving():
             self._background.call(self._shut)
             self._background.close()
+
+
+@asynccontextmanager
+async def _ended(writer: asyncio.StreamWriter) -> AsyncIterator[None]:
+    """Close *writer* at the end, and wait until its socket is closed; after an error, abort it."""
+    try:
+        yield
+        writer.close()
+    except BaseException:
+        writer.transport.abort()
+        raise
+    finally:
+        with suppress(OSError):
+            await writer.wait_closed()
 
 
 async def _pump(source: asyncio.StreamReader, target: asyncio.StreamWriter) -> None:

@@ -174,6 +174,23 @@ def slow(*arguments):
 upkeep.tidy = slow
 """
 
+HELD_START = """
+import time
+from pytest_warmstack.workbench import Workbench
+
+ensure = Workbench._ensure
+
+def held(self, spec):
+    server = ensure(self, spec)
+    deadline = time.monotonic() + 60
+    while not self._ending and time.monotonic() < deadline:
+        time.sleep(0.01)
+    return server
+
+Workbench._ensure = held
+"""
+"""No server is handed out before the run ends."""
+
 REVISION = """
 import select
 from pathlib import Path
@@ -244,6 +261,7 @@ def test_a_signal_may_follow_a_ctrl_c(embedded_project: Library) -> None:
 
 def test_a_signal_may_come_while_the_servers_start(project: Library) -> None:
     """Also those that are just being made go."""
+    project.write("conftest.py", HELD_START)
     running = project.start()
     until(lambda: project.containers() or project.folders(), "a server is being made")
 
