@@ -794,6 +794,22 @@ class TemplateFailed(WarmstackError):
         )
 
     @classmethod
+    def bad_signature(
+        cls, *, layer: str, line: str, cause: str, source: str, understood: Sequence[str]
+    ) -> TemplateFailed:
+        """The function *line* has a parameter that is not among those which are *understood*."""
+        known = "\n".join(understood)
+        return cls(
+            f"The function {line} of the {layer} can't be called.",
+            why=cause,
+            looked_at=[f"warmstack_{layer}, from the {source}"],
+            todo=[
+                f"give the parameter one of these names, or annotate it:\n{known}",
+                "or give it a default value, which it keeps",
+            ],
+        )
+
+    @classmethod
     def bad_layer(cls, *, kind: str, cause: str) -> TemplateFailed:
         """Tell that something which a hook returned is no layer."""
         return cls(

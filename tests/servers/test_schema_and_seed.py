@@ -6,12 +6,14 @@ One embedded PostgreSQL serves the whole file.
 from __future__ import annotations
 
 import json
+import re
 import textwrap
 from collections.abc import Callable, Iterator
 from typing import Any, Final
 
 import pytest
 
+from pytest_warmstack.postgres.child.arguments import understood
 from pytest_warmstack.settings import RuntimeName
 from sample import Library
 
@@ -53,6 +55,101 @@ def by_session(connection):
 async def by_statement(connection):
     await connection.execute(text("INSERT INTO country VALUES ('BE', 'Belgium')"))
 """
+
+TAKERS: Final = """
+import asyncio
+import asyncpg
+import psycopg
+import psycopg2
+from sqlalchemy import Connection, Engine, create_engine, text
+from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, AsyncSession, create_async_engine
+from sqlalchemy.ext.asyncio import async_sessionmaker
+from sqlalchemy.orm import Session, sessionmaker
+from models import Country
+
+INSERT = "INSERT INTO country VALUES ('{}', '')"
+
+class Own(Session):
+    pass
+
+def session(db: Own):
+    assert isinstance(db, Own)
+    db.add(Country(code="01", name=""))
+
+def committed(session):
+    session.add(Country(code="02", name=""))
+    session.commit()
+    session.close()
+
+async def async_session(db: "AsyncSession | None"):
+    country = Country(code="03", name="")
+    db.add(country)
+    await db.commit()
+    assert country.code == "03"
+
+async def async_begun(session):
+    async with session.begin():
+        session.add(Country(code="04", name=""))
+
+def engine(engine: Engine):
+    with engine.begin() as connection:
+        connection.execute(text(INSERT.format("05")))
+
+async def async_engine(engine):
+    async with engine.begin() as connection:
+        await connection.execute(text(INSERT.format("06")))
+
+def factory(factory: sessionmaker):
+    with factory.begin() as session:
+        session.add(Country(code="07", name=""))
+
+async def async_factory(session_factory):
+    async with session_factory() as session:
+        country = Country(code="08", name="")
+        session.add(country)
+        await session.commit()
+        assert country.code == "08"
+
+def closed(connection):
+    connection.execute(text(INSERT.format("09")))
+    connection.commit()
+    connection.close()
+
+async def asyncpg_left_open(conn: asyncpg.Connection):
+    await conn.execute("BEGIN")
+    await conn.execute(INSERT.format("10"))
+
+def psycopg_(conn: psycopg.Connection):
+    conn.execute(INSERT.format("11"))
+
+async def async_psycopg(conn: psycopg.AsyncConnection):
+    await conn.execute(INSERT.format("12"))
+
+def psycopg2_(conn: psycopg2.extensions.connection):
+    conn.cursor().execute(INSERT.format("13"))
+
+def url(db_url: str):
+    with create_engine(db_url).begin() as connection:
+        connection.execute(text(INSERT.format("14")))
+
+async def async_url(url: str):
+    engine = create_async_engine(url)
+    async with engine.begin() as connection:
+        await connection.execute(text(INSERT.format("15")))
+    await engine.dispose()
+
+def own_loop(dsn):
+    async def main():
+        connection = await asyncpg.connect(dsn)
+        await connection.execute(INSERT.format("16"))
+        await connection.close()
+    asyncio.run(main())
+
+def several(session: Session, /, url, *, conn, number=17):
+    session.add(Country(code=str(number), name=""))
+    conn.execute(text(INSERT.format(number + 1)))
+"""
+"""Functions with each kind of parameter that is understood; each adds the row of its number."""
 
 DUMP: Final = """\
 --
@@ -147,6 +244,54 @@ def test_models_can_be_the_schema(bare: Library, name: str) -> None:
     )
 
     assert found == [["AT"], ["BE"]]
+
+
+def test_a_function_gets_what_it_takes(bare: Library) -> None:
+    """What it opens nothing of is committed and closed after it, in whatever way it left it."""
+    bare.write("takers.py", TAKERS)
+    names = re.findall(r"^(?:async )?def (\w+)", TAKERS, re.MULTILINE)
+    bare.configure(
+        "warmstack_schema = models:Base.metadata",
+        "warmstack_seed =",
+        *(f"    takers:{name}" for name in names),
+    )
+
+    found = rows(bare, "SELECT code FROM country ORDER BY 1", f"*, {len(names)} seed scripts: *")
+
+    # The last function has two.
+    assert found == [[f"{number:02}"] for number in range(1, len(names) + 2)]
+
+
+@pytest.mark.parametrize(
+    ("function", "words"),
+    [
+        ("def init(client): pass", "its parameter (client) is not understood"),
+        ("async def init(db: Session): pass", "its parameter (db: *) is not asynchronous, *"),
+        ("def init(db: AsyncSession): pass", "it awaits nothing of what it takes: *"),
+    ],
+)
+def test_a_function_that_takes_something_else_is_refused(
+    bare: Library, function: str, words: str
+) -> None:
+    """The error lists what is understood."""
+    bare.write(
+        "takers.py",
+        "from sqlalchemy.orm import Session\n"
+        "from sqlalchemy.ext.asyncio import AsyncSession\n"
+        f"{function}\n",
+    )
+    bare.configure("warmstack_schema = models:Base.metadata", "warmstack_seed = takers:init")
+
+    result = bare.run(REUSE, "test_rows.py")
+
+    result.assert_outcomes(errors=1)
+    result.stdout.fnmatch_lines(
+        [
+            "*The function takers:init of the seed can't be called.",
+            f"*Why: {words}",
+            *(f"*{line}" for line in understood()),
+        ]
+    )
 
 
 def test_a_changed_model_makes_another_schema(bare: Library) -> None:

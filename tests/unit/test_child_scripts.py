@@ -12,6 +12,7 @@ import pytest
 from sqlalchemy import MetaData
 
 from pytest_warmstack.postgres.child import scripts
+from pytest_warmstack.postgres.child.arguments import Call
 from pytest_warmstack.postgres.child.scripts import _found, _parts, _plain, _run
 from pytest_warmstack.postgres.child.trouble import Trouble
 
@@ -313,7 +314,9 @@ def test_a_line_names_a_function_or_the_metadata_of_models(module: str) -> None:
     assert isinstance(_found(f"{module}:Base.metadata"), MetaData)
     # A declarative base is what one thinks of first.
     assert _found(f"{module}:Base") is _found(f"{module}:Base.metadata")
-    assert _found(f"{module}:orders").__name__ == "orders"
+    orders = _found(f"{module}:orders")
+    assert isinstance(orders, Call)
+    assert orders.function.__name__ == "orders"
 
 
 @pytest.mark.parametrize(("name", "value"), [("NUMBER", "7"), ("__name__", "'warmstack_demo'")])

@@ -70,6 +70,7 @@ SAMPLES: dict[str, Any] = {
     "template": "warmstack_t_0123",
     "test": "tests/test_orders.py::test_refund",
     "title": "PostgreSQL",
+    "understood": ["session, db: sqlalchemy.orm.Session", "url: a URL as text"],
     "tried": "postgresql://db.example.com:5432/prod",
     "user": "ada",
     "value": "maybe",

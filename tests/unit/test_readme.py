@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from pytest_warmstack import fixtures, options
+from pytest_warmstack.postgres.child import arguments
 
 README = Path(__file__, "../../../README.md").resolve()
 
@@ -46,6 +47,11 @@ def test_the_public_fixtures_are_those_that_the_design_names() -> None:
 def test_the_table_of_choices_is_that_of_the_code(text: str) -> None:
     """Every choice, with its names and its default, stands in the README as the code has it."""
     assert options.table() in text
+
+
+def test_the_table_of_what_seeds_take_is_that_of_the_code(text: str) -> None:
+    """Every kind of parameter that a function may have."""
+    assert arguments.table() in text
 
 
 @pytest.mark.parametrize("name", public())

@@ -66,6 +66,16 @@ class Scripts:
     def _ask(self, target: Target, do: str, line: str) -> dict[str, Any]:
         report = self.builder.ask(target, do, who=f"The {self.name} {line}", line=line)
         if error := report.get("error"):
+            if report.get("kind") == "signature":
+                from pytest_warmstack.postgres.child.arguments import understood
+
+                raise TemplateFailed.bad_signature(
+                    layer=self.name,
+                    line=line,
+                    cause=error,
+                    source=self.source,
+                    understood=understood(),
+                )
             raise TemplateFailed.script_failed(
                 layer=self.name,
                 line=line,

@@ -14,7 +14,7 @@ from sqlalchemy import MetaData, NullPool, create_mock_engine
 from sqlalchemy.ext.asyncio import AsyncConnection, create_async_engine
 
 from pytest_warmstack.identity import fingerprint
-from pytest_warmstack.postgres.child import trouble
+from pytest_warmstack.postgres.child import arguments, trouble, wiring
 from pytest_warmstack.postgres.child.guard import Guard
 from pytest_warmstack.postgres.child.recorder import Recorder
 from pytest_warmstack.postgres.child.trouble import Trouble
@@ -51,7 +51,10 @@ def apply(line: str, root: str, guard: Guard, recorder: Recorder) -> dict[str, A
         found = _found(line)
         recorder.link(line)
         try:
-            asyncio.run(_connected(guard, lambda connection: _call(connection, found, line)))
+            if isinstance(found, MetaData):
+                asyncio.run(_connected(guard, lambda connection: _create(connection, found, line)))
+            else:
+                arguments.run(found, lambda driver: wiring.for_code(guard.url, driver))
         finally:
             recorder.link("")
         # Now, since a function may import something when it is called.
@@ -96,39 +99,34 @@ async def _connected(guard: Guard, work: Any) -> None:
     await engine.dispose()
 
 
-def _found(line: str) -> Any:
-    """Return what `package.module:attribute` names."""
+def _found(line: str) -> MetaData | arguments.Call:
+    """Return what `package.module:attribute` names: a `MetaData`, or how a function is called."""
     found = trouble.attribute(line)
     # A declarative base is what one thinks of first; a model is something else.
     metadata = getattr(found, "metadata", None)
     if isinstance(metadata, MetaData) and not hasattr(found, "__table__"):
         return metadata
-    is_function = callable(found) and not isinstance(found, type)
-    generates = inspect.isgeneratorfunction(found) or inspect.isasyncgenfunction(found)
-    if not isinstance(found, MetaData) and (not is_function or generates):
-        kind = (
-            "a generator, which nobody runs"
-            if generates
-            else f"{found!r}, a {type(found).__name__}"
-        )
-        raise Trouble(
-            "script", f"{line} is {kind}, and neither a MetaData nor a function of a connection"
-        )
-    return found
-
-
-async def _call(connection: AsyncConnection, found: Any, line: str) -> None:
     if isinstance(found, MetaData):
-        if not found.tables:
-            raise Trouble(
-                "script",
-                f"{line} has no table: name the module that imports all the models",
-            )
-        await connection.run_sync(found.create_all)
-    elif inspect.iscoroutinefunction(found):
-        await found(connection)
-    elif inspect.isawaitable(made := await connection.run_sync(found)):
-        await made
+        return found
+    inner = inspect.unwrap(found) if callable(found) else found
+    if inspect.isgeneratorfunction(inner) or inspect.isasyncgenfunction(inner):
+        raise Trouble("script", f"{line} is a generator, and calling it runs nothing of it")
+    if not callable(found) or isinstance(found, type):
+        raise Trouble(
+            "script",
+            f"{line} is {found!r}, a {type(found).__name__}, and neither a MetaData nor a function",
+        )
+    return arguments.call(found)
+
+
+async def _create(connection: AsyncConnection, metadata: MetaData, line: str) -> None:
+    """Make the tables of *metadata*."""
+    if not metadata.tables:
+        raise Trouble(
+            "script",
+            f"{line} has no table: name the module that imports all the models",
+        )
+    await connection.run_sync(metadata.create_all)
 
 
 async def _run(connection: AsyncConnection, path: Path, text: str) -> None:

@@ -45,6 +45,11 @@ def url(alembic: dict[str, Any] | None, parts: dict[str, Any]) -> URL:
     return _made(own or _guessed(location), parts)
 
 
+def for_code(url: URL, driver: str = "") -> URL:
+    """Return *url* for code that connects by itself: with *driver*, or a synchronous one."""
+    return _with_driver(url, driver or _synchronous() or "postgresql+asyncpg")
+
+
 def set_environment(lines: Sequence[str], url: URL) -> None:
     """Set the variables that *lines* name, such as `DATABASE_URL={db_url}`.
 

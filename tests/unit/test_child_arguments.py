@@ -1,0 +1,207 @@
+"""What seed functions take, told from their signatures as people write them."""
+
+from __future__ import annotations
+
+import asyncio
+import functools
+import textwrap
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+from sqlalchemy import make_url
+
+from pytest_warmstack.postgres.child import arguments, wiring
+from pytest_warmstack.postgres.child.trouble import Trouble
+
+HEAD = """
+import asyncio, functools, sqlalchemy as sa
+from typing import TYPE_CHECKING, Annotated, Any, Optional, Union
+from sqlalchemy import URL, Connection, Engine
+from sqlalchemy.orm import Session, sessionmaker
+from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, AsyncSession, async_sessionmaker
+import asyncpg, psycopg, psycopg2.extensions
+
+class Own(Session):
+    pass
+
+class OwnAsync(AsyncSession):
+    pass
+
+SessionDep = Annotated[Session, "Depends"]
+AsyncDep = Annotated[OwnAsync, "Depends"]
+
+def passes_on(function):
+    @functools.wraps(function)
+    async def wrapper(*args, **kwargs):
+        return await function(*args, **kwargs)
+    return wrapper
+
+def gives(function):
+    @functools.wraps(function)
+    async def wrapper():
+        return await function(None)
+    return wrapper
+"""
+
+
+def made(text: str, *, future: bool = False, head: str = HEAD) -> Callable[..., Any]:
+    """Return the function `seed` of a module with *text*; *future* has all annotations be texts."""
+    names: dict[str, Any] = {}
+    whole = ("from __future__ import annotations\n" * future) + head + textwrap.dedent(text)
+    exec(compile(whole, "seeds.py", "exec", dont_inherit=True), names)  # noqa: S102
+    return names["seed"]  # type: ignore[no-any-return]
+
+
+def kinds(function: Callable[..., Any]) -> list[str]:
+    """Return what *function* gets."""
+    return [each.kind for each in arguments.call(function).arguments]
+
+
+@pytest.mark.parametrize("future", [False, True])
+@pytest.mark.parametrize(
+    ("signature", "kind"),
+    [
+        ("def seed(x: Session)", arguments.SESSION),
+        ("def seed(x: Own)", arguments.SESSION),
+        ("def seed(x: SessionDep)", arguments.SESSION),
+        ("def seed(x: Optional[Session])", arguments.SESSION),
+        ("def seed(x: 'Session | None')", arguments.SESSION),
+        ("def seed(*, x: Annotated[Optional['Session'], 'Depends'])", arguments.SESSION),
+        ("def seed(x: Session, /)", arguments.SESSION),
+        ("async def seed(x: AsyncSession)", arguments.ASYNC_SESSION),
+        ("async def seed(x: AsyncDep)", arguments.ASYNC_SESSION),
+        ("async def seed(x: Session | AsyncSession)", arguments.ASYNC_SESSION),
+        ("def seed(x: AsyncSession | Session)", arguments.SESSION),
+        ("def seed(x: sessionmaker[Session])", arguments.FACTORY),
+        ("async def seed(x: async_sessionmaker[AsyncSession])", arguments.ASYNC_FACTORY),
+        ("def seed(x: Connection | Engine)", arguments.CONNECTION),
+        ("def seed(x: sa.Connection)", arguments.CONNECTION),
+        ("async def seed(x: AsyncConnection)", arguments.ASYNC_CONNECTION),
+        ("async def seed(x: asyncpg.Connection)", arguments.ASYNCPG),
+        ("def seed(x: 'psycopg.Connection[Any]')", arguments.PSYCOPG),
+        ("async def seed(x: psycopg.AsyncConnection)", arguments.ASYNC_PSYCOPG),
+        ("def seed(x: psycopg2.extensions.connection)", arguments.PSYCOPG2),
+        ("def seed(x: Engine)", arguments.ENGINE),
+        ("async def seed(x: AsyncEngine)", arguments.ASYNC_ENGINE),
+        ("def seed(x: AsyncEngine)", arguments.ASYNC_ENGINE),
+        ("async def seed(x: URL)", arguments.URL),
+        ("async def seed(x: str | URL)", arguments.URL),
+        ("def seed(url: str)", arguments.TEXT),
+        ("async def seed(db_url)", arguments.TEXT),
+        ("def seed(dsn: str)", arguments.DSN),
+        ("def seed(db)", arguments.SESSION),
+        ("async def seed(session)", arguments.ASYNC_SESSION),
+        ("def seed(conn: Any)", arguments.CONNECTION),
+        ("async def seed(connection: object)", arguments.ASYNC_CONNECTION),
+        ("def seed(engine)", arguments.ENGINE),
+        ("async def seed(session_factory)", arguments.ASYNC_FACTORY),
+        ("@passes_on\nasync def seed(x: AsyncSession)", arguments.ASYNC_SESSION),
+    ],
+)
+def test_a_parameter_is_understood(signature: str, kind: str, *, future: bool) -> None:
+    """By its annotation in each of the ways in which it is written, else by its name."""
+    assert kinds(made(f"{signature}:\n    pass", future=future)) == [kind]
+
+
+@pytest.mark.parametrize(
+    ("annotation", "kind"),
+    [
+        ("AsyncSession", arguments.ASYNC_SESSION),
+        ("AsyncSession | None", arguments.ASYNC_SESSION),
+        ("Annotated[AsyncSession, Depends(get)]", arguments.ASYNC_SESSION),
+        ("orm.Session", arguments.SESSION),
+        ("sa.Connection", arguments.CONNECTION),
+        ("asyncpg.Connection", arguments.ASYNCPG),
+        ("psycopg.Connection", arguments.PSYCOPG),
+        ("Engine", arguments.ENGINE),
+    ],
+)
+def test_what_is_imported_for_type_checkers_only_is_understood_too(
+    annotation: str, kind: str
+) -> None:
+    """The names in the text of the annotation have to do."""
+    word = "async def" if "sync" in annotation else "def"
+    assert kinds(made(f"{word} seed(x: '{annotation}'): pass", head="")) == [kind]
+
+
+@pytest.mark.parametrize(
+    "signature",
+    [
+        "seed()",
+        "seed(x=1)",
+        "seed(session: Session = None)",
+        "seed(*args, **kwargs)",
+        "seed(*, count: int = 3)",
+    ],
+)
+def test_what_has_a_default_keeps_it(signature: str) -> None:
+    """And what takes nothing gets nothing."""
+    assert kinds(made(f"def {signature}: pass")) == []
+
+
+def test_a_decorator_that_gives_the_parameter_itself_gets_nothing() -> None:
+    """Its own signature counts unless it passes on whatever it gets."""
+    assert kinds(made("@gives\nasync def seed(session: AsyncSession): pass")) == []
+
+
+def test_a_partial_function_needs_only_the_rest() -> None:
+    """What was given stays."""
+    function = made("async def seed(session, count): pass")
+
+    call = arguments.call(functools.partial(function, count=3))
+
+    assert [each.kind for each in call.arguments] == [arguments.ASYNC_SESSION]
+    assert call.is_async
+
+
+@pytest.mark.parametrize(
+    ("signature", "words"),
+    [
+        ("def seed(client)", r"\(client\) is not understood"),
+        ("def seed(locale: str)", r"\(locale: str\) is not understood"),
+        ("def seed(session: str)", r"\(session: str\) is not understood"),
+        ("def seed(session: dict)", r"\(session: dict\) is not understood"),
+        ("def seed(db: 'Database')", r"\(db: 'Database'\) is not understood"),
+        ("async def seed(x: Session)", "is not asynchronous, .* make it a def"),
+        ("async def seed(x: Engine)", "is not asynchronous, .* make it a def"),
+    ],
+)
+def test_what_is_not_understood_is_named(signature: str, words: str) -> None:
+    """Before anything is built: the list of what is understood follows in the error."""
+    with pytest.raises(Trouble, match=words) as caught:
+        arguments.call(made(f"{signature}: pass"))
+
+    assert caught.value.kind == "signature"
+
+
+def test_the_list_names_each_kind_once() -> None:
+    """The error's lines and the README's rows are made from one list."""
+    lines = arguments.understood()
+
+    assert len(lines) == len(arguments.TAKEN)
+    for taken, line in zip(arguments.TAKEN, lines, strict=True):
+        assert all(each in line for each in (*taken.names, *taken.plain, *taken.awaited))
+
+
+def test_a_function_that_needs_no_loop_runs_in_none() -> None:
+    """It may run one itself, as a project's own entry point does; a URL is as its driver wants."""
+    seen: list[str] = []
+    url = make_url("postgresql+asyncpg://a:b@127.0.0.1:1/c?ssl=require")
+
+    async def awaited(dsn, url):  # type: ignore[no-untyped-def]
+        seen.extend([dsn, url])
+
+    def seed(dsn, url):  # type: ignore[no-untyped-def]
+        asyncio.run(awaited(dsn, url))
+
+    for function in (seed, awaited):
+        arguments.run(arguments.call(function), lambda driver: wiring.for_code(url, driver))
+
+    plain = "postgresql://a:b@127.0.0.1:1/c?sslmode=require"
+    assert seen == [
+        plain,
+        "postgresql+psycopg://a:b@127.0.0.1:1/c?sslmode=require",
+        plain,
+        "postgresql+asyncpg://a:b@127.0.0.1:1/c?ssl=require",
+    ]
