@@ -652,7 +652,8 @@ class TemplateFailed(WarmstackError):
             f"The function {function} gave no Alembic configuration.",
             why=f"{cause}{where and f' ({where})'}",
             looked_at=[f"warmstack_alembic, from the {source}", *_wrote(output)],
-            todo=[
+            todo=_loop_hints(cause)
+            or [
                 "name a function as package.module:function that can be imported in the tests; it "
                 "gets the URL, if it takes a parameter, and returns an alembic.config.Config, or "
                 "migrates by itself",
@@ -697,8 +698,13 @@ class TemplateFailed(WarmstackError):
             why=cause,
             looked_at=[config, *_wrote(output)],
             todo=[
-                *hints,
-                "mend the migration and run again: the template is built anew by itself",
+                *(
+                    _loop_hints(cause)
+                    or [
+                        *hints,
+                        "mend the migration and run again: the template is built anew by itself",
+                    ]
+                ),
             ],
         )
 
@@ -1203,6 +1209,28 @@ _DRIVERS = ("psycopg", "psycopg2", "asyncpg", "pg8000")
 
 def _was(who: str) -> str:
     return "were" if who.endswith("migrations") else "was"
+
+
+def _loop_hints(cause: str) -> list[str]:
+    """Return what to write where the code that runs migrations misses an event loop, or meets one.
+
+    The words are those of asyncio's and AnyIO's errors.
+    """
+    if any(each in cause for each in ("cannot be called from a running", "is already running")):
+        return [
+            "env.py begins an event loop, and an asynchronous function runs Alembic in one: let it "
+            "return the Config and leave the rest to pytest-warmstack, or give Alembic a thread: "
+            'await asyncio.to_thread(command.upgrade, config, "heads")',
+        ]
+    if "NoEventLoopError" in cause or "no running event loop" in cause or "no current" in cause:
+        return [
+            "env.py runs without an event loop around it, as with `alembic upgrade heads`: let it "
+            "begin one, with asyncio.run(run_async_migrations()) or "
+            "anyio.run(run_async_migrations)",
+            "or run the migrations in a loop of yours: warmstack_alembic = package.module:function "
+            "may name an async def",
+        ]
+    return []
 
 
 def _hints(state: str, cause: str) -> list[str]:

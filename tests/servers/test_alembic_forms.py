@@ -14,6 +14,7 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
+from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any, Final
 
@@ -394,6 +395,39 @@ def test_a_function_can_migrate_by_itself(form: Form) -> None:
     in_code(form, "migrate")
 
     assert form.column(TABLES) == SHELVES
+
+
+@pytest.mark.parametrize("function", ["make_config_in_a_loop", "migrate_in_a_loop"])
+def test_a_function_can_be_asynchronous(form: Form, function: str) -> None:
+    """It gives the configuration, or migrates by itself, over a connection of its loop."""
+    in_code(form, function)
+
+    assert form.column(TABLES) == SHELVES
+
+
+IN_A_LOOP: Final = "\nimport asyncio\n\nasync def main(): pass\n\nasyncio.run(main())\n"
+FROM_A_THREAD: Final = "\nimport anyio\n\nasync def main(): pass\n\nanyio.from_thread.run(main)\n"
+
+
+@pytest.mark.parametrize(
+    ("function", "addition", "words"),
+    [
+        ("make_config", FROM_A_THREAD, "*NoEventLoopError*let it begin one*asyncio.run(*"),
+        ("migrate_by_env_py", IN_A_LOOP, "*cannot be called from*await asyncio.to_thread(*"),
+    ],
+)
+def test_an_env_py_that_needs_another_loop_is_explained(
+    form: Form, function: str, addition: str, words: str
+) -> None:
+    """One that is made to run below an application's loop, and one that meets a loop."""
+    in_code(form, function)
+    env = form.folder / "project_db/migrations/env.py"
+    env.write_text(env.read_text() + addition)
+
+    result = form.run(REUSE)
+
+    result.assert_outcomes(errors=1)
+    assert fnmatchcase(" ".join(result.outlines), words)
 
 
 def test_a_function_without_a_parameter_finds_the_url_in_the_environment(form: Form) -> None:

@@ -278,6 +278,29 @@ def test_a_failure_of_env_py_that_looks_for_a_url_hints_at_its_environment(cause
     assert len(inside.todo) == 1
 
 
+@pytest.mark.parametrize(
+    ("cause", "advice"),
+    [
+        ("NoEventLoopError: Not running inside an AnyIO worker thread", "asyncio.run("),
+        ("RuntimeError: no running event loop", "asyncio.run("),
+        ("RuntimeError: There is no current event loop in thread 'MainThread'.", "asyncio.run("),
+        ("RuntimeError: asyncio.run() cannot be called from a running event loop", "to_thread("),
+        ("RuntimeError: This event loop is already running", "to_thread("),
+    ],
+)
+@pytest.mark.parametrize("name", ["migration_failed", "bad_function"])
+def test_an_env_py_that_needs_another_loop_is_told_what_to_write(
+    name: str, cause: str, advice: str
+) -> None:
+    """Its revisions have no fault."""
+    error = CONSTRUCTORS[f"TemplateFailed.{name}"](
+        **arguments(f"TemplateFailed.{name}") | {"cause": cause}
+    )
+
+    assert advice in error.todo[0]
+    assert "mend the migration" not in str(error)
+
+
 def test_a_first_revision_that_misses_a_table_hints_at_the_schema() -> None:
     """Later ones miss what an earlier one should have made; the first one what was there before."""
     given = arguments("TemplateFailed.migration_failed") | {"state": "42P01"}

@@ -27,6 +27,9 @@ from pytest_warmstack.postgres.dependencies import python_files
 _ALWAYS = frozenset({"package:alembic", "package:sqlalchemy"})
 """What every revision uses: it is noted once for all of them."""
 
+_POSITIONAL = {inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD}
+_NAMED = {inspect.Parameter.KEYWORD_ONLY}
+
 
 class Revisions:
     """The revisions of the project, planned and applied by Alembic itself.
@@ -182,11 +185,11 @@ class Revisions:
     def _called(self) -> Config | None:
         """Return what the project's callable gives: a configuration, or nothing."""
         found = trouble.attribute(self._alembic["callable"])
-        takes = any(
-            each.kind in {each.POSITIONAL_ONLY, each.POSITIONAL_OR_KEYWORD}
-            for each in inspect.signature(found).parameters.values()
-        )
-        made = found(self._url) if takes else found()
+        parameters = inspect.signature(found).parameters.values()
+        if any(each.kind in _POSITIONAL for each in parameters):
+            made = found(self._url)
+        else:
+            made = found(**{each.name: self._url for each in parameters if each.kind in _NAMED})
         if inspect.isawaitable(made):
             made = asyncio.run(_awaited(made))
         if made is not None and not isinstance(made, Config):
