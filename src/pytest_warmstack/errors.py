@@ -921,6 +921,23 @@ class LoopFailed(WarmstackError):
         )
 
     @classmethod
+    def forgotten(cls, *, names: Sequence[str]) -> LoopFailed:
+        """The test, or a fixture of it, called *names* and did not await them."""
+        client = names[0].partition(".")[0]
+        plain = "Session(create_engine(db_url.replace('+asyncpg', '+psycopg')))"
+        if client == "redis_client":
+            plain = "redis.Redis.from_url(redis_url)"
+        return cls(
+            f"The test never awaited {', '.join(dict.fromkeys(names))}.",
+            why=f"{client} is asynchronous: what its methods return does nothing until it is "
+            "awaited, so nothing of this happened",
+            todo=[
+                f"make the function an async def, and write: await {names[0]}",
+                f"in a def, use what is not asynchronous: {plain}",
+            ],
+        )
+
+    @classmethod
     def transaction(cls) -> LoopFailed:
         """Tell that a session or connection is used in two event loops within one transaction."""
         return cls(

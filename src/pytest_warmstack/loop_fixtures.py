@@ -7,12 +7,15 @@ fixture is declared anew for each loop that a test runs in. Nothing asynchronous
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Generator
 from types import ModuleType
 from typing import TYPE_CHECKING, Any, Final
 
 import pytest
 import pytest_asyncio
+
+from pytest_warmstack import unawaited
+from pytest_warmstack.errors import LoopFailed
 
 if TYPE_CHECKING:
     from redis.asyncio import Redis
@@ -26,6 +29,9 @@ SHARED: Final[pytest.StashKey[Shared]] = pytest.StashKey()
 
 ROLLBACK: Final[pytest.StashKey[RollbackConnection]] = pytest.StashKey()
 """Where it keeps the connection, of its loop's own, over which it does that."""
+
+BEGUN: Final[pytest.StashKey[unawaited.Begun]] = pytest.StashKey()
+"""Where it keeps what its session and client have begun."""
 
 
 def declare(loop: str) -> ModuleType:
@@ -71,6 +77,7 @@ def declare(loop: str) -> ModuleType:
 
         # An attribute that was expired would be loaded when it is read, which asyncio can't do.
         session = AsyncSession(db_engine, expire_on_commit=False)
+        unawaited.watch(session, "db_session", _begun(request.node))
         yield session
         rollback = request.node.stash.get(ROLLBACK, None)
         if rollback is not None:
@@ -82,10 +89,10 @@ def declare(loop: str) -> ModuleType:
             await session.close()
 
     @fixture("redis")
-    async def redis(redis_url: str) -> AsyncIterator[Redis]:
+    async def redis(request: pytest.FixtureRequest, redis_url: str) -> AsyncIterator[Redis]:
         from pytest_warmstack.redis.clients import client
 
-        async with client(redis_url) as redis:
+        async with client(redis_url, _begun(request.node)) as redis:
             yield redis
 
     # pytest finds fixtures by looking through a plugin's names.
@@ -93,4 +100,29 @@ def declare(loop: str) -> ModuleType:
     fixtures = (rollback_connection, rollback, other_engine, session, redis)
     for number, each in enumerate(fixtures):
         setattr(plugin, f"fixture_{number}", each)
+    plugin.pytest_runtest_call = _see_what_is_awaited  # type: ignore[attr-defined]
     return plugin
+
+
+def _begun(node: pytest.Item) -> unawaited.Begun:
+    """Return what the clients of the test *node* have begun."""
+    return node.stash.setdefault(BEGUN, unawaited.Begun())
+
+
+@pytest.hookimpl(wrapper=True)
+def _see_what_is_awaited(item: pytest.Item) -> Generator[None, object, object]:
+    """Fail a test, or its fixture, that began something and did not await it."""
+    try:
+        result = yield
+    except BaseException as error:
+        if names := _forgotten(item):
+            error.add_note(LoopFailed.forgotten(names=names).line)
+        raise
+    if names := _forgotten(item):
+        pytest.fail(str(LoopFailed.forgotten(names=names)), pytrace=False)
+    return result
+
+
+def _forgotten(item: pytest.Item) -> list[str]:
+    begun = item.stash.get(BEGUN, None)
+    return begun.forgotten() if begun is not None else []

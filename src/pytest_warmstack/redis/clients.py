@@ -8,18 +8,31 @@ from contextlib import asynccontextmanager
 from typing import Any
 
 from redis.asyncio import Redis
+from redis.asyncio.client import Pipeline
 
 from pytest_warmstack import loops
+from pytest_warmstack.unawaited import Begun, watch
 
 
 @asynccontextmanager
-async def client(url: str) -> AsyncIterator[Redis]:
-    """Give a client, and close it with all its connections at the end, whoever opened them."""
-    client: Redis = Redis.from_url(url)
+async def client(url: str, begun: Begun) -> AsyncIterator[Redis]:
+    """Give a client, and close it with all its connections at the end, whoever opened them.
+
+    *begun* is told what it begins.
+    """
+    client: Redis = watch(_Client.from_url(url), "redis_client", begun)
     pool = client.connection_pool
     pool.connection_class = _loop_bound(pool.connection_class)
     yield client
     await client.aclose()
+
+
+class _Client(Redis):
+    """A client whose pipelines are watched as it is."""
+
+    def pipeline(self, *args: Any, **kwargs: Any) -> Pipeline:
+        _, begun = vars(self)["_warmstack_begun"]
+        return watch(super().pipeline(*args, **kwargs), "redis_client.pipeline()", begun)
 
 
 def _loop_bound(base: Any) -> Any:
