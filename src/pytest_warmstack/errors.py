@@ -15,10 +15,8 @@ class WarmstackError(Exception):
     """Base of all errors of this package; `str()` of one is the text for the user.
 
     *what* failed and *why* are sentences, *looked_at* is a list of places or facts that were
-    examined, *todo* a list of ways out. `told` is for whoever shows it: whether that was done.
+    examined, *todo* a list of ways out.
     """
-
-    told = False
 
     def __init__(
         self,
@@ -35,9 +33,8 @@ class WarmstackError(Exception):
         super().__init__(what)
 
     def brief(self) -> str:
-        """Return the text for a reader who has met the whole of it before."""
-        more = "(What was looked at, and what to do, stands where this was told first.)"
-        return "\n".join([self.what, _titled("Why:", [self.why]), more])
+        """Return the line for a reader who has met the whole of it before."""
+        return f"{self.what} (Same error as above; see its first occurrence for details.)"
 
     @property
     def line(self) -> str:
@@ -917,6 +914,19 @@ class LoopFailed(WarmstackError):
             todo=[
                 'give this test a database of its own: @pytest.mark.warmstack_isolation("clone")',
                 _OWN_LOOP,
+            ],
+        )
+
+    @classmethod
+    def backend(cls, *, name: str) -> LoopFailed:
+        """AnyIO's plugin runs the test on another backend, called *name*."""
+        return cls(
+            "The fixtures of pytest-warmstack work on the asyncio backend of AnyIO only.",
+            why=f"this test runs on {name}, and asyncpg and redis-py need asyncio",
+            todo=[
+                'select it, in conftest.py:\n@pytest.fixture(scope="session")\n'
+                'def anyio_backend():\n    return "asyncio"',
+                'or for one test: @pytest.mark.parametrize("anyio_backend", ["asyncio"])',
             ],
         )
 

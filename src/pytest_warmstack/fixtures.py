@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any, Final, TypeVar
 
@@ -12,6 +13,7 @@ if TYPE_CHECKING:
     from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession
 
     from pytest_warmstack.engines import Engines
+    from pytest_warmstack.errors import WarmstackError
     from pytest_warmstack.postgres.clones import Clone
     from pytest_warmstack.runtime.base import ServerHandle
     from pytest_warmstack.workbench import Workbench
@@ -23,6 +25,12 @@ WORKBENCH: Final = pytest.StashKey[Callable[[], "Workbench"]]()
 
 FAILED: Final = pytest.StashKey[set[pytest.Item]]()
 """Where the pytest config keeps the tests that failed, each as its last attempt left it."""
+
+SHOWN: Final = pytest.StashKey[dict[str, str]]()
+"""Where it keeps which test showed an error first."""
+
+ERROR: Final = "warmstack_error"
+"""The attribute of a failed fixture's exception that has the error."""
 
 NEEDS: Final = {"_warmstack_postgres": "postgres", "_warmstack_redis": "redis"}
 """The fixtures behind all others, and the server that each needs.
@@ -147,6 +155,8 @@ def function_db_engine(
     from pytest_warmstack.engines import is_clone
     from pytest_warmstack.loop_fixtures import ROLLBACK, SHARED
 
+    if _is_of_anyio(request) and inspect.iscoroutinefunction(getattr(request, "function", None)):
+        _see_backend(request)
     if not is_clone(db_url):
         yield _in_the_loop_of_the_test(request, "other_engine")
     elif SHARED in request.node.stash:
@@ -184,6 +194,25 @@ def redis_client(request: pytest.FixtureRequest, redis_url: str) -> Redis:
     return client
 
 
+def _is_of_anyio(request: pytest.FixtureRequest) -> bool:
+    """Tell whether anyio's plugin runs the test, and not pytest-asyncio.
+
+    There is no asyncio marker, and the fixture that tells that plugin to run coroutines.
+    """
+    marker = request.node.get_closest_marker("asyncio")
+    return marker is None and "anyio_backend" in request.fixturenames
+
+
+def _see_backend(request: pytest.FixtureRequest) -> None:
+    """Fail a test that AnyIO's plugin runs on another backend than asyncio."""
+    backend = request.getfixturevalue("anyio_backend")
+    name = backend if isinstance(backend, str) else backend[0]
+    if name != "asyncio":
+        from pytest_warmstack.errors import LoopFailed
+
+        raise _failure(LoopFailed.backend(name=name))
+
+
 def _isolation(request: pytest.FixtureRequest, workbench: Workbench) -> str:
     """Return what keeps the test apart from others: its marker's word, else the setting."""
     marker = request.node.get_closest_marker("warmstack_isolation")
@@ -213,11 +242,26 @@ def _had(get: Callable[[], T]) -> T:
     try:
         return get()
     except WarmstackError as error:
-        # Five hundred tests may meet the same one.
-        text = error.brief() if error.told else str(error)
-        error.told = True
+        found = error
     # Outside the handler: what led to the error is in its text, and no chain of tracebacks helps.
-    pytest.fail(text, pytrace=False)
+    raise _failure(found)
+
+
+def _failure(error: WarmstackError) -> BaseException:
+    """Return what fails a test with the text of *error*, and with no traceback."""
+    failure = pytest.fail.Exception(str(error), pytrace=False)
+    setattr(failure, ERROR, error)
+    return failure
+
+
+def shorten(item: pytest.Item, failed: BaseException) -> None:
+    """Leave one line of an error that another test has shown: five hundred may meet the same."""
+    error = getattr(failed, ERROR, None)
+    if error is not None:
+        shown = item.config.stash[SHOWN]
+        # Not for the test that showed it first: when it is run again, that is all one sees of it.
+        is_first = shown.setdefault(str(error), item.nodeid) == item.nodeid
+        failed.msg = str(error) if is_first else error.brief()  # type: ignore[attr-defined]
 
 
 def _in_the_loop_of_the_test(request: pytest.FixtureRequest, name: str) -> Any:
@@ -234,9 +278,9 @@ def _in_the_loop_of_the_test(request: pytest.FixtureRequest, name: str) -> Any:
 
 def _loop(request: pytest.FixtureRequest) -> str:
     """Return which loop the test runs in: a scope of pytest-asyncio's, or `anyio`."""
-    # No asyncio marker, and the fixture that tells anyio's plugin to run coroutines.
     marker = request.node.get_closest_marker("asyncio")
-    if marker is None and "anyio_backend" in request.fixturenames:
+    if _is_of_anyio(request):
+        _see_backend(request)
         return "anyio"
     if marker is not None and (
         scope := marker.kwargs.get("loop_scope") or marker.kwargs.get("scope")

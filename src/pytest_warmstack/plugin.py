@@ -78,6 +78,7 @@ def pytest_configure(config: pytest.Config) -> None:
     )
     config.stash[WORKERS] = {}
     config.stash[fixtures.FAILED] = set()
+    config.stash[fixtures.SHOWN] = {}
     config.stash[fixtures.WORKBENCH] = lambda: set_up(config)
     config.pluginmanager.register(fixtures, "warmstack-fixtures")
 
@@ -167,8 +168,10 @@ def pytest_runtest_makereport(
 
     And tell who holds the connections when it failed because PostgreSQL has none to spare.
     """
-    from pytest_warmstack.fixtures import FAILED
+    from pytest_warmstack.fixtures import FAILED, shorten
 
+    if call.excinfo is not None:
+        shorten(item, call.excinfo.value)
     failed = item.config.stash[FAILED]
     if call.when == "setup":
         failed.discard(item)

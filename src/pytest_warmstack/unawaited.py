@@ -42,7 +42,8 @@ class Begun:
 def watch(client: T, name: str, begun: Begun) -> T:
     """Have *client*, which the test knows as *name*, tell *begun* of the coroutines it makes."""
     # A class, since functions on the client itself would keep it alive in a circle.
-    client.__class__ = _watched(type(client))
+    cls: type[Any] = type(client)
+    client.__class__ = _watched(cls)  # type: ignore[arg-type] # a class has a hash
     vars(client)["_warmstack_begun"] = name, begun
     return client
 

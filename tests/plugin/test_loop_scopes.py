@@ -186,6 +186,42 @@ def test_a_test_of_anyios_plugin_has_its_fixtures_in_its_loop(
     result.assert_outcomes(passed=3)
 
 
+def test_another_backend_of_anyio_is_refused_with_the_line_that_selects_asyncio(
+    pytester: pytest.Pytester, run: Run
+) -> None:
+    """It is shown once; the tests on asyncio pass, and those that need no loop as well."""
+    ini(pytester)
+    pytester.makepyfile(
+        """
+        import pytest
+
+        @pytest.fixture(params=["asyncio", ("trio", {})], ids=["asyncio", "trio"])
+        def anyio_backend(request):
+            return request.param
+
+        @pytest.mark.anyio
+        async def test_session(db_session): pass
+
+        @pytest.mark.anyio
+        async def test_engine(db_engine): pass
+
+        @pytest.mark.anyio
+        async def test_client(redis_client): pass
+
+        def test_that_needs_no_loop(anyio_backend, db_engine, redis_url): pass
+        """
+    )
+
+    result = run(plugins=["anyio"])
+
+    result.assert_outcomes(passed=5, errors=3)
+    text = result.stdout.str()
+    headline = "The fixtures of pytest-warmstack work on the asyncio backend of AnyIO only."
+    assert text.count(f"\n{headline}\nWhy: this test runs on trio, ") == 1
+    assert text.count('\n    def anyio_backend():\n        return "asyncio"\n') == 1
+    assert text.count(f"\n{headline} (Same error as above; ") == 2
+
+
 def test_synchronous_tests_may_use_the_asynchronous_fixtures(
     pytester: pytest.Pytester, run: Run
 ) -> None:

@@ -39,6 +39,8 @@ EXPECTED: Final = {
     "module_seed": Case({"passed": 3}, ("-o", "asyncio_default_fixture_loop_scope=module")),
     # SCRIPT LOAD in a fixture of the session's.
     "noscript": Case({"passed": 3}),
+    # AnyIO's plugin with trio: each of these tests is refused with the line that selects asyncio.
+    "anyio_trio": Case({"passed": 2, "errors": 2}, ("-p", "anyio", "-o", "asyncio_mode=strict")),
     # A timeout of a test that hits the set-up, in a run whose servers have to be started.
     "timeout_lazy": Case({"passed": 1, "errors": 1}, ("-p", "timeout"), reuse=False),
 }
