@@ -6,6 +6,7 @@ Imported in every pytest run on the machine, so nothing heavy may be imported wi
 from __future__ import annotations
 
 import os
+import warnings
 from collections.abc import Callable, Generator, Iterable, Sequence
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any, Final
@@ -57,6 +58,18 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 def pytest_load_initial_conftests(early_config: pytest.Config, parser: pytest.Parser) -> None:
     """Declare the option that another plugin may have declared, now that all are loaded."""
     options.add_reuse(parser, early_config.pluginmanager)
+    early_config.pluginmanager.register(_Quiet(), "warmstack-quiet")
+
+
+class _Quiet:
+    """Keeps pytest-asyncio, which came with us, from advising a project that does not use it."""
+
+    @pytest.hookimpl(tryfirst=True)
+    def pytest_configure(self, config: pytest.Config) -> None:
+        """Leave out its warning of an option that is not set, unless its mode is."""
+        has = config.pluginmanager.hasplugin("asyncio")
+        if has and (config.option.asyncio_mode or config.getini("asyncio_mode")) == "strict":
+            warnings.filterwarnings("ignore", '.*"asyncio_default_fixture_loop_scope" is unset')
 
 
 def pytest_configure(config: pytest.Config) -> None:

@@ -1035,3 +1035,20 @@ def test_a_run_with_rollbacks_reports_rollbacks(pytester: pytest.Pytester, run: 
 
     result.assert_outcomes(passed=3)
     result.stdout.fnmatch_lines(["warmstack: set-up: *, 1 clone of *, 2 rollbacks of *"])
+
+
+@pytest.mark.parametrize(
+    ("configured", "warned"), [("", False), ("asyncio_mode = auto", True)], ids=["not", "used"]
+)
+def test_pytest_asyncio_advises_those_who_use_it(
+    pytester: pytest.Pytester, run: Run, configured: str, *, warned: bool
+) -> None:
+    """It comes with us; a project in its default mode has not asked for its advice."""
+    pytester.makeini(f"[pytest]\n{configured}\n")
+    pytester.makepyfile("def test_it(redis_url): pass")
+
+    result = run()
+
+    result.assert_outcomes(passed=1)
+    told = "asyncio_default_fixture_loop_scope" in result.stderr.str()
+    assert told is warned

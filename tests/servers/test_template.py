@@ -178,6 +178,18 @@ def test_an_edited_env_py_builds_anew(kept: Library) -> None:
     assert kept.executions() == 1
 
 
+def test_alembics_log_reads_as_it_does_elsewhere(kept: Library) -> None:
+    """It tells what it runs by the name of the function."""
+    kept.edit("migrations/versions/0002_create_books.py", "REFERENCES author)", "REFERENCES x)")
+    env = kept.folder / "migrations/env.py"
+    env.write_text(f"import logging\n\nlogging.basicConfig(level='INFO')\n{env.read_text()}")
+
+    result = kept.run(REUSE)
+
+    result.stdout.fnmatch_lines(["*Running upgrade 0001 -> 0002, *"])
+    result.stdout.no_fnmatch_line("*Running migrate *")
+
+
 def test_a_failing_revision_fails_each_test_of_the_database_and_no_other(kept: Library) -> None:
     """The text holds PostgreSQL's words, revision, file and line; mended, the next run is green."""
     path = "migrations/versions/0002_create_books.py"

@@ -720,3 +720,16 @@ def test_a_data_file_can_be_left_out_alone(recorded: Recorded) -> None:
     )
 
     assert beside(needs) == {"file:data/b.csv", "package:mako"}
+
+
+def test_a_warning_names_the_line_that_imports(root: Path, recorded: Recorded) -> None:
+    """As without us: a deprecated module tells who uses it."""
+    old = "import warnings\nwarnings.warn('use new', DeprecationWarning, stacklevel=2)\n"
+    text = (
+        "import warnings\nseen = []\n"
+        "warnings.showwarning = lambda text, kind, file, line, *_: seen.append((file, line))\n"
+        "warnings.simplefilter('always')\nimport shop.old\n"
+        "assert seen == [(__file__, 5)], seen\n"
+    )
+
+    recorded({**HELPERS, "shop/old.py": old, "versions/0001.py": text})

@@ -38,6 +38,9 @@ _READERS = ("linecache", "tokenize", "importlib.metadata")
 """Parts of Python that read code to show it, or look for what is installed."""
 
 
+_IMPORTS = "<importlib._bootstrap, recorded>"
+"""The name of the code that imports and records it."""
+
 _stat = os.stat
 """Ours, which is not noted."""
 
@@ -104,6 +107,9 @@ class Recorder:
             return path_stats(loader, path)
 
         SourceFileLoader.path_stats = dates  # type: ignore[method-assign,assignment]
+        # A warning is shown at the line that imports: `warnings.warn` leaves out what it takes for
+        # the import system (its `_is_internal_frame`).
+        import_.__code__ = import_.__code__.replace(co_filename=_IMPORTS)
         builtins.__import__ = import_
         importlib.import_module = import_module
         os.stat = look

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import functools
 import inspect
 import warnings
 from argparse import Namespace
@@ -387,6 +388,7 @@ class Revisions:
         original = step.migration_fn
         file = Path(step.revision.path).name
 
+        @functools.wraps(original)  # Alembic writes its name to the log: "Running upgrade".
         def migrate(**kwargs: Any) -> None:
             self._tell(f"in revision {name} ({file})")
             self._recorder.link(name)
