@@ -19,6 +19,8 @@ from pathlib import Path
 from typing import Any, Final
 
 import pytest
+from alembic.script import ScriptDirectory
+from alembic.util import CommandError
 
 from pytest_warmstack.settings import RuntimeName
 from sample import Library
@@ -242,6 +244,12 @@ def test_every_head_of_a_branch_is_recorded(form: Form) -> None:
     (form.folder / "migrations/versions/s3_merge.py").unlink()
 
     assert form.column(VERSIONS) == ["s2a", "s2b"]
+    words = "(2 heads: `alembic upgrade head` refuses them)"
+    assert words in form.run(REUSE).stdout.str()
+    with pytest.raises(CommandError, match="multiple heads"):
+        ScriptDirectory(str(form.folder / "migrations")).get_current_head()
+    form.lay("branches")
+    assert "heads" not in form.run(REUSE).stdout.str()
 
 
 @pytest.mark.parametrize(("separator", "between"), [("os", os.pathsep), ("newline", "\n    ")])

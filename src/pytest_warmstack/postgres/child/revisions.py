@@ -137,8 +137,19 @@ class Revisions:
         return {
             "needs": self._common_needs(whole=whole),
             "folders": self._folders(),
-            "remark": self._unseen + "".join(f" (Alembic warns: {each})" for each in self.told),
+            "remark": "".join(
+                (
+                    self._heads_remark(),
+                    self._unseen,
+                    *(f" (Alembic warns: {each})" for each in self.told),
+                )
+            ),
         }
+
+    def _heads_remark(self) -> str:
+        """Return what is to be known of several heads: all of them are applied here."""
+        count = len(self._script.get_heads()) if self._script else 0
+        return f" ({count} heads: `alembic upgrade head` refuses them)" if count > 1 else ""
 
     def _heads(self) -> list[str]:
         """Return the heads that Alembic writes down: none that another revision depends on."""
