@@ -15,6 +15,9 @@ _LINES: Final = 12
 _QUERY: Final = 100
 """Characters of a query that are shown."""
 
+_PUT_BACK: Final = ("COMMIT", "ROLLBACK", "SELECT PG_ADVISORY_UNLOCK_ALL()")
+"""How the last statement of a connection begins that a pool has put back."""
+
 _DEPTH: Final = 10
 """How far an error's causes are followed."""
 
@@ -82,10 +85,19 @@ def left(steps: Sequence[Step], *, leaks: bool = True) -> Iterator[str]:
     told = [
         step.facts for step in steps if step.name == "left" and (leaks or "trouble" in step.facts)
     ]
+    pooled = [facts for facts in told if _is_pooled(facts)]
+    told = [facts for facts in told if not _is_pooled(facts)]
     for facts in told[:_LINES]:
         yield f"{facts['test']}: {facts['trouble'] if 'trouble' in facts else _leak(facts)}"
     if len(told) > _LINES:
         yield f"... and {len(told) - _LINES} more like these"
+    if pooled:
+        tests = list(dict.fromkeys(facts["test"] for facts in pooled))
+        others = f" and {_counted(len(tests) - 1, 'other test')}" if len(tests) > 1 else ""
+        yield (
+            f"{tests[0]}{others}: {_counted(len(pooled), 'idle connection')} stayed open, as in an"
+            " engine's pool: dispose of the engine after the test, or give it poolclass=NullPool"
+        )
 
 
 def kept(steps: Sequence[Step]) -> Iterator[str]:
@@ -124,6 +136,20 @@ def _leak(facts: Mapping[str, str]) -> str:
     name = f"connection {facts['application']!r}" if facts["application"] else "connection"
     query = f", last: {' '.join(facts['query'].split())[:_QUERY]}" if facts["query"] else ""
     return f"it left a {name} open ({facts['state'] or 'state unknown'}{query})"
+
+
+def _is_pooled(facts: Mapping[str, str]) -> bool:
+    """Tell whether a connection looks like one that lies in a pool.
+
+    SQLAlchemy and psycopg end the transaction of what comes back, asyncpg resets the connection.
+    """
+    last = facts.get("query", "").strip().upper()
+    return facts.get("state") == "idle" and last.startswith(_PUT_BACK)
+
+
+def _counted(count: int, noun: str) -> str:
+    """Return a number with what it counts: `2 tests`."""
+    return f"{count} {noun}{'s' * (count != 1)}"
 
 
 def _server(step: Step, *, with_why: bool) -> str:

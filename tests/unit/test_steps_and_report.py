@@ -401,6 +401,23 @@ def test_a_run_that_leaves_much_is_not_told_all_of_it() -> None:
     assert lines[-1] == "... and 28 more like these"
 
 
+@pytest.mark.parametrize("query", ["ROLLBACK", "COMMIT;", "SELECT pg_advisory_unlock_all();\nA"])
+def test_connections_in_a_pool_are_one_line(query: str) -> None:
+    """However many tests the engine of the application has served; it says what ends them."""
+    pooled = [leftover(query=query, test=f"a.py::test_{n}") for n in (1, 1, 2, 3)]
+    others = [leftover(state="idle in transaction", query=query), leftover()]
+
+    lines = list(report.left([*pooled, *others]))
+
+    assert len(lines) == 3
+    assert lines[2].startswith(
+        "a.py::test_1 and 2 other tests: 4 idle connections stayed open, as in an engine's pool: "
+    )
+    (line,) = report.left(pooled[:1])
+    assert line.startswith("a.py::test_1: 1 idle connection stayed open, ")
+    assert list(report.left(pooled, leaks=False)) == []
+
+
 def test_a_run_that_leaves_nothing_says_nothing() -> None:
     """Other steps are told elsewhere."""
     assert list(report.left([Step("postgres", 1.0, {})])) == []
