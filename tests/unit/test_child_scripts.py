@@ -296,6 +296,12 @@ class Base:
 def orders(connection):
     pass
 
+def several(connection):
+    yield
+
+async def awaited(connection):
+    yield
+
 NUMBER = 7
 """
 
@@ -325,6 +331,13 @@ def test_a_line_that_names_something_else_is_refused(module: str, name: str, val
     with pytest.raises(
         Trouble, match=f"{module}:{name} is {value}, a .*, and neither a MetaData nor"
     ):
+        _found(f"{module}:{name}")
+
+
+@pytest.mark.parametrize("name", ["several", "awaited"])
+def test_a_line_that_names_a_generator_is_refused(module: str, name: str) -> None:
+    """To call it would do nothing."""
+    with pytest.raises(Trouble, match=f"{module}:{name} is a generator"):
         _found(f"{module}:{name}")
 
 

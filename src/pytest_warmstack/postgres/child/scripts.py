@@ -108,8 +108,7 @@ def _found(line: str) -> MetaData | arguments.Call:
         return metadata
     if isinstance(found, MetaData):
         return found
-    inner = inspect.unwrap(found) if callable(found) else found
-    if inspect.isgeneratorfunction(inner) or inspect.isasyncgenfunction(inner):
+    if inspect.isgeneratorfunction(found) or inspect.isasyncgenfunction(found):
         raise Trouble("script", f"{line} is a generator, and calling it runs nothing of it")
     if not callable(found) or isinstance(found, type):
         raise Trouble(
