@@ -120,8 +120,8 @@ def pytest_configure_node(node: Any) -> None:
 def pytest_runtestloop(session: pytest.Session) -> None:
     """Start what the selected tests ask for, before the first of them and outside its time.
 
-    Only a run that demanded a runtime, and can't have it, stops here. All other trouble is told
-    by the tests that meet it; the rest of the tests can still run.
+    Only a run that demanded a runtime or an image, and can't have it, stops here. All other
+    trouble is told by the tests that meet it; the rest of the tests can still run.
     """
     config = session.config
     if not _will_run(session) or not (services := _services(session.items)):
@@ -136,7 +136,7 @@ def pytest_runtestloop(session: pytest.Session) -> None:
     _write_header(config, bench.ledger)
     refusal = bench.refusal()
     demanded = config.stash[SETTINGS].runtime is not RuntimeName.AUTO
-    if refusal is not None and demanded and not _is_worker(config):
+    if refusal is not None and (demanded or refusal.image) and not _is_worker(config):
         raise pytest.UsageError(str(refusal))
 
 

@@ -57,6 +57,7 @@ SAMPLES: dict[str, Any] = {
         WarmstackError("First way is shut.", why="no key", looked_at=["door"], todo=["knock"]),
         WarmstackError("Second way is shut.", why="no lock", looked_at=["wall"], todo=["dig"]),
     ],
+    "refusal": errors.RuntimeUnavailable("No engine answers.", why="refused", todo=["wait"]),
     "role": "ci",
     "runtime": "docker",
     "scheme": "rediss",
@@ -71,6 +72,7 @@ SAMPLES: dict[str, Any] = {
     "test": "tests/test_orders.py::test_refund",
     "title": "PostgreSQL",
     "tried": "postgresql://db.example.com:5432/prod",
+    "url_variable": "WARMSTACK_POSTGRES_URL",
     "user": "ada",
     "value": "maybe",
     "variable": "WARMSTACK_POSTGRES_IMAGE",
@@ -81,7 +83,7 @@ SAMPLES: dict[str, Any] = {
 }
 """An example for each parameter of a named constructor; one that is new needs its own here."""
 
-SHOWN_OTHERWISE = {"databases", "number", "seconds", "refusals", "state", "first"}
+SHOWN_OTHERWISE = {"databases", "number", "seconds", "refusal", "refusals", "state", "first"}
 """Parameters whose value is not in the text as it stands: counted, rounded, or picked apart."""
 
 HINTS = {
@@ -406,7 +408,11 @@ def test_no_password_is_in_what_a_traceback_may_print() -> None:
         since=0.0,
     )
     container = Container(
-        environment={"POSTGRES_PASSWORD": "hunter2"}, command=["postgres"], data="/d", shm_size=1
+        environment={"POSTGRES_PASSWORD": "hunter2"},
+        arguments=["-c"],
+        contract="",
+        data="/d",
+        shm_size=1,
     )
 
     assert "127.0.0.1" in repr(endpoint)

@@ -51,6 +51,7 @@ def spec(settings: Settings, background: BackgroundLoop) -> ServerSpec[Admin]:
         title=TITLE,
         image=settings.postgres_image,
         image_variable=str(CHOICES["postgres_image"].variable),
+        image_source=settings.sources.get("postgres_image", ""),
         url=settings.postgres_url,
         url_variable=str(CHOICES["postgres_url"].variable),
         major=major,
@@ -90,7 +91,7 @@ def _native(
 def _container(
     password: str, major: int | None, environment: Mapping[str, str], arguments: list[str]
 ) -> Container:
-    """Return how to run the official image, or one with the same contract."""
+    """Return what the official image takes, and all that are made from it or like it."""
     initdb = [*initdb_arguments(major), environment.get(INITDB_ARGS, "")]
     return Container(
         environment={
@@ -100,7 +101,9 @@ def _container(
             "POSTGRES_DB": "postgres",
             INITDB_ARGS: " ".join(filter(None, initdb)),
         },
-        command=["postgres", *arguments],
+        arguments=arguments,
+        contract="the password as POSTGRES_PASSWORD, and settings as arguments (-c NAME=VALUE)",
         data="/var/lib/postgresql/data",
+        data_variable="PGDATA",
         shm_size=_SHM_SIZE,
     )

@@ -13,9 +13,11 @@ from docker.models.containers import Container as EngineContainer
 from testcontainers.core.container import DockerContainer
 
 from pytest_warmstack import originals
+from pytest_warmstack.errors import ServerFailed
 from pytest_warmstack.identity import Label
-from pytest_warmstack.runtime.base import PATIENCE, Endpoint, NotOurs, ServerSpec, wait_ready
+from pytest_warmstack.runtime.base import PATIENCE, Endpoint, ServerSpec, wait_ready
 from pytest_warmstack.runtime.docker.engine import Engine, explanation
+from pytest_warmstack.runtime.docker.image import Image
 
 _LOG_LINES: Final = 30
 _PASSWORD: Final = "WARMSTACK_PASSWORD"  # noqa: S105 - the name of a variable
@@ -75,20 +77,18 @@ class ServerContainer(DockerContainer):
         password = originals.urandom(16).hex()
         plan = spec.container(password, self._labels[Label.FINGERPRINT])
         route = self._engine.route
-        image = self._client.images.get(self.image).attrs["Config"]
-        # tmpfs on every folder that the image declares as a volume: then the data lies in memory
-        # wherever this image puts it, and no anonymous volume is made.
-        data = list(image.get("Volumes") or []) or [plan.data]
+        start = Image(self._client.images.get(self.image).attrs["Config"]).start(plan)
         self._container = None
         try:
             self._container = self._client.containers.create(
                 self.image,
                 name=self._name,
-                command=list(plan.command),
-                environment={**plan.environment, _PASSWORD: password},
+                entrypoint=start.entrypoint,
+                command=list(start.command),
+                environment={**start.environment, _PASSWORD: password},
                 labels=self._labels,
                 ports={f"{spec.port}/tcp": (bind, None)} if route.binds else {},
-                tmpfs=dict.fromkeys(data, ""),
+                tmpfs=dict(start.tmpfs),
                 shm_size=plan.shm_size,
                 # Podman removes a container by stopping it first; there is nothing to save.
                 stop_signal="SIGKILL",
@@ -117,7 +117,7 @@ class ServerContainer(DockerContainer):
                 return "started again", "it had stopped"
             # As a rule another process has just created it, and is about to start it too.
             return "reused", ""
-        raise NotOurs(f"it is {status}")
+        raise ServerFailed.refused(title=self.title, cause=f"its container is {status}")
 
     def ready(self, seconds: float) -> Any:
         """Return the client of the server as soon as it answers.
