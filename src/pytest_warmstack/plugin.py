@@ -28,6 +28,9 @@ MADE: Final = pytest.StashKey["Workbench"]()
 LEDGER: Final = pytest.StashKey["Ledger"]()
 RUN: Final = pytest.StashKey[dict[str, str]]()
 SIGNALS: Final = pytest.StashKey["SignalWatch"]()
+BEGUN: Final = pytest.StashKey[float]()
+"""When the run began, in epoch seconds."""
+
 WORKERS: Final = pytest.StashKey[dict[Any, int]]()
 """The workers of xdist, as their controller knows them, and their processes; 0 for far ones."""
 
@@ -76,6 +79,7 @@ def pytest_configure(config: pytest.Config) -> None:
         "warmstack_isolation(word): what keeps the test's database from others:"
         " clone, class, module or rollback",
     )
+    config.stash[BEGUN] = originals.now()
     config.stash[WORKERS] = {}
     config.stash[fixtures.FAILED] = set()
     config.stash[fixtures.WORKBENCH] = lambda: set_up(config)
@@ -415,7 +419,9 @@ def _write_header(config: pytest.Config, ledger: Ledger) -> None:
         return
     settings = config.stash[SETTINGS]
     source = settings.sources.get("reuse", "")
-    _write(config, report.header(ledger.steps, reuse=settings.reuse, reuse_source=source))
+    begun = config.stash[BEGUN]
+    lines = report.header(ledger.steps, reuse=settings.reuse, reuse_source=source, begun=begun)
+    _write(config, lines)
 
 
 def _write(config: pytest.Config, lines: Iterable[str], *, quiet: bool = False) -> None:
