@@ -344,13 +344,30 @@ class ServerFailed(WarmstackError):
         )
 
     @classmethod
+    def no_memory(cls, *, title: str, place: str, cause: str, log: str) -> ServerFailed:
+        """Tell that a server in Docker found no room for its data, which lies in memory."""
+        return cls(
+            f"{title} ran out of memory for its data while it was starting in Docker.",
+            why=cause,
+            looked_at=[place, f"its last log lines:\n{log or '(it wrote nothing)'}"],
+            todo=[
+                "give the Docker engine more memory (Docker Desktop: Settings, Resources)",
+                "or end what takes it: docker stats, warmstack clean --all-projects",
+                "or run the servers as native processes: --warmstack-runtime=embedded",
+            ],
+        )
+
+    @classmethod
     def refused(cls, *, title: str, cause: str) -> ServerFailed:
         """Tell that what runs the server would not start it."""
         return cls(
             f"{title} could not be started.",
             why=cause,
             looked_at=["the answer of the Docker engine"],
-            todo=["read the answer above; warmstack clean, then run again, starts from nothing"],
+            todo=[
+                *_disk_hints(cause),
+                "read the answer above; warmstack clean, then run again, starts from nothing",
+            ],
         )
 
     @classmethod
@@ -1191,6 +1208,13 @@ def _by(source: str) -> str:
     return f" ({source})" if source else ""
 
 
+def _disk_hints(cause: str) -> list[str]:
+    """Return what helps if *cause* says that the disk of the Docker engine is full."""
+    if "no space left on device" not in cause.lower():
+        return []
+    return ["free space where the engine keeps images and containers: docker system prune"]
+
+
 def _registry_hints(cause: str, image: str) -> list[str]:
     """Return what helps against an answer of a registry's, known by its words.
 
@@ -1199,6 +1223,8 @@ def _registry_hints(cause: str, image: str) -> list[str]:
     words = cause.lower()
     first, slash, _ = image.partition("/")
     login = f"docker login {first}" if slash and {*".:"} & {*first} else "docker login"
+    if hints := _disk_hints(cause):
+        return hints
     if "toomanyrequests" in words or "too many requests" in words:
         return [f"{login}, since registries let more through for those who are known"]
     if any(each in words for each in ("unauthorized", "denied", "authentication", "no basic auth")):

@@ -6,15 +6,18 @@ The variants in tests/images/variants are built on the images that the other tes
 from __future__ import annotations
 
 import asyncio
+import re
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Final
 
 import pytest
+from docker.models.containers import ContainerCollection
 
 from pytest_warmstack.errors import RuntimeUnavailable, ServerFailed
 from pytest_warmstack.runtime.base import ServerSpec
+from pytest_warmstack.runtime.docker.image import Image
 from pytest_warmstack.settings import RuntimeName
 from sample import Bench, Images, Library, containers, engine, left, query
 
@@ -123,6 +126,50 @@ def test_an_image_that_takes_nothing_is_told(
     assert f"{spec.image_variable}=IMAGE" in text
     assert f"{spec.url_variable}=URL" in text
     assert left(bench.folder) == []
+
+
+def test_too_little_memory_for_the_data_is_told(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With the place, its size, and what gives it more."""
+    monkeypatch.setattr(
+        Image, "_in_memory", lambda *_: {"/var/lib/postgresql/data": "mode=1777,size=20m"}
+    )
+
+    with pytest.raises(ServerFailed) as caught:
+        bench.ensure(bench.postgres)
+
+    error = caught.value
+    assert (
+        error.what == "PostgreSQL ran out of memory for its data while it was starting in Docker."
+    )
+    assert re.match(
+        r"/var/lib/postgresql/data in the container, .* has \d+\.\d GB", error.looked_at[0]
+    )
+    assert "No space left on device" in error.looked_at[1]
+    assert left(bench.folder) == []
+
+
+@pytest.mark.parametrize("memory", ["16m", ""])
+def test_a_server_that_is_killed_for_lack_of_memory_is_told(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch, memory: str
+) -> None:
+    """The engine says so; another end is another error."""
+    create = ContainerCollection.create
+
+    def limited(*arguments: Any, **options: Any) -> Any:
+        options |= {"entrypoint": ["sh", "-c"], "command": ["exit 137"]}
+        if memory:
+            options |= {"mem_limit": memory, "command": ["cat /dev/zero > /data/zeros"]}
+        return create(*arguments, **options)
+
+    monkeypatch.setattr(ContainerCollection, "create", limited)
+
+    with pytest.raises(ServerFailed) as caught:
+        bench.ensure(bench.redis)
+
+    assert ("Redis ran out of memory" in caught.value.what) is bool(memory)
+    assert "exit status 137" in caught.value.why
 
 
 @pytest.mark.parametrize("service", ["postgres", "redis"])

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import os
 from contextlib import suppress
 from dataclasses import replace
 from datetime import datetime
@@ -127,14 +129,22 @@ class ServerContainer(DockerContainer):
         """
         self.reload()
         up = originals.now() - _timestamp(self._held.attrs["State"]["StartedAt"])
-        return wait_ready(
-            self._spec,
-            self.endpoint(),
-            self._labels[Label.FINGERPRINT],
-            seconds=seconds if up < seconds else PATIENCE,
-            death=self._death,
-            log=self._log,
-        )
+        try:
+            return wait_ready(
+                self._spec,
+                self.endpoint(),
+                self._labels[Label.FINGERPRINT],
+                seconds=seconds if up < seconds else PATIENCE,
+                death=self._death,
+                log=self._log,
+            )
+        except ServerFailed as failure:
+            log = self._log()
+            if self._held.attrs["State"].get("OOMKilled") or os.strerror(errno.ENOSPC) in log:
+                raise ServerFailed.no_memory(
+                    title=self.title, place=self._room(), cause=failure.why, log=log
+                ) from failure
+            raise
 
     def look(self, seconds: float) -> Any:
         """Return a client that looks at the server that these labels describe, at the first try."""
@@ -176,6 +186,16 @@ class ServerContainer(DockerContainer):
             return None
         killed = ", the engine killed it for lack of memory" if state.get("OOMKilled") else ""
         return f"its container is {state['Status']}, exit status {state['ExitCode']}{killed}"
+
+    def _room(self) -> str:
+        """Return where the data lies, and how much room the engine's machine has for it."""
+        folders = ", ".join(self._held.attrs["HostConfig"]["Tmpfs"])
+        # The kernel's default for a tmpfs (its documentation, tmpfs.rst, "size").
+        size = self._client.info().get("MemTotal", 0) / 2 / 1e9
+        return (
+            f"{folders} in the container, a tmpfs: it has {size:.1f} GB at most, half the memory "
+            "of the engine's machine, which it shares with everything there"
+        )
 
     def _log(self) -> str:
         """Return the last lines that the server wrote, without its password."""
