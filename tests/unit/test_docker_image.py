@@ -127,6 +127,16 @@ def test_a_user_other_than_root_has_a_folder_in_the_tmpfs(
     assert image.start(POSTGRES).environment.get("PGDATA") == data
 
 
+def test_a_secret_of_the_image_does_not_stand_against_ours() -> None:
+    """The official script refuses a password that is also given as a file."""
+    image = Image({"Env": ["POSTGRES_PASSWORD_FILE=/run/secrets/password", "TZ=UTC"]})
+
+    assert image.start(POSTGRES).environment == {
+        "POSTGRES_PASSWORD_FILE": "",
+        "POSTGRES_PASSWORD": "secret",
+    }
+
+
 @pytest.mark.parametrize(
     ("config", "service"),
     [

@@ -134,6 +134,17 @@ def options(text: str) -> list[str]:
     )
 
 
+def test_a_full_disk_of_the_engine_comes_with_what_frees_it() -> None:
+    """Another refusal does not."""
+    full, other = (
+        errors.ServerFailed.refused(title="Redis", cause=cause)
+        for cause in ("mkdir /var/lib/docker/x: no space left on device", "no such network")
+    )
+
+    assert "docker system prune" in full.todo[0]
+    assert "docker system prune" not in str(other)
+
+
 def test_every_error_has_named_constructors() -> None:
     """No class of error is empty, so that these tests read what users read."""
     named = {name.partition(".")[0] for name in CONSTRUCTORS}

@@ -34,7 +34,9 @@ def options(spec: ServerSpec[Any]) -> list[str]:
     """Return what the server in a container is started with, as NAME=VALUE."""
     arguments = spec.container("secret", "0123456789abcdef").arguments
     assert set(arguments[::2]) == {"-c"}
-    return list(arguments[1::2])
+    reached, options = list(arguments[1:4:2]), list(arguments[5::2])
+    assert reached == ["listen_addresses=*", "port=5432"]
+    return options
 
 
 def test_the_users_value_takes_the_place_of_ours(background: BackgroundLoop) -> None:

@@ -33,6 +33,9 @@ OPTIONS: Final[Mapping[str, str]] = {
 }
 """Settings of the server, the same for every runtime, unless the user gives it others."""
 
+_REACHED: Final = ("-c", "listen_addresses=*", "-c", "port=5432")
+"""How a server in a container is reached, whatever the image's own configuration says."""
+
 _SHM_SIZE: Final = 256 * 1024 * 1024
 """Bytes of /dev/shm in a container: with Docker's 64 MiB a parallel query can fail."""
 
@@ -101,7 +104,7 @@ def _container(
             "POSTGRES_DB": "postgres",
             INITDB_ARGS: " ".join(filter(None, initdb)),
         },
-        arguments=arguments,
+        arguments=[*_REACHED, *arguments],
         contract="the password as POSTGRES_PASSWORD, and settings as arguments (-c NAME=VALUE)",
         data="/var/lib/postgresql/data",
         data_variable="PGDATA",

@@ -25,6 +25,9 @@ OPTIONS: Final[Mapping[str, str]] = {
 }
 """Settings of the server, the same for every runtime."""
 
+_REACHED: Final = ("--port", "6379", "--bind", "0.0.0.0", "--daemonize", "no")  # noqa: S104
+"""How a server in a container is reached, whatever the image's own configuration file says."""
+
 _PROGRAMS: Final = ("redis-server", "valkey-server")
 
 
@@ -77,7 +80,7 @@ def _container(password: str, fingerprint: str) -> Container:
     ]
     return Container(
         environment={"REDIS_PASSWORD": password},
-        arguments=arguments,
+        arguments=[*_REACHED, *arguments],
         contract="settings as arguments (--NAME VALUE), or all of them as REDIS_ARGS",
         takers=frozenset({"docker-entrypoint.sh", *_PROGRAMS}),
         variable="REDIS_ARGS",

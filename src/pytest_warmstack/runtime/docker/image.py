@@ -58,7 +58,10 @@ class Image:
         them as a variable: as the only way if the image declares the variable, as a second way if
         what the script takes is unknown.
         """
-        environment = {**plan.environment}
+        files = [f"{name}_FILE" for name in plan.environment]
+        # The image's own secrets: scripts refuse a variable and a file for the same.
+        environment = {name: "" for name in files if name in self._variables}
+        environment |= plan.environment
         entrypoint, command = self._entrypoint, self._command
         words = " ".join((*entrypoint, *command)).split()
         is_known = any(PurePosixPath(each).name in plan.takers for each in words)
