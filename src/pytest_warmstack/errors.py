@@ -388,7 +388,7 @@ class ServerFailed(WarmstackError):
             "its settings.",
             why=f"it answers, but {cause}",
             todo=[
-                f"let the image's entrypoint take {wanted}, as the official image does",
+                f"let the image's entrypoint take {wanted}",
                 f"or name another image: {variable}=IMAGE",
                 f"or run the image yourself, and name its server: {url_variable}=URL",
             ],
