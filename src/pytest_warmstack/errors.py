@@ -217,13 +217,13 @@ class RuntimeUnavailable(WarmstackError):
 
     @classmethod
     def another_service(
-        cls, *, image: str, found: str, title: str, variable: str, source: str
+        cls, *, image: str, found: str, cause: str, title: str, variable: str, source: str
     ) -> RuntimeUnavailable:
         """Tell that *image* has the server of another service than the one called *title*."""
         error = cls(
             f"The Docker image {image} runs {found}, and is set as the image of {title}"
             f"{_by(source)}.",
-            why=f"the image declares the port and the variables of {found}",
+            why=cause,
             todo=[f"name an image of {title}: {variable}=IMAGE"],
         )
         error.image = image

@@ -191,7 +191,7 @@ def test_an_image_of_the_other_service_is_recognized(
 
 
 def test_a_run_with_the_images_exchanged_stops(project: Library, images: Images) -> None:
-    """Also with auto: nobody is given another server than was asked for."""
+    """Also with auto, which takes no embedded server instead."""
     result = project.run(
         f"--warmstack-postgres-image={images.redis}", "--warmstack-runtime=auto", "-k", "book"
     )

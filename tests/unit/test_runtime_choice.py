@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Final
 
 import pytest
 
 from pytest_warmstack import runtime as runtimes
 from pytest_warmstack.errors import RuntimeUnavailable
+from pytest_warmstack.identity import Service
 from pytest_warmstack.redis import server as redis
 from pytest_warmstack.runtime.base import ServerSpec
 from pytest_warmstack.settings import RuntimeName, environment, resolve
@@ -47,7 +48,13 @@ def chosen(
         RuntimeName.EMBEDDED: Runtime("embedded"),
     }
     monkeypatch.setattr(runtimes, "make", lambda name, household: made[name])
-    specs = [redis.spec(resolve(environment({"WARMSTACK_REDIS_IMAGE": image}))) for image in images]
+    specs = [
+        replace(
+            redis.spec(resolve(environment({"WARMSTACK_REDIS_IMAGE": image}))),
+            service=Service.POSTGRES if "postg" in image or "pgvector" in image else Service.REDIS,
+        )
+        for image in images
+    ]
     household: Any = None
     runtime, why = runtimes.choose(RuntimeName.AUTO, household, specs, pytest.fail)
     return runtime.name, why
@@ -106,3 +113,23 @@ def test_another_image_needs_the_engine(monkeypatch: pytest.MonkeyPatch, image: 
     named = f"the image {image} (environment variable WARMSTACK_REDIS_IMAGE) needs Docker"
     assert error.why.startswith(f"connection refused; {named}")
     assert any("--warmstack-runtime=embedded" in each for each in error.todo)
+
+
+@pytest.mark.parametrize("name", [RuntimeName.AUTO, RuntimeName.EMBEDDED, RuntimeName.DOCKER])
+@pytest.mark.parametrize(
+    "image",
+    ["postgres:16", "postgres", "registry.local:5000/postgis:16", "bitnami/postgresql@sha256:0"],
+)
+def test_an_image_named_for_the_other_service_is_recognized(name: RuntimeName, image: str) -> None:
+    """Before any engine is asked: its tag would be taken for the version of an embedded server."""
+    spec = redis.spec(resolve(environment({"WARMSTACK_REDIS_IMAGE": image})))
+    household: Any = None
+
+    with pytest.raises(RuntimeUnavailable) as caught:
+        runtimes.choose(name, household, [spec], pytest.fail)
+
+    assert caught.value.image == image
+    assert caught.value.what == (
+        f"The Docker image {image} runs postgres, and is set as the image of Redis (environment "
+        "variable WARMSTACK_REDIS_IMAGE)."
+    )

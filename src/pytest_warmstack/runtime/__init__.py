@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 from typing import Any, Final
 
 from pytest_warmstack.errors import RuntimeUnavailable
+from pytest_warmstack.identity import Service
 from pytest_warmstack.runtime.base import Household, OwnRuntime, Runtime, ServerSpec
 from pytest_warmstack.settings import RuntimeName
 
@@ -15,6 +16,13 @@ _OFFICIAL: Final = re.compile(
     r"|(docker\.io/)?valkey/valkey([:@].*)?"
 )
 """An official image, from Docker Hub or a mirror of it that keeps Docker Hub's names."""
+
+
+_REPOSITORIES: Final = {
+    **dict.fromkeys(("postgres", "postgresql", "postgis", "pgvector"), Service.POSTGRES),
+    **dict.fromkeys(("redis", "redis-stack", "redis-stack-server", "valkey"), Service.REDIS),
+}
+"""The service that an image of this name has, whoever made it."""
 
 
 def make(name: str, household: Household) -> OwnRuntime:
@@ -63,6 +71,17 @@ def choose(
     """
     if name is RuntimeName.EXTERNAL:
         raise RuntimeUnavailable.no_url(title=specs[0].title, variable=specs[0].url_variable)
+    for spec in specs:
+        service = _REPOSITORIES.get(re.split("[:@]", spec.image.rpartition("/")[2])[0])
+        if service not in {None, spec.service}:
+            raise RuntimeUnavailable.another_service(
+                image=spec.image,
+                found=str(service),
+                cause="its name says so",
+                title=spec.title,
+                variable=spec.image_variable,
+                source=spec.image_source,
+            )
     names = (RuntimeName.DOCKER, RuntimeName.EMBEDDED) if name is RuntimeName.AUTO else (name,)
     refusals: list[RuntimeUnavailable] = []
     for candidate in names:

@@ -91,6 +91,7 @@ class Docker:
                 raise RuntimeUnavailable.another_service(
                     image=name,
                     found=str(service),
+                    cause=f"the image declares the port or the variables of {service}",
                     title=spec.title,
                     variable=spec.image_variable,
                     source=spec.image_source,
