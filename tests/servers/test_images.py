@@ -44,6 +44,8 @@ def variant(images: Images) -> Callable[[str], str]:
                 buildargs={"BASE": base},
                 tag=tag,
                 network_mode="none",
+                rm=True,
+                forcerm=True,
             )
         return tag
 
