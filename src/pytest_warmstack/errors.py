@@ -132,6 +132,8 @@ class RuntimeUnavailable(WarmstackError):
     """No way to run the servers was found."""
 
     place = ""
+    image = ""
+    """The image that is the reason, which embedded servers do not replace if the user named it."""
 
     @property
     def brief_reason(self) -> str:
@@ -193,12 +195,13 @@ class RuntimeUnavailable(WarmstackError):
         )
 
     @classmethod
-    def no_image(cls, *, image: str, cause: str, variable: str) -> RuntimeUnavailable:
-        """*image* is not in the engine and can't be pulled."""
-        return cls(
-            f"The Docker image {image} can't be had.",
+    def no_image(
+        cls, *, image: str, cause: str, variable: str, source: str = ""
+    ) -> RuntimeUnavailable:
+        """*image*, which the setting *source* names, is not in the engine and can't be pulled."""
+        error = cls(
+            f"Could not pull the Docker image {image}{_by(source)}.",
             why=cause,
-            looked_at=["the images in the engine", "the image's registry"],
             todo=[
                 *_registry_hints(cause, image),
                 f"docker pull {image}, to see the registry's answer on its own",
@@ -206,6 +209,41 @@ class RuntimeUnavailable(WarmstackError):
                 "or run the servers as native processes: --warmstack-runtime=embedded",
             ],
         )
+        error.image = image
+        return error
+
+    @classmethod
+    def another_service(
+        cls, *, image: str, found: str, cause: str, title: str, variable: str, source: str
+    ) -> RuntimeUnavailable:
+        """Tell that *image* has the server of another service than the one called *title*."""
+        error = cls(
+            f"The Docker image {image} runs {found}, and is set as the image of {title}"
+            f"{_by(source)}.",
+            why=cause,
+            todo=[f"name an image of {title}: {variable}=IMAGE"],
+        )
+        error.image = image
+        return error
+
+    @classmethod
+    def no_embedded_image(
+        cls, *, image: str, source: str, refusal: RuntimeUnavailable
+    ) -> RuntimeUnavailable:
+        """Tell that no Docker engine answers, and that embedded servers can't replace *image*."""
+        error = cls(
+            refusal.what,
+            why=f"{refusal.why}; the image {image}{_by(source)} needs Docker, since it may have "
+            "more in it than the official one",
+            looked_at=refusal.looked_at,
+            todo=[
+                "start Docker",
+                "or run embedded servers of the same version, without what the image adds: "
+                "--warmstack-runtime=embedded",
+            ],
+        )
+        error.image = image
+        return error
 
     @classmethod
     def no_program(
@@ -303,13 +341,54 @@ class ServerFailed(WarmstackError):
         )
 
     @classmethod
+    def no_memory(cls, *, title: str, place: str, cause: str, log: str) -> ServerFailed:
+        """Tell that a server in Docker found no room for its data, which lies in memory."""
+        return cls(
+            f"{title} ran out of memory for its data while it was starting in Docker.",
+            why=cause,
+            looked_at=[place, f"its last log lines:\n{log or '(it wrote nothing)'}"],
+            todo=[
+                "give the Docker engine more memory (Docker Desktop: Settings, Resources)",
+                "or end what takes it: docker stats, warmstack clean --all-projects",
+                "or run the servers as native processes: --warmstack-runtime=embedded",
+            ],
+        )
+
+    @classmethod
     def refused(cls, *, title: str, cause: str) -> ServerFailed:
         """Tell that what runs the server would not start it."""
         return cls(
             f"{title} could not be started.",
             why=cause,
             looked_at=["the answer of the Docker engine"],
-            todo=["read the answer above; warmstack clean, then run again, starts from nothing"],
+            todo=[
+                *_disk_hints(cause),
+                "read the answer above; warmstack clean, then run again, starts from nothing",
+            ],
+        )
+
+    @classmethod
+    def by_contract(
+        cls,
+        *,
+        title: str,
+        image: str,
+        cause: str,
+        wanted: str,
+        variable: str,
+        url_variable: str,
+        source: str,
+    ) -> ServerFailed:
+        """Tell that the server of *image* has not taken what it was given, which is *wanted*."""
+        return cls(
+            f"{title} from the Docker image {image}{_by(source)} did not take its password or "
+            "its settings.",
+            why=f"it answers, but {cause}",
+            todo=[
+                f"let the image's entrypoint take {wanted}",
+                f"or name another image: {variable}=IMAGE",
+                f"or run the image yourself, and name its server: {url_variable}=URL",
+            ],
         )
 
     @classmethod
@@ -1173,6 +1252,18 @@ class Forked(WarmstackError):
         )
 
 
+def _by(source: str) -> str:
+    """Return the words for where a value was set, if it was."""
+    return f" ({source})" if source else ""
+
+
+def _disk_hints(cause: str) -> list[str]:
+    """Return what helps if *cause* says that the disk of the Docker engine is full."""
+    if "no space left on device" not in cause.lower():
+        return []
+    return ["free space where the engine keeps images and containers: docker system prune"]
+
+
 def _registry_hints(cause: str, image: str) -> list[str]:
     """Return what helps against an answer of a registry's, known by its words.
 
@@ -1181,6 +1272,8 @@ def _registry_hints(cause: str, image: str) -> list[str]:
     words = cause.lower()
     first, slash, _ = image.partition("/")
     login = f"docker login {first}" if slash and {*".:"} & {*first} else "docker login"
+    if hints := _disk_hints(cause):
+        return hints
     if "toomanyrequests" in words or "too many requests" in words:
         return [f"{login}, since registries let more through for those who are known"]
     if any(each in words for each in ("unauthorized", "denied", "authentication", "no basic auth")):

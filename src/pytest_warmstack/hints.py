@@ -33,10 +33,12 @@ _ENGINE: Final = (
 def asked(settings: Settings, environ: Mapping[str, str]) -> str:
     """Return a digest of all that decides where servers run, and as what.
 
-    Of URLs only whether there is one: with it, no server of that service is remembered.
+    Of URLs only whether there is one: with it, no server of that service is remembered. Of an image
+    also whether it was named: only the default one is replaced by embedded servers.
     """
     choices = (
         *(settings.runtime, settings.postgres_image, settings.redis_image),
+        *(name for name in ("postgres_image", "redis_image") if name in settings.sources),
         *(settings.postgres_bin, settings.redis_bin),
         *("url" if url else "" for url in (settings.postgres_url, settings.redis_url)),
     )

@@ -29,6 +29,9 @@ MADE: Final = pytest.StashKey["Workbench"]()
 LEDGER: Final = pytest.StashKey["Ledger"]()
 RUN: Final = pytest.StashKey[dict[str, str]]()
 SIGNALS: Final = pytest.StashKey["SignalWatch"]()
+BEGUN: Final = pytest.StashKey[float]()
+"""When the run began, in epoch seconds."""
+
 WORKERS: Final = pytest.StashKey[dict[Any, int]]()
 """The workers of xdist, as their controller knows them, and their processes; 0 for far ones."""
 
@@ -89,6 +92,7 @@ def pytest_configure(config: pytest.Config) -> None:
         "warmstack_isolation(word): what keeps the test's database from others:"
         " clone, class, module or rollback",
     )
+    config.stash[BEGUN] = originals.now()
     config.stash[WORKERS] = {}
     config.stash[fixtures.FAILED] = set()
     config.stash[fixtures.SHOWN] = {}
@@ -134,8 +138,8 @@ def pytest_configure_node(node: Any) -> None:
 def pytest_runtestloop(session: pytest.Session) -> None:
     """Start what the selected tests ask for, before the first of them and outside its time.
 
-    Only a run that demanded a runtime, and can't have it, stops here. All other trouble is told
-    by the tests that meet it; the rest of the tests can still run.
+    Only a run that demanded a runtime or an image, and can't have it, stops here. All other
+    trouble is told by the tests that meet it; the rest of the tests can still run.
     """
     config = session.config
     if not _will_run(session) or not (services := _services(session.items)):
@@ -150,7 +154,7 @@ def pytest_runtestloop(session: pytest.Session) -> None:
     _write_header(config, bench.ledger)
     refusal = bench.refusal()
     demanded = config.stash[SETTINGS].runtime is not RuntimeName.AUTO
-    if refusal is not None and demanded and not _is_worker(config):
+    if refusal is not None and (demanded or refusal.image) and not _is_worker(config):
         raise pytest.UsageError(str(refusal))
 
 
@@ -431,7 +435,9 @@ def _write_header(config: pytest.Config, ledger: Ledger) -> None:
         return
     settings = config.stash[SETTINGS]
     source = settings.sources.get("reuse", "")
-    _write(config, report.header(ledger.steps, reuse=settings.reuse, reuse_source=source))
+    begun = config.stash[BEGUN]
+    lines = report.header(ledger.steps, reuse=settings.reuse, reuse_source=source, begun=begun)
+    _write(config, lines)
 
 
 def _write(config: pytest.Config, lines: Iterable[str], *, quiet: bool = False) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Final
 
@@ -44,8 +45,13 @@ def fallback(steps: Sequence[Step]) -> Iterator[str]:
             return
 
 
-def header(steps: Sequence[Step], *, reuse: bool, reuse_source: str) -> Iterator[str]:
-    """Yield a line for each server and for the template, as far as they were asked for."""
+def header(
+    steps: Sequence[Step], *, reuse: bool, reuse_source: str, begun: float = math.inf
+) -> Iterator[str]:
+    """Yield a line for each server and for the template, as far as they were asked for.
+
+    A server that was made after the run had *begun*, in epoch seconds, was not reused.
+    """
     told_why = False
     for name in (*_SERVERS, "template"):
         told = [step for step in steps if step.name == name]
@@ -55,7 +61,7 @@ def header(steps: Sequence[Step], *, reuse: bool, reuse_source: str) -> Iterator
         if name == "template":
             yield _template(step)
         else:
-            yield _server(step, with_why=not told_why)
+            yield _server(step, begun, with_why=not told_why)
             told_why = True
     if reuse and any(step.name in _SERVERS and step.facts["since"] for step in steps):
         source = f" ({reuse_source})" if reuse_source else ""
@@ -152,14 +158,18 @@ def _counted(count: int, noun: str) -> str:
     return f"{count} {noun}{'s' * (count != 1)}"
 
 
-def _server(step: Step, *, with_why: bool) -> str:
+def _server(step: Step, begun: float, *, with_why: bool) -> str:
     """Return the line of one server."""
     facts = step.facts
     runtime = facts["runtime"]
     why = f" (auto: {facts['why']})" if facts["why"] and with_why else ""
     origin = facts["origin"]
     if origin in {"reused", "shared"}:
-        state = f"reused, {_age(originals.now() - float(facts['since']))} old"
+        since = float(facts["since"])
+        age = _age(originals.now() - since)
+        # By a worker that has ended and could not tell, for example.
+        is_new = origin == "shared" or since >= begun
+        state = f"started {age} ago by another process" if is_new else f"reused, {age} old"
     else:
         state = f"{origin} in {_duration(step.seconds)}"
     reason = f" ({facts['reason']})" if facts["reason"] else ""

@@ -174,6 +174,22 @@ def test_the_controller_tells_what_the_workers_of_xdist_did(
     assert len(ours(result)) == 4
 
 
+@pytest.mark.parametrize("reuse", [[], ["--reuse-containers"]], ids=["removed", "kept"])
+@pytest.mark.usefixtures("servers")
+def test_a_server_that_a_dead_worker_has_started_is_not_reused(
+    pytester: pytest.Pytester, run: Run, reuse: list[str]
+) -> None:
+    """The worker that takes its place finds the server of this very run."""
+    pytester.makepyfile(
+        "import os\ndef test_1_ends(redis_url): os._exit(1)\ndef test_2_goes_on(redis_url): pass\n"
+    )
+
+    result = run("-n", "1", *reuse, plugins=["xdist"])
+
+    result.assert_outcomes(passed=1, failed=1)
+    result.stdout.fnmatch_lines(["warmstack: Redis *: started * s ago by another process"])
+
+
 def test_a_run_of_xdist_without_our_fixtures_tells_nothing(
     pytester: pytest.Pytester, run: Run
 ) -> None:

@@ -579,7 +579,7 @@ def with_command(
 
     def container(password: str, fingerprint: str) -> Container:
         original = spec.container(password, fingerprint)
-        return replace(original, command=change(list(original.command)))
+        return replace(original, arguments=change(list(original.arguments)))
 
     return replace(
         spec, container=container, native=lambda mark: Changed(spec.native(mark), change)

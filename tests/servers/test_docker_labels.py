@@ -18,7 +18,7 @@ from testcontainers.core.labels import LABEL_SESSION_ID, SESSION_ID
 
 from pytest_warmstack.identity import KEPT, Label, Project
 from pytest_warmstack.processes import Process
-from pytest_warmstack.settings import RuntimeName
+from pytest_warmstack.settings import RuntimeName, Settings
 from sample import Bench, Images, Library, containers, engine
 
 pytestmark = [
@@ -49,6 +49,13 @@ def nowhere(request: pytest.FixtureRequest) -> str:
     with socket.create_server(("127.0.0.1", 0)) as closed:
         port = closed.getsockname()[1]
     return f"tcp://127.0.0.1:{port}"
+
+
+def without_images(project: Library) -> None:
+    """Let a project's images be the default ones."""
+    ini = project.folder / "pytest.ini"
+    lines = ini.read_text().splitlines(keepends=True)
+    ini.write_text("".join(each for each in lines if "_image = " not in each))
 
 
 def test_a_container_says_whose_it_is(bench: Bench) -> None:
@@ -165,25 +172,64 @@ def test_a_missing_image_stops_a_run_that_demanded_docker(project: Library) -> N
 
     assert result.ret == pytest.ExitCode.USAGE_ERROR
     text = "\n".join([*result.outlines, *result.errlines])
-    assert f"The Docker image {image} can't be had." in text
+    assert f"Could not pull the Docker image {image} (command line option " in text
     assert "127.0.0.1:9: connect: connection refused" in text
     assert "WARMSTACK_POSTGRES_IMAGE" in text
     assert project.lines("servers.log") == []
 
 
-def test_a_missing_image_makes_auto_take_the_embedded_servers(
+def test_a_missing_default_image_makes_auto_take_the_embedded_servers(
     project: Library, embedded_programs: None
 ) -> None:
     """All tests run, and the header says where and why."""
-    image = "127.0.0.1:9/nobody/postgres:16"
+    without_images(project)
 
-    result = project.run(f"--warmstack-postgres-image={image}", "--warmstack-runtime=auto")
+    result = project.run(
+        "--warmstack-runtime=auto", TESTCONTAINERS_HUB_IMAGE_NAME_PREFIX="127.0.0.1:9/nobody/"
+    )
 
     result.assert_outcomes(passed=5)
-    result.stdout.fnmatch_lines(
-        [f"warmstack: * embedded (auto: The Docker image {image} can't be had), *: started in *"]
-    )
+    why = f"Could not pull the Docker image 127.0.0.1:9/nobody/{Settings().postgres_image}"
+    result.stdout.fnmatch_lines([f"warmstack: * embedded (auto: {why}), *: started in *"])
     result.stdout.no_fnmatch_line("warmstack: * on *, docker*")
+
+
+def test_a_named_image_is_never_replaced(project: Library) -> None:
+    """The run stops with what the registry says, and names the line that names the image."""
+    without_images(project)
+    project.configure("warmstack_postgres_image = 127.0.0.1:9/nobody/postgres:16-alpin")
+
+    result = project.run("--warmstack-runtime=auto", "-k", "book")
+
+    assert result.ret == pytest.ExitCode.USAGE_ERROR
+    text = "\n".join([*result.outlines, *result.errlines])
+    image = "127.0.0.1:9/nobody/postgres:16-alpin"
+    assert f"Could not pull the Docker image {image} (pytest.ini).\nWhy: " in text
+    assert "connection refused" in text
+    assert "--warmstack-runtime=embedded" in text
+    assert project.lines("servers.log") == []
+
+
+@pytest.mark.parametrize("chosen", ["auto", "embedded"])
+def test_an_image_that_embedded_servers_can_not_replace_needs_the_engine(
+    project: Library, embedded_programs: None, nowhere: str, chosen: str
+) -> None:
+    """What else the image has is not known; who asks for embedded servers does without."""
+    without_images(project)
+    project.configure("warmstack_postgres_image = postgis/postgis:16-3.4")
+
+    result = project.run(f"--warmstack-runtime={chosen}", "-k", "book", DOCKER_HOST=nowhere)
+
+    if chosen == RuntimeName.EMBEDDED:
+        result.assert_outcomes(passed=1, deselected=4)
+        return
+    assert result.ret == pytest.ExitCode.USAGE_ERROR
+    text = "\n".join([*result.outlines, *result.errlines])
+    assert NOT_RUNNING in text
+    assert "the image postgis/postgis:16-3.4 (pytest.ini) needs Docker" in text
+    assert "--warmstack-runtime=embedded" in text
+    assert nowhere in text
+    assert project.lines("servers.log") == []
 
 
 def test_a_missing_engine_stops_a_run_that_demanded_docker(project: Library, nowhere: str) -> None:
@@ -200,7 +246,13 @@ def test_a_missing_engine_stops_a_run_that_demanded_docker(project: Library, now
 def test_a_missing_engine_makes_auto_take_the_embedded_servers(
     project: Library, embedded_programs: None, nowhere: str
 ) -> None:
-    """All tests run, and the header says where and why."""
+    """All tests run, and the header says where and why.
+
+    An official image that was named does not change that: its tag is the version asked for.
+    """
+    without_images(project)
+    project.configure("warmstack_redis_image = redis:7.2")
+
     result = project.run("--warmstack-runtime=auto", "-k", "reader", DOCKER_HOST=nowhere)
 
     result.assert_outcomes(passed=1, deselected=4)

@@ -9,10 +9,13 @@ import pytest
 from sample import Library
 
 BOOK = ("--reuse-containers", "-k", "book")
-MISTYPED = {"WARMSTACK_POSTGRES_IMAGE": "127.0.0.1:1/postgers:16"}
-"""An image of the same version that no registry has, told at once."""
+NO_ENGINE = {
+    "DOCKER_HOST": "unix:///nonexistent.sock",
+    "WARMSTACK_POSTGRES_IMAGE": "postgres:16-alpine",
+}
+"""An engine that does not answer, and an image that embedded servers can replace."""
 
-NO_ENGINE = {"DOCKER_HOST": "unix:///nonexistent.sock"}
+OTHER_ENGINE = {**NO_ENGINE, "DOCKER_HOST": "tcp://127.0.0.1:1"}
 
 
 @pytest.fixture
@@ -32,7 +35,7 @@ def where(project: Library, *arguments: str, **variables: str) -> tuple[str, str
     return runtime, line.rpartition(": ")[2].split()[0].rstrip(",")
 
 
-@pytest.mark.parametrize("trouble", [MISTYPED, NO_ENGINE], ids=["image", "engine"])
+@pytest.mark.parametrize("trouble", [NO_ENGINE, OTHER_ENGINE], ids=["socket", "port"])
 def test_a_run_goes_back_to_docker_once_what_was_wrong_is_corrected(
     auto: Library, trouble: dict[str, str]
 ) -> None:
@@ -45,7 +48,7 @@ def test_a_run_goes_back_to_docker_once_what_was_wrong_is_corrected(
 
 @pytest.mark.parametrize(
     ("arguments", "variables"),
-    [((), MISTYPED), ((), {})],
+    [((), NO_ENGINE), ((), {})],
     ids=["a fall-back", "a choice"],
 )
 def test_what_is_asked_for_again_is_not_decided_again(

@@ -50,7 +50,7 @@ def refused(bench: Bench, image: str) -> str:
     with pytest.raises(RuntimeUnavailable) as caught:
         check(bench, image)
     text = str(caught.value)
-    assert text.startswith(f"The Docker image {image} can't be had.\nWhy: ")
+    assert text.startswith(f"Could not pull the Docker image {image}.\nWhy: ")
     assert "WARMSTACK_REDIS_IMAGE=IMAGE" in text
     assert "--warmstack-runtime=embedded" in text
     return text

@@ -57,6 +57,7 @@ SAMPLES: dict[str, Any] = {
         WarmstackError("First way is shut.", why="no key", looked_at=["door"], todo=["knock"]),
         WarmstackError("Second way is shut.", why="no lock", looked_at=["wall"], todo=["dig"]),
     ],
+    "refusal": errors.RuntimeUnavailable("No engine answers.", why="refused", todo=["wait"]),
     "role": "ci",
     "runtime": "docker",
     "scheme": "rediss",
@@ -72,6 +73,7 @@ SAMPLES: dict[str, Any] = {
     "title": "PostgreSQL",
     "understood": ["session, db: sqlalchemy.orm.Session", "url: a URL as text"],
     "tried": "postgresql://db.example.com:5432/prod",
+    "url_variable": "WARMSTACK_POSTGRES_URL",
     "user": "ada",
     "value": "maybe",
     "variable": "WARMSTACK_POSTGRES_IMAGE",
@@ -82,7 +84,7 @@ SAMPLES: dict[str, Any] = {
 }
 """An example for each parameter of a named constructor; one that is new needs its own here."""
 
-SHOWN_OTHERWISE = {"databases", "number", "seconds", "refusals", "state", "first"}
+SHOWN_OTHERWISE = {"databases", "number", "seconds", "refusal", "refusals", "state", "first"}
 """Parameters whose value is not in the text as it stands: counted, rounded, or picked apart."""
 
 HINTS = {
@@ -131,6 +133,17 @@ def options(text: str) -> list[str]:
     return re.findall(
         r"--warmstack-[a-z-]+|WARMSTACK_[A-Z_]+|(?<!pytest_)warmstack_(?!b_|t_|k_)[a-z_]+", text
     )
+
+
+def test_a_full_disk_of_the_engine_comes_with_what_frees_it() -> None:
+    """Another refusal does not."""
+    full, other = (
+        errors.ServerFailed.refused(title="Redis", cause=cause)
+        for cause in ("mkdir /var/lib/docker/x: no space left on device", "no such network")
+    )
+
+    assert "docker system prune" in full.todo[0]
+    assert "docker system prune" not in str(other)
 
 
 def test_every_error_has_named_constructors() -> None:
@@ -430,7 +443,11 @@ def test_no_password_is_in_what_a_traceback_may_print() -> None:
         since=0.0,
     )
     container = Container(
-        environment={"POSTGRES_PASSWORD": "hunter2"}, command=["postgres"], data="/d", shm_size=1
+        environment={"POSTGRES_PASSWORD": "hunter2"},
+        arguments=["-c"],
+        contract="",
+        data="/d",
+        shm_size=1,
     )
 
     assert "127.0.0.1" in repr(endpoint)

@@ -13,7 +13,7 @@ import pytest
 
 from pytest_warmstack.hints import PAUSE, Hint, Hints, asked
 from pytest_warmstack.identity import Service
-from pytest_warmstack.settings import RuntimeName, Settings
+from pytest_warmstack.settings import RuntimeName, Settings, environment, resolve
 
 HINT = Hint(
     runtime="docker",
@@ -187,6 +187,13 @@ def test_a_changed_setting_makes_another_question(what: str, folder: Path) -> No
     changed.write(Service.POSTGRES, HINT)
     assert changed.read(Service.POSTGRES) is not None
     assert Hints(folder, asked(Settings(), {})).read(Service.POSTGRES) is None
+
+
+def test_an_image_that_is_named_makes_another_question() -> None:
+    """Also if it is the default one: embedded servers may replace that only if it is not named."""
+    named = resolve(environment({"WARMSTACK_REDIS_IMAGE": Settings().redis_image}))
+
+    assert asked(named, {}) != asked(Settings(), {})
 
 
 @pytest.mark.parametrize("name", ["DOCKER_HOST", "DOCKER_CONTEXT", "DOCKER_CERT_PATH", "TC_HOST"])

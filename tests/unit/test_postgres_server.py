@@ -32,10 +32,11 @@ def described(background: BackgroundLoop, *args: str, env: tuple[str, ...] = ())
 
 def options(spec: ServerSpec[Any]) -> list[str]:
     """Return what the server in a container is started with, as NAME=VALUE."""
-    command = spec.container("secret", "0123456789abcdef").command
-    assert command[0] == "postgres"
-    assert set(command[1::2]) == {"-c"}
-    return list(command[2::2])
+    arguments = spec.container("secret", "0123456789abcdef").arguments
+    assert set(arguments[::2]) == {"-c"}
+    reached, options = list(arguments[1:4:2]), list(arguments[5::2])
+    assert reached == ["listen_addresses=*", "port=5432"]
+    return options
 
 
 def test_the_users_value_takes_the_place_of_ours(background: BackgroundLoop) -> None:

@@ -170,13 +170,33 @@ def test_a_server_that_was_made_tells_how_long_it_took_and_why(step: Step, end: 
     assert header(step) == [before + end]
 
 
-@pytest.mark.parametrize("origin", ["reused", "shared"])
 @pytest.mark.parametrize(("seconds", "age"), AGES)
-def test_a_server_that_was_found_tells_its_age(origin: str, seconds: int, age: str) -> None:
+def test_a_server_that_was_found_tells_its_age(seconds: int, age: str) -> None:
     """The age of a server that stood already is told in its largest unit."""
-    (line,) = header(server(origin=origin, since=str(time.time() - seconds)))
+    (line,) = header(server(origin="reused", since=str(time.time() - seconds)))
 
     assert line.endswith(f", image postgres:16-alpine: reused, {age} old")
+
+
+@pytest.mark.parametrize(("origin", "begun"), [("shared", 0), ("reused", 7300), ("reused", 7200)])
+def test_a_server_of_the_run_itself_is_not_reused(origin: str, begun: int) -> None:
+    """A worker of the run has started it, and has not lived to say so."""
+    now = time.time()
+    step = server(origin=origin, since=str(now - 7200))
+
+    (line,) = report.header([step], reuse=False, reuse_source="", begun=now - begun)
+
+    assert line.endswith(", image postgres:16-alpine: started 2 h ago by another process")
+
+
+def test_a_server_that_is_older_than_the_run_is_reused() -> None:
+    """By a second, too."""
+    now = time.time()
+    step = server(origin="reused", since=str(now - 7201))
+
+    (line,) = report.header([step], reuse=False, reuse_source="", begun=now - 7200)
+
+    assert line.endswith(": reused, 2 h old")
 
 
 @pytest.mark.parametrize(("seconds", "age"), [(59.6, "59 s"), (3599, "59 min"), (86399, "23 h")])

@@ -33,6 +33,9 @@ OPTIONS: Final[Mapping[str, str]] = {
 }
 """Settings of the server, the same for every runtime, unless the user gives it others."""
 
+_REACHED: Final = ("-c", "listen_addresses=*", "-c", "port=5432")
+"""How a server in a container is reached, whatever the image's own configuration says."""
+
 _SHM_SIZE: Final = 256 * 1024 * 1024
 """Bytes of /dev/shm in a container: with Docker's 64 MiB a parallel query can fail."""
 
@@ -51,6 +54,7 @@ def spec(settings: Settings, background: BackgroundLoop) -> ServerSpec[Admin]:
         title=TITLE,
         image=settings.postgres_image,
         image_variable=str(CHOICES["postgres_image"].variable),
+        image_source=settings.sources.get("postgres_image", ""),
         url=settings.postgres_url,
         url_variable=str(CHOICES["postgres_url"].variable),
         major=major,
@@ -90,7 +94,7 @@ def _native(
 def _container(
     password: str, major: int | None, environment: Mapping[str, str], arguments: list[str]
 ) -> Container:
-    """Return how to run the official image, or one with the same contract."""
+    """Return what the official image takes, and all that are made from it or like it."""
     initdb = [*initdb_arguments(major), environment.get(INITDB_ARGS, "")]
     return Container(
         environment={
@@ -100,7 +104,9 @@ def _container(
             "POSTGRES_DB": "postgres",
             INITDB_ARGS: " ".join(filter(None, initdb)),
         },
-        command=["postgres", *arguments],
+        arguments=[*_REACHED, *arguments],
+        contract="the password as POSTGRES_PASSWORD, and settings as arguments (-c NAME=VALUE)",
         data="/var/lib/postgresql/data",
+        data_variable="PGDATA",
         shm_size=_SHM_SIZE,
     )

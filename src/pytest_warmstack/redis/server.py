@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import importlib.util
 import os
 import shutil
@@ -24,6 +25,9 @@ OPTIONS: Final[Mapping[str, str]] = {
 }
 """Settings of the server, the same for every runtime."""
 
+_REACHED: Final = ("--port", "6379", "--bind", "0.0.0.0", "--daemonize", "no")  # noqa: S104
+"""How a server in a container is reached, whatever the image's own configuration file says."""
+
 _PROGRAMS: Final = ("redis-server", "valkey-server")
 
 
@@ -34,6 +38,7 @@ def spec(settings: Settings, number: int = 0) -> ServerSpec[Admin]:
         title=TITLE,
         image=settings.redis_image,
         image_variable=str(CHOICES["redis_image"].variable),
+        image_source=settings.sources.get("redis_image", ""),
         url=settings.redis_url,
         url_variable=str(CHOICES["redis_url"].variable),
         major=major_of(settings.redis_image),
@@ -47,38 +52,38 @@ def spec(settings: Settings, number: int = 0) -> ServerSpec[Admin]:
     )
 
 
-def _lines(fingerprint: str, password: str) -> list[str]:
-    """Return a configuration file's lines.
+def _settings(fingerprint: str, password: str) -> list[Sequence[str]]:
+    """Return the name and the values of each setting.
 
     The server tells its fingerprint as its syslog-ident, a text that it has no other use for
-    while it logs elsewhere. The password stands here and not in the arguments, which everybody
-    on the machine can read. We have a user of our own, since a test may change the first one.
+    while it logs elsewhere. Arguments can be read by everybody on the machine, so they hold the
+    digest of the password, which Redis takes as well (its documentation, ACL SETUSER). We have a
+    user of our own, since a test may change the first one.
     """
-    options = {
-        **OPTIONS,
-        "syslog-ident": f"warmstack-{fingerprint}",
-        "requirepass": password,
-        f"user {USER}": f"on ~* &* +@all >{password}",
-    }
-    return [f"{name} {value}" for name, value in options.items()]
+    rules = ("on", "~*", "&*", "+@all", f"#{hashlib.sha256(password.encode()).hexdigest()}")
+    return [
+        *OPTIONS.items(),
+        ("syslog-ident", f"warmstack-{fingerprint}"),
+        *(("user", user, *rules) for user in ("default", USER)),
+    ]
 
 
 def _container(password: str, fingerprint: str) -> Container:
-    """Return how to run the official image, or Valkey's, which has the same contract.
+    """Return what the official image takes, Valkey's, and images with scripts of other names.
 
-    The server reads its configuration from standard input, where the shell writes it with the
-    password from the environment; then the image's own entrypoint starts the server, which takes
-    its place as the container's first process.
+    Those of redis-stack take arguments as REDIS_ARGS, and bitnami's demand REDIS_PASSWORD.
     """
-    program, *others = _PROGRAMS
-    configuration = "\n".join(_lines(fingerprint, "$REDIS_PASSWORD"))
-    script = (
-        f"server={program}; command -v $server >/dev/null || server={others[0]}\n"
-        f"exec docker-entrypoint.sh $server - <<END\n{configuration}\nEND\n"
-    )
+    arguments = [
+        part.strip('"')
+        for name, *values in _settings(fingerprint, password)
+        for part in (f"--{name}", *values)
+    ]
     return Container(
         environment={"REDIS_PASSWORD": password},
-        command=["sh", "-c", script],
+        arguments=[*_REACHED, *arguments],
+        contract="settings as arguments (--NAME VALUE), or all of them as REDIS_ARGS",
+        takers=frozenset({"docker-entrypoint.sh", *_PROGRAMS}),
+        variable="REDIS_ARGS",
         data="/data",
         shm_size=64 * 1024 * 1024,
     )
@@ -98,7 +103,8 @@ class NativeRedis(NamedTuple):
         """Write the configuration into *folder*; return what gives the server's command."""
         program = self._find()
         path = folder / "redis.conf"
-        lines = ["bind 127.0.0.1", f"dir {folder}", *_lines(self.fingerprint, password)]
+        settings = (" ".join(words) for words in _settings(self.fingerprint, password))
+        lines = ["bind 127.0.0.1", f"dir {folder}", *settings]
         with os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT, 0o600), "w") as file:
             file.write("\n".join([*lines, ""]))
         return lambda port: Command(arguments=[str(program), str(path), "--port", str(port)])

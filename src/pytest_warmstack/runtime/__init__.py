@@ -2,12 +2,27 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, Final
 
 from pytest_warmstack.errors import RuntimeUnavailable
+from pytest_warmstack.identity import Service
 from pytest_warmstack.runtime.base import Household, OwnRuntime, Runtime, ServerSpec
 from pytest_warmstack.settings import RuntimeName
+
+_OFFICIAL: Final = re.compile(
+    r"((.+/)?library/|docker\.io/)?(postgres|redis)([:@].*)?"
+    r"|(docker\.io/)?valkey/valkey([:@].*)?"
+)
+"""An official image, from Docker Hub or a mirror of it that keeps Docker Hub's names."""
+
+
+_REPOSITORIES: Final = {
+    **dict.fromkeys(("postgres", "postgresql", "postgis", "pgvector"), Service.POSTGRES),
+    **dict.fromkeys(("redis", "redis-stack", "redis-stack-server", "valkey"), Service.REDIS),
+}
+"""The service that an image of this name has, whoever made it."""
 
 
 def make(name: str, household: Household) -> OwnRuntime:
@@ -50,11 +65,23 @@ def choose(
     """Return the runtime for *specs*, none of which has a URL, and why it is this one.
 
     `auto` takes Docker when its engine answers and has, or can pull, the images; else native
-    processes. A runtime that was named never gives way to another: it raises
-    `RuntimeUnavailable`.
+    processes. What was named never gives way to another: neither a runtime nor an image. Without
+    an engine, an official image does, since native processes are of the version in its tag.
+    Raises `RuntimeUnavailable`.
     """
     if name is RuntimeName.EXTERNAL:
         raise RuntimeUnavailable.no_url(title=specs[0].title, variable=specs[0].url_variable)
+    for spec in specs:
+        service = _REPOSITORIES.get(re.split("[:@]", spec.image.rpartition("/")[2])[0])
+        if service not in {None, spec.service}:
+            raise RuntimeUnavailable.another_service(
+                image=spec.image,
+                found=str(service),
+                cause="its name says so",
+                title=spec.title,
+                variable=spec.image_variable,
+                source=spec.image_source,
+            )
     names = (RuntimeName.DOCKER, RuntimeName.EMBEDDED) if name is RuntimeName.AUTO else (name,)
     refusals: list[RuntimeUnavailable] = []
     for candidate in names:
@@ -66,8 +93,14 @@ def choose(
                 runtime.close()
                 raise
         except RuntimeUnavailable as refusal:
-            if name is not RuntimeName.AUTO:
+            named = [each for each in specs if each.image_source]
+            if name is not RuntimeName.AUTO or (refusal.image and named):
                 raise
+            for spec in named:
+                if not _OFFICIAL.fullmatch(spec.image):
+                    raise RuntimeUnavailable.no_embedded_image(
+                        image=spec.image, source=spec.image_source, refusal=refusal
+                    ) from refusal
             refusals.append(refusal)
         else:
             return runtime, "; ".join(refusal.brief_reason for refusal in refusals)

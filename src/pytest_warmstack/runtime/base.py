@@ -119,15 +119,22 @@ C_co = TypeVar("C_co", bound=Client, covariant=True)
 
 @dataclass(frozen=True, kw_only=True)
 class Container:
-    """How a server runs in Docker.
+    """How a server runs in Docker: what its image's own entrypoint is given.
 
-    *data* is where its data lies if the image declares no volume, *shm_size* is in bytes.
+    *arguments* are the server's; *takers* are the names of programs and scripts that are known to
+    take them, and *variable* is what others take them from, separated by spaces. *data* is where
+    the data lies if the image names no place by a volume or by *data_variable*, *shm_size* is in
+    bytes. *contract* tells the reader how an image can take the password and the settings.
     """
 
     environment: Mapping[str, str] = field(repr=False)
-    command: Sequence[str]
+    arguments: Sequence[str]
+    contract: str
     data: str
     shm_size: int
+    takers: frozenset[str] = frozenset()
+    variable: str = ""
+    data_variable: str = ""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -162,7 +169,8 @@ class Native(Protocol):
 class ServerSpec(Generic[C]):
     """What a server looks like, whatever runs it.
 
-    *url* leads to one that somebody else runs; then the rest tells only how to connect. *major* is
+    *url* leads to one that somebody else runs; then the rest tells only how to connect.
+    *image_source* is where the user named the image, nothing for the default. *major* is
     the version asked for (None when any will do), *programs* a folder named by the user, *options*
     are the server's own settings, *environment* is what the user gave it as its own, *port* is
     where it listens in a container. *number* tells apart several servers of a service, from 1 on;
@@ -177,6 +185,7 @@ class ServerSpec(Generic[C]):
     title: str
     image: str
     image_variable: str
+    image_source: str = ""
     major: int | None
     programs: str
     options: Mapping[str, str]

@@ -38,7 +38,8 @@ from pytest_warmstack.runtime.docker.container import (
     without,
 )
 from pytest_warmstack.runtime.docker.engine import Engine, explanation
-from pytest_warmstack.runtime.docker.pull import fetch
+from pytest_warmstack.runtime.docker.image import Image
+from pytest_warmstack.runtime.docker.pull import NotPulled, fetch
 from pytest_warmstack.settings import RuntimeName
 
 P = ParamSpec("P")
@@ -70,15 +71,31 @@ class Docker:
     def check(self, specs: Sequence[ServerSpec[Any]], say: Callable[[str], None]) -> None:
         """Raise `RuntimeUnavailable` unless the images of all *specs* are there or were pulled."""
         for spec in specs:
-            image = _named_by(spec)
+            name = _named_by(spec)
+            images = self.engine.client.images
             try:
-                self.engine.client.images.get(image)
-            except ImageNotFound:
-                fetch(self.engine.client, image, spec.image_variable, say)
-            except APIError as error:
+                try:
+                    found = images.get(name)
+                except ImageNotFound:
+                    fetch(self.engine.client, name, say)
+                    found = images.get(name)
+            except (APIError, NotPulled) as error:
                 raise RuntimeUnavailable.no_image(
-                    image=image, cause=explanation(error), variable=spec.image_variable
+                    image=name,
+                    cause=explanation(error),
+                    variable=spec.image_variable,
+                    source=spec.image_source,
                 ) from error
+            service = Image(found.attrs["Config"]).service()
+            if service not in {None, spec.service}:
+                raise RuntimeUnavailable.another_service(
+                    image=name,
+                    found=str(service),
+                    cause=f"the image declares the port or the variables of {service}",
+                    title=spec.title,
+                    variable=spec.image_variable,
+                    source=spec.image_source,
+                )
 
     @_explained
     def ensure(self, spec: ServerSpec[C]) -> Server[C]:
@@ -86,7 +103,7 @@ class Docker:
         household = self._household
         name = household.name(spec, self.name)
         labels = household.labels(spec, self.name)
-        with _refusals(spec.title), self._container(spec, labels, name) as container:
+        with _refusals(spec), self._container(spec, labels, name) as container:
             outdated, trouble = remove_outdated(self, household, spec)
             client, origin, reason = self._running(container, outdated)
             return Server(
@@ -285,12 +302,22 @@ class Docker:
 
 
 @contextmanager
-def _refusals(title: str) -> Iterator[None]:
-    """Turn what the engine refuses, and what can't be what it seemed, into `ServerFailed`."""
+def _refusals(spec: ServerSpec[Any]) -> Iterator[None]:
+    """Turn what the engine refuses, and a server that does not know us, into `ServerFailed`."""
     try:
         yield
-    except (APIError, NotOurs) as error:
-        raise ServerFailed.refused(title=title, cause=explanation(error)) from error
+    except APIError as error:
+        raise ServerFailed.refused(title=spec.title, cause=explanation(error)) from error
+    except NotOurs as error:
+        raise ServerFailed.by_contract(
+            title=spec.title,
+            image=_named_by(spec),
+            cause=str(error),
+            wanted=spec.container("", "").contract,
+            variable=spec.image_variable,
+            url_variable=spec.url_variable,
+            source=spec.image_source,
+        ) from error
 
 
 def _named_by(spec: ServerSpec[Any]) -> str:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import os
 from contextlib import suppress
 from dataclasses import replace
 from datetime import datetime
@@ -13,9 +15,11 @@ from docker.models.containers import Container as EngineContainer
 from testcontainers.core.container import DockerContainer
 
 from pytest_warmstack import originals
+from pytest_warmstack.errors import ServerFailed
 from pytest_warmstack.identity import Label
-from pytest_warmstack.runtime.base import PATIENCE, Endpoint, NotOurs, ServerSpec, wait_ready
+from pytest_warmstack.runtime.base import PATIENCE, Endpoint, ServerSpec, wait_ready
 from pytest_warmstack.runtime.docker.engine import Engine, explanation
+from pytest_warmstack.runtime.docker.image import Image
 
 _LOG_LINES: Final = 30
 _PASSWORD: Final = "WARMSTACK_PASSWORD"  # noqa: S105 - the name of a variable
@@ -75,20 +79,18 @@ class ServerContainer(DockerContainer):
         password = originals.urandom(16).hex()
         plan = spec.container(password, self._labels[Label.FINGERPRINT])
         route = self._engine.route
-        image = self._client.images.get(self.image).attrs["Config"]
-        # tmpfs on every folder that the image declares as a volume: then the data lies in memory
-        # wherever this image puts it, and no anonymous volume is made.
-        data = list(image.get("Volumes") or []) or [plan.data]
+        start = Image(self._client.images.get(self.image).attrs["Config"]).start(plan)
         self._container = None
         try:
             self._container = self._client.containers.create(
                 self.image,
                 name=self._name,
-                command=list(plan.command),
-                environment={**plan.environment, _PASSWORD: password},
+                entrypoint=start.entrypoint,
+                command=list(start.command),
+                environment={**start.environment, _PASSWORD: password},
                 labels=self._labels,
                 ports={f"{spec.port}/tcp": (bind, None)} if route.binds else {},
-                tmpfs=dict.fromkeys(data, ""),
+                tmpfs=dict(start.tmpfs),
                 shm_size=plan.shm_size,
                 # Podman removes a container by stopping it first; there is nothing to save.
                 stop_signal="SIGKILL",
@@ -117,7 +119,7 @@ class ServerContainer(DockerContainer):
                 return "started again", "it had stopped"
             # As a rule another process has just created it, and is about to start it too.
             return "reused", ""
-        raise NotOurs(f"it is {status}")
+        raise ServerFailed.refused(title=self.title, cause=f"its container is {status}")
 
     def ready(self, seconds: float) -> Any:
         """Return the client of the server as soon as it answers.
@@ -127,14 +129,22 @@ class ServerContainer(DockerContainer):
         """
         self.reload()
         up = originals.now() - _timestamp(self._held.attrs["State"]["StartedAt"])
-        return wait_ready(
-            self._spec,
-            self.endpoint(),
-            self._labels[Label.FINGERPRINT],
-            seconds=seconds if up < seconds else PATIENCE,
-            death=self._death,
-            log=self._log,
-        )
+        try:
+            return wait_ready(
+                self._spec,
+                self.endpoint(),
+                self._labels[Label.FINGERPRINT],
+                seconds=seconds if up < seconds else PATIENCE,
+                death=self._death,
+                log=self._log,
+            )
+        except ServerFailed as failure:
+            log = self._log()
+            if self._held.attrs["State"].get("OOMKilled") or os.strerror(errno.ENOSPC) in log:
+                raise ServerFailed.no_memory(
+                    title=self.title, place=self._room(), cause=failure.why, log=log
+                ) from failure
+            raise
 
     def look(self, seconds: float) -> Any:
         """Return a client that looks at the server that these labels describe, at the first try."""
@@ -176,6 +186,16 @@ class ServerContainer(DockerContainer):
             return None
         killed = ", the engine killed it for lack of memory" if state.get("OOMKilled") else ""
         return f"its container is {state['Status']}, exit status {state['ExitCode']}{killed}"
+
+    def _room(self) -> str:
+        """Return where the data lies, and how much room the engine's machine has for it."""
+        folders = ", ".join(self._held.attrs["HostConfig"]["Tmpfs"])
+        # The kernel's default for a tmpfs (its documentation, tmpfs.rst, "size").
+        size = self._client.info().get("MemTotal", 0) / 2 / 1e9
+        return (
+            f"{folders} in the container, a tmpfs: it has {size:.1f} GB at most, half the memory "
+            "of the engine's machine, which it shares with everything there"
+        )
 
     def _log(self) -> str:
         """Return the last lines that the server wrote, without its password."""

@@ -12,7 +12,6 @@ from requests.exceptions import Timeout as RequestsTimeout
 from urllib3.exceptions import HTTPError
 
 from pytest_warmstack import originals
-from pytest_warmstack.errors import RuntimeUnavailable
 from pytest_warmstack.runtime.docker.engine import explanation
 from pytest_warmstack.runtime.docker.progress import Progress
 
@@ -20,11 +19,14 @@ STALL: Final = 60.0
 """Seconds for which a pull may bring nothing, not even another attempt, before it is given up."""
 
 
-def fetch(client: Any, image: str, variable: str, say: Callable[[str], None]) -> None:
-    """Pull *image*, telling how far it has come; *variable* names another image.
+class NotPulled(Exception):
+    """An image could not be pulled; the text is the answer of its registry, or of the engine."""
 
-    Raises `RuntimeUnavailable` with the registry's answer, or when there is none for `STALL`
-    seconds.
+
+def fetch(client: Any, image: str, say: Callable[[str], None]) -> None:
+    """Pull *image*, telling how far it has come.
+
+    Raises `NotPulled` with the registry's answer, or when there is none for `STALL` seconds.
     """
     say(f"pulling {image} ...")
     api = client.api
@@ -46,7 +48,7 @@ def fetch(client: Any, image: str, variable: str, say: Callable[[str], None]) ->
         cause, words = error, f"nothing has come for {STALL:g} seconds"
     except (DockerException, RequestException, OSError) as error:
         cause, words = error, explanation(error)
-    raise RuntimeUnavailable.no_image(image=image, cause=words, variable=variable) from cause
+    raise NotPulled(words) from cause
 
 
 class _Deadline(BaseAdapter):

@@ -1,0 +1,3 @@
+#!/bin/sh
+# Takes neither arguments nor variables.
+POSTGRES_PASSWORD=company exec docker-entrypoint.sh postgres

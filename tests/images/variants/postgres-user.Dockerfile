@@ -1,0 +1,4 @@
+# The server's user, by its name.
+ARG BASE
+FROM ${BASE}
+USER postgres

@@ -1,0 +1,3 @@
+#!/bin/sh
+# Takes neither arguments nor variables.
+exec redis-server --protected-mode no

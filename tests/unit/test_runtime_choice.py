@@ -1,0 +1,135 @@
+"""Which runtime `auto` takes, and what stops it: told without an engine and without servers."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, Final
+
+import pytest
+
+from pytest_warmstack import runtime as runtimes
+from pytest_warmstack.errors import RuntimeUnavailable
+from pytest_warmstack.identity import Service
+from pytest_warmstack.redis import server as redis
+from pytest_warmstack.runtime.base import ServerSpec
+from pytest_warmstack.settings import RuntimeName, environment, resolve
+
+NO_ENGINE: Final = RuntimeUnavailable.no_docker(
+    cause="connection refused", address="unix:///nowhere.sock", source="DOCKER_HOST"
+)
+NO_IMAGE: Final = RuntimeUnavailable.no_image(
+    image="redis:7", cause="manifest unknown", variable="WARMSTACK_REDIS_IMAGE"
+)
+
+
+@dataclass
+class Runtime:
+    """A runtime that refuses, or does not."""
+
+    name: str
+    refusal: RuntimeUnavailable | None = None
+
+    def check(self, specs: Sequence[ServerSpec[Any]], say: Callable[[str], None]) -> None:
+        """Refuse, if that is what it does."""
+        if self.refusal is not None:
+            raise self.refusal
+
+    def close(self) -> None:
+        """Close nothing."""
+
+
+def chosen(
+    monkeypatch: pytest.MonkeyPatch, refusal: RuntimeUnavailable, *images: str
+) -> tuple[str, str]:
+    """Return what `auto` chooses when Docker refuses, and why; an empty image is the default."""
+    made: Mapping[str, Runtime] = {
+        RuntimeName.DOCKER: Runtime("docker", refusal),
+        RuntimeName.EMBEDDED: Runtime("embedded"),
+    }
+    monkeypatch.setattr(runtimes, "make", lambda name, household: made[name])
+    specs = [
+        replace(
+            redis.spec(resolve(environment({"WARMSTACK_REDIS_IMAGE": image}))),
+            service=Service.POSTGRES if "postg" in image or "pgvector" in image else Service.REDIS,
+        )
+        for image in images
+    ]
+    household: Any = None
+    runtime, why = runtimes.choose(RuntimeName.AUTO, household, specs, pytest.fail)
+    return runtime.name, why
+
+
+def test_embedded_servers_replace_the_default_image(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever Docker lacks, and the reason is told."""
+    assert chosen(monkeypatch, NO_IMAGE, "", "") == (
+        "embedded",
+        "Could not pull the Docker image redis:7",
+    )
+    assert chosen(monkeypatch, NO_ENGINE, "")[0] == "embedded"
+
+
+@pytest.mark.parametrize("images", [("redis:7",), ("", "redis:7"), ("redis:7", "")])
+def test_a_named_image_is_not_replaced_where_there_is_an_engine(
+    monkeypatch: pytest.MonkeyPatch, images: Sequence[str]
+) -> None:
+    """Neither if it is the one that is missing, nor if another server's is."""
+    with pytest.raises(RuntimeUnavailable) as caught:
+        chosen(monkeypatch, NO_IMAGE, *images)
+
+    assert caught.value is NO_IMAGE
+
+
+@pytest.mark.parametrize(
+    "image",
+    [
+        *("redis", "redis:7", "redis:7-alpine", "postgres:17.2", "valkey/valkey:8"),
+        *("library/redis:7", "docker.io/redis:7", "docker.io/library/postgres:16"),
+        *("docker.io/valkey/valkey:8", "public.ecr.aws/docker/library/redis:7-alpine"),
+        *("mirror.local:5000/library/postgres:16", "redis:7@sha256:0123"),
+    ],
+)
+def test_an_official_image_is_replaced_where_there_is_no_engine(
+    monkeypatch: pytest.MonkeyPatch, image: str
+) -> None:
+    """The embedded server is of the version in its tag, and has the same in it."""
+    assert chosen(monkeypatch, NO_ENGINE, image)[0] == "embedded"
+
+
+@pytest.mark.parametrize(
+    "image",
+    [
+        *("postgis/postgis:16-3.4", "redis/redis-stack:7.2", "pgvector/pgvector:pg16"),
+        *("registry.local/postgres:16", "redis-stack:7", "docker.io/me/redis:7", "valkey:8"),
+    ],
+)
+def test_another_image_needs_the_engine(monkeypatch: pytest.MonkeyPatch, image: str) -> None:
+    """The error names the image and its setting, and has what is known of the engine."""
+    with pytest.raises(RuntimeUnavailable) as caught:
+        chosen(monkeypatch, NO_ENGINE, "", image)
+
+    error = caught.value
+    assert (error.what, error.looked_at) == (NO_ENGINE.what, NO_ENGINE.looked_at)
+    named = f"the image {image} (environment variable WARMSTACK_REDIS_IMAGE) needs Docker"
+    assert error.why.startswith(f"connection refused; {named}")
+    assert any("--warmstack-runtime=embedded" in each for each in error.todo)
+
+
+@pytest.mark.parametrize("name", [RuntimeName.AUTO, RuntimeName.EMBEDDED, RuntimeName.DOCKER])
+@pytest.mark.parametrize(
+    "image",
+    ["postgres:16", "postgres", "registry.local:5000/postgis:16", "bitnami/postgresql@sha256:0"],
+)
+def test_an_image_named_for_the_other_service_is_recognized(name: RuntimeName, image: str) -> None:
+    """Before any engine is asked: its tag would be taken for the version of an embedded server."""
+    spec = redis.spec(resolve(environment({"WARMSTACK_REDIS_IMAGE": image})))
+    household: Any = None
+
+    with pytest.raises(RuntimeUnavailable) as caught:
+        runtimes.choose(name, household, [spec], pytest.fail)
+
+    assert caught.value.image == image
+    assert caught.value.what == (
+        f"The Docker image {image} runs postgres, and is set as the image of Redis (environment "
+        "variable WARMSTACK_REDIS_IMAGE)."
+    )
