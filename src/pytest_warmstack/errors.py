@@ -49,6 +49,14 @@ class WarmstackError(Exception):
         return "\n".join(parts)
 
 
+def did_you_mean(word: str, known: Iterable[str]) -> str:
+    """Return the end of a sentence that names the one of *known* most like *word*, if any is."""
+    from difflib import get_close_matches
+
+    near = get_close_matches(word, list(known), n=1)
+    return f"; did you mean {near[0]}?" if near else ""
+
+
 def _titled(title: str, entries: Sequence[str]) -> str:
     """Return *entries* under *title*; one short entry stays on the title's own line."""
     if len(entries) == 1 and "\n" not in entries[0]:
@@ -155,6 +163,18 @@ class RuntimeUnavailable(WarmstackError):
         )
         error.place = address
         return error
+
+    @classmethod
+    def no_package(cls, *, cause: str) -> RuntimeUnavailable:
+        """Tell that the Python packages which speak to Docker can't be imported."""
+        return cls(
+            "The Python packages for Docker can't be imported.",
+            why=cause,
+            todo=[
+                "pip install testcontainers docker",
+                "or run the servers as native processes: --warmstack-runtime=embedded",
+            ],
+        )
 
     @classmethod
     def engine_lost(cls, *, cause: str, address: str, source: str) -> RuntimeUnavailable:
@@ -1067,6 +1087,24 @@ class LeaseFailed(WarmstackError):
                 "or give each process a server of its own: warmstack_redis = per-process",
             ],
         )
+
+
+class NoProject(WarmstackError):
+    """A command was called in a folder that belongs to no project."""
+
+    @classmethod
+    def here(cls, *, folder: str) -> NoProject:
+        """Tell that nothing in *folder* speaks of tests."""
+        return cls(
+            f"There is no project in {folder}.",
+            why="it has no pytest configuration, alembic.ini, conftest.py or tests",
+            todo=["go to the project's folder, or name it: --project FOLDER"],
+        )
+
+    @property
+    def line(self) -> str:
+        """All of it: there is no more to be said."""
+        return f"{self.what.removesuffix('.')}: {self.why}; {self.todo[0]}"
 
 
 class CommandFailed(WarmstackError):

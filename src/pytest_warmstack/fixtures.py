@@ -83,12 +83,11 @@ def _warmstack_engines() -> Engines:
 
 def _clone(request: pytest.FixtureRequest, _warmstack_postgres: Workbench) -> Iterator[Clone]:
     """A migrated database for as long as the fixture's scope lasts."""
-    clone = _had(_warmstack_postgres.take_clone)
+    node = request.node
+    clone = _had(lambda: _warmstack_postgres.take_clone(node.nodeid))
     yield clone
-    node, failed = request.node, request.config.stash[FAILED]
-    is_test = isinstance(node, pytest.Item)
-    mine = node in failed if is_test else any(node in each.listchain() for each in failed)
-    _warmstack_postgres.give_back(clone, node.nodeid, failed=mine)
+    failed = [each.nodeid for each in request.config.stash[FAILED] if node in each.listchain()]
+    _warmstack_postgres.give_back(clone, node.nodeid, failed=sorted(failed))
 
 
 _warmstack_clone_class = pytest.fixture(scope="class", name="_warmstack_clone_class")(_clone)

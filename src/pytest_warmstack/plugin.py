@@ -209,6 +209,13 @@ def pytest_runtest_makereport(
     return report
 
 
+def pytest_enter_pdb(config: pytest.Config) -> None:
+    """Note on the database of a test that is at a breakpoint which test it is."""
+    if (workbench := config.stash.get(MADE, None)) is not None:
+        # pytest keeps the id of the test there, and the phase (its documentation, "Examples").
+        workbench.name_clone(os.environ.get("PYTEST_CURRENT_TEST", "").rpartition(" (")[0])
+
+
 @pytest.hookimpl(wrapper=True, trylast=True)
 def pytest_sessionfinish(session: pytest.Session) -> Generator[None, object, object]:
     """Give everything back, whatever the other plugins raise as the session ends.

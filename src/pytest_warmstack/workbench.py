@@ -90,6 +90,8 @@ class Workbench:
         self._sweep_begun: Future[Any] | None = None
         self.used: list[str] = []
         self._specs: dict[Service, ServerSpec[Any]] = {}
+        # By the ids of the tests, classes or modules; "" is for all tests that roll back.
+        self._in_use: dict[str, Clone] = {}
 
     def start(self, services: Collection[Service]) -> None:
         """Begin to make *services* ready, all at the same time, and wait until they are.
@@ -135,16 +137,26 @@ class Workbench:
         leases: Leases | None = self._had("leases") if self._pid == originals.getpid() else None
         return leases
 
-    def take_clone(self) -> Clone:
-        """Return a migrated database for one test."""
+    def take_clone(self, user: str) -> Clone:
+        """Return a migrated database for *user*: a test, or the class or module that shares it."""
         clones = self.clones()
         with self.ledger.timed("clone"):
-            return clones.take()
+            clone = self._in_use[user] = clones.take()
+        return clone
 
-    def give_back(self, clone: Clone, test: str, *, failed: bool) -> None:
-        """Take back the database of *test*, which is done; keep it if it failed and we keep any."""
+    def name_clone(self, test: str) -> None:
+        """Note on the database that *test* uses that it does: the test is in a debugger."""
+        users = [user for user in self._in_use if test.startswith(user)]
+        keeper: Keeper | None = self._had("keeper")
+        if keeper is not None and users:
+            with suppress(WarmstackError):
+                keeper.name(self._in_use[max(users, key=len)], test)
+
+    def give_back(self, clone: Clone, test: str, *, failed: Sequence[str]) -> None:
+        """Take back the database of *test*, which is done; keep it for the tests that *failed*."""
+        self._in_use.pop(test, None)
         if failed and self._sweeping is not None and self.settings.keep_failed:
-            self.clones().keep(clone, test)
+            self.clones().keep(clone, ", ".join(failed))
         else:
             self.clones().give_back(clone, test)
         self._sweep()
@@ -153,7 +165,9 @@ class Workbench:
         """Return the database of the tests that undo what they do."""
         clones = self.clones()
         with self.ledger.timed("rollback" if clones.is_shared else "clone"):
-            return clones.borrow()
+            shared = clones.borrow()
+        self._in_use[""] = shared.clone
+        return shared
 
     def restore_clone(self, shared: Shared, test: str) -> None:
         """Take back the shared database after *test*."""

@@ -6,9 +6,10 @@ import argparse
 import platform
 from collections.abc import Iterator
 from importlib.metadata import PackageNotFoundError, version
-from typing import Final, NamedTuple
+from typing import Any, Final, NamedTuple
 
 from pytest_warmstack import inventory, specs, upkeep
+from pytest_warmstack import runtime as runtimes
 from pytest_warmstack.background import BackgroundLoop
 from pytest_warmstack.cli import words
 from pytest_warmstack.cli.project import Place, here
@@ -129,10 +130,8 @@ def _external(settings: Settings) -> Iterator[Check]:
 
 def _docker(settings: Settings) -> Iterator[Check]:
     """Yield whether the engine answers, what it is, and whether it has the images."""
-    from pytest_warmstack.runtime.docker import Docker
-
     try:
-        runtime = Docker(upkeep.HOUSEHOLD)
+        runtime: Any = runtimes.make(RuntimeName.DOCKER, upkeep.HOUSEHOLD)
     except RuntimeUnavailable as refusal:
         yield Check(BAD, "engine", _told(refusal))
         return

@@ -16,8 +16,10 @@ def make(name: str, household: Household) -> OwnRuntime:
     Raises `RuntimeUnavailable` when it can't be reached at all.
     """
     if name == RuntimeName.DOCKER:
-        from pytest_warmstack.runtime.docker import Docker
-
+        try:
+            from pytest_warmstack.runtime.docker import Docker
+        except ImportError as error:
+            raise RuntimeUnavailable.no_package(cause=str(error)) from error
         return Docker(household)
     from pytest_warmstack.runtime.embedded import Embedded
 
