@@ -49,12 +49,16 @@ class WarmstackError(Exception):
         return "\n".join(parts)
 
 
-def did_you_mean(word: str, known: Iterable[str]) -> str:
-    """Return the end of a sentence that names the one of *known* most like *word*, if any is."""
+def did_you_mean(word: str, known: Iterable[str], *, after: str = "") -> str:
+    """Return the end of a sentence that names the one of *known* most like *word*, if any is.
+
+    Only what comes *after* that beginning is compared: it makes no word more like another.
+    """
     from difflib import get_close_matches
 
-    near = get_close_matches(word, list(known), n=1)
-    return f"; did you mean {near[0]}?" if near else ""
+    rest = {each.removeprefix(after): each for each in known}
+    near = get_close_matches(word.removeprefix(after), rest, n=1)
+    return f"; did you mean {rest[near[0]]}?" if near else ""
 
 
 def _titled(title: str, entries: Sequence[str]) -> str:
@@ -71,11 +75,13 @@ class SettingsError(WarmstackError):
     @classmethod
     def bad_value(cls, *, name: str, value: object, source: str, wanted: str) -> SettingsError:
         """*value*, read from *source*, is not what the choice called *name* takes."""
+        words = wanted.removeprefix("one of ")
+        near = "" if words == wanted else did_you_mean(str(value), words.split(", "))
         return cls(
             f"{value!r} is no value for {name}.",
             why=f"it takes {wanted}",
             looked_at=[source],
-            todo=[f"give it {wanted}, or leave it out"],
+            todo=[f"give it {wanted}, or leave it out{near}"],
         )
 
     @classmethod
@@ -123,6 +129,15 @@ class SettingsError(WarmstackError):
                 if scheme in other
                 else f"name the server itself: {wanted}://USER:PASSWORD@HOST:PORT"
             ],
+        )
+
+    @classmethod
+    def both(cls, *, variable: str, runtime: str, setting: str) -> SettingsError:
+        """*variable* gives the URL of a server, and *setting* the *runtime* that starts one."""
+        return cls(
+            f"Conflicting settings: {variable} and {setting} are both set.",
+            why=f"the first is the URL of a server that runs, and the runtime {runtime} starts one",
+            todo=[f"leave {variable} out", f"or {setting}, or make it auto"],
         )
 
     @classmethod
@@ -267,16 +282,6 @@ class RuntimeUnavailable(WarmstackError):
                 f"name the server: {variable}=URL",
                 "or let it be run for you: --warmstack-runtime=auto",
             ],
-        )
-
-    @classmethod
-    def both(cls, *, title: str, variable: str, runtime: str) -> RuntimeUnavailable:
-        """A URL was given, and the runtime of servers of our own was named as well."""
-        return cls(
-            f"There are two answers to the question where {title} runs.",
-            why=f"a URL was given, and the runtime {runtime} as well",
-            looked_at=[variable, "WARMSTACK_RUNTIME"],
-            todo=["leave the URL out", "or the runtime: --warmstack-runtime=auto"],
         )
 
     @classmethod

@@ -90,8 +90,6 @@ class Workbench:
         self._sweep_begun: Future[Any] | None = None
         self.used: list[str] = []
         self._specs: dict[Service, ServerSpec[Any]] = {}
-        # By the ids of the tests, classes or modules; "" is for all tests that roll back.
-        self._in_use: dict[str, Clone] = {}
 
     def start(self, services: Collection[Service]) -> None:
         """Begin to make *services* ready, all at the same time, and wait until they are.
@@ -137,24 +135,21 @@ class Workbench:
         leases: Leases | None = self._had("leases") if self._pid == originals.getpid() else None
         return leases
 
-    def take_clone(self, user: str) -> Clone:
-        """Return a migrated database for *user*: a test, or the class or module that shares it."""
+    def take_clone(self) -> Clone:
+        """Return a migrated database for one test."""
         clones = self.clones()
         with self.ledger.timed("clone"):
-            clone = self._in_use[user] = clones.take()
-        return clone
+            return clones.take()
 
-    def name_clone(self, test: str) -> None:
-        """Note on the database that *test* uses that it does: the test is in a debugger."""
-        users = [user for user in self._in_use if test.startswith(user)]
+    def name_clone(self, clone: Clone, test: str) -> None:
+        """Note on a database that *test* uses it, for `warmstack psql`: it is in a debugger."""
         keeper: Keeper | None = self._had("keeper")
-        if keeper is not None and users:
+        if keeper is not None:
             with suppress(WarmstackError):
-                keeper.name(self._in_use[max(users, key=len)], test)
+                keeper.name(clone, test)
 
     def give_back(self, clone: Clone, test: str, *, failed: Sequence[str]) -> None:
         """Take back the database of *test*, which is done; keep it for the tests that *failed*."""
-        self._in_use.pop(test, None)
         if failed and self._sweeping is not None and self.settings.keep_failed:
             self.clones().keep(clone, ", ".join(failed))
         else:
@@ -165,9 +160,7 @@ class Workbench:
         """Return the database of the tests that undo what they do."""
         clones = self.clones()
         with self.ledger.timed("rollback" if clones.is_shared else "clone"):
-            shared = clones.borrow()
-        self._in_use[""] = shared.clone
-        return shared
+            return clones.borrow()
 
     def restore_clone(self, shared: Shared, test: str) -> None:
         """Take back the shared database after *test*."""
@@ -373,7 +366,7 @@ class Workbench:
         if spec.url:
             return self._once(
                 f"external {spec.service}",
-                lambda: (runtimes.elsewhere(name, self.household, spec, self.say), ""),
+                lambda: (runtimes.elsewhere(self.household, self.say), ""),
             )
         wanted = {each.service: each for each in (*self._specs.values(), spec) if not each.url}
 

@@ -459,6 +459,7 @@ def test_no_secret_is_told_by_the_doctor(embedded_project: Library) -> None:
 
     result = project.warmstack(
         "doctor",
+        WARMSTACK_RUNTIME="auto",
         WARMSTACK_POSTGRES_URL="postgresql://ci:hunter2@127.0.0.1:1",
         WARMSTACK_START_TIMEOUT="1",
     )
@@ -466,6 +467,94 @@ def test_no_secret_is_told_by_the_doctor(embedded_project: Library) -> None:
     assert result.ret == 1
     assert "postgresql://ci:***@127.0.0.1:1" in told(result)
     assert "hunter" not in told(result)
+
+
+NO_ENGINE = {"DOCKER_HOST": "unix:///nonexistent.sock"}
+
+REVISION = """
+revision = "{name}"
+down_revision = "{after}"
+
+def upgrade():
+    pass
+"""
+
+
+def test_the_doctor_looks_at_alembic(embedded_project: Library) -> None:
+    """The configuration, the revisions and their heads: of two it says what is odd about them."""
+    project = embedded_project
+    ini = project.folder / "alembic.ini"
+
+    one = project.warmstack("doctor", **NO_ENGINE)
+    text = REVISION.format(name="other", after="0002")
+    project.write("migrations/versions/other.py", text)
+    two = project.warmstack("doctor", **NO_ENGINE)
+    ini.unlink()
+    none = project.warmstack("doctor", **NO_ENGINE)
+
+    assert (one.ret, two.ret, none.ret) == (0, 0, 0)
+    one.stdout.fnmatch_lines(
+        [
+            "*max_idle *7d",
+            "alembic",
+            f"  ok  configuration *{ini}",
+            "  ok  revisions *3, with 1 head",
+        ]
+    )
+    two.stdout.fnmatch_lines(["  ok  revisions *4, with 2 heads", "      heads *"])
+    assert {"0003", "other"} <= set(two.stdout.str().replace(",", " ").split())
+    none.stdout.fnmatch_lines(["      configuration *none: the tests have an empty database"])
+
+
+def test_the_doctor_fails_where_the_migrations_would(embedded_project: Library) -> None:
+    """A revision that can't be loaded, a file that is not there, a package that is missing."""
+    project = embedded_project
+    broken = project.write(
+        "migrations/versions/broken.py",
+        REVISION.format(name="broken", after="absent"),
+    )
+    revision = project.warmstack("doctor", **NO_ENGINE)
+    broken.unlink()
+    project.write("without/sitecustomize.py", "import sys\nsys.modules['alembic'] = None\n")
+    package = project.warmstack("doctor", PYTHONPATH=str(project.folder / "without"), **NO_ENGINE)
+    named = project.warmstack("doctor", WARMSTACK_ALEMBIC="absent.ini", **NO_ENGINE)
+
+    assert (revision.ret, package.ret, named.ret) == (1, 1, 1)
+    revision.stdout.fnmatch_lines(["  NO  revisions *", "*absent*"])
+    package.stdout.fnmatch_lines(["  NO  package *pip install alembic"])
+    named.stdout.fnmatch_lines(["  NO  revisions *absent.ini*"])
+    for result in (revision, package, named):
+        assert result.outlines[-1] == "a run would fail: see the lines above that say NO"
+
+
+def test_the_doctor_imports_what_the_tests_can(embedded_project: Library) -> None:
+    """A revision that imports from a folder of `pythonpath`."""
+    project = embedded_project
+    project.write("lib/shelf_names.py", "NAMES = ()\n")
+    project.configure("pythonpath = lib")
+    text = REVISION.format(name="names", after="0003")
+    project.write("migrations/versions/names.py", f"import shelf_names\n{text}")
+
+    result = project.warmstack("doctor", **NO_ENGINE)
+
+    assert result.ret == 0
+    result.stdout.fnmatch_lines(["  ok  revisions *4, with 1 head"])
+
+
+def test_the_doctor_names_what_is_mistyped(embedded_project: Library) -> None:
+    """A variable and a key; neither stops a run, so the status is that of the rest."""
+    project = embedded_project
+    project.configure("warmstack_runtim = docker")
+
+    result = project.warmstack("doctor", WARMSTACK_CLONE_AHEAD="3", **NO_ENGINE)
+
+    assert result.ret == 0
+    result.stdout.fnmatch_lines(
+        [
+            "  [?][?]  mistyped *WARMSTACK_CLONE_AHEAD; did you mean WARMSTACK_CLONES_AHEAD[?]",
+            "  [?][?]  mistyped *warmstack_runtim; did you mean warmstack_runtime[?]",
+        ]
+    )
 
 
 def test_a_command_works_where_the_project_is_broken(embedded_project: Library) -> None:

@@ -37,12 +37,15 @@ _MARKS: Final = ("alembic.ini", "setup.py", "conftest.py", "tests", "test")
 class Place:
     """A project, its settings, and why these are the defaults, if they could not be read.
 
-    *is_project* is false for a folder in which nothing speaks of tests.
+    *remarks* name settings that are mistyped; *path* is what `pythonpath` adds to where tests find
+    modules. *is_project* is false for a folder in which nothing speaks of tests.
     """
 
     project: Project
     settings: Settings
     trouble: str = ""
+    remarks: Sequence[str] = ()
+    path: Sequence[str] = ()
     is_project: bool = True
 
 
@@ -77,8 +80,10 @@ def _config() -> pytest.Config:
     finally:
         if loaded is not None:
             os.environ["PYTEST_PLUGINS"] = loaded
+    added = [*config.getini("addopts"), *given]
+    options.refuse_unknown(added)
     # pytest has no public name for either.
-    config._parser.parse_known_args([*config.getini("addopts"), *given], namespace=config.option)  # noqa: SLF001
+    config._parser.parse_known_args(added, namespace=config.option)  # noqa: SLF001
     config._ensure_unconfigure()  # noqa: SLF001
     return config
 
@@ -103,10 +108,13 @@ def _place(config: pytest.Config) -> Place:
         or any((root / name).exists() for name in _MARKS)
         or any(each for pattern in ("test_*.py", "*_test.py") for each in root.glob(pattern))
     )
+    remarks = options.unknown(config)
     try:
-        return Place(project, options.settings(config), is_project=is_project)
+        settings, trouble = options.settings(config), ""
     except WarmstackError as error:
-        return Place(project, Settings(), str(error), is_project)
+        settings, trouble = Settings(), str(error)
+    path = [str(each) for each in config.getini("pythonpath")]
+    return Place(project, settings, trouble, remarks, path, is_project)
 
 
 @contextmanager
