@@ -112,7 +112,7 @@ def test_it_finds_the_root_from_a_folder_below(embedded_project: Library) -> Non
     command = ("pytest_warmstack.cli", "clean")
 
     elsewhere = project.start("--project", "/", command=command).wait()
-    assert elsewhere.ret == 0
+    assert elsewhere.ret == 1
     assert len(project.folders()) == 1
 
     result = project.start(command=command, below="migrations/versions").wait()
