@@ -49,6 +49,18 @@ class WarmstackError(Exception):
         return "\n".join(parts)
 
 
+def did_you_mean(word: str, known: Iterable[str], *, after: str = "") -> str:
+    """Return the end of a sentence that names the one of *known* most like *word*, if any is.
+
+    Only what comes *after* that beginning is compared: it makes no word more like another.
+    """
+    from difflib import get_close_matches
+
+    rest = {each.removeprefix(after): each for each in known}
+    near = get_close_matches(word.removeprefix(after), rest, n=1)
+    return f"; did you mean {rest[near[0]]}?" if near else ""
+
+
 def _titled(title: str, entries: Sequence[str]) -> str:
     """Return *entries* under *title*; one short entry stays on the title's own line."""
     if len(entries) == 1 and "\n" not in entries[0]:
@@ -63,11 +75,13 @@ class SettingsError(WarmstackError):
     @classmethod
     def bad_value(cls, *, name: str, value: object, source: str, wanted: str) -> SettingsError:
         """*value*, read from *source*, is not what the choice called *name* takes."""
+        words = wanted.removeprefix("one of ")
+        near = "" if words == wanted else did_you_mean(str(value), words.split(", "))
         return cls(
             f"{value!r} is no value for {name}.",
             why=f"it takes {wanted}",
             looked_at=[source],
-            todo=[f"give it {wanted}, or leave it out"],
+            todo=[f"give it {wanted}, or leave it out{near}"],
         )
 
     @classmethod
@@ -118,6 +132,15 @@ class SettingsError(WarmstackError):
         )
 
     @classmethod
+    def both(cls, *, variable: str, runtime: str, setting: str) -> SettingsError:
+        """*variable* gives the URL of a server, and *setting* the *runtime* that starts one."""
+        return cls(
+            f"Conflicting settings: {variable} and {setting} are both set.",
+            why=f"the first is the URL of a server that runs, and the runtime {runtime} starts one",
+            todo=[f"leave {variable} out", f"or {setting}, or make it auto"],
+        )
+
+    @classmethod
     def reserved(cls, *, name: str, value: str, source: str, cause: str) -> SettingsError:
         """*name* can't set what is called *value*, which the plugin needs for itself."""
         return cls(
@@ -157,6 +180,18 @@ class RuntimeUnavailable(WarmstackError):
         )
         error.place = address
         return error
+
+    @classmethod
+    def no_package(cls, *, cause: str) -> RuntimeUnavailable:
+        """Tell that the Python packages which speak to Docker can't be imported."""
+        return cls(
+            "The Python packages for Docker can't be imported.",
+            why=cause,
+            todo=[
+                "pip install testcontainers docker",
+                "or run the servers as native processes: --warmstack-runtime=embedded",
+            ],
+        )
 
     @classmethod
     def engine_lost(cls, *, cause: str, address: str, source: str) -> RuntimeUnavailable:
@@ -205,7 +240,7 @@ class RuntimeUnavailable(WarmstackError):
             todo=[
                 *_registry_hints(cause, image),
                 f"docker pull {image}, to see the registry's answer on its own",
-                f"name an image that is there, or the same at a mirror: {variable}=IMAGE",
+                f"name an image that is there, or the same at a mirror, in {variable}",
                 "or run the servers as native processes: --warmstack-runtime=embedded",
             ],
         )
@@ -221,7 +256,7 @@ class RuntimeUnavailable(WarmstackError):
             f"The Docker image {image} runs {found}, and is set as the image of {title}"
             f"{_by(source)}.",
             why=cause,
-            todo=[f"name an image of {title}: {variable}=IMAGE"],
+            todo=[f"name an image of {title} in {variable}"],
         )
         error.image = image
         return error
@@ -285,16 +320,6 @@ class RuntimeUnavailable(WarmstackError):
                 f"name the server: {variable}=URL",
                 "or let it be run for you: --warmstack-runtime=auto",
             ],
-        )
-
-    @classmethod
-    def both(cls, *, title: str, variable: str, runtime: str) -> RuntimeUnavailable:
-        """A URL was given, and the runtime of servers of our own was named as well."""
-        return cls(
-            f"There are two answers to the question where {title} runs.",
-            why=f"a URL was given, and the runtime {runtime} as well",
-            looked_at=[variable, "WARMSTACK_RUNTIME"],
-            todo=["leave the URL out", "or the runtime: --warmstack-runtime=auto"],
         )
 
     @classmethod
@@ -386,7 +411,7 @@ class ServerFailed(WarmstackError):
             why=f"it answers, but {cause}",
             todo=[
                 f"let the image's entrypoint take {wanted}",
-                f"or name another image: {variable}=IMAGE",
+                f"or name another image in {variable}",
                 f"or run the image yourself, and name its server: {url_variable}=URL",
             ],
         )
@@ -1146,6 +1171,24 @@ class LeaseFailed(WarmstackError):
                 "or give each process a server of its own: warmstack_redis = per-process",
             ],
         )
+
+
+class NoProject(WarmstackError):
+    """A command was called in a folder that belongs to no project."""
+
+    @classmethod
+    def here(cls, *, folder: str) -> NoProject:
+        """Tell that nothing in *folder* speaks of tests."""
+        return cls(
+            f"There is no project in {folder}.",
+            why="it has no pytest configuration, alembic.ini, conftest.py or tests",
+            todo=["go to the project's folder, or name it: --project FOLDER"],
+        )
+
+    @property
+    def line(self) -> str:
+        """All of it: there is no more to be said."""
+        return f"{self.what.removesuffix('.')}: {self.why}; {self.todo[0]}"
 
 
 class CommandFailed(WarmstackError):

@@ -32,6 +32,9 @@ SHOWN: Final = pytest.StashKey[dict[str, str]]()
 ERROR: Final = "warmstack_error"
 """The attribute of a failed fixture's exception that has the error."""
 
+IN_USE: Final = pytest.StashKey[dict[str, "Clone"]]()
+"""Where the pytest config keeps the databases in use, by the id of the test, class or module."""
+
 NEEDS: Final = {"_warmstack_postgres": "postgres", "_warmstack_redis": "redis"}
 """The fixtures behind all others, and the server that each needs.
 
@@ -84,11 +87,15 @@ def _warmstack_engines() -> Engines:
 def _clone(request: pytest.FixtureRequest, _warmstack_postgres: Workbench) -> Iterator[Clone]:
     """A migrated database for as long as the fixture's scope lasts."""
     clone = _had(_warmstack_postgres.take_clone)
+    node, in_use = request.node, request.config.stash[IN_USE]
+    in_use[node.nodeid] = clone
     yield clone
-    node, failed = request.node, request.config.stash[FAILED]
-    is_test = isinstance(node, pytest.Item)
-    mine = node in failed if is_test else any(node in each.listchain() for each in failed)
-    _warmstack_postgres.give_back(clone, node.nodeid, failed=mine)
+    del in_use[node.nodeid]
+    all_failed = request.config.stash[FAILED]
+    # Of a test without a look at all the others.
+    mine = {node} & all_failed if isinstance(node, pytest.Item) else all_failed
+    failed = [each.nodeid for each in mine if node in each.listchain()]
+    _warmstack_postgres.give_back(clone, node.nodeid, failed=sorted(failed))
 
 
 _warmstack_clone_class = pytest.fixture(scope="class", name="_warmstack_clone_class")(_clone)
@@ -115,7 +122,10 @@ def function_db_url(
     from pytest_warmstack.loop_fixtures import SHARED
 
     shared = request.node.stash[SHARED] = _had(_warmstack_postgres.borrow_clone)
+    in_use = request.config.stash[IN_USE]
+    in_use[request.node.nodeid] = shared.clone
     yield shared.clone.url
+    del in_use[request.node.nodeid]
     _warmstack_postgres.restore_clone(shared, request.node.nodeid)
 
 

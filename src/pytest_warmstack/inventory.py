@@ -41,12 +41,16 @@ class Entry:
 Refused = Callable[[str, WarmstackError], None]
 
 
-def entries(background: BackgroundLoop, refused: Refused) -> Iterator[Entry]:
-    """Yield every server of ours, of any project; tell *refused* of runtimes that don't answer."""
+def entries(background: BackgroundLoop, refused: Refused, only: str = "") -> Iterator[Entry]:
+    """Yield every server of ours, or those of the project in the folder *only*.
+
+    Tell *refused* of runtimes that don't answer.
+    """
     for runtime, listed in upkeep.reachable(refused):
         # An engine takes up to a second to tell what memory a container has.
         with ThreadPoolExecutor(_AT_ONCE) as pool:
-            yield from pool.map(partial(_entry, runtime, background), listed)
+            meant = [found for found in listed if only in {"", found.path}]
+            yield from pool.map(partial(_entry, runtime, background), meant)
 
 
 def _entry(runtime: OwnRuntime, background: BackgroundLoop, found: Found) -> Entry:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import re
 import sys
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, Final
 
@@ -13,6 +14,7 @@ import pytest
 from pytest_warmstack.settings import (
     CHOICES,
     NONE,
+    OPTION,
     Choice,
     Kind,
     Lookup,
@@ -21,6 +23,9 @@ from pytest_warmstack.settings import (
     environment,
     is_attribute,
     resolve,
+    shortest,
+    unknown_keys,
+    unknown_variables,
 )
 
 _INI_TYPES: Final[dict[Kind, Any]] = {
@@ -35,6 +40,8 @@ _INI_TYPES: Final[dict[Kind, Any]] = {
     Kind.SCRIPTS: "linelist",
     Kind.LINES: "linelist",
 }
+
+_NO_REUSE: Final = "--no-reuse-containers"
 
 _NO: Final = 0
 """What `--no-reuse-containers` stores.
@@ -66,7 +73,7 @@ def add(parser: pytest.Parser) -> None:
         if choice.kind is not Kind.SWITCH and choice.flag is not None:
             group.addoption(choice.flag, dest=f"warmstack_{choice.name}", help=choice.help)
     group.addoption(
-        "--no-reuse-containers",
+        _NO_REUSE,
         dest="reuse_containers",
         action="store_const",
         const=_NO,
@@ -107,16 +114,16 @@ def settings(config: pytest.Config) -> Settings:
             given = config.getoption("reuse_containers", default=None)
             if given is None or given is False:
                 return None
-            return bool(given), f"command line option {choice.flag}"
+            return bool(given), f"{OPTION}{choice.flag if given else _NO_REUSE}"
         value = config.getoption(f"warmstack_{choice.name}", default=None)
-        return None if value is None else (value, f"command line option {choice.flag}")
+        return None if value is None else (value, f"{OPTION}{choice.flag}")
 
     def ini(choice: Choice) -> tuple[object, str] | None:
         if choice.kind is Kind.FLAG:
             return None
         source = config.inipath.name if config.inipath else "ini file"
         if any(each.partition("=")[0] == choice.ini for each in config.option.override_ini or ()):
-            source = f"command line option -o {choice.ini}"
+            source = f"{OPTION}-o {choice.ini}"
         try:
             value = config.getini(choice.ini)
         except (ValueError, TypeError, pytest.UsageError) as error:
@@ -139,6 +146,31 @@ def settings(config: pytest.Config) -> Settings:
         ci(os.environ),
         _rooted(ini, config.rootpath),
     )
+
+
+def refuse_unknown(arguments: Iterable[str]) -> None:
+    """Raise `pytest.UsageError` for an option that is none of ours and begins like one.
+
+    pytest would refuse it as well, but can't tell which one was meant.
+    """
+    for argument in arguments:
+        name = argument.partition("=")[0]
+        if name.startswith(("--warmstack", "--reuse-c", "--no-reuse-c")):
+            known = [*filter(None, (each.flag for each in CHOICES.values())), _NO_REUSE]
+            if name not in known:
+                from pytest_warmstack.errors import did_you_mean
+
+                near = did_you_mean(name, known, after="--warmstack-")
+                raise pytest.UsageError(f"unknown option {name}{near}")
+
+
+def unknown(config: pytest.Config) -> list[str]:
+    """Return a sentence for each variable and each key of the configuration that is mistyped."""
+    # pytest has no other name for the keys of its file; older versions have it without the _.
+    keys = getattr(config, "_inicfg", None)
+    keys = config.inicfg if keys is None else keys
+    overrides = (each.partition("=")[0] for each in config.option.override_ini or ())
+    return [*unknown_variables(os.environ), *unknown_keys(dict.fromkeys([*keys, *overrides]))]
 
 
 def _rooted(lookup: Lookup, folder: Path) -> Lookup:
@@ -180,5 +212,5 @@ def _default(choice: Choice) -> str:
     if choice.kind is Kind.SECONDS:
         return f"{choice.default:g}"
     if choice.kind is Kind.AGE:
-        return f"`{choice.default / 86400:g}d`"
+        return f"`{shortest(choice.default)}`"
     return f"`{choice.default}`" if choice.default else "-"

@@ -58,9 +58,12 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 @pytest.hookimpl(tryfirst=True)
-def pytest_load_initial_conftests(early_config: pytest.Config, parser: pytest.Parser) -> None:
+def pytest_load_initial_conftests(
+    early_config: pytest.Config, parser: pytest.Parser, args: list[str]
+) -> None:
     """Declare the option that another plugin may have declared, now that all are loaded."""
     options.add_reuse(parser, early_config.pluginmanager)
+    options.refuse_unknown(args)
     early_config.pluginmanager.register(_Quiet(), "warmstack-quiet")
 
 
@@ -96,8 +99,18 @@ def pytest_configure(config: pytest.Config) -> None:
     config.stash[WORKERS] = {}
     config.stash[fixtures.FAILED] = set()
     config.stash[fixtures.SHOWN] = {}
+    config.stash[fixtures.IN_USE] = {}
     config.stash[fixtures.WORKBENCH] = lambda: set_up(config)
     config.pluginmanager.register(fixtures, "warmstack-fixtures")
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_sessionstart(session: pytest.Session) -> Generator[None, object, object]:
+    """Tell of settings that are mistyped, once, below pytest's header."""
+    result = yield
+    if not _is_worker(session.config):
+        _write(session.config, options.unknown(session.config), quiet=True)
+    return result
 
 
 @pytest.hookimpl(tryfirst=True)
@@ -211,6 +224,18 @@ def pytest_runtest_makereport(
         if is_full(call.excinfo.value) and (holders := workbench.holders()):
             report.sections.append(("warmstack: who holds the connections", "\n".join(holders)))
     return report
+
+
+def pytest_enter_pdb(config: pytest.Config) -> None:
+    """Note on the database of a test that is at a breakpoint which test it is."""
+    from pytest_warmstack.fixtures import IN_USE
+
+    # pytest keeps the id of the test there, with the phase (its documentation, "Examples").
+    test = os.environ.get("PYTEST_CURRENT_TEST", "").rpartition(" (")[0]
+    in_use = config.stash[IN_USE]
+    if users := [user for user in in_use if test.startswith(user)]:
+        # Its own rather than that of its class or module.
+        set_up(config).name_clone(in_use[max(users, key=len)], test)
 
 
 @pytest.hookimpl(wrapper=True, trylast=True)

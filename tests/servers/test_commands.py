@@ -358,7 +358,7 @@ def test_redis_cli_is_opened_on_the_kept_server(kept: Library, tmp_path: Path) -
 
     result = kept.warmstack("redis-cli", "--", "ping", PATH=script(tmp_path / "bin", "redis-cli"))
 
-    assert f"arguments: -h {endpoint.host} -p {endpoint.port} ping" in result.outlines
+    assert f"arguments: -h {endpoint.host} -p {endpoint.port} -n 1 ping" in result.outlines
     assert f"password: {endpoint.password}" in result.outlines
 
 
@@ -459,6 +459,7 @@ def test_no_secret_is_told_by_the_doctor(embedded_project: Library) -> None:
 
     result = project.warmstack(
         "doctor",
+        WARMSTACK_RUNTIME="auto",
         WARMSTACK_POSTGRES_URL="postgresql://ci:hunter2@127.0.0.1:1",
         WARMSTACK_START_TIMEOUT="1",
     )
@@ -466,6 +467,94 @@ def test_no_secret_is_told_by_the_doctor(embedded_project: Library) -> None:
     assert result.ret == 1
     assert "postgresql://ci:***@127.0.0.1:1" in told(result)
     assert "hunter" not in told(result)
+
+
+NO_ENGINE = {"DOCKER_HOST": "unix:///nonexistent.sock"}
+
+REVISION = """
+revision = "{name}"
+down_revision = "{after}"
+
+def upgrade():
+    pass
+"""
+
+
+def test_the_doctor_looks_at_alembic(embedded_project: Library) -> None:
+    """The configuration, the revisions and their heads: of two it says what is odd about them."""
+    project = embedded_project
+    ini = project.folder / "alembic.ini"
+
+    one = project.warmstack("doctor", **NO_ENGINE)
+    text = REVISION.format(name="other", after="0002")
+    project.write("migrations/versions/other.py", text)
+    two = project.warmstack("doctor", **NO_ENGINE)
+    ini.unlink()
+    none = project.warmstack("doctor", **NO_ENGINE)
+
+    assert (one.ret, two.ret, none.ret) == (0, 0, 0)
+    one.stdout.fnmatch_lines(
+        [
+            "*max_idle *7d",
+            "alembic",
+            f"  ok  configuration *{ini}",
+            "  ok  revisions *3, with 1 head",
+        ]
+    )
+    two.stdout.fnmatch_lines(["  ok  revisions *4, with 2 heads", "      heads *"])
+    assert {"0003", "other"} <= set(two.stdout.str().replace(",", " ").split())
+    none.stdout.fnmatch_lines(["      configuration *none: the tests have an empty database"])
+
+
+def test_the_doctor_fails_where_the_migrations_would(embedded_project: Library) -> None:
+    """A revision that can't be loaded, a file that is not there, a package that is missing."""
+    project = embedded_project
+    broken = project.write(
+        "migrations/versions/broken.py",
+        REVISION.format(name="broken", after="absent"),
+    )
+    revision = project.warmstack("doctor", **NO_ENGINE)
+    broken.unlink()
+    project.write("without/sitecustomize.py", "import sys\nsys.modules['alembic'] = None\n")
+    package = project.warmstack("doctor", PYTHONPATH=str(project.folder / "without"), **NO_ENGINE)
+    named = project.warmstack("doctor", WARMSTACK_ALEMBIC="absent.ini", **NO_ENGINE)
+
+    assert (revision.ret, package.ret, named.ret) == (1, 1, 1)
+    revision.stdout.fnmatch_lines(["  NO  revisions *", "*absent*"])
+    package.stdout.fnmatch_lines(["  NO  package *pip install alembic"])
+    named.stdout.fnmatch_lines(["  NO  revisions *absent.ini*"])
+    for result in (revision, package, named):
+        assert result.outlines[-1] == "a run would fail: see the lines above that say NO"
+
+
+def test_the_doctor_imports_what_the_tests_can(embedded_project: Library) -> None:
+    """A revision that imports from a folder of `pythonpath`."""
+    project = embedded_project
+    project.write("lib/shelf_names.py", "NAMES = ()\n")
+    project.configure("pythonpath = lib")
+    text = REVISION.format(name="names", after="0003")
+    project.write("migrations/versions/names.py", f"import shelf_names\n{text}")
+
+    result = project.warmstack("doctor", **NO_ENGINE)
+
+    assert result.ret == 0
+    result.stdout.fnmatch_lines(["  ok  revisions *4, with 1 head"])
+
+
+def test_the_doctor_names_what_is_mistyped(embedded_project: Library) -> None:
+    """A variable and a key; neither stops a run, so the status is that of the rest."""
+    project = embedded_project
+    project.configure("warmstack_runtim = docker")
+
+    result = project.warmstack("doctor", WARMSTACK_CLONE_AHEAD="3", **NO_ENGINE)
+
+    assert result.ret == 0
+    result.stdout.fnmatch_lines(
+        [
+            "  [?][?]  mistyped *WARMSTACK_CLONE_AHEAD; did you mean WARMSTACK_CLONES_AHEAD[?]",
+            "  [?][?]  mistyped *warmstack_runtim; did you mean warmstack_runtime[?]",
+        ]
+    )
 
 
 def test_a_command_works_where_the_project_is_broken(embedded_project: Library) -> None:
@@ -492,3 +581,177 @@ def test_the_commands_help_themselves(kept: Library) -> None:
         assert name in told(whole)
         assert kept.warmstack(name, "--help").ret == 0
     assert kept.warmstack("stop").ret == 2
+
+
+# psql by the name of a test
+
+FAILING = """
+import pytest
+
+@pytest.mark.parametrize("number", ["one", "two"])
+def test_refund(db_url, number):
+    assert False
+
+def test_refund_of_all(db_url):
+    assert False
+"""
+
+SHARED = """
+import pytest
+
+pytestmark = pytest.mark.warmstack_isolation("module")
+
+def test_first(db_url):
+    assert False
+
+def test_second(db_url):
+    assert False
+
+def test_third(db_url):
+    pass
+"""
+
+AT_A_BREAKPOINT = """
+import pdb
+import time
+from pathlib import Path
+
+import pytest
+
+pytestmark = pytest.mark.warmstack_isolation("{isolation}")
+
+class Debugger(pdb.Pdb):
+    def set_trace(self, frame, *args):
+        Path("waiting").touch()
+        deadline = time.monotonic() + 60
+        while not Path("go").exists():
+            assert time.monotonic() < deadline
+            time.sleep(0.02)
+
+def test_that_stops(db_url, redis_url):
+    Path("name").write_text(f"{db_url} {redis_url}")
+    breakpoint()
+
+def test_that_follows(db_url):
+    pass
+"""
+"""Its debugger waits for the file `go`, where another one asks its user."""
+
+
+def opened(result: pytest.RunResult) -> str:
+    """Return the database that psql was opened on."""
+    assert result.ret == 0, told(result)
+    (word,) = (each for each in result.stdout.str().split() if each.startswith("--dbname="))
+    return word.removeprefix("--dbname=")
+
+
+def saved(project: Library) -> list[tuple[str, str]]:
+    """Return the saved databases, oldest first, and the tests that they are saved for."""
+    comment = "shobj_description(oid, 'pg_database')"
+    condition = "datname LIKE 'warmstack_k_%' ORDER BY oid"
+    rows = project.sql(f"SELECT datname, {comment} FROM pg_database WHERE {condition}")
+    return [(name, json.loads(comment)["test"]) for name, comment in rows]
+
+
+def test_psql_opens_the_newest_database_of_a_test(
+    embedded_project: Library, tmp_path: Path
+) -> None:
+    """By its id, its function or a part of these; what fits best counts, the others are listed."""
+    project, path = embedded_project, script(tmp_path / "bin", "psql")
+    project.write("test_fails.py", FAILING)
+    project.configure("warmstack_keep_failed = 8")
+    for _ in range(2):
+        project.run(REUSE, "test_fails.py").assert_outcomes(failed=3)
+    names = [name for name, _ in saved(project)]
+    whose = dict(saved(project))
+    ids = [f"test_fails.py::{each}" for each in ("test_refund[one]", "test_refund[two]")]
+    assert [whose[name] for name in names] == [*ids, "test_fails.py::test_refund_of_all"] * 2
+
+    by_id = project.warmstack("psql", ids[0], PATH=path)
+    by_function = project.warmstack("psql", "test_refund", PATH=path)
+    by_variant = project.warmstack("psql", "test_refund[two]", PATH=path)
+    by_part = project.warmstack("psql", "refund_of", PATH=path)
+    by_number = project.warmstack("psql", names[0].rpartition("_")[2], PATH=path)
+    by_name = project.warmstack("psql", names[1], PATH=path)
+    unknown = project.warmstack("psql", "test_payment", PATH=path)
+
+    assert opened(by_id) == names[3]
+    assert by_id.errlines[1:] == [
+        f"  warmstack psql {names[0].rpartition('_')[2]}: {ids[0]} ({line_age(by_id)} ago)"
+    ]
+    assert opened(by_function) == names[4]
+    assert len(by_function.errlines) == 4
+    assert not any("test_refund_of_all" in line for line in by_function.errlines)
+    assert opened(by_variant) == names[4]
+    assert opened(by_part) == names[5]
+    assert (opened(by_number), by_number.errlines) == (names[0], [])
+    assert (opened(by_name), by_name.errlines) == (names[1], [])
+    assert unknown.ret == 1
+    assert f"{names[0]} ({ids[0]})" in told(unknown)
+
+
+def line_age(result: pytest.RunResult) -> str:
+    """Return how old the second line on standard error says that its database is."""
+    return result.errlines[1].rpartition("(")[2].removesuffix(" ago)")
+
+
+def test_the_saved_database_of_a_module_names_the_tests_that_failed(
+    embedded_project: Library, tmp_path: Path
+) -> None:
+    """In the run's report, in `status`, and for `psql`."""
+    project, path = embedded_project, script(tmp_path / "bin", "psql")
+    project.write("test_shared.py", SHARED)
+    failed = "test_shared.py::test_first, test_shared.py::test_second"
+
+    run = project.run(REUSE, "test_shared.py")
+
+    run.assert_outcomes(failed=2, passed=1)
+    run.stdout.fnmatch_lines([f"warmstack: {failed}: its database is kept: *"])
+    assert [test for _, test in saved(project)] == [failed]
+    ((name, _),) = saved(project)
+    for wanted in ("test_shared.py::test_second", "test_first", "shared"):
+        assert opened(project.warmstack("psql", wanted, PATH=path)) == name
+    project.warmstack("status").stdout.fnmatch_lines([f"*{name} kept, * of {failed}"])
+
+
+@pytest.mark.parametrize("isolation", ["clone", "module", "rollback"])
+def test_psql_and_redis_cli_find_a_test_at_a_breakpoint(
+    embedded_project: Library, tmp_path: Path, isolation: str
+) -> None:
+    """While it waits in a debugger; the test after it is not taken for it."""
+    project, path = embedded_project, script(tmp_path / "bin", "psql")
+    script(tmp_path / "redis", "redis-cli")
+    project.write("test_stops.py", AT_A_BREAKPOINT.replace("{isolation}", isolation))
+    running = project.start(
+        REUSE, "test_stops.py", "--pdbcls=test_stops:Debugger", PYTHONPATH=str(project.folder)
+    )
+    until((project.folder / "waiting").exists, "the test waits")
+    try:
+        psql = project.warmstack("psql", "test_that_stops", PATH=path)
+        redis_cli = project.warmstack("redis-cli", PATH=f"{tmp_path / 'redis'}:{path}")
+    finally:
+        (project.folder / "go").touch()
+        running.wait().assert_outcomes(passed=2)
+    after = project.warmstack("psql", "test_that_stops", PATH=path)
+
+    database, cache = (project.folder / "name").read_text().split()
+    assert opened(psql) == database.rpartition("/")[2]
+    assert f" -n {cache.rpartition('/')[2]}" in told(redis_cli)
+    assert after.ret == 1
+
+
+def test_redis_cli_opens_the_database_of_the_last_run(kept: Library, tmp_path: Path) -> None:
+    """Where the last test has left its keys, and not the one that holds the plugin's marks."""
+    path = script(tmp_path / "bin", "redis-cli")
+    kept.write(
+        "test_keys.py",
+        "from redis import Redis\ndef test_it(redis_url):\n"
+        "    open('index', 'w').write(redis_url.rpartition('/')[2])\n"
+        "    client = Redis.from_url(redis_url)\n    client.set('a', 1)\n    client.close()\n",
+    )
+    kept.run(REUSE, "test_keys.py").assert_outcomes(passed=1)
+
+    result = kept.warmstack("redis-cli", "--", "-n", "0", PATH=path)
+
+    (index,) = kept.lines("index")
+    assert told(result).splitlines()[0].endswith(f" -n {index} -n 0")

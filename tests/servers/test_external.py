@@ -274,8 +274,9 @@ def test_a_url_and_a_runtime_of_our_own_are_two_answers(
     result = guest.run(f"--warmstack-runtime={word}", **foreign.urls())
 
     assert result.ret == pytest.ExitCode.USAGE_ERROR
-    assert "There are two answers to the question where" in told(result)
-    assert f"the runtime {word} as well" in told(result)
+    assert "ERROR: Conflicting settings: WARMSTACK_" in told(result)
+    assert "_URL and --warmstack-runtime are both set." in told(result)
+    assert f"the runtime {word} starts one" in told(result)
 
 
 def test_external_without_a_url_names_the_variable(guest: Library) -> None:

@@ -276,7 +276,7 @@ def test_a_run_that_keeps_no_server_keeps_no_database(embedded_project: Library)
 
 
 def test_one_that_a_class_shares_is_kept_when_one_of_its_tests_failed(kept: Library) -> None:
-    """With the class's name; one of tests that undo what they do has nothing to show."""
+    """With its name; one of tests that undo what they do has nothing to show."""
     clear(kept)
     kept.write(
         "test_shared.py",
@@ -296,7 +296,7 @@ def test_one_that_a_class_shares_is_kept_when_one_of_its_tests_failed(kept: Libr
     result = kept.run(REUSE, "test_shared.py")
 
     result.assert_outcomes(failed=2, passed=2)
-    assert list(lines(result)) == ["test_shared.py::TestShelf"]
+    assert list(lines(result)) == ["test_shared.py::TestShelf::test_first"]
     assert len(kept.databases("k")) == 1
 
 

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import argparse
 import os
+import re
 import subprocess
 import sys
 from collections.abc import Callable, Sequence
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, NoReturn
 
-from pytest_warmstack.errors import CommandFailed, WarmstackError
+from pytest_warmstack.errors import CommandFailed, NoProject, WarmstackError, did_you_mean
 from pytest_warmstack.identity import NAMESPACE
 from pytest_warmstack.settings import age
 
@@ -28,9 +29,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     # What stands after `--` is for the client that is opened.
     border = given.index("--") if "--" in given else len(given)
     options = _parser().parse_args(given[:border])
+    options.only = options.project is not None
+    options.project = options.project or Path()
     options.arguments = given[border + 1 :]
     try:
         return int(options.command(options))
+    except NoProject as error:
+        print(f"warmstack: {error.line}", file=sys.stderr)
+        return 1
     except WarmstackError as error:
         print(f"warmstack: {error}", file=sys.stderr)
         return 1
@@ -46,7 +52,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+    parser = _Parser(
         prog="warmstack", description="PostgreSQL and Redis that pytest-warmstack keeps for tests."
     )
     parser.add_argument("--version", action="version", version=version(NAMESPACE))
@@ -58,7 +64,6 @@ def _parser() -> argparse.ArgumentParser:
         command.add_argument(
             "--project",
             type=Path,
-            default=Path(),
             metavar="FOLDER",
             help="a folder of the project (default: the current one)",
         )
@@ -67,8 +72,9 @@ def _parser() -> argparse.ArgumentParser:
 
     status = add(
         "status",
-        "show every server of ours on this engine and this machine, and what is on it",
-        "Nothing is changed, and no template is connected to.",
+        "show every server of pytest-warmstack that can be seen from here, and what is on it",
+        "With --project only the servers of that project. Nothing is changed, and no template is "
+        "connected to.",
     )
     status.add_argument("--json", action="store_true", help="for machines")
     clean = add(
@@ -100,8 +106,9 @@ def _parser() -> argparse.ArgumentParser:
         "database",
         nargs="?",
         default="",
-        metavar="KEPT",
-        help="a part of a database's name, or of that of the failed test that it is kept of",
+        metavar="NAME",
+        help="a test that failed, or that is at a breakpoint now: its node id, its function, or a "
+        "part of these; or a part of a database's name",
     )
     add("redis-cli", "open redis-cli on this project's Redis", _AFTER)
     logs = add("logs", "show what this project's servers have written")
@@ -110,6 +117,21 @@ def _parser() -> argparse.ArgumentParser:
     logs.add_argument("-f", "--follow", action="store_true", help="go on with what is written then")
     add("doctor", "look at all that is needed to run servers here, and tell which step fails")
     return parser
+
+
+class _Parser(argparse.ArgumentParser):
+    """A parser that names the command or option that was probably meant."""
+
+    def error(self, message: str) -> NoReturn:
+        """Add it to the message, print that, and exit with status 2."""
+        known = [*self._option_string_actions]
+        for action in self._actions:
+            if isinstance(action.choices, dict):
+                known += [*action.choices]
+                for each in action.choices.values():
+                    known += each._option_string_actions  # noqa: SLF001 - it has no public name
+        wrong = re.search(r"(?:invalid choice: |unrecognized arguments: )'?([\w-]+)", message)
+        super().error(message + (did_you_mean(wrong[1], known) if wrong else ""))
 
 
 def _command(name: str) -> Callable[[argparse.Namespace], int]:

@@ -14,7 +14,7 @@ from pytest_warmstack import specs, upkeep
 from pytest_warmstack.background import BackgroundLoop
 from pytest_warmstack.cli import words
 from pytest_warmstack.cli.project import Place, here, known
-from pytest_warmstack.errors import CommandFailed, WarmstackError
+from pytest_warmstack.errors import CommandFailed, NoProject, WarmstackError
 from pytest_warmstack.identity import Label, Project, Service, State
 from pytest_warmstack.processes import Process
 from pytest_warmstack.runtime.base import Found, OwnRuntime
@@ -29,7 +29,7 @@ class _Tally:
     removed: int = 0
     spared: int = 0
     failed: int = 0
-    elsewhere: set[str] = field(default_factory=set)
+    others: set[str] = field(default_factory=set)
 
     def remove(self, name: str, do: Callable[[], object]) -> None:
         """Remove a thing, or, in a dry run, tell that it would be."""
@@ -65,10 +65,13 @@ def clean(options: argparse.Namespace) -> int:
     finally:
         background.close()
     if not (tally.removed or tally.spared or tally.failed):
-        whose = "" if options.all_projects or options.orphans else f" for {place.project.path}"
-        print(f"nothing to remove{whose}")
-        for path in sorted(tally.elsewhere):
-            print(f"there are servers of another project: warmstack clean --project {path}")
+        everywhere = options.all_projects or options.orphans
+        if not (place.is_project or everywhere):
+            raise NoProject.here(folder=place.project.path)
+        print(f"nothing to remove{'' if everywhere else f' for {place.project.path}'}")
+        if tally.others and not options.orphans:
+            count = len(tally.others)
+            print(f"servers of {count} other project{'s' * (count > 1)}: warmstack status")
     return 1 if tally.spared or tally.failed else 0
 
 
@@ -96,7 +99,7 @@ def _clean_own(
 ) -> None:
     for found in (*listed, *runtime.scraps()):
         if not _is_meant(found, options, project):
-            tally.elsewhere.add(found.path or "?")
+            tally.others.add(found.path)
             continue
         name = words.name(found)
         if found.kind == "server":

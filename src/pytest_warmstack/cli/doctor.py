@@ -4,17 +4,30 @@ from __future__ import annotations
 
 import argparse
 import platform
+import sys
 from collections.abc import Iterator
 from importlib.metadata import PackageNotFoundError, version
-from typing import Final, NamedTuple
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any, Final, NamedTuple
 
 from pytest_warmstack import inventory, specs, upkeep
+from pytest_warmstack import runtime as runtimes
 from pytest_warmstack.background import BackgroundLoop
 from pytest_warmstack.cli import words
 from pytest_warmstack.cli.project import Place, here
-from pytest_warmstack.errors import RuntimeUnavailable
-from pytest_warmstack.identity import NAMESPACE, Service
-from pytest_warmstack.settings import CHOICES, Kind, RuntimeName, Settings, without_password
+from pytest_warmstack.errors import NoProject, RuntimeUnavailable, TemplateFailed
+from pytest_warmstack.identity import NAMESPACE, Service, random_password
+from pytest_warmstack.runtime.base import Endpoint
+from pytest_warmstack.settings import (
+    CHOICES,
+    NEVER,
+    Kind,
+    RuntimeName,
+    Settings,
+    shortest,
+    without_password,
+)
 
 _PACKAGES: Final = (
     *("pytest", "pytest-asyncio", "pytest-xdist", "anyio", "sqlalchemy", "alembic", "asyncpg"),
@@ -25,8 +38,9 @@ _PACKAGES: Final = (
 
 GOOD: Final = "ok"
 BAD: Final = "NO"
+ODD: Final = "??"
 PLAIN: Final = ""
-"""The verdicts; the last one is for what is neither good nor bad."""
+"""The verdicts; the last two are for what stops no run."""
 
 
 class Check(NamedTuple):
@@ -38,11 +52,12 @@ class Check(NamedTuple):
 
 
 def doctor(options: argparse.Namespace) -> int:
-    """Print what was looked at; 1 when no server could be run here as the settings are."""
+    """Print what was looked at; 1 when a run with these settings would fail."""
     place = here(options.project)
     print(f"{NAMESPACE} {version(NAMESPACE)}")
     _section("versions", _versions())
-    _section(f"settings of {place.project.path}", _settings(place))
+    good = _section(f"settings of {place.project.path}", _settings(place))
+    good = _section("alembic", _alembic(place)) and good
     settings = place.settings
     ways = {}
     for name, checks in (
@@ -52,8 +67,10 @@ def doctor(options: argparse.Namespace) -> int:
     ):
         ways[name] = _section(str(name), checks)
     told, status = verdict(settings, ways)
+    if not (good or status):
+        told, status = "a run would fail: see the lines above that say NO", 1
     print(f"\n{told}")
-    return status if not place.trouble else 1
+    return status
 
 
 def verdict(settings: Settings, ways: dict[RuntimeName, bool]) -> tuple[str, int]:
@@ -100,6 +117,10 @@ def _settings(place: Place) -> Iterator[Check]:
     """Yield the settings, each with where it came from."""
     if place.trouble:
         yield Check(BAD, "can't be read", place.trouble)
+    if not place.is_project:
+        yield Check(BAD, "project", NoProject.here(folder=place.project.path).line)
+    for remark in place.remarks:
+        yield Check(ODD, "mistyped", remark)
     for name, choice in CHOICES.items():
         value = getattr(place.settings, name)
         text = ", ".join(map(str, value)) if isinstance(value, tuple) else str(value)
@@ -108,8 +129,52 @@ def _settings(place: Place) -> Iterator[Check]:
         if name == "postgres_env":
             # They may hold secrets.
             text = ", ".join(line.partition("=")[0] for line in value)
+        if choice.kind is Kind.AGE:
+            text = "never" if value == NEVER else shortest(value)
+        if choice.kind is Kind.SECONDS:
+            text = f"{value:g} s"
+        if choice.kind in {Kind.SWITCH, Kind.FLAG}:
+            text = "yes" if value else "no"
         source = place.settings.sources.get(name, "")
         yield Check(PLAIN, name, f"{text or '-'}{source and f'  ({source})'}")
+
+
+def _alembic(place: Place) -> Iterator[Check]:
+    """Yield which configuration the tests have, and whether its revisions can be read."""
+    from pytest_warmstack.postgres.builder import Builder
+    from pytest_warmstack.postgres.migrations import Migrations
+    from pytest_warmstack.postgres.template import Target
+
+    settings, root = place.settings, Path(place.project.path)
+    builder = Builder(root=root, env=settings.env, timeout=settings.migrate_timeout)
+    # Revisions are read without a database; nothing listens at this address.
+    nowhere = Endpoint(host="127.0.0.1", port=1, password=random_password())
+    target = Target(nowhere, "postgres", lambda _query: [], list)
+    sys.path[:0] = place.path
+    try:
+        migrations = Migrations.find(settings, root, builder)
+        if migrations is None:
+            yield Check(PLAIN, "configuration", "none: the tests have an empty database")
+            return
+        yield Check(GOOD, "configuration", migrations.config)
+        if find_spec("alembic") is None:
+            yield Check(BAD, "package", "alembic is not installed: pip install alembic")
+            return
+        builder.alembic = migrations.described()
+        count, heads = migrations.heads(target)
+    except TemplateFailed as error:
+        yield Check(BAD, "revisions", "\n".join([error.what, error.why, *error.looked_at]))
+        return
+    if not heads:
+        yield Check(PLAIN, "revisions", "can be read in a run only")
+        return
+    yield Check(GOOD, "revisions", f"{count}, with {len(heads)} head{'s' * (len(heads) > 1)}")
+    if len(heads) > 1:
+        yield Check(
+            PLAIN,
+            "heads",
+            f"{', '.join(heads)}\nalembic upgrade head refuses several; tests upgrade to heads",
+        )
 
 
 def _external(settings: Settings) -> Iterator[Check]:
@@ -129,10 +194,8 @@ def _external(settings: Settings) -> Iterator[Check]:
 
 def _docker(settings: Settings) -> Iterator[Check]:
     """Yield whether the engine answers, what it is, and whether it has the images."""
-    from pytest_warmstack.runtime.docker import Docker
-
     try:
-        runtime = Docker(upkeep.HOUSEHOLD)
+        runtime: Any = runtimes.make(RuntimeName.DOCKER, upkeep.HOUSEHOLD)
     except RuntimeUnavailable as refusal:
         yield Check(BAD, "engine", _told(refusal))
         return

@@ -6,13 +6,13 @@ import argparse
 
 from pytest_warmstack import upkeep
 from pytest_warmstack.cli import words
-from pytest_warmstack.cli.project import here, owned
+from pytest_warmstack.cli.project import needed, owned
 from pytest_warmstack.errors import CommandFailed
 
 
 def logs(options: argparse.Namespace) -> int:
     """Print the last lines of each; to follow, only one can be chosen."""
-    project = here(options.project).project
+    project = needed(options.project).project
     refused: list[str] = []
     told = 0
     for runtime, listed in upkeep.reachable(

@@ -12,6 +12,7 @@ from pytest_warmstack import inventory, originals
 from pytest_warmstack.background import BackgroundLoop
 from pytest_warmstack.cli import words
 from pytest_warmstack.cli.project import here, known
+from pytest_warmstack.errors import NoProject
 from pytest_warmstack.identity import Label
 from pytest_warmstack.inventory import Entry
 from pytest_warmstack.runtime.base import Found
@@ -23,6 +24,9 @@ _HEAD: Final = ("SERVER", "VERSION", "RUNTIME", "STATE", "AGE", "LAST USED", "ME
 def status(options: argparse.Namespace) -> int:
     """Show them, grouped by project; with `--json` as a list of objects."""
     place = known(here(options.project))
+    only = place.project.path if options.only else ""
+    if not place.is_project:
+        print(NoProject.here(folder=place.project.path).line, file=sys.stderr)
     background = BackgroundLoop()
     refused = []
 
@@ -32,7 +36,7 @@ def status(options: argparse.Namespace) -> int:
     try:
         entries = [
             *inventory.entries(
-                background, lambda name, error: refused.append(f"{name} ({error.why})")
+                background, lambda name, error: refused.append(f"{name} ({error.why})"), only
             ),
             *inventory.external(place.settings, background, say),
         ]
@@ -58,7 +62,7 @@ def _place(found: Found) -> str:
 def lines(entries: Sequence[Entry]) -> list[str]:
     """Return the table with, below each server, what is on it."""
     if not entries:
-        return ["there is no server of ours"]
+        return ["no servers found"]
     told: list[str] = []
     rows = words.table(_HEAD, [_row(each) for each in entries])
     place = ""

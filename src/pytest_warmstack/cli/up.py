@@ -3,15 +3,21 @@
 from __future__ import annotations
 
 import argparse
-import importlib.util
 import sys
+from collections.abc import Generator
+from typing import Final
 
 import pytest
 
 from pytest_warmstack import plugin, report
-from pytest_warmstack.cli.project import QUIET, inside
-from pytest_warmstack.errors import CommandFailed
+from pytest_warmstack.cli.project import inside, needed
 from pytest_warmstack.identity import Service
+
+_OFF: Final = {"numprocesses": "-n0", "no_cov": "--no-cov"}
+"""The options that switch pytest-xdist and pytest-cov off, by the names that pytest has for them.
+
+`no_cov` is what pytest-cov calls the value of --no-cov.
+"""
 
 
 class _Up:
@@ -19,6 +25,18 @@ class _Up:
 
     def __init__(self) -> None:
         self.status = 1
+
+    @pytest.hookimpl(wrapper=True, tryfirst=True)
+    def pytest_load_initial_conftests(
+        self, early_config: pytest.Config, args: list[str]
+    ) -> Generator[None]:
+        """Switch off what the project's settings do with a run: spread it, or measure it.
+
+        Only where the plugin for it is loaded: pytest refuses the options of one that is not.
+        """
+        known = vars(early_config.known_args_namespace)
+        args += [option for name, option in _OFF.items() if name in known]
+        return (yield)
 
     @pytest.hookimpl(tryfirst=True)
     def pytest_collection(self) -> bool:
@@ -44,15 +62,11 @@ class _Up:
 
 def up(options: argparse.Namespace) -> int:
     """Make everything ready; the servers stay, whatever the configuration says."""
-    if not options.project.is_dir():
-        raise CommandFailed.no_folder(folder=str(options.project))
+    needed(options.project)
     doing = _Up()
-    # What the project's own settings would do with a run: spread it, measure it, write reports.
-    arguments = [*QUIET, "--reuse-containers", "--no-header", "--disable-warnings", "-qqqq"]
-    if importlib.util.find_spec("xdist") is not None:
-        arguments += ["-n0"]
-    if importlib.util.find_spec("pytest_cov") is not None:
-        arguments += ["--no-cov"]
+    # Also where `addopts` switches this plugin off, or turns warnings into errors.
+    arguments = ["-p", "warmstack", "-W", "ignore", "--reuse-containers"]
+    arguments += ["--no-header", "--disable-warnings", "-qqqq"]
     with inside(options.project):
         status = pytest.main(arguments, plugins=[doing])
     if status in {pytest.ExitCode.OK, pytest.ExitCode.NO_TESTS_COLLECTED}:

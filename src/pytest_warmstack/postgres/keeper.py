@@ -94,6 +94,14 @@ class Keeper:
         """
         return self._background.submit(self._keep, clone, test)
 
+    def name(self, clone: Clone, test: str) -> None:
+        """Note on a clone which *test* uses it, for whoever looks for it from outside.
+
+        Raises `StatementRefused` when PostgreSQL refuses, or has no such database any more.
+        """
+        comment = sql.comment(clone.name, sql.paused(test))
+        self._background.call(self._main.execute, comment)
+
     def visits(self, clone: Clone) -> Future[int]:
         """Return how many connections there have been to a clone, since it was made."""
         return self._background.submit(self._visits, clone)

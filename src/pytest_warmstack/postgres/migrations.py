@@ -109,6 +109,17 @@ class Migrations(Layer):
         """End the child process."""
         self.builder.discard()
 
+    def heads(self, target: Target) -> tuple[int, list[str]]:
+        """Return how many revisions there are, and their heads; nothing if only a run can tell.
+
+        Nothing is asked of *target*. Raises `TemplateFailed` when they can't be read.
+        """
+        try:
+            report = self._asked(target, "plan")
+        finally:
+            self.builder.discard()
+        return len(report.get("links", ())), report.get("heads", [])
+
     def plan(self, target: Target) -> Portion:
         """Return the revisions in the order in which Alembic applies them to an empty database."""
         report = self._asked(target, "plan")

@@ -50,6 +50,7 @@ class NativePostgres:
 
     major: int | None
     named: str
+    setting: str = "WARMSTACK_POSTGRES_BIN"
     environment: Mapping[str, str] = field(default_factory=dict, repr=False)
     arguments: Sequence[str]
 
@@ -156,7 +157,7 @@ class NativePostgres:
             title=TITLE,
             wanted=f"PostgreSQL {self.major}, as the image's tag says," if self.major else TITLE,
             looked_at=looked_at,
-            setting=str(CHOICES["postgres_bin"].variable),
+            setting=self.setting,
             named=self.named,
             version=str(CHOICES["postgres_image"].variable) if self.named and self.major else "",
         )

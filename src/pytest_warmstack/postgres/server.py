@@ -10,7 +10,7 @@ from pytest_warmstack.identity import Service
 from pytest_warmstack.postgres.admin import Admin, initdb_arguments
 from pytest_warmstack.postgres.connections import TITLE
 from pytest_warmstack.runtime.base import USER, Container, Native, ServerSpec, major_of
-from pytest_warmstack.settings import CHOICES, INITDB_ARGS, Settings, pairs
+from pytest_warmstack.settings import INITDB_ARGS, Settings, pairs
 
 OPTIONS: Final[Mapping[str, str]] = {
     # Nothing has to survive a crash (PostgreSQL documentation, "Non-Durable Settings").
@@ -53,10 +53,10 @@ def spec(settings: Settings, background: BackgroundLoop) -> ServerSpec[Admin]:
         service=Service.POSTGRES,
         title=TITLE,
         image=settings.postgres_image,
-        image_variable=str(CHOICES["postgres_image"].variable),
+        image_variable=settings.place("postgres_image"),
         image_source=settings.sources.get("postgres_image", ""),
         url=settings.postgres_url,
-        url_variable=str(CHOICES["postgres_url"].variable),
+        url_variable=settings.place("postgres_url"),
         major=major,
         programs=settings.postgres_bin,
         options=options,
@@ -87,7 +87,11 @@ def _native(
     from pytest_warmstack.postgres.native import NativePostgres
 
     return NativePostgres(
-        major=major, named=settings.postgres_bin, environment=environment, arguments=arguments
+        major=major,
+        named=settings.postgres_bin,
+        setting=settings.place("postgres_bin"),
+        environment=environment,
+        arguments=arguments,
     )
 
 

@@ -152,8 +152,10 @@ HELD: Final = (
 )
 """The advisory locks that somebody holds; a 64-bit key is shown as its two halves."""
 
-NAMES: Final = f"SELECT datname, {_COMMENT} AS comment FROM pg_database d ORDER BY oid"
-"""All databases, whoever has made them, with their comments."""
+NAMES: Final = (
+    f"SELECT datname, {_COMMENT} AS comment, {_NOTE} AS note FROM pg_database d ORDER BY oid"
+)
+"""All databases, whoever has made them, with their comments and notes."""
 
 OVERVIEW: Final = (
     f"SELECT datname, {_SEALED} AS sealed, {_NOTE} AS note, {_COMMENT} AS comment,"
@@ -199,8 +201,13 @@ def kept(test: str, run: str) -> str:
     return json.dumps({"warmstack": "kept", "test": test, "run": run}, separators=(",", ":"))
 
 
+def paused(test: str) -> str:
+    """Return the comment of a database in use by *test*, which is in a debugger."""
+    return json.dumps({"warmstack": "paused", "test": test}, separators=(",", ":"))
+
+
 def test_of(comment: str) -> str:
-    """Return the test that a kept database's comment names; nothing when it names none."""
+    """Return the test that a database's comment names; nothing when it names none."""
     return _named(comment, "test")
 
 

@@ -14,7 +14,7 @@ from pytest_warmstack.errors import RuntimeUnavailable
 from pytest_warmstack.identity import Service
 from pytest_warmstack.redis.admin import TITLE, USER, Admin
 from pytest_warmstack.runtime.base import Command, Container, ServerSpec, major_of
-from pytest_warmstack.settings import CHOICES, Settings
+from pytest_warmstack.settings import Settings
 
 OPTIONS: Final[Mapping[str, str]] = {
     # One for each process that runs at the same time, on one server for all; 16 are soon used up.
@@ -37,16 +37,18 @@ def spec(settings: Settings, number: int = 0) -> ServerSpec[Admin]:
         service=Service.REDIS,
         title=TITLE,
         image=settings.redis_image,
-        image_variable=str(CHOICES["redis_image"].variable),
+        image_variable=settings.place("redis_image"),
         image_source=settings.sources.get("redis_image", ""),
         url=settings.redis_url,
-        url_variable=str(CHOICES["redis_url"].variable),
+        url_variable=settings.place("redis_url"),
         major=major_of(settings.redis_image),
         programs=settings.redis_bin,
         options=OPTIONS,
         port=6379,
         container=_container,
-        native=lambda fingerprint: NativeRedis(settings.redis_bin, fingerprint),
+        native=lambda fingerprint: NativeRedis(
+            settings.redis_bin, fingerprint, settings.place("redis_bin")
+        ),
         connect=Admin.connect,
         number=number,
     )
@@ -94,6 +96,7 @@ class NativeRedis(NamedTuple):
 
     named: str
     fingerprint: str
+    setting: str = "WARMSTACK_REDIS_BIN"
 
     def check(self) -> None:
         """Raise `RuntimeUnavailable` when no such program is found."""
@@ -130,7 +133,7 @@ class NativeRedis(NamedTuple):
             title=TITLE,
             wanted=" or ".join(_PROGRAMS),
             looked_at=looked_at,
-            setting=str(CHOICES["redis_bin"].variable),
+            setting=self.setting,
             named=self.named,
         )
 

@@ -31,26 +31,18 @@ def make(name: str, household: Household) -> OwnRuntime:
     Raises `RuntimeUnavailable` when it can't be reached at all.
     """
     if name == RuntimeName.DOCKER:
-        from pytest_warmstack.runtime.docker import Docker
-
+        try:
+            from pytest_warmstack.runtime.docker import Docker
+        except ImportError as error:
+            raise RuntimeUnavailable.no_package(cause=str(error)) from error
         return Docker(household)
     from pytest_warmstack.runtime.embedded import Embedded
 
     return Embedded(household)
 
 
-def elsewhere(
-    name: RuntimeName,
-    household: Household,
-    spec: ServerSpec[Any],
-    say: Callable[[str], None],
-) -> Runtime:
-    """Return the runtime for *spec*, which has the URL of a server that somebody else runs.
-
-    Raises `RuntimeUnavailable` when the runtime *name* is one of our own.
-    """
-    if name not in {RuntimeName.AUTO, RuntimeName.EXTERNAL}:
-        raise RuntimeUnavailable.both(title=spec.title, variable=spec.url_variable, runtime=name)
+def elsewhere(household: Household, say: Callable[[str], None]) -> Runtime:
+    """Return the runtime for servers that somebody else runs."""
     from pytest_warmstack.runtime.external import External
 
     return External(household, say)

@@ -93,7 +93,12 @@ class Revisions:
             if "proxy object" not in str(error):
                 raise
             return {"own": True}  # They ask Alembic for the connection as they are loaded.
-        return {"own": False, "links": self._links(self._order()), **self._common()}
+        return {
+            "own": False,
+            "links": self._links(self._order()),
+            "heads": self._heads(),
+            **self._common(),
+        }
 
     def upgrade(self, links: list[str], *, own: bool) -> dict[str, Any]:
         """Apply the revisions *links* and return what they needed, and where the heads stand.
