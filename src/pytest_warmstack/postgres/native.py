@@ -19,6 +19,15 @@ from pytest_warmstack.runtime.base import USER, Command
 from pytest_warmstack.settings import CHOICES, INITDB_ARGS, words
 
 _INITDB_DEADLINE: Final = 60.0
+
+LOCALE: Final = "C.UTF-8"
+"""Letters of all languages, and text in the order of its code points.
+
+The official `-alpine` images have the same, whatever their LANG says: musl's `strcoll` compares
+bytes (https://wiki.musl-libc.org/functional-differences-from-glibc.html).
+"""
+
+_NO_LOCALE: Final = "--no-locale"
 _TEST: Final = "/usr/bin/test"
 
 
@@ -70,7 +79,7 @@ class NativePostgres:
             shutil.chown(data, user)
             shutil.chown(pwfile, user)
         try:
-            self._initdb(programs, data, pwfile, user)
+            note = self._initdb(programs, data, pwfile, user)
         finally:
             pwfile.unlink()
         options = {
@@ -84,16 +93,69 @@ class NativePostgres:
         place = [part for name, value in options.items() for part in ("-c", f"{name}={value}")]
         start = [str(programs.folder / "postgres"), "-D", str(data), *place, *self.arguments]
         return lambda port: Command(
-            arguments=[*start, "-c", f"port={port}"], user=user, environment=self._variables()
+            arguments=[*start, "-c", f"port={port}"],
+            user=user,
+            environment=self._variables(),
+            note=note,
         )
 
-    def _initdb(self, programs: Programs, data: Path, pwfile: Path, user: str | None) -> None:
-        answer = subprocess.run(
+    def _initdb(self, programs: Programs, data: Path, pwfile: Path, user: str | None) -> str:
+        """Make the cluster with the first of `_locales` that the machine has.
+
+        Returns what the user has to know about it; mostly nothing.
+        """
+        major = int(programs.version().partition(".")[0])
+        for locale in self._locales(major):
+            answer = self._run_initdb(programs, major, locale, data, pwfile, user)
+            # In English, since the messages' locale is C; initdb has made nothing by then.
+            if not answer.returncode or "invalid locale" not in answer.stderr:
+                break
+        if answer.returncode:
+            raise ServerFailed.died(
+                title=f"{TITLE}'s initdb",
+                how=f"it ended with exit status {answer.returncode}",
+                log=(answer.stdout + answer.stderr).strip(),
+            )
+        if locale != [_NO_LOCALE]:
+            return ""
+        return (
+            f"this machine has no locale {LOCALE}: lower(), ILIKE and \\w of PostgreSQL know ASCII"
+            " letters only"
+        )
+
+    def _locales(self, major: int) -> list[list[str]]:
+        """Return the arguments for a locale like that of the official images, best first."""
+        if self._has_locale():
+            return [[]]
+        chosen = any(
+            word.startswith(("--locale", "--lc-", "--no-locale", "--icu", "--builtin"))
+            for word in words(self.environment.get(INITDB_ARGS, ""))
+        )
+        # PostgreSQL's own tables. They would win over a --locale of the user.
+        own = [_NO_LOCALE, "--locale-provider=builtin", "--builtin-locale=C.UTF-8"]
+        return [
+            [f"--locale={LOCALE}"],
+            *([own] if major >= 17 and not chosen else []),
+            # macOS and old distributions: letters of any language, in the same order.
+            [_NO_LOCALE, "--lc-ctype=en_US.UTF-8"],
+            [_NO_LOCALE],
+        ]
+
+    def _run_initdb(
+        self,
+        programs: Programs,
+        major: int,
+        locale: Sequence[str],
+        data: Path,
+        pwfile: Path,
+        user: str | None,
+    ) -> subprocess.CompletedProcess[str]:
+        return subprocess.run(
             [
                 programs.folder / "initdb",
-                *([] if self._has_locale() else ["--no-locale"]),
+                *locale,
                 "--encoding=UTF8",
-                *initdb_arguments(int(programs.version().partition(".")[0])),
+                *initdb_arguments(major),
                 *words(self.environment.get(INITDB_ARGS, "")),
                 # After the user's own arguments, since the last ones win.
                 f"--pgdata={data}",
@@ -111,12 +173,6 @@ class NativePostgres:
             timeout=_INITDB_DEADLINE,
             user=user,
         )
-        if answer.returncode:
-            raise ServerFailed.died(
-                title=f"{TITLE}'s initdb",
-                how=f"it ended with exit status {answer.returncode}",
-                log=(answer.stdout + answer.stderr).strip(),
-            )
 
     def _has_locale(self) -> bool:
         """Tell whether the user chose a locale by the environment, as for an image."""

@@ -134,12 +134,14 @@ class Container:
 class Command:
     """How a server runs as a native process: its arguments and, if not ours, its user.
 
-    *environment* is what it has beyond a path and a time zone.
+    *environment* is what it has beyond a path and a time zone, *note* what the user has to know
+    about it.
     """
 
     arguments: Sequence[str]
     user: str | None = None
     environment: Mapping[str, str] = field(default_factory=lambda: {"LC_ALL": "C"}, repr=False)
+    note: str = ""
 
 
 class Native(Protocol):

@@ -68,6 +68,7 @@ class _Record:
     password: str
     since: float
     program: str
+    note: str = ""
 
     @classmethod
     def read(cls, folder: Path) -> Self | None:
@@ -172,7 +173,7 @@ class Embedded:
             client=client,
             what=f"process {record.process.split('/')[1]} of {_short(record.program)}",
             origin=origin,
-            reason="; ".join(filter(None, (reason, trouble))),
+            reason="; ".join(filter(None, (reason, trouble, record.note))),
             since=record.since,
         )
 
@@ -316,7 +317,9 @@ class Embedded:
         command = command_for(port)
         daemon = _launch(command, folder)
         process = str(Process.of(daemon.pid))
-        record = replace(record, process=process, port=port, program=command.arguments[0])
+        record = replace(
+            record, process=process, port=port, program=command.arguments[0], note=command.note
+        )
         # Before it is ready, so that whoever finds the folder after a kill can stop it.
         record.write(folder)
         try:
