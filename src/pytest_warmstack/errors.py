@@ -276,6 +276,26 @@ class RuntimeUnavailable(WarmstackError):
         )
 
     @classmethod
+    def no_place(
+        cls, *, title: str, needed: str, looked_at: Iterable[str], named: str
+    ) -> RuntimeUnavailable:
+        """No folder has the room, and the rights, that the files of an embedded server need.
+
+        *named* is the user's own folder, if one was named.
+        """
+        return cls(
+            f"No usable folder for the files of {title}.",
+            why=f"an embedded server needs {needed} in a folder where it may write"
+            f"{f', and {named} does not offer that' if named else ', and none of these has it'}",
+            looked_at=looked_at,
+            todo=[
+                *([_LARGER] if not named else []),
+                f"name {'another' if named else 'a'} folder with room: {_FOLDER}",
+                "or run the servers in Docker: --warmstack-runtime=docker",
+            ],
+        )
+
+    @classmethod
     def unsafe_folder(cls, *, folder: str, cause: str) -> RuntimeUnavailable:
         """Tell that the folder for embedded servers belongs to somebody else."""
         return cls(
@@ -299,6 +319,21 @@ class ServerFailed(WarmstackError):
             todo=[
                 *([_SYSTEM_HINTS[errno.ENOSPC]] if os.strerror(errno.ENOSPC) in log else []),
                 "read the log lines above; the server's own message is among them",
+            ],
+        )
+
+    @classmethod
+    def no_space(cls, *, title: str, place: str, cause: str) -> ServerFailed:
+        """Tell that the files of an embedded server have filled *place*."""
+        return cls(
+            f"No space left on device for the files of {title}.",
+            why=cause,
+            looked_at=[place],
+            todo=[
+                f"name a folder with more room: {_FOLDER}",
+                *([f"or {_LARGER}"] if place.startswith("/dev/shm") else []),  # noqa: S108
+                "or free space there: warmstack clean --all-projects, fewer workers (-n), fewer "
+                "kept templates and databases",
             ],
         )
 
@@ -1225,6 +1260,13 @@ def _wrote(output: str) -> list[str]:
     """Return the entry that shows what the project's code wrote, if it wrote anything."""
     return [f"the last lines that the project's code wrote:\n{output}"] if output else []
 
+
+_FOLDER = "WARMSTACK_EMBEDDED_FOLDER=FOLDER"
+
+_LARGER = (
+    "make /dev/shm larger, if this is a container: docker run --shm-size=1g, or shm_size in a "
+    "compose file"
+)
 
 _OWN_LOOP = (
     "or call the application in the test's own loop: httpx.AsyncClient(transport="

@@ -149,6 +149,7 @@ class Settings(NamedTuple):
     redis_url: str = ""
     postgres_bin: str = ""
     redis_bin: str = ""
+    embedded_folder: str = ""
     postgres_args: tuple[str, ...] = ()
     postgres_env: tuple[str, ...] = ()
     alembic: str = ""
@@ -215,6 +216,11 @@ CHOICES: Final[Mapping[str, Choice]] = dict(
             "postgres_bin", Kind.PATH, "Folder of PostgreSQL's programs, for the runtime embedded"
         ),
         _choice("redis_bin", Kind.PATH, "Folder of Redis' program, for the runtime embedded"),
+        _choice(
+            "embedded_folder",
+            Kind.PATH,
+            "Folder for the files of embedded servers; else memory, or a disk where it is small",
+        ),
         _choice(
             "postgres_args",
             Kind.OPTIONS,

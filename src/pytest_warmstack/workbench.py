@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any, Final, TypeVar
 from pytest_warmstack import originals, specs
 from pytest_warmstack import runtime as runtimes
 from pytest_warmstack.background import BackgroundLoop
-from pytest_warmstack.errors import Forked, RuntimeUnavailable, WarmstackError
+from pytest_warmstack.errors import Forked, RuntimeUnavailable, ServerFailed, WarmstackError
 from pytest_warmstack.hints import Hint, Hints
 from pytest_warmstack.identity import Service
 from pytest_warmstack.processes import Process
@@ -35,7 +35,7 @@ from pytest_warmstack.runtime.base import (
     ServerSpec,
     called,
 )
-from pytest_warmstack.settings import RedisPlan, Settings
+from pytest_warmstack.settings import RedisPlan, RuntimeName, Settings
 from pytest_warmstack.steps import Ledger, Step
 
 if TYPE_CHECKING:
@@ -139,7 +139,7 @@ class Workbench:
         """Return a migrated database for one test."""
         clones = self.clones()
         with self.ledger.timed("clone"):
-            return clones.take()
+            return self._telling_place(clones.take)
 
     def give_back(self, clone: Clone, test: str, *, failed: bool) -> None:
         """Take back the database of *test*, which is done; keep it if it failed and we keep any."""
@@ -153,7 +153,7 @@ class Workbench:
         """Return the database of the tests that undo what they do."""
         clones = self.clones()
         with self.ledger.timed("rollback" if clones.is_shared else "clone"):
-            return clones.borrow()
+            return self._telling_place(clones.borrow)
 
     def restore_clone(self, shared: Shared, test: str) -> None:
         """Take back the shared database after *test*."""
@@ -167,6 +167,25 @@ class Workbench:
             return keeper.holders() if keeper is not None else []
         except WarmstackError:
             return []
+
+    def no_space(self, error: BaseException) -> ServerFailed | None:
+        """Return what to tell of *error*, if the files of an embedded PostgreSQL found no room."""
+        server: Server[Any] | None = self._had("postgres")
+        if server is None or server.runtime != RuntimeName.EMBEDDED:
+            return None
+        from pytest_warmstack.runtime import embedded
+
+        folder = embedded.place_of(server.id)
+        return embedded.no_space(error, server.title, folder) if folder is not None else None
+
+    def _telling_place(self, make: Callable[[], T]) -> T:
+        """Return what *make* gives; an error for want of space names the place."""
+        try:
+            return make()
+        except WarmstackError as error:
+            if (full := self.no_space(error)) is not None:
+                raise full from error
+            raise
 
     def take_lease(self, test: str) -> Lease:
         """Return this process's Redis databases, empty for *test*."""
@@ -288,7 +307,7 @@ class Workbench:
         return self._once("redis", lambda: self._ensure(self._spec(Service.REDIS)))
 
     def _clones(self) -> Clones:
-        return self._once("clones", self._make_clones)
+        return self._once("clones", lambda: self._telling_place(self._make_clones))
 
     def _leases(self) -> Leases:
         return self._once("leases", self._make_leases)

@@ -45,6 +45,7 @@ SAMPLES: dict[str, Any] = {
     "looked_at": ["the server's answer", "its log"],
     "matching": ["warmstack_k_12", "warmstack_k_13"],
     "name": "warmstack_reuse",
+    "needed": "128 MB",
     "names": ["postgres", "warmstack_k_12", "warmstack_k_13"],
     "named": "/srv/shop/conf/alembic.ini",
     "number": 28,

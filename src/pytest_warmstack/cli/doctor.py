@@ -14,6 +14,7 @@ from pytest_warmstack.cli import words
 from pytest_warmstack.cli.project import Place, here
 from pytest_warmstack.errors import RuntimeUnavailable
 from pytest_warmstack.identity import NAMESPACE, Service
+from pytest_warmstack.runtime import places
 from pytest_warmstack.settings import CHOICES, Kind, RuntimeName, Settings, without_password
 
 _PACKAGES: Final = (
@@ -159,11 +160,17 @@ def _embedded(settings: Settings) -> Iterator[Check]:
         spec = specs.make(service, settings)
         native = spec.native("")
         found = False
-        for place, verdict_, fits in native.places():
+        for where, verdict_, fits in native.places():
             good = fits and not found
             found = found or fits
-            yield Check(GOOD if good else PLAIN, f"{spec.title}", f"{verdict_}  ({place})")
-        if not found:
+            yield Check(GOOD if good else PLAIN, f"{spec.title}", f"{verdict_}  ({where})")
+        if found:
+            looked = places.looked(native.need(), spec.folder)
+            usable = any(not place.lacks for place in looked)
+            for place in looked:
+                said = PLAIN if place.lacks and usable else BAD if place.lacks else GOOD
+                yield Check(said, f"{spec.title}'s files", str(place))
+        else:
             wanted = f" {spec.major}" if spec.major and service is Service.POSTGRES else ""
             yield Check(BAD, spec.title, f"no {spec.title}{wanted} in any of these places")
 

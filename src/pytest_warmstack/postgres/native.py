@@ -15,7 +15,7 @@ from typing import Final
 from pytest_warmstack.errors import RuntimeUnavailable, ServerFailed
 from pytest_warmstack.postgres.admin import initdb_arguments
 from pytest_warmstack.postgres.connections import TITLE
-from pytest_warmstack.runtime.base import USER, Command
+from pytest_warmstack.runtime.base import USER, Command, Need
 from pytest_warmstack.settings import CHOICES, INITDB_ARGS, words
 
 _INITDB_DEADLINE: Final = 60.0
@@ -29,6 +29,22 @@ bytes (https://wiki.musl-libc.org/functional-differences-from-glibc.html).
 
 _NO_LOCALE: Final = "--no-locale"
 _TEST: Final = "/usr/bin/test"
+
+_LEAST: Final = 128 * 1024 * 1024
+"""Bytes without which a server can't work.
+
+A new cluster takes 39 MB (PostgreSQL 16), each database 8 MB, the next segments of its log 16 MB
+each; a template and four clones are there soon.
+"""
+
+_WANTED: Final = 512 * 1024 * 1024
+"""Bytes for a suite with a few workers, templates and some 80 MB of log (`min_wal_size`)."""
+
+_FILES: Final = 4000
+"""A new cluster has about 970 files, each database about 300 more."""
+
+_PROGRAMS_SIZE: Final = 64 * 1024 * 1024
+"""Bytes of a copy of the programs, generously: those of the wheel have 40 MB."""
 
 
 @dataclass(frozen=True)
@@ -65,6 +81,13 @@ class NativePostgres:
     def check(self) -> None:
         """Raise `RuntimeUnavailable` when no such program is found."""
         self._find()
+
+    def need(self) -> Need:
+        """Return the room for a database cluster, and for a copy of the programs if need be."""
+        user = _unprivileged()
+        copies = not _may_run(self._find(), user)
+        extra = _PROGRAMS_SIZE if copies else 0
+        return Need(_LEAST + extra, _WANTED + extra, _FILES, user, copies)
 
     def prepare(self, folder: Path, password: str) -> Callable[[int], Command]:
         """Make a database cluster in *folder*/data; return what gives the server's command."""
@@ -156,6 +179,8 @@ class NativePostgres:
                 *locale,
                 "--encoding=UTF8",
                 *initdb_arguments(major),
+                # Else initdb itself needs room in /dev/shm, which may be too small.
+                *(["--set", "dynamic_shared_memory_type=mmap"] if major >= 16 else []),
                 *words(self.environment.get(INITDB_ARGS, "")),
                 # After the user's own arguments, since the last ones win.
                 f"--pgdata={data}",
@@ -249,12 +274,7 @@ class NativePostgres:
         As root the server runs as another user, who may not enter root's home, where the virtual
         environment often lies. The wheel's libraries are found by their relative place.
         """
-        if user is None or programs.whole is None:
-            return programs
-        answer = subprocess.run(
-            [_TEST, "-x", programs.folder / "postgres"], check=False, timeout=10, user=user
-        )
-        if answer.returncode == 0:
+        if programs.whole is None or _may_run(programs, user):
             return programs
         copy = folder / "programs" / programs.whole.name
         tree = programs.folder.parent
@@ -263,6 +283,12 @@ class NativePostgres:
         if libraries.is_dir():
             shutil.copytree(libraries, copy.with_name(libraries.name))
         return Programs(copy / tree.name / programs.folder.name)
+
+
+def _may_run(programs: Programs, user: str | None) -> bool:
+    """Tell whether *user*, if it is another one than we, can run the server's program."""
+    command = [_TEST, "-x", str(programs.folder / "postgres")]
+    return user is None or not subprocess.run(command, timeout=10, user=user).returncode
 
 
 def _unprivileged() -> str | None:

@@ -55,6 +55,7 @@ def spec(settings: Settings, background: BackgroundLoop) -> ServerSpec[Admin]:
         url_variable=str(CHOICES["postgres_url"].variable),
         major=major,
         programs=settings.postgres_bin,
+        folder=settings.embedded_folder,
         options=options,
         environment=environment,
         port=5432,

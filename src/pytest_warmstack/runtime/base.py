@@ -144,6 +144,20 @@ class Command:
     note: str = ""
 
 
+class Need(NamedTuple):
+    """What an embedded server needs of the place for its files.
+
+    That is *least* bytes, better *wanted* ones, and a number of *files*. *user* is who the server
+    runs as, if not we; with *executes* its program is started from there.
+    """
+
+    least: int = 0
+    wanted: int = 0
+    files: int = 0
+    user: str | None = None
+    executes: bool = False
+
+
 class Native(Protocol):
     """How to find a server's programs on this machine, and to prepare a folder for it."""
 
@@ -156,6 +170,9 @@ class Native(Protocol):
     def check(self) -> None:
         """Raise `RuntimeUnavailable` when no usable program is found."""
 
+    def need(self) -> Need:
+        """Return what the server needs of the place for its files."""
+
     def places(self) -> Iterator[tuple[str, str, bool]]:
         """Yield each place that is looked at, what was found there, and whether it will do."""
 
@@ -165,9 +182,10 @@ class ServerSpec(Generic[C]):
     """What a server looks like, whatever runs it.
 
     *url* leads to one that somebody else runs; then the rest tells only how to connect. *major* is
-    the version asked for (None when any will do), *programs* a folder named by the user, *options*
-    are the server's own settings, *environment* is what the user gave it as its own, *port* is
-    where it listens in a container. *number* tells apart several servers of a service, from 1 on;
+    the version asked for (None when any will do), *programs* a folder named by the user, *folder*
+    the one for the files of an embedded server, if one was named, *options* are the server's own
+    settings, *environment* is what the user gave it as its own, *port* is where it listens in a
+    container. *number* tells apart several servers of a service, from 1 on;
     0 is one that all share.
 
     *container* takes a password and a fingerprint, *native* a fingerprint. *connect* makes the
@@ -187,6 +205,7 @@ class ServerSpec(Generic[C]):
     native: Callable[[str], Native]
     connect: Callable[[Endpoint, str, float], C]
     environment: Mapping[str, str] = field(default_factory=dict, repr=False)
+    folder: str = ""
     number: int = 0
     url: str = field(default="", repr=False)
     url_variable: str = ""
@@ -204,6 +223,8 @@ class ServerSpec(Generic[C]):
             origin = {"version": str(self.major or "any")}
             if self.programs:
                 origin["programs"] = self.programs
+            if self.folder:
+                origin["folder"] = self.folder
         number = {"number": str(self.number)} if self.number else {}
         variables = digest(self.environment)
         return {"format": SERVER_FORMAT, **origin, **number, **self.options, **variables}
