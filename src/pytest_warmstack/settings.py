@@ -147,6 +147,7 @@ class Settings(NamedTuple):
     redis_image: str = "redis:7-alpine"
     postgres_url: str = ""
     redis_url: str = ""
+    postgres_version: int | None = None
     postgres_bin: str = ""
     redis_bin: str = ""
     embedded_folder: str = ""
@@ -212,6 +213,12 @@ CHOICES: Final[Mapping[str, Choice]] = dict(
             "URL of a PostgreSQL server that somebody else runs, to be used instead of one of ours",
         ),
         _choice("redis_url", Kind.REDIS_URL, "URL of a Redis server that somebody else runs"),
+        _choice(
+            "postgres_version",
+            Kind.COUNT,
+            "Major version of PostgreSQL for the runtime embedded; else that of the folder below,"
+            " or of the image's tag",
+        ),
         _choice(
             "postgres_bin", Kind.PATH, "Folder of PostgreSQL's programs, for the runtime embedded"
         ),

