@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import errno
 import os
+import re
 from collections.abc import Iterable, Sequence
 from typing import Final
 
@@ -830,14 +831,18 @@ class TemplateFailed(WarmstackError):
         source: str,
         output: str,
         state: str,
+        dump: str,
     ) -> TemplateFailed:
-        """Tell that a script of the schema or of the seed failed; *state* is its SQLSTATE."""
+        """Tell that a script of the schema or of the seed failed; *state* is its SQLSTATE.
+
+        *dump* is the version of the pg_dump that wrote it, if one did.
+        """
         return cls(
             f"The {layer} {line} failed{where and f' {where}'}.",
             why=cause,
             looked_at=[f"warmstack_{layer}, from the {source}", *_wrote(output)],
             todo=[
-                *_hints(state, cause),
+                *_hints(state, cause, dump),
                 f"mend the {layer} and run again",
             ],
         )
@@ -1287,6 +1292,33 @@ _OWN_LOOP = (
 _DRIVERS = ("psycopg", "psycopg2", "asyncpg", "pg8000")
 
 
+_SINCE: Final = {
+    "idle_session_timeout": 14,
+    "default_toast_compression": 14,
+    "createrole_self_grant": 16,
+    "transaction_timeout": 17,
+    "event_triggers": 17,
+}
+"""Settings that dumps and scripts make, and the version that brought them (its release notes)."""
+
+
+def _dump_hints(cause: str, dump: str) -> list[str]:
+    """Return what helps against SQL of a newer version than the server's."""
+    unknown = re.search(r'unrecognized configuration parameter "(\w+)"', cause)
+    name = unknown[1] if unknown else ""
+    since = str(_SINCE.get(name) or dump.partition(".")[0])
+    if not since:
+        return []
+    what = f"PostgreSQL {since} and later know {name}" if name else "the server may be older"
+    by = f"; pg_dump {dump} wrote the file" if dump else ""
+    return [
+        f"{what}{by}: dump with the pg_dump of the server's own version"
+        f"{', or take that line out' if name else ''}",
+        f"or run PostgreSQL {since}: WARMSTACK_POSTGRES_IMAGE=postgres:{since}-alpine, or "
+        f"WARMSTACK_POSTGRES_VERSION={since} for an embedded server",
+    ]
+
+
 def _was(who: str) -> str:
     return "were" if who.endswith("migrations") else "was"
 
@@ -1313,7 +1345,7 @@ def _loop_hints(cause: str) -> list[str]:
     return []
 
 
-def _hints(state: str, cause: str) -> list[str]:
+def _hints(state: str, cause: str, dump: str = "") -> list[str]:
     """Return what helps against an error of PostgreSQL, known by its SQLSTATE, or of SQLAlchemy.
 
     The codes are those of PostgreSQL's documentation, appendix "PostgreSQL Error Codes".
@@ -1330,6 +1362,8 @@ def _hints(state: str, cause: str) -> list[str]:
             "choose a server that has the extension: WARMSTACK_POSTGRES_IMAGE=IMAGE, or, for "
             "embedded servers, WARMSTACK_POSTGRES_BIN=FOLDER of another installation",
         ]
+    if state in {"42601", "42704"}:
+        return _dump_hints(cause, dump)
     if cause.startswith("ModuleNotFoundError") and any(f"'{each}'" in cause for each in _DRIVERS):
         return ["sqlalchemy.url names that driver: install it, or name another one there"]
     if state == "refused":
