@@ -133,6 +133,24 @@ def test_a_place_that_becomes_full_in_a_test_is_named(
     assert SETTING in text(result)
 
 
+def test_a_place_that_is_full_as_the_server_starts_is_named(
+    embedded_project: Library, place: Path
+) -> None:
+    """Where there is less room than was seen, as when others fill it."""
+    embedded_project.write(
+        "conftest.py",
+        "from pytest_warmstack.postgres import native\nnative._LEAST = native._WANTED = 1\n",
+    )
+
+    result = embedded_project.start(
+        mounts=of_size("20m", place), WARMSTACK_EMBEDDED_FOLDER=str(place)
+    ).wait()
+
+    assert FULL in text(result)
+    assert f"{place}: 20 MB" in text(result)
+    assert SETTING in text(result)
+
+
 @pytest.mark.parametrize("where", ["template", "clone"])
 def test_a_place_that_is_full_for_the_plugins_own_work_is_named(
     embedded_project: Library, place: Path, where: str
