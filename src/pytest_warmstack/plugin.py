@@ -196,7 +196,8 @@ def pytest_runtest_makereport(
 ) -> Generator[None, pytest.TestReport, pytest.TestReport]:
     """Mark what failed, before its database is given back; each attempt of a rerun by itself.
 
-    And tell who holds the connections when it failed because PostgreSQL has none to spare.
+    And tell who holds the connections when it failed because PostgreSQL has none to spare, and
+    where its files are when there was no space for them.
     """
     from pytest_warmstack.fixtures import FAILED, shorten
 
@@ -219,10 +220,13 @@ def pytest_runtest_makereport(
 
         report.sections.append(("warmstack: how to share a database", WIDER_SCOPE))
     if call.excinfo is not None and (workbench := item.config.stash.get(MADE, None)) is not None:
-        from pytest_warmstack.report import is_full
+        from pytest_warmstack.report import NO_CONNECTION, NO_SPACE, has_state
 
-        if is_full(call.excinfo.value) and (holders := workbench.holders()):
+        error = call.excinfo.value
+        if has_state(error, NO_CONNECTION) and (holders := workbench.holders()):
             report.sections.append(("warmstack: who holds the connections", "\n".join(holders)))
+        if has_state(error, NO_SPACE) and (full := workbench.no_space(error)) is not None:
+            report.sections.append(("warmstack: where the space is", str(full)))
     return report
 
 

@@ -68,16 +68,18 @@ def header(
         yield f"the servers stay{source}; to remove them: warmstack clean"
 
 
-def is_full(error: BaseException) -> bool:
-    """Tell whether *error*, or what it came of, is PostgreSQL's refusal of one more connection.
+NO_CONNECTION: Final = "53300"
+NO_SPACE: Final = "53100"
+"""SQLSTATEs (PostgreSQL's documentation, appendix "PostgreSQL Error Codes")."""
 
-    Its SQLSTATE is 53300 (PostgreSQL's documentation, appendix "PostgreSQL Error Codes").
-    """
+
+def has_state(error: BaseException, state: str) -> bool:
+    """Tell whether *error*, or what it came of, is a refusal of PostgreSQL's with this SQLSTATE."""
     told: BaseException | None = error
     for _ in range(_DEPTH):
         if told is None:
             return False
-        if "53300" in (getattr(told, "sqlstate", None), getattr(told, "pgcode", None)):
+        if state in (getattr(told, "sqlstate", None), getattr(told, "pgcode", None)):
             return True
         told = getattr(told, "orig", None) or told.__cause__ or told.__context__
     return False

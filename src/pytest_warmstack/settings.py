@@ -152,8 +152,10 @@ class Settings(NamedTuple):
     redis_image: str = "redis:7-alpine"
     postgres_url: str = ""
     redis_url: str = ""
+    postgres_version: int | None = None
     postgres_bin: str = ""
     redis_bin: str = ""
+    embedded_folder: str = ""
     postgres_args: tuple[str, ...] = ()
     postgres_env: tuple[str, ...] = ()
     alembic: str = ""
@@ -232,9 +234,20 @@ CHOICES: Final[Mapping[str, Choice]] = dict(
         ),
         _choice("redis_url", Kind.REDIS_URL, "URL of a Redis server that somebody else runs"),
         _choice(
+            "postgres_version",
+            Kind.COUNT,
+            "Major version of PostgreSQL for the runtime embedded; else that of the folder below,"
+            " or of the image's tag",
+        ),
+        _choice(
             "postgres_bin", Kind.PATH, "Folder of PostgreSQL's programs, for the runtime embedded"
         ),
         _choice("redis_bin", Kind.PATH, "Folder of Redis' program, for the runtime embedded"),
+        _choice(
+            "embedded_folder",
+            Kind.PATH,
+            "Folder for the files of embedded servers; else memory, or a disk where it is small",
+        ),
         _choice(
             "postgres_args",
             Kind.OPTIONS,

@@ -8,6 +8,7 @@ waits, and never what it waits for.
 from __future__ import annotations
 
 import os
+import re
 import threading
 from collections.abc import Callable, Collection, Mapping, Sequence
 from concurrent.futures import CancelledError, Future, wait
@@ -19,7 +20,7 @@ from typing import TYPE_CHECKING, Any, Final, TypeVar
 from pytest_warmstack import originals, specs
 from pytest_warmstack import runtime as runtimes
 from pytest_warmstack.background import BackgroundLoop
-from pytest_warmstack.errors import Forked, RuntimeUnavailable, WarmstackError
+from pytest_warmstack.errors import Forked, RuntimeUnavailable, ServerFailed, WarmstackError
 from pytest_warmstack.hints import Hint, Hints
 from pytest_warmstack.identity import Service
 from pytest_warmstack.processes import Process
@@ -35,7 +36,7 @@ from pytest_warmstack.runtime.base import (
     ServerSpec,
     called,
 )
-from pytest_warmstack.settings import RedisPlan, Settings
+from pytest_warmstack.settings import RedisPlan, RuntimeName, Settings
 from pytest_warmstack.steps import Ledger, Step
 
 if TYPE_CHECKING:
@@ -57,6 +58,12 @@ REDIS_SERVERS: Final = 64
 
 LEAVE: Final = 10.0
 """Seconds that background work may take at the end of the run; what it leaves is swept later."""
+
+
+_EXTENSION: Final = re.compile(
+    r'extension "([^"]+)" is not available|/([\w-]+)\.control"|/([\w-]+)\.so": '
+)
+"""Where PostgreSQL's words name an extension, or a library of one, that is not there."""
 
 
 @dataclass
@@ -139,7 +146,7 @@ class Workbench:
         """Return a migrated database for one test."""
         clones = self.clones()
         with self.ledger.timed("clone"):
-            return clones.take()
+            return self._telling_place(clones.take)
 
     def name_clone(self, clone: Clone, test: str) -> None:
         """Note on a database that *test* uses it, for `warmstack psql`: it is in a debugger."""
@@ -160,7 +167,7 @@ class Workbench:
         """Return the database of the tests that undo what they do."""
         clones = self.clones()
         with self.ledger.timed("rollback" if clones.is_shared else "clone"):
-            return clones.borrow()
+            return self._telling_place(clones.borrow)
 
     def restore_clone(self, shared: Shared, test: str) -> None:
         """Take back the shared database after *test*."""
@@ -174,6 +181,39 @@ class Workbench:
             return keeper.holders() if keeper is not None else []
         except WarmstackError:
             return []
+
+    def no_space(self, error: BaseException) -> ServerFailed | None:
+        """Return what to tell of *error*, if the files of an embedded PostgreSQL found no room."""
+        server: Server[Any] | None = self._had("postgres")
+        if server is None or server.runtime != RuntimeName.EMBEDDED:
+            return None
+        from pytest_warmstack.runtime import embedded
+
+        folder = embedded.place_of(server.id)
+        return embedded.no_space(error, server.title, folder) if folder is not None else None
+
+    def _telling_place(self, make: Callable[[], T]) -> T:
+        """Return what *make* gives; an error for want of space names the place."""
+        try:
+            return make()
+        except WarmstackError as error:
+            if (full := self.no_space(error)) is not None:
+                raise full from error
+            self._name_extensions(error)
+            raise
+
+    def _name_extensions(self, error: WarmstackError) -> None:
+        """Add the ways to an extension to *error*, if an embedded PostgreSQL lacks it."""
+        server: Server[Any] | None = self._had("postgres")
+        missing = _EXTENSION.search(error.why)
+        if missing is None or server is None or server.runtime != RuntimeName.EMBEDDED:
+            return
+        from pytest_warmstack.postgres.native import NativePostgres
+
+        native = self._spec(Service.POSTGRES).native("")
+        if isinstance(native, NativePostgres):
+            name = next(filter(None, missing.groups()))
+            error.todo = (*native.extension_hints(name), *error.todo[-1:])
 
     def take_lease(self, test: str) -> Lease:
         """Return this process's Redis databases, empty for *test*."""
@@ -295,7 +335,7 @@ class Workbench:
         return self._once("redis", lambda: self._ensure(self._spec(Service.REDIS)))
 
     def _clones(self) -> Clones:
-        return self._once("clones", self._make_clones)
+        return self._once("clones", lambda: self._telling_place(self._make_clones))
 
     def _leases(self) -> Leases:
         return self._once("leases", self._make_leases)

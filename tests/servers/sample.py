@@ -35,6 +35,7 @@ from pytest_warmstack.runtime.base import (
     Container,
     Endpoint,
     Household,
+    Need,
     Runtime,
     Server,
     ServerSpec,
@@ -556,6 +557,11 @@ class Changed:
 
     native: Any
     change: Callable[[list[str]], Sequence[str]]
+
+    def need(self) -> Need:
+        """Return what the server needs of a place, as it is."""
+        need: Need = self.native.need()
+        return need
 
     def check(self) -> None:
         """Find the program."""

@@ -377,6 +377,21 @@ def test_what_pg_dump_wrote_can_be_the_schema(bare: Library) -> None:
     assert found == [["CH", "SWITZERLAND"], ["XX", None]]
 
 
+def test_a_dump_for_a_newer_server_names_the_setting_and_its_version(bare: Library) -> None:
+    """And the pg_dump that wrote it, from the head of the file."""
+    head = "--\n-- Dumped from database version 13.4\n-- Dumped by pg_dump version 99.2 (X)\n\n"
+    bare.write("dump.sql", f"{head}SET lock_timeout = 0;\nSET hypothetical_timeout = 0;\n")
+    bare.configure("warmstack_schema = dump.sql")
+    bare.write("test_it.py", "def test_it(db_url): ...\n")
+
+    result = bare.run("--reuse-containers", "test_it.py")
+
+    result.assert_outcomes(errors=1)
+    text = result.stdout.str()
+    assert "PostgreSQL 99 and later know hypothetical_timeout; pg_dump 99.2 wrote the file" in text
+    assert "WARMSTACK_POSTGRES_VERSION=99 for an embedded server" in text
+
+
 def test_a_schema_comes_before_the_migrations(kept: Library) -> None:
     """A project that had tables before Alembic begins with them."""
     kept.write("schema.sql", "CREATE TABLE shelf (id integer PRIMARY KEY);")

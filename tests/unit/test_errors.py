@@ -25,6 +25,7 @@ SAMPLES: dict[str, Any] = {
     "count": 5,
     "databases": 256,
     "doing": ["Python: 0002_b.py, line 7, in upgrade", "PostgreSQL: SELECT pg_sleep(99)"],
+    "dump": "17.2",
     "expected": "an int",
     "file": "/srv/shop/sql/orders.sql",
     "first": False,
@@ -45,6 +46,7 @@ SAMPLES: dict[str, Any] = {
     "looked_at": ["the server's answer", "its log"],
     "matching": ["warmstack_k_12", "warmstack_k_13"],
     "name": "warmstack_reuse",
+    "needed": "128 MB",
     "names": ["postgres", "warmstack_k_12", "warmstack_k_13"],
     "named": "/srv/shop/conf/alembic.ini",
     "number": 28,
@@ -92,6 +94,11 @@ HINTS = {
     "an extension that is not built": ("0A000", 'extension "vector" is not available', "_IMAGE="),
     "an extension without its file": ("58P01", "no extension control file", "_BIN=FOLDER"),
     "a server that is not the template's": ("refused", "10.0.0.1:6379 is not", "nothing else"),
+    "a setting of a newer version": (
+        "42704",
+        'unrecognized configuration parameter "transaction_timeout"',
+        "PostgreSQL 17 and later know transaction_timeout",
+    ),
     "a driver that waits": ("", "MissingGreenlet: greenlet_spawn", "pip install 'psycopg[binary]'"),
 }
 """For each trouble that has a hint: its SQLSTATE, its words, and a part of the hint."""
@@ -312,6 +319,22 @@ def test_an_env_py_that_needs_another_loop_is_told_what_to_write(
 
     assert advice in error.todo[0]
     assert "mend the migration" not in str(error)
+
+
+def test_sql_of_a_newer_pg_dump_names_its_version() -> None:
+    """Also for a setting, or words, that no table here knows; other trouble is not laid to it."""
+    given = arguments("TemplateFailed.script_failed") | {"dump": "19.1"}
+
+    def told(state: str, cause: str, **more: str) -> str:
+        parts = given | {"state": state, "cause": cause} | more
+        return " ".join(errors.TemplateFailed.script_failed(**parts).todo)
+
+    unknown = 'unrecognized configuration parameter "new_limit"'
+    assert "PostgreSQL 19 and later know new_limit; pg_dump 19.1 wrote" in told("42704", unknown)
+    assert "run PostgreSQL 19: WARMSTACK_POSTGRES_IMAGE=postgres:19-" in told("42704", unknown)
+    assert "the server may be older; pg_dump 19.1 wrote" in told("42601", "syntax error")
+    assert "pg_dump" not in told("42704", unknown, dump="")
+    assert "pg_dump" not in told("23505", "duplicate key")
 
 
 def test_a_first_revision_that_misses_a_table_hints_at_the_schema() -> None:

@@ -461,9 +461,9 @@ def test_a_refused_connection_is_known_whatever_is_around_it() -> None:
     wrapped = ValueError("wrapped")
     wrapped.orig = Refused()  # type: ignore[attr-defined]
 
-    assert report.is_full(Refused())
-    assert report.is_full(wrapped)
-    assert report.is_full(raised(Refused(), ValueError("a"), ValueError("b")))
+    assert report.has_state(Refused(), "53300")
+    assert report.has_state(wrapped, "53300")
+    assert report.has_state(raised(Refused(), ValueError("a"), ValueError("b")), "53300")
 
 
 def test_other_errors_are_none_for_want_of_connections() -> None:
@@ -472,5 +472,5 @@ def test_other_errors_are_none_for_want_of_connections() -> None:
     loop.__cause__ = ValueError("other")
     loop.__cause__.__cause__ = loop
 
-    assert not report.is_full(ValueError("53300"))
-    assert not report.is_full(loop)
+    assert not report.has_state(ValueError("53300"), "53300")
+    assert not report.has_state(loop, "53300")

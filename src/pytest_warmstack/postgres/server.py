@@ -43,9 +43,8 @@ _SHM_SIZE: Final = 256 * 1024 * 1024
 def spec(settings: Settings, background: BackgroundLoop) -> ServerSpec[Admin]:
     """Return the description of the PostgreSQL that *settings* ask for."""
     tagged = major_of(settings.postgres_image)
-    # Whoever names programs and no image has named the version with them.
-    named = settings.postgres_bin and "postgres_image" not in settings.sources
-    major = None if named else tagged
+    # Whoever names programs has named the version with them; the image is for Docker.
+    major = None if settings.postgres_bin else tagged
     # The user's own settings win.
     options = {**OPTIONS, **pairs(settings.postgres_args)}
     environment = pairs(settings.postgres_env)
@@ -58,7 +57,9 @@ def spec(settings: Settings, background: BackgroundLoop) -> ServerSpec[Admin]:
         url=settings.postgres_url,
         url_variable=settings.place("postgres_url"),
         major=major,
+        native_major=settings.postgres_version,
         programs=settings.postgres_bin,
+        folder=settings.embedded_folder,
         options=options,
         environment=environment,
         port=5432,
@@ -66,7 +67,10 @@ def spec(settings: Settings, background: BackgroundLoop) -> ServerSpec[Admin]:
             password, tagged, environment, _arguments(options, fingerprint)
         ),
         native=lambda fingerprint: _native(
-            settings, major, environment, _arguments(options, fingerprint)
+            settings,
+            settings.postgres_version or major,
+            environment,
+            _arguments(options, fingerprint),
         ),
         connect=lambda endpoint, fingerprint, seconds: Admin.connect(
             endpoint, fingerprint, background=background, timeout=seconds
@@ -90,6 +94,7 @@ def _native(
         major=major,
         named=settings.postgres_bin,
         setting=settings.place("postgres_bin"),
+        why="" if settings.postgres_version else " (as the image's tag says)",
         environment=environment,
         arguments=arguments,
     )

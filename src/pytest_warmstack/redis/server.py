@@ -13,7 +13,7 @@ from typing import Final, NamedTuple
 from pytest_warmstack.errors import RuntimeUnavailable
 from pytest_warmstack.identity import Service
 from pytest_warmstack.redis.admin import TITLE, USER, Admin
-from pytest_warmstack.runtime.base import Command, Container, ServerSpec, major_of
+from pytest_warmstack.runtime.base import Command, Container, Need, ServerSpec, major_of
 from pytest_warmstack.settings import Settings
 
 OPTIONS: Final[Mapping[str, str]] = {
@@ -43,6 +43,7 @@ def spec(settings: Settings, number: int = 0) -> ServerSpec[Admin]:
         url_variable=settings.place("redis_url"),
         major=major_of(settings.redis_image),
         programs=settings.redis_bin,
+        folder=settings.embedded_folder,
         options=OPTIONS,
         port=6379,
         container=_container,
@@ -101,6 +102,10 @@ class NativeRedis(NamedTuple):
     def check(self) -> None:
         """Raise `RuntimeUnavailable` when no such program is found."""
         self._find()
+
+    def need(self) -> Need:
+        """Return the room for its configuration and its log: data lies in the process alone."""
+        return Need(least=1024 * 1024)
 
     def prepare(self, folder: Path, password: str) -> Callable[[int], Command]:
         """Write the configuration into *folder*; return what gives the server's command."""

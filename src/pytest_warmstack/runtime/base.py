@@ -141,12 +141,28 @@ class Container:
 class Command:
     """How a server runs as a native process: its arguments and, if not ours, its user.
 
-    *environment* is what it has beyond a path and a time zone.
+    *environment* is what it has beyond a path and a time zone, *note* what the user has to know
+    about it.
     """
 
     arguments: Sequence[str]
     user: str | None = None
     environment: Mapping[str, str] = field(default_factory=lambda: {"LC_ALL": "C"}, repr=False)
+    note: str = ""
+
+
+class Need(NamedTuple):
+    """What an embedded server needs of the place for its files.
+
+    That is *least* bytes, better *wanted* ones, and a number of *files*. *user* is who the server
+    runs as, if not we; with *executes* its program is started from there.
+    """
+
+    least: int = 0
+    wanted: int = 0
+    files: int = 0
+    user: str | None = None
+    executes: bool = False
 
 
 class Native(Protocol):
@@ -161,8 +177,14 @@ class Native(Protocol):
     def check(self) -> None:
         """Raise `RuntimeUnavailable` when no usable program is found."""
 
+    def need(self) -> Need:
+        """Return what the server needs of the place for its files."""
+
     def places(self) -> Iterator[tuple[str, str, bool]]:
-        """Yield each place that is looked at, what was found there, and whether it will do."""
+        """Yield each place that is looked at, what was found there, and whether it will do.
+
+        Further lines of what was found are for a reader who wants to know all.
+        """
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -171,9 +193,11 @@ class ServerSpec(Generic[C]):
 
     *url* leads to one that somebody else runs; then the rest tells only how to connect.
     *image_source* is where the user named the image, nothing for the default. *major* is
-    the version asked for (None when any will do), *programs* a folder named by the user, *options*
-    are the server's own settings, *environment* is what the user gave it as its own, *port* is
-    where it listens in a container. *number* tells apart several servers of a service, from 1 on;
+    the version asked for (None when any will do), *native_major* that of an embedded server if it
+    is to be another one, *programs* a folder named by the user, *folder* the one for the files of
+    an embedded server, if one was named, *options* are the server's own settings, *environment* is
+    what the user gave it as its own, *port* is where it listens in a container. *number* tells
+    apart several servers of a service, from 1 on;
     0 is one that all share.
 
     *container* takes a password and a fingerprint, *native* a fingerprint. *connect* makes the
@@ -194,6 +218,8 @@ class ServerSpec(Generic[C]):
     native: Callable[[str], Native]
     connect: Callable[[Endpoint, str, float], C]
     environment: Mapping[str, str] = field(default_factory=dict, repr=False)
+    native_major: int | None = None
+    folder: str = ""
     number: int = 0
     url: str = field(default="", repr=False)
     url_variable: str = ""
@@ -208,9 +234,11 @@ class ServerSpec(Generic[C]):
         if runtime == RuntimeName.DOCKER:
             origin = {"image": self.image}
         else:
-            origin = {"version": str(self.major or "any")}
+            origin = {"version": str(self.wanted_major(runtime) or "any")}
             if self.programs:
                 origin["programs"] = self.programs
+            if self.folder:
+                origin["folder"] = self.folder
         number = {"number": str(self.number)} if self.number else {}
         variables = digest(self.environment)
         return {"format": SERVER_FORMAT, **origin, **number, **self.options, **variables}
@@ -221,13 +249,19 @@ class ServerSpec(Generic[C]):
             json.dumps([self.service, runtime, self.config(runtime)], sort_keys=True)
         )
 
-    def check_version(self, client: Client) -> None:
+    def wanted_major(self, runtime: str) -> int | None:
+        """Return the version asked for where *runtime* runs the server; None when any will do."""
+        native = self.native_major if runtime == RuntimeName.EMBEDDED else None
+        return native or self.major
+
+    def check_version(self, client: Client, runtime: str) -> None:
         """Raise `ServerFailed` when the server that answers is not of the version asked for."""
         versions = (client.version, client.also.rpartition(" ")[2])
         majors = {version.partition(".")[0] for version in versions}
-        if self.major is not None and not self.url and str(self.major) not in majors:
+        wanted = self.wanted_major(runtime)
+        if wanted is not None and not self.url and str(wanted) not in majors:
             raise ServerFailed.wrong_version(
-                title=self.title, found=called(client), wanted=f"version {self.major}"
+                title=self.title, found=called(client), wanted=f"version {wanted}"
             )
 
 
@@ -554,6 +588,7 @@ def wait_ready(
     endpoint: Endpoint,
     fingerprint: str,
     *,
+    runtime: str,
     seconds: float,
     death: Callable[[], str | None],
     log: Callable[[], str],
@@ -573,7 +608,7 @@ def wait_ready(
             cause = refusal
         else:
             try:
-                spec.check_version(client)
+                spec.check_version(client, runtime)
             except ServerFailed:
                 client.close()
                 raise

@@ -2,7 +2,8 @@
 
 A server's folder lies in memory where there is a `/dev/shm`, and holds its data, its log and its
 record: the labels, the process, the port and the password, readable by its owner only. Whoever
-starts, judges or removes a server holds the lock on its folder.
+starts, judges or removes a server holds the lock on its folder. Where another place has to serve,
+a link leads there, so that all processes find it under the one name.
 """
 
 from __future__ import annotations
@@ -16,7 +17,6 @@ import shutil
 import signal
 import socket
 import subprocess
-import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, replace
@@ -25,9 +25,10 @@ from pathlib import Path
 from typing import Any, Final, ParamSpec, Self, TypeVar
 
 from pytest_warmstack import originals
-from pytest_warmstack.errors import RuntimeUnavailable, ServerFailed
+from pytest_warmstack.errors import ConnectionLost, RuntimeUnavailable, ServerFailed
 from pytest_warmstack.identity import Label, random_password
 from pytest_warmstack.processes import Process
+from pytest_warmstack.runtime import places
 from pytest_warmstack.runtime.base import (
     PATIENCE,
     POLL,
@@ -54,6 +55,11 @@ _HOST: Final = "127.0.0.1"
 _PORTS: Final = 5
 """How many free ports are tried: between our look and the server's bind another may take one."""
 
+_FULL: Final = (os.strerror(errno.ENOSPC), os.strerror(errno.EDQUOT))
+
+_WAL_SEGMENT: Final = 16 * 1024 * 1024
+"""Bytes that PostgreSQL needs at a time; without them it ends, and tells its clients nothing."""
+
 _STOP: Final = 10.0
 """Seconds that a server has to end before it is killed."""
 
@@ -68,6 +74,7 @@ class _Record:
     password: str
     since: float
     program: str
+    note: str = ""
 
     @classmethod
     def read(cls, folder: Path) -> Self | None:
@@ -112,8 +119,7 @@ def _explained(method: Callable[P, T]) -> Callable[P, T]:
         try:
             return method(*args, **kwargs)
         except OSError as error:
-            # Of several files that could not be copied (`shutil.Error`), the first one tells.
-            cause = str(error.args[0][0][2] if isinstance(error, shutil.Error) else error)
+            cause = _cause(error)
             number = error.errno or next((n for n in errno.errorcode if f"[Errno {n}]" in cause), 0)
             raise RuntimeUnavailable.by_system(cause=cause, number=number) from error
         except subprocess.TimeoutExpired as error:
@@ -121,6 +127,12 @@ def _explained(method: Callable[P, T]) -> Callable[P, T]:
             raise RuntimeUnavailable.by_system(cause=cause, number=0) from error
 
     return explained
+
+
+def _cause(error: BaseException) -> str:
+    """Return the words of *error*, which mostly is one of the operating system's."""
+    # Of several files that could not be copied, the first one tells.
+    return str(error.args[0][0][2] if isinstance(error, shutil.Error) else error)
 
 
 class Embedded:
@@ -133,9 +145,13 @@ class Embedded:
 
     @_explained
     def check(self, specs: Sequence[ServerSpec[Any]], say: Callable[[str], None]) -> None:
-        """Raise `RuntimeUnavailable` unless the programs of all *specs* are on this machine."""
+        """Raise `RuntimeUnavailable` unless here are the programs and the room for all *specs*."""
         for spec in specs:
-            spec.native(spec.fingerprint(self.name)).check()
+            native = spec.native(spec.fingerprint(self.name))
+            native.check()
+            # One that is there needs no place any more.
+            if not os.path.lexists(_root() / self._household.name(spec, self.name)):
+                places.choose(native.need(), spec.title, spec.folder)
 
     @_explained
     def ensure(self, spec: ServerSpec[C]) -> Server[C]:
@@ -144,14 +160,18 @@ class Embedded:
         name = household.name(spec, self.name)
         fingerprint = spec.fingerprint(self.name)
         outdated, trouble = remove_outdated(self, household, spec)
-        with _locked(_root() / name, spec.title, household.start_timeout) as folder:
+
+        def place() -> Path:
+            return places.choose(spec.native(fingerprint).need(), spec.title, spec.folder)
+
+        with _locked(_root() / name, spec.title, household.start_timeout, place) as folder:
             record = _Record.read(folder)
             client = None
             origin, reason = ("replaced", outdated) if outdated else ("started", "")
             if record is not None and record.runs:
                 try:
                     client = spec.connect(record.endpoint, fingerprint, PATIENCE)
-                    spec.check_version(client)
+                    spec.check_version(client, self.name)
                     origin, reason = "reused" if household.keep else "shared", ""
                 # Not when it is full: others use it. Nor when this process lacks something.
                 except (NotReady, NotOurs, ServerFailed) as failure:
@@ -159,6 +179,9 @@ class Embedded:
                     _stop(record)
             elif record is not None:
                 origin, reason = "started again", "its process had ended"
+            home = folder.resolve().parent.parent
+            elsewhere = folder.is_symlink() and not spec.folder
+            where = f"its files are in {home}: {places.usual()} is too small" if elsewhere else ""
             if record is None or client is None:
                 _empty(folder)
                 record, client = self._start(spec, folder)
@@ -172,7 +195,7 @@ class Embedded:
             client=client,
             what=f"process {record.process.split('/')[1]} of {_short(record.program)}",
             origin=origin,
-            reason="; ".join(filter(None, (reason, trouble))),
+            reason="; ".join(filter(None, (reason, trouble, record.note, where))),
             since=record.since,
         )
 
@@ -285,10 +308,10 @@ class Embedded:
             since=originals.now(),
             program="",
         )
-        # Before anything is done: whoever finds the folder after a kill knows whose it was.
-        record.write(folder)
         try:
-            command_for = spec.native(fingerprint).prepare(folder, password)
+            # Before anything is done: whoever finds the folder after a kill knows whose it was.
+            record.write(folder)
+            command_for = spec.native(fingerprint).prepare(folder.resolve(), password)
             attempts = _PORTS
             while True:
                 attempts -= 1
@@ -298,10 +321,13 @@ class Embedded:
                     # Between our look and its bind, another process took the port.
                     if attempts == 0 or "in use" not in str(failure):
                         raise
-        except BaseException:
+        except BaseException as failure:
+            full = no_space(failure, spec.title, folder)
             with suppress(OSError):  # What went wrong at first is what counts.
                 _remove(folder)
                 _root().rmdir()
+            if full is not None:
+                raise full from failure
             raise
 
     def _attempt(
@@ -316,7 +342,9 @@ class Embedded:
         command = command_for(port)
         daemon = _launch(command, folder)
         process = str(Process.of(daemon.pid))
-        record = replace(record, process=process, port=port, program=command.arguments[0])
+        record = replace(
+            record, process=process, port=port, program=command.arguments[0], note=command.note
+        )
         # Before it is ready, so that whoever finds the folder after a kill can stop it.
         record.write(folder)
         try:
@@ -324,6 +352,7 @@ class Embedded:
                 spec,
                 record.endpoint,
                 spec.fingerprint(self.name),
+                runtime=self.name,
                 seconds=self._household.start_timeout,
                 death=lambda: _death(daemon),
                 log=lambda: _log(folder, record.password),
@@ -414,27 +443,43 @@ def _free_port() -> int:
         return int(probe.getsockname()[1])
 
 
+def place_of(process: str) -> Path | None:
+    """Return the folder of the server whose first process is *process*."""
+    for folder in _folders():
+        record = _Record.read(folder)
+        if record is not None and record.process == process:
+            return folder
+    return None
+
+
+def no_space(error: BaseException, title: str, folder: Path) -> ServerFailed | None:
+    """Return what to tell of *error*, if the files of the server in *folder* found no room."""
+    place = places.look(folder.resolve().parent.parent)
+    told = _cause(error).splitlines()
+    full = [line.strip() for line in told if any(words in line for words in _FULL)]
+    if not full and isinstance(error, ConnectionLost) and place.free < _WAL_SEGMENT:
+        full = [error.why]
+    return ServerFailed.no_space(title=title, place=str(place), cause=full[0]) if full else None
+
+
 def _root() -> Path:
-    """Return the folder that holds this user's embedded servers; it may not exist."""
-    shared_memory = Path("/dev/shm")  # noqa: S108 - its safety is looked at below
-    base = shared_memory if os.access(shared_memory, os.W_OK) else Path(tempfile.gettempdir())
-    return base / f"pytest-warmstack-{os.getuid()}"
+    """Return the folder in which every embedded server of this user is found; it may not exist."""
+    return places.within(places.usual())
 
 
 def _folders() -> list[Path]:
     """Return the folders of this user's embedded servers."""
     try:
-        return sorted(path for path in _root().iterdir() if path.is_dir())
+        return sorted(path for path in _root().iterdir() if path.is_dir() or path.is_symlink())
     except FileNotFoundError:
         return []
 
 
-def _made_root() -> Path:
-    """Return the root, made if need be; raise `RuntimeUnavailable` when it is somebody else's.
+def _made(root: Path) -> None:
+    """Make the *root* if need be; raise `RuntimeUnavailable` when it belongs to another user.
 
     It lies where everybody may write, under a name that everybody can guess.
     """
-    root = _root()
     # Others may pass through, to a folder whose name they know: PostgreSQL does, as nobody.
     root.mkdir(mode=0o711, exist_ok=True)
     found = root.lstat()
@@ -448,20 +493,36 @@ def _made_root() -> Path:
             folder=str(root),
             cause=f"it belongs to user {found.st_uid}, with mode {found.st_mode & 0o7777:o}",
         )
-    return root
+
+
+def _make(folder: Path, place: Callable[[], Path]) -> None:
+    """Make *folder* where there is none: itself, or a link to one in another *place*."""
+    if not os.path.lexists(folder):
+        elsewhere = places.within(place())
+        _made(folder.parent)
+        if elsewhere == folder.parent:
+            folder.mkdir(mode=0o711)
+        else:
+            # Before what it leads to: of several processes one makes it, and all follow it.
+            folder.symlink_to(elsewhere / folder.name)
+    if folder.is_symlink():
+        elsewhere = folder.readlink()
+        _made(elsewhere.parent)
+        elsewhere.mkdir(mode=0o711, exist_ok=True)
 
 
 @contextmanager
-def _locked(folder: Path, title: str, seconds: float) -> Iterator[Path]:
-    """Hold the lock on *folder*, making it if need be; the lock ends with the process.
+def _locked(
+    folder: Path, title: str, seconds: float, place: Callable[[], Path] = places.usual
+) -> Iterator[Path]:
+    """Hold the lock on *folder*, making it in *place* if need be; it ends with the process.
 
     Raises `ServerFailed` when another process holds it for longer than *seconds*.
     """
     deadline = originals.monotonic() + seconds
     while True:
-        _made_root()
         with suppress(FileExistsError, FileNotFoundError):
-            folder.mkdir(mode=0o711)
+            _make(folder, place)
         try:
             handle = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
         except FileNotFoundError:
@@ -492,17 +553,25 @@ def _remove(folder: Path) -> None:
     Raises OSError when that does not succeed within `_STOP` seconds.
     """
     deadline = originals.monotonic() + _STOP
+    home = folder.resolve()
     while True:
         try:
-            shutil.rmtree(folder)
+            _empty(home)
+            # Before the folder that it leads to: what remains after a kill is empty.
+            if folder.is_symlink():
+                folder.unlink()
+            home.rmdir()
         except OSError as error:
-            if not folder.exists():
-                return
+            if not home.exists():
+                break
             passing = error.errno in {errno.ENOENT, errno.ENOTEMPTY}
             if not passing or originals.monotonic() > deadline:
                 raise
         else:
-            return
+            break
+    if home.parent != folder.parent:
+        with suppress(OSError):  # Other servers are there.
+            home.parent.rmdir()
 
 
 def _empty(folder: Path) -> None:

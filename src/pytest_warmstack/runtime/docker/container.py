@@ -20,6 +20,7 @@ from pytest_warmstack.identity import Label
 from pytest_warmstack.runtime.base import PATIENCE, Endpoint, ServerSpec, wait_ready
 from pytest_warmstack.runtime.docker.engine import Engine, explanation
 from pytest_warmstack.runtime.docker.image import Image
+from pytest_warmstack.settings import RuntimeName
 
 _LOG_LINES: Final = 30
 _PASSWORD: Final = "WARMSTACK_PASSWORD"  # noqa: S105 - the name of a variable
@@ -134,6 +135,7 @@ class ServerContainer(DockerContainer):
                 self._spec,
                 self.endpoint(),
                 self._labels[Label.FINGERPRINT],
+                runtime=RuntimeName.DOCKER,
                 seconds=seconds if up < seconds else PATIENCE,
                 death=self._death,
                 log=self._log,
