@@ -7,6 +7,7 @@ and import the application, and none of that may leak into the tests.
 from __future__ import annotations
 
 import json
+import os
 import queue
 import re
 import signal
@@ -21,6 +22,7 @@ from typing import IO, Any, Final
 
 from pytest_warmstack import originals
 from pytest_warmstack.errors import TemplateFailed
+from pytest_warmstack.postgres.dependencies import SITE
 from pytest_warmstack.postgres.template import Target
 from pytest_warmstack.runtime.base import USER, Endpoint
 
@@ -108,7 +110,7 @@ class Builder:
             # The password goes over standard input: arguments can be read by everybody.
             self._tell(
                 root=str(self.root),
-                path=sys.path,
+                path=_search_path(str(self.root)),
                 env=list(self.env),
                 ignore=list(self.ignore),
                 alembic=self.alembic,
@@ -216,6 +218,19 @@ class Builder:
 
     def _lines(self) -> list[str]:
         return "".join(self._output).strip().splitlines()
+
+
+def _search_path(root: str) -> list[str]:
+    """Return where the tests find modules now, in that order, with *root* before the packages.
+
+    pytest has put there what `pythonpath` and the import mode ask for, and `python -m pytest` the
+    current folder. A run that collects nothing, as `warmstack up`, has no more than the root.
+    """
+    path = [os.path.abspath(entry) for entry in sys.path]  # noqa: PTH100 - of names, and '' too
+    packages = next((place for place, each in enumerate(path) if each in SITE), len(path))
+    if root not in path[:packages]:
+        path.insert(packages, root)
+    return path
 
 
 def _tls(endpoint: Endpoint) -> dict[str, str]:
