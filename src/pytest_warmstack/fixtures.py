@@ -83,12 +83,13 @@ def _warmstack_engines() -> Engines:
 
 def _clone(request: pytest.FixtureRequest, _warmstack_postgres: Workbench) -> Iterator[Clone]:
     """A migrated database for as long as the fixture's scope lasts."""
-    clone = _had(_warmstack_postgres.take_clone)
+    folder = request.path.parent
+    clone = _had(lambda: _warmstack_postgres.take_clone(folder))
     yield clone
     node, failed = request.node, request.config.stash[FAILED]
     is_test = isinstance(node, pytest.Item)
     mine = node in failed if is_test else any(node in each.listchain() for each in failed)
-    _warmstack_postgres.give_back(clone, node.nodeid, failed=mine)
+    _warmstack_postgres.give_back(clone, folder, node.nodeid, failed=mine)
 
 
 _warmstack_clone_class = pytest.fixture(scope="class", name="_warmstack_clone_class")(_clone)
@@ -114,9 +115,11 @@ def function_db_url(
         return
     from pytest_warmstack.loop_fixtures import SHARED
 
-    shared = request.node.stash[SHARED] = _had(_warmstack_postgres.borrow_clone)
+    folder = request.path.parent
+    shared = _had(lambda: _warmstack_postgres.borrow_clone(folder))
+    request.node.stash[SHARED] = shared
     yield shared.clone.url
-    _warmstack_postgres.restore_clone(shared, request.node.nodeid)
+    _warmstack_postgres.restore_clone(shared, folder, request.node.nodeid)
 
 
 db_url = pytest.fixture(name="db_url")(function_db_url)

@@ -58,6 +58,7 @@ SAMPLES: dict[str, Any] = {
         WarmstackError("Second way is shut.", why="no lock", looked_at=["wall"], todo=["dig"]),
     ],
     "role": "ci",
+    "root": "/srv",
     "runtime": "docker",
     "scheme": "rediss",
     "seconds": 2.5,

@@ -10,7 +10,7 @@ import pytest
 
 from pytest_warmstack import plugin, report
 from pytest_warmstack.cli.project import QUIET, inside
-from pytest_warmstack.errors import CommandFailed
+from pytest_warmstack.errors import CommandFailed, WarmstackError
 from pytest_warmstack.identity import Service
 
 
@@ -31,8 +31,12 @@ class _Up:
         config = session.config
         workbench = plugin.set_up(config, say=_say)
         settings = config.stash[plugin.SETTINGS]
-        workbench.expected = settings.clones_ahead
-        workbench.start(set(Service))
+        try:
+            folders = workbench.folders()
+            workbench.start(set(Service), dict.fromkeys(folders, settings.clones_ahead))
+        except WarmstackError as trouble:
+            print(f"warmstack: {trouble}", file=sys.stderr)
+            return True
         for line in report.header(workbench.ledger.steps, reuse=True, reuse_source="warmstack up"):
             _say(line)
         errors = workbench.errors()

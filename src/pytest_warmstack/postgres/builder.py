@@ -46,12 +46,14 @@ _FRAME: Final = re.compile(r'\s*File "(?P<file>[^"]+)", line (?P<line>\d+) in (?
 class Builder:
     """The child of one build. It is started when it is first needed.
 
-    *env* are lines like `DATABASE_URL={db_url}`, *ignore* patterns of files that are no
-    dependencies, *alembic* what is known of the project's configuration; *timeout*, in seconds, is
+    *root* is the project's folder, *folder* the current one of the child, if that is another. *env*
+    are lines like `DATABASE_URL={db_url}`, *ignore* patterns of files that are no dependencies,
+    *alembic* what is known of the project's configuration; *timeout*, in seconds, is
     for each thing that is asked of it.
     """
 
     root: Path
+    folder: Path | None = None
     env: Sequence[str] = ()
     ignore: Sequence[str] = ()
     alembic: Mapping[str, Any] | None = None
@@ -79,7 +81,7 @@ class Builder:
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
-            cwd=self.root,
+            cwd=self.folder or self.root,
             text=True,
             encoding="utf-8",
             errors="replace",
@@ -110,7 +112,7 @@ class Builder:
             # The password goes over standard input: arguments can be read by everybody.
             self._tell(
                 root=str(self.root),
-                path=_search_path(str(self.root)),
+                path=_search_path(str(self.root), (self.alembic or {}).get("home")),
                 env=list(self.env),
                 ignore=list(self.ignore),
                 alembic=self.alembic,
@@ -131,7 +133,15 @@ class Builder:
         self._caught_up.wait(_STACK)
         report["output"] = "\n".join(self._lines()[-_OUTPUT_LINES:])
         report = _without(report, target.endpoint.password)
-        if refused := report.get("refused"):
+        refused = report.get("refused")
+        if refused and report.get("databases"):
+            raise TemplateFailed.several_databases(
+                names=report["databases"],
+                tried=refused,
+                config=os.path.relpath((self.alembic or {})["ini"], self.root),
+                output=report["output"],
+            )
+        if refused:
             raise TemplateFailed.foreign_database(
                 who=who,
                 tried=refused,
@@ -220,17 +230,17 @@ class Builder:
         return "".join(self._output).strip().splitlines()
 
 
-def _search_path(root: str) -> list[str]:
-    """Return where the tests find modules now, in that order, with *root* before the packages.
+def _search_path(root: str, home: str | None) -> list[str]:
+    """Return where the tests find modules now, in that order.
 
-    pytest has put there what `pythonpath` and the import mode ask for, and `python -m pytest` the
-    current folder. A run that collects nothing, as `warmstack up`, has no more than the root.
+    Before installed packages come *root* and *home*, the folder of Alembic's configuration. pytest
+    has put there what `pythonpath` and the import mode ask for, and `python -m pytest` the current
+    folder; in a run that collects nothing, as `warmstack up`, there is less.
     """
     path = [os.path.abspath(entry) for entry in sys.path]  # noqa: PTH100 - of names, and '' too
     packages = next((place for place, each in enumerate(path) if each in SITE), len(path))
-    if root not in path[:packages]:
-        path.insert(packages, root)
-    return path
+    own = [each for each in (home, root) if each and each not in path[:packages]]
+    return list(dict.fromkeys([*path[:packages], *own, *path[packages:]]))
 
 
 def _tls(endpoint: Endpoint) -> dict[str, str]:

@@ -58,6 +58,7 @@ def main() -> None:
             if work is not None:
                 # Also when the project's code swallowed the refusal and went on.
                 report["refused"] = work.guard.refused
+                report["databases"] = work.revisions.databases() if work.revisions else []
             for stream in (sys.stdout, sys.stderr):
                 with suppress(Exception):  # The project's code may have closed or replaced it.
                     stream.flush()
