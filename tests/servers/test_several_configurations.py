@@ -247,10 +247,12 @@ def test_tests_that_ask_for_no_database_are_not_stopped(repo: Library) -> None:
         "def test_unit(redis_url, postgres_container):\n    assert postgres_container.port\n",
     )
 
-    result = repo.run(REUSE, "tests", "-q")
+    for _ in range(2):
+        result = repo.run(REUSE, "tests", "-q")
 
-    result.assert_outcomes(passed=1)
-    result.stdout.no_fnmatch_line("*the databases are empty*")
+        result.assert_outcomes(passed=1)
+        result.stdout.no_fnmatch_line("*the databases are empty*")
+        shutil.rmtree(repo.folder / "services", ignore_errors=True)
 
 
 # Odd places
