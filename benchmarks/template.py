@@ -26,6 +26,7 @@ from pytest_warmstack.background import BackgroundLoop
 from pytest_warmstack.identity import Project
 from pytest_warmstack.postgres import layers, server, template
 from pytest_warmstack.postgres.admin import Admin
+from pytest_warmstack.postgres.configurations import Configurations
 from pytest_warmstack.postgres.dependencies import Present
 from pytest_warmstack.postgres.keeper import Keeper
 from pytest_warmstack.processes import Process
@@ -120,9 +121,10 @@ def ensured(admin: Admin, shop: Shop, expected: str, *, rebuild: bool = False) -
     gc.collect()
     begin = time.perf_counter()
     present = Present(str(shop.folder))
+    alembic = Configurations(Settings(), shop.folder).of(shop.folder)
     made = template.ensure(
         admin,
-        layers.make(Settings(), shop.folder, present),
+        layers.make(Settings(), shop.folder, present, alembic),
         present=present,
         rebuild=rebuild,
         run=os.urandom(5).hex(),

@@ -761,6 +761,10 @@ class ServerFull(WarmstackError):
         )
 
 
+_SHOWN: Final = 10
+"""How many of the configurations that were found are listed."""
+
+
 class TemplateFailed(WarmstackError):
     """The template could not be built; nothing half-built is left."""
 
@@ -772,8 +776,24 @@ class TemplateFailed(WarmstackError):
             why="no such file",
             looked_at=[f"warmstack_alembic, from the {source}"],
             todo=[
-                "name the alembic.ini or pyproject.toml of the project, relative to pytest's root",
-                "or leave it out: then alembic.ini and pyproject.toml at the root are tried",
+                "name the alembic.ini or pyproject.toml of the project, relative to pytest's own "
+                "configuration file or its root",
+                "or leave it out: then the nearest one from the tests upwards is taken",
+            ],
+        )
+
+    @classmethod
+    def elsewhere(cls, *, found: Sequence[str], root: str) -> TemplateFailed:
+        """Tests would get an empty database, and there are configurations, *found* below *root*."""
+        shown = [*found[:_SHOWN], *([f"and {len(found) - _SHOWN} more"] * (len(found) > _SHOWN))]
+        return cls(
+            "No Alembic configuration was found for the tests that ask for a database.",
+            why="neither alembic.ini nor a pyproject.toml with [tool.alembic] lies in a folder of "
+            f"these tests, or above it up to {root}; but there is {', '.join(shown)}",
+            todo=[
+                "in the pytest configuration, name the one that the tests need: "
+                f"warmstack_alembic = {found[0]}",
+                "or, if the tests make their tables themselves: warmstack_alembic = none",
             ],
         )
 
@@ -874,6 +894,31 @@ class TemplateFailed(WarmstackError):
                 'or in env.py: url = config.attributes.get("url") or YOUR_OWN_URL',
                 "or, if env.py reads an environment variable, in the pytest configuration: "
                 "warmstack_env = DATABASE_URL={db_url}",
+            ],
+        )
+
+    @classmethod
+    def several_databases(
+        cls, *, names: Sequence[str], tried: str, config: str, output: str
+    ) -> TemplateFailed:
+        """Tell that env.py migrates each of *names* by a URL of its own, as Alembic's multidb."""
+        return cls(
+            f"The migrations are for several databases ({', '.join(names)}), and one is served.",
+            why=f"each test gets one database; env.py tried to connect to {tried}, and was stopped "
+            "before that",
+            looked_at=[f"the line databases in {config}", *_wrote(output)],
+            todo=[
+                "choose the database that the tests need: warmstack_alembic = "
+                "tests.migrations:alembic_config, in the pytest configuration, and in that file:\n"
+                "from alembic.config import Config\n"
+                "def alembic_config(url):\n"
+                f'    config = Config("{config}")\n'
+                f'    config.set_main_option("databases", "{names[0]}")\n'
+                f'    config.set_section_option("{names[0]}", "sqlalchemy.url", '
+                'url.replace("%", "%%"))\n'
+                "    return config",
+                "a second database of the tests is not served: let its tests make it themselves, "
+                "on postgres_container",
             ],
         )
 

@@ -86,7 +86,8 @@ def _warmstack_engines() -> Engines:
 
 def _clone(request: pytest.FixtureRequest, _warmstack_postgres: Workbench) -> Iterator[Clone]:
     """A migrated database for as long as the fixture's scope lasts."""
-    clone = _had(_warmstack_postgres.take_clone)
+    folder = request.path.parent
+    clone = _had(lambda: _warmstack_postgres.take_clone(folder))
     node, in_use = request.node, request.config.stash[IN_USE]
     in_use[node.nodeid] = clone
     yield clone
@@ -95,7 +96,7 @@ def _clone(request: pytest.FixtureRequest, _warmstack_postgres: Workbench) -> It
     # Of a test without a look at all the others.
     mine = {node} & all_failed if isinstance(node, pytest.Item) else all_failed
     failed = [each.nodeid for each in mine if node in each.listchain()]
-    _warmstack_postgres.give_back(clone, node.nodeid, failed=sorted(failed))
+    _warmstack_postgres.give_back(clone, folder, node.nodeid, failed=sorted(failed))
 
 
 _warmstack_clone_class = pytest.fixture(scope="class", name="_warmstack_clone_class")(_clone)
@@ -121,12 +122,14 @@ def function_db_url(
         return
     from pytest_warmstack.loop_fixtures import SHARED
 
-    shared = request.node.stash[SHARED] = _had(_warmstack_postgres.borrow_clone)
+    folder = request.path.parent
+    shared = _had(lambda: _warmstack_postgres.borrow_clone(folder))
+    request.node.stash[SHARED] = shared
     in_use = request.config.stash[IN_USE]
     in_use[request.node.nodeid] = shared.clone
     yield shared.clone.url
     del in_use[request.node.nodeid]
-    _warmstack_postgres.restore_clone(shared, request.node.nodeid)
+    _warmstack_postgres.restore_clone(shared, folder, request.node.nodeid)
 
 
 db_url = pytest.fixture(name="db_url")(function_db_url)

@@ -7,8 +7,10 @@ from __future__ import annotations
 
 import os
 import warnings
+from collections import Counter
 from collections.abc import Callable, Generator, Iterable, Sequence
 from contextlib import suppress
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 import pytest
@@ -157,9 +159,15 @@ def pytest_runtestloop(session: pytest.Session) -> None:
     config = session.config
     if not _will_run(session) or not (services := _services(session.items)):
         return
+    from pytest_warmstack.errors import WarmstackError
+
     bench = set_up(config)
-    bench.expected = sum("db_url" in getattr(item, "fixturenames", ()) for item in session.items)
-    bench.start(services)
+    try:
+        bench.start(services, _tests(session.items))
+    except WarmstackError as error:
+        # Workers of xdist have no terminal: there the tests tell it.
+        if not _is_worker(config):
+            raise pytest.UsageError(str(error)) from None
     if "redis" in services:
         from pytest_warmstack import suite_state
 
@@ -360,6 +368,16 @@ def _services(items: Iterable[pytest.Item]) -> set[Service]:
     return {Service(service) for name, service in NEEDS.items() if name in names}
 
 
+def _tests(items: Iterable[pytest.Item]) -> Counter[Path]:
+    """Return the folders of those of *items* that need PostgreSQL; how many want a database."""
+    found: Counter[Path] = Counter()
+    for item in items:
+        names = getattr(item, "fixturenames", ())
+        if "_warmstack_postgres" in names:
+            found[item.path.parent] += "db_url" in names
+    return found
+
+
 def _run(config: pytest.Config) -> dict[str, str]:
     """Return the id of this run and its owner: the process that outlives all the others."""
     if config.stash.get(RUN, None) is None:
@@ -413,6 +431,7 @@ def set_up(config: pytest.Config, say: Callable[[str], None] | None = None) -> W
             household=_household(config),
             hints=_hints(config),
             say=say or (lambda line: _write(config, [line])),
+            ini=config.inipath,
             worker=_worker(config),
             foreign=lambda: config.hook.pytest_warmstack_template_layers(config=config),
         )
@@ -461,6 +480,7 @@ def _write_header(config: pytest.Config, ledger: Ledger) -> None:
 
     if config.get_verbosity() < 0:
         _write(config, report.fallback(ledger.steps), quiet=True)
+        _write(config, report.empty(ledger.steps), quiet=True)
         return
     settings = config.stash[SETTINGS]
     source = settings.sources.get("reuse", "")

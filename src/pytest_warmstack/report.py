@@ -45,6 +45,15 @@ def fallback(steps: Sequence[Step]) -> Iterator[str]:
             return
 
 
+def empty(steps: Sequence[Step]) -> Iterator[str]:
+    """Yield the line that even a quiet run needs: there is nothing in the databases."""
+    if any(step.name == "template" and step.facts["empty"] for step in steps):
+        yield (
+            "the databases are empty: no alembic.ini, [tool.alembic] or warmstack_schema was found"
+            " (if this is right, say so: warmstack_alembic = none)"
+        )
+
+
 def header(
     steps: Sequence[Step], *, reuse: bool, reuse_source: str, begun: float = math.inf
 ) -> Iterator[str]:
@@ -53,19 +62,30 @@ def header(
     A server that was made after the run had *begun*, in epoch seconds, was not reused.
     """
     told_why = False
-    for name in (*_SERVERS, "template"):
-        told = [step for step in steps if step.name == name]
-        if not told:
-            continue
-        step = min(told, key=lambda each: _ORIGINS.index(each.facts["origin"]))
-        if name == "template":
-            yield _template(step)
-        else:
-            yield _server(step, begun, with_why=not told_why)
+    for name in _SERVERS:
+        if told := [step for step in steps if step.name == name]:
+            yield _server(_most_telling(told), begun, with_why=not told_why)
             told_why = True
+    templates = _templates(steps)
+    for name, told in templates.items():
+        yield _template(_most_telling(told), of=name if len(templates) > 1 else "")
+    yield from empty(steps)
     if reuse and any(step.name in _SERVERS and step.facts["since"] for step in steps):
         source = f" ({reuse_source})" if reuse_source else ""
         yield f"the servers stay{source}; to remove them: warmstack clean"
+
+
+def _most_telling(steps: Sequence[Step]) -> Step:
+    return min(steps, key=lambda each: _ORIGINS.index(each.facts["origin"]))
+
+
+def _templates(steps: Sequence[Step]) -> dict[str, list[Step]]:
+    """Return the templates by the Alembic configurations that they are of."""
+    found: dict[str, list[Step]] = {}
+    for step in steps:
+        if step.name == "template":
+            found.setdefault(step.facts["of"], []).append(step)
+    return found
 
 
 NO_CONNECTION: Final = "53300"
@@ -120,15 +140,16 @@ def summary(ledger: Ledger, *, workers: int) -> Iterator[str]:
     """Yield the line that tells what the set-up cost, if there was any."""
     seconds = {
         name: max((step.seconds for step in ledger.steps if step.name == name), default=None)
-        for name in (*_SERVERS, "template", "end")
+        for name in (*_SERVERS, "end")
     }
     servers = [cost for name in _SERVERS if (cost := seconds[name]) is not None]
     if not servers:
         return
-    # The two servers start side by side, the template follows PostgreSQL.
+    # The two servers start side by side, the templates follow PostgreSQL, one after the other.
     parts = [f"servers {_duration(max(servers))}"]
-    if seconds["template"] is not None:
-        parts.append(f"template {_duration(seconds['template'])}")
+    if templates := _templates(ledger.steps).values():
+        cost = sum(max(step.seconds for step in each) for each in templates)
+        parts.append(f"template{'s' * (len(templates) > 1)} {_duration(cost)}")
     for name, plural in (("clone", "s"), ("rollback", "s"), ("flush", "es")):
         count, median = ledger.repeated(name)
         if count:
@@ -179,13 +200,14 @@ def _server(step: Step, begun: float, *, with_why: bool) -> str:
     return f"{facts['title']} on {facts['place']}, {runtime}{why}{what}: {state}{reason}"
 
 
-def _template(step: Step) -> str:
-    """Return the line of the template."""
+def _template(step: Step, *, of: str) -> str:
+    """Return the line of a template; *of* names its Alembic configuration, if there are others."""
     facts = step.facts
     text = f" of {facts['text']}" if facts["text"] else ""
     how = f" {facts['how']}" if facts["how"] else ""
     why = f" ({facts['why']})" if facts["why"] else ""
-    return f"template{text}: {facts['origin']}{how} in {_duration(step.seconds)}{why}"
+    where = f", {of}" if of else ""
+    return f"template{text}{where}: {facts['origin']}{how} in {_duration(step.seconds)}{why}"
 
 
 def _duration(seconds: float) -> str:

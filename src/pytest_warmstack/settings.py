@@ -264,7 +264,8 @@ CHOICES: Final[Mapping[str, Choice]] = dict(
             "alembic",
             Kind.CONFIG,
             "Alembic's configuration, or package.module:function that gives it, or none for a"
-            " project without; else alembic.ini, then pyproject.toml, at the root",
+            " project without; else the nearest alembic.ini or pyproject.toml, from the tests to"
+            " the root",
         ),
         _choice("alembic_section", Kind.TEXT, "Section of the ini file, as `alembic -n` takes it"),
         _choice(

@@ -10,6 +10,7 @@ from __future__ import annotations
 import os
 import re
 import threading
+from collections import Counter
 from collections.abc import Callable, Collection, Mapping, Sequence
 from concurrent.futures import CancelledError, Future, wait
 from contextlib import ExitStack, suppress
@@ -20,7 +21,13 @@ from typing import TYPE_CHECKING, Any, Final, TypeVar
 from pytest_warmstack import originals, specs
 from pytest_warmstack import runtime as runtimes
 from pytest_warmstack.background import BackgroundLoop
-from pytest_warmstack.errors import Forked, RuntimeUnavailable, ServerFailed, WarmstackError
+from pytest_warmstack.errors import (
+    Forked,
+    RuntimeUnavailable,
+    ServerFailed,
+    TemplateFailed,
+    WarmstackError,
+)
 from pytest_warmstack.hints import Hint, Hints
 from pytest_warmstack.identity import Service
 from pytest_warmstack.processes import Process
@@ -36,15 +43,16 @@ from pytest_warmstack.runtime.base import (
     ServerSpec,
     called,
 )
-from pytest_warmstack.settings import RedisPlan, RuntimeName, Settings
+from pytest_warmstack.settings import NONE, RedisPlan, RuntimeName, Settings
 from pytest_warmstack.steps import Ledger, Step
 
 if TYPE_CHECKING:
     from pytest_warmstack.postgres.admin import Admin as PostgresAdmin
     from pytest_warmstack.postgres.clones import Clone, Clones, Finding, Shared
+    from pytest_warmstack.postgres.configurations import Configuration, Configurations
     from pytest_warmstack.postgres.dependencies import Present
     from pytest_warmstack.postgres.keeper import Keeper
-    from pytest_warmstack.postgres.template import Layer
+    from pytest_warmstack.postgres.template import Layer, Template
     from pytest_warmstack.redis.admin import Admin as RedisAdmin
     from pytest_warmstack.redis.leases import Lease, Leases
 
@@ -71,8 +79,8 @@ class Workbench:
     """The set-up of one process. Everything is made when it is first asked for, once.
 
     *say* tells the user what takes long; *foreign* gives the layers of the template that others
-    add; *expected* is how many tests will probably ask for a clone, *worker* the number of this
-    process among those of its run. What the set-up did is entered in `ledger`; `used` names the
+    add; *ini* is the configuration file that pytest uses; *worker* is the number of this process
+    among those of its run. What the set-up did is entered in `ledger`; `used` names the
     runtimes that were asked for a server.
     """
 
@@ -81,7 +89,7 @@ class Workbench:
     hints: Hints
     say: Callable[[str], None]
     foreign: Callable[[], Sequence[object]] = tuple
-    expected: int = 0
+    ini: Path | None = None
     worker: int = 0
     ledger: Ledger = field(default_factory=Ledger)
 
@@ -93,19 +101,27 @@ class Workbench:
         self._ending = False
         self._stack = ExitStack()
         self._background = BackgroundLoop()
-        self._sweeping: Callable[[], Future[Any]] | None = None
+        self._expected: Counter[Configuration | None] = Counter()
+        self._templates: list[tuple[Template, Keeper]] = []
         self._sweep_begun: Future[Any] | None = None
         self.used: list[str] = []
         self._specs: dict[Service, ServerSpec[Any]] = {}
 
-    def start(self, services: Collection[Service]) -> None:
+    def start(self, services: Collection[Service], tests: Mapping[Path, int]) -> None:
         """Begin to make *services* ready, all at the same time, and wait until they are.
 
-        Errors are not raised here: whoever asks for the thing gets them.
+        *tests* tells by folders how many tests will ask for a database. Errors are not raised here:
+        whoever asks for the thing gets them. But it raises `TemplateFailed` before it starts
+        anything if tests would get an empty database, and Alembic's configuration is elsewhere.
         """
+        for folder, count in tests.items():
+            with suppress(WarmstackError):
+                self._expected[self._alembic(folder)] += count
+        if self._expected[None]:
+            self._see_that_empty_is_meant()
         self._specs = {service: self._spec(service) for service in services}
         begin: dict[Service, Callable[[], Future[Any]]] = {
-            Service.POSTGRES: lambda: self._begin("clones", self._clones),
+            Service.POSTGRES: lambda: self._begin("templates", self._make_templates),
             Service.REDIS: lambda: self._begin("lease", lambda: self._leases().take()),
         }
         wait([begin[service]() for service in services])
@@ -120,9 +136,18 @@ class Workbench:
             return self.leases().server
         return self._get("redis", self._redis)
 
-    def clones(self) -> Clones:
-        """Return the clones of the template, which is found or built."""
-        return self._get("clones", self._clones)
+    def folders(self) -> list[Path]:
+        """Return a folder for each configuration that tests may ask for: the root's, else all."""
+        root = Path(self.household.project.path)
+        with suppress(WarmstackError):
+            if not self.settings.alembic:
+                return [each.folder for each in self._configurations().all()] or [root]
+        return [root]
+
+    def clones(self, folder: Path) -> Clones:
+        """Return the clones of the template for the tests in *folder*; it is found or built."""
+        alembic = self._alembic(folder)
+        return self._get(f"clones{_of(alembic)}", lambda: self._clones(alembic))
 
     def leases(self) -> Leases:
         """Return the leases of this process."""
@@ -142,43 +167,43 @@ class Workbench:
         leases: Leases | None = self._had("leases") if self._pid == originals.getpid() else None
         return leases
 
-    def take_clone(self) -> Clone:
-        """Return a migrated database for one test."""
-        clones = self.clones()
+    def take_clone(self, folder: Path) -> Clone:
+        """Return a migrated database for one test, which lies in *folder*."""
+        clones = self.clones(folder)
         with self.ledger.timed("clone"):
             return self._telling_place(clones.take)
 
     def name_clone(self, clone: Clone, test: str) -> None:
         """Note on a database that *test* uses it, for `warmstack psql`: it is in a debugger."""
-        keeper: Keeper | None = self._had("keeper")
-        if keeper is not None:
+        keepers: list[Keeper] = self._all("keeper")
+        if keepers:
             with suppress(WarmstackError):
-                keeper.name(clone, test)
+                keepers[0].name(clone, test)
 
-    def give_back(self, clone: Clone, test: str, *, failed: Sequence[str]) -> None:
+    def give_back(self, clone: Clone, folder: Path, test: str, *, failed: Sequence[str]) -> None:
         """Take back the database of *test*, which is done; keep it for the tests that *failed*."""
-        if failed and self._sweeping is not None and self.settings.keep_failed:
-            self.clones().keep(clone, ", ".join(failed))
+        if failed and self._templates and self.settings.keep_failed:
+            self.clones(folder).keep(clone, ", ".join(failed))
         else:
-            self.clones().give_back(clone, test)
+            self.clones(folder).give_back(clone, test)
         self._sweep()
 
-    def borrow_clone(self) -> Shared:
-        """Return the database of the tests that undo what they do."""
-        clones = self.clones()
+    def borrow_clone(self, folder: Path) -> Shared:
+        """Return the database of the tests in *folder* that undo what they do."""
+        clones = self.clones(folder)
         with self.ledger.timed("rollback" if clones.is_shared else "clone"):
             return self._telling_place(clones.borrow)
 
-    def restore_clone(self, shared: Shared, test: str) -> None:
+    def restore_clone(self, shared: Shared, folder: Path, test: str) -> None:
         """Take back the shared database after *test*."""
-        self.clones().restore(shared, test)
+        self.clones(folder).restore(shared, test)
         self._sweep()
 
     def holders(self) -> list[str]:
         """Return who holds PostgreSQL's connections, as far as that can be asked."""
-        keeper: Keeper | None = self._had("keeper")
+        keepers: list[Keeper] = self._all("keeper")
         try:
-            return keeper.holders() if keeper is not None else []
+            return keepers[0].holders() if keepers else []
         except WarmstackError:
             return []
 
@@ -248,8 +273,9 @@ class Workbench:
         begun = [future for future in self._begun.values() if not future.cancel()]
         if not all(future.done() for future in begun):
             # The run ends while it is being made ready: no test waits for a template any more.
-            for layer in self._had("layers") or []:
-                layer.discard()
+            for layers in self._all("layers"):
+                for layer in layers:
+                    layer.discard()
             wait(begun, timeout=LEAVE)
         begin = originals.monotonic()
         with ExitStack() as last:
@@ -280,6 +306,11 @@ class Workbench:
         """Return what was made under *name*; None when it was not, or could not be."""
         made = self._made.get(name)
         return made.result() if made is not None and made.done() and not made.exception() else None
+
+    def _all(self, kind: str) -> list[Any]:
+        """Return what was made of *kind*, for one Alembic configuration after the other."""
+        names = [name for name in list(self._made) if name.split(" ")[0] == kind]
+        return [found for name in names if (found := self._had(name)) is not None]
 
     def _get(self, name: str, make: Callable[[], T]) -> T:
         """Return what *make* gives in a thread of its own; it has *name* as what `_once` keeps.
@@ -328,26 +359,43 @@ class Workbench:
             if made is own:
                 return made.result()
 
-    def _postgres(self) -> Server[PostgresAdmin]:
-        return self._once("postgres", lambda: self._ensure(self._spec(Service.POSTGRES)))
+    def _postgres(self, prepare: Callable[[], None] | None = None) -> Server[PostgresAdmin]:
+        return self._once("postgres", lambda: self._ensure(self._spec(Service.POSTGRES), prepare))
 
     def _redis(self) -> Server[RedisAdmin]:
         return self._once("redis", lambda: self._ensure(self._spec(Service.REDIS)))
 
-    def _clones(self) -> Clones:
-        return self._once("clones", lambda: self._telling_place(self._make_clones))
+    def _configurations(self) -> Configurations:
+        from pytest_warmstack.postgres.configurations import Configurations
+
+        root = Path(self.household.project.path)
+        return self._once("configurations", lambda: Configurations(self.settings, root, self.ini))
+
+    def _alembic(self, folder: Path) -> Configuration | None:
+        """Return Alembic's configuration for the tests in *folder*."""
+        name = "alembic" if self.settings.alembic else f"alembic {folder}"
+        return self._once(name, lambda: self._configurations().of(folder))
+
+    def _clones(self, alembic: Configuration | None) -> Clones:
+        name = f"clones{_of(alembic)}"
+        return self._once(name, lambda: self._telling_place(lambda: self._make_clones(alembic)))
 
     def _leases(self) -> Leases:
         return self._once("leases", self._make_leases)
 
-    def _ensure(self, spec: ServerSpec[Any]) -> Server[Any]:
-        """Return the server of *spec*: at the hinted address, else from the runtime."""
+    def _ensure(
+        self, spec: ServerSpec[Any], prepare: Callable[[], None] | None = None
+    ) -> Server[Any]:
+        """Return the server of *spec*: at the hinted address, else from the runtime.
+
+        *prepare* is called before the runtime starts it.
+        """
         begin = originals.monotonic()
         server, why = self._knock(spec)
         if server is None:
             runtime, why = self._runtime(spec)
-            if spec.service is Service.POSTGRES:
-                self._prepare_layers()
+            if prepare is not None:
+                prepare()
             server = runtime.ensure(spec)
             if self.household.keep and not server.foreign:
                 self.hints.write(spec.key, _hint(server, why, self.household.project.id))
@@ -426,22 +474,48 @@ class Workbench:
         """Return what the server looks like; only now its driver is imported."""
         return specs.make(service, self.settings, self._background)
 
-    def _make_clones(self) -> Clones:
+    def _make_templates(self) -> None:
+        """Make the templates that tests will ask for, one after the other, or the server alone."""
+        for alembic, count in self._expected.items():
+            if alembic or count:
+                with suppress(Exception):  # Whoever asks for it gets it.
+                    self._clones(alembic)
+        self._postgres()
+
+    def _see_that_empty_is_meant(self) -> None:
+        """Raise `TemplateFailed` if databases would be empty, and there is a configuration below.
+
+        Tests that make their tables themselves say so: `warmstack_alembic = none`.
+        """
+        try:
+            if self.settings.alembic == NONE or self._layers(None):
+                return
+        except Exception:
+            return  # Whoever needs them gets it.
+        if below := self._configurations().below():
+            raise TemplateFailed.elsewhere(
+                found=[each.name for each in below], root=self.household.project.path
+            )
+
+    def _make_clones(self, alembic: Configuration | None) -> Clones:
         from pytest_warmstack.postgres import template
         from pytest_warmstack.postgres.clones import Clones
         from pytest_warmstack.postgres.keeper import Keeper
 
-        server = self._postgres()
+        if alembic is None:
+            self._see_that_empty_is_meant()
+        server = self._postgres(lambda: self._prepare_layers(alembic))
         if self._ending:
             raise CancelledError
         admin = server.client
         begin = originals.monotonic()
         settings, household = self.settings, self.household
+        layers = self._layers(alembic)
         # Somebody else's server stays, and what stands ready on it serves the next run, of anybody.
         keep = household.keep or server.foreign
         made = template.ensure(
             admin,
-            self._layers(),
+            layers,
             present=self._present(),
             depends=settings.depends,
             ignore=settings.depends_ignore,
@@ -457,56 +531,68 @@ class Workbench:
             Step(
                 "template",
                 originals.monotonic() - begin,
-                {"origin": made.origin, "text": made.text, "how": made.how, "why": made.why},
+                {
+                    "origin": made.origin,
+                    "text": made.text,
+                    "how": made.how,
+                    "why": made.why,
+                    "of": alembic.name if alembic else "",
+                    "empty": "" if layers or settings.alembic == NONE else "yes",
+                },
             )
         )
         keeper = self._once(
-            "keeper", lambda: Keeper(admin, made.name, household.project.slug, household.run)
+            f"keeper{_of(alembic)}",
+            lambda: Keeper(admin, made.name, household.project.slug, household.run),
         )
-        keeper.open(many=self.expected > settings.clones_ahead)
-        stock = settings.clones_ahead if keep else 0
-
-        def sweep() -> Future[Any]:
-            return keeper.sweep(
-                lambda listed: template.doomed(
-                    listed,
-                    settings.keep_templates,
-                    current=made.name,
-                    stock=stock,
-                    failed=settings.keep_failed,
-                    run=household.run,
-                    idle=settings.max_idle,
-                ),
-                notes=made.notes(),
-            )
-
+        expected = self._expected[alembic]
+        keeper.open(many=expected > settings.clones_ahead)
         clones = Clones(
             keeper,
             ahead=settings.clones_ahead,
-            expected=self.expected,
-            stock=stock,
+            expected=expected,
+            stock=settings.clones_ahead if keep else 0,
             keep=settings.keep_failed,
             found=self._found_by_clones,
         )
         self._stack.callback(clones.close, timeout=LEAVE)
         if keep:
-            self._sweeping = sweep
+            self._templates.append((made, keeper))
+            self._sweep_begun = None
             self._stack.callback(self._swept, clones)
         return clones
 
     def _sweep(self) -> Future[Any] | None:
         """Begin to drop what dead runs left, once, and not before the first test is done."""
-        if self._sweeping is not None and self._sweep_begun is None:
-            self._sweep_begun = self._sweeping()
+        if self._templates and self._sweep_begun is None:
+            self._sweep_begun = self._sweep_again()
         return self._sweep_begun
+
+    def _sweep_again(self) -> Future[Any]:
+        """Begin to drop what dead runs left; note that this run uses its templates."""
+        from pytest_warmstack.postgres import template
+
+        settings, made = self.settings, [each for each, _ in self._templates]
+        return self._templates[0][1].sweep(
+            lambda listed: template.doomed(
+                listed,
+                settings.keep_templates,
+                current={each.name for each in made},
+                stock=settings.clones_ahead,
+                failed=settings.keep_failed,
+                run=self.household.run,
+                idle=settings.max_idle,
+            ),
+            notes=[note for each in made for note in each.notes()],
+        )
 
     def _swept(self, clones: Clones) -> None:
         """Wait for the sweep to end; the next run sweeps what is left then."""
         if (sweep := self._sweep()) is not None:
             wait([sweep], timeout=LEAVE)
-        if self._sweeping is not None and clones.has_saved:
+        if clones.has_saved:
             # The databases of earlier runs' failed tests make room for those of this one.
-            wait([self._sweeping()], timeout=LEAVE)
+            wait([self._sweep_again()], timeout=LEAVE)
 
     def _found_by_clones(self, each: Finding) -> None:
         if each.kept:
@@ -519,7 +605,7 @@ class Workbench:
         """Enter what a test left behind."""
         self.ledger.note(Step("left", 0.0, {"test": test, **facts}))
 
-    def _prepare_layers(self) -> None:
+    def _prepare_layers(self, alembic: Configuration | None) -> None:
         """Begin to build the template before there is a server for it.
 
         Not in the workers of xdist: one of them will build, and the others would only compete.
@@ -527,17 +613,19 @@ class Workbench:
         if self.household.owner != Process.current():
             return
         with suppress(WarmstackError):  # It is raised where the layers are needed.
-            for layer in self._layers():
+            for layer in self._layers(alembic):
                 self._stack.callback(layer.discard)
                 layer.prepare()
 
-    def _layers(self) -> list[Layer]:
-        """Return the layers of the template."""
+    def _layers(self, alembic: Configuration | None) -> list[Layer]:
+        """Return the layers of the template that has the migrations of *alembic*."""
         from pytest_warmstack.postgres import layers
 
         root = Path(self.household.project.path)
+        foreign = self._once("foreign", self.foreign)
         return self._once(
-            "layers", lambda: layers.make(self.settings, root, self._present(), self.foreign())
+            f"layers{_of(alembic)}",
+            lambda: layers.make(self.settings, root, self._present(), alembic, foreign),
         )
 
     def _present(self) -> Present:
@@ -586,6 +674,11 @@ class Workbench:
                 return leases
             server.client.close()
         raise LeaseFailed.no_server(servers=REDIS_SERVERS)
+
+
+def _of(alembic: Configuration | None) -> str:
+    """Return what tells things apart that each Alembic configuration has."""
+    return f" {alembic.name}" if alembic else ""
 
 
 def _hint(server: Server[Any], why: str, project: str) -> Hint:

@@ -95,7 +95,7 @@ def test_a_run_of_kept_servers_tells_that_they_stay_and_that_they_were_found(
         [
             "warmstack: PostgreSQL *: started in *",
             "warmstack: Redis *: started in *",
-            "warmstack: template of an empty database (there is no alembic.ini*): built in *",
+            "warmstack: template of an empty database: built in *",
             stay,
         ]
     )
@@ -103,7 +103,7 @@ def test_a_run_of_kept_servers_tells_that_they_stay_and_that_they_were_found(
         [
             "warmstack: PostgreSQL *: reused, * s old",
             "warmstack: Redis *: reused, * s old",
-            "warmstack: template of an empty database (there is no alembic.ini*): found in *",
+            "warmstack: template of an empty database: found in *",
             stay,
             "warmstack: set-up: servers * ms, template *, 2 clones *, 1 flush *",
         ]
@@ -114,10 +114,39 @@ def test_a_quiet_run_reads_nothing_of_ours(pytester: pytest.Pytester, run: Run) 
     """`-q` is for those who want to see the tests alone."""
     pytester.makepyfile(TESTS)
 
-    result = run("-q")
+    result = run("-q", "-o", "warmstack_alembic=none")
 
     result.assert_outcomes(passed=4)
     assert ours(result) == []
+
+
+@pytest.mark.parametrize("arguments", [["-q"], [], ["-q", "-n2"]], ids=["quiet", "usual", "xdist"])
+def test_an_empty_database_is_told_unless_the_project_wants_one(
+    pytester: pytest.Pytester, run: Run, arguments: list[str]
+) -> None:
+    """Also to those who want to see the tests alone, with the line that says that it is right."""
+    pytester.makepyfile(TESTS)
+
+    result = run(*arguments, plugins=["xdist"])
+
+    empty = [line for line in ours(result) if "the databases are empty" in line]
+    assert len(empty) == 1
+    assert empty[0].endswith("(if this is right, say so: warmstack_alembic = none)")
+    said = run(*arguments, "-o", "warmstack_alembic=none", plugins=["xdist"])
+    said.stdout.no_fnmatch_line("*the databases are empty*")
+
+
+def test_a_database_that_something_else_fills_is_not_called_empty(
+    pytester: pytest.Pytester, run: Run
+) -> None:
+    """A schema, a seed, or a layer of the project's own makes its tables."""
+    pytester.makepyfile(TESTS)
+    (pytester.path / "some.sql").write_text("CREATE TABLE a (id int);")
+
+    for name in ("schema", "seed"):
+        result = run("-q", "-o", f"warmstack_{name}=some.sql")
+        result.assert_outcomes(passed=4)
+        assert ours(result) == []
 
 
 def test_a_quiet_run_reads_of_a_fall_back(
@@ -127,7 +156,7 @@ def test_a_quiet_run_reads_of_a_fall_back(
     monkeypatch.setenv("DOCKER_HOST", "unix:///nowhere/docker.sock")
     pytester.makepyfile(TESTS)
 
-    result = run("-q", runtime="auto")
+    result = run("-q", "-o", "warmstack_alembic=none", runtime="auto")
 
     result.assert_outcomes(passed=4)
     assert ours(result) == [
@@ -167,11 +196,12 @@ def test_the_controller_tells_what_the_workers_of_xdist_did(
         [
             "warmstack: PostgreSQL *: started in *",
             "warmstack: Redis *: started in *",
-            "warmstack: template of an empty database (there is no alembic.ini*): built in *",
+            "warmstack: template of an empty database: built in *",
+            "warmstack: the databases are empty: *",
             "warmstack: set-up by 2 workers: servers *, template *, 2 clones *, 1 flush *, end *",
         ]
     )
-    assert len(ours(result)) == 4
+    assert len(ours(result)) == 5
 
 
 @pytest.mark.parametrize("reuse", [[], ["--reuse-containers"]], ids=["removed", "kept"])

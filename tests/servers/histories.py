@@ -19,6 +19,7 @@ from typing import Any, Final
 from pytest_warmstack.identity import DatabaseName
 from pytest_warmstack.postgres import layers, template
 from pytest_warmstack.postgres.admin import Admin
+from pytest_warmstack.postgres.configurations import Configurations
 from pytest_warmstack.postgres.dependencies import Present
 from pytest_warmstack.runtime.base import USER, Server, ServerSpec
 from pytest_warmstack.settings import Settings
@@ -196,10 +197,11 @@ class Shelf:
         admin = admin or self.admin
         settings = Settings(**project.options)
         present = Present(str(project.folder))
+        alembic = Configurations(settings, project.folder).of(project.folder)
         with project.importable():
             made = template.ensure(
                 admin,
-                layers.make(settings, project.folder, present),
+                layers.make(settings, project.folder, present, alembic),
                 present=present,
                 depends=settings.depends,
                 ignore=settings.depends_ignore,

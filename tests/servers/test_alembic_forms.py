@@ -224,6 +224,32 @@ def test_a_pyproject_toml_elsewhere_can_be_named(form: Form) -> None:
     assert form.column(TABLES) == SHOP
 
 
+def test_of_several_databases_the_error_shows_how_to_choose_one(form: Form) -> None:
+    """Alembic's template `multidb`: the function in the error's text is one that works."""
+    form.init("multidb")
+    for number in (1, 2):
+        form.edit(
+            "alembic.ini",
+            f"[engine{number}]\nsqlalchemy.url = driver:",
+            f"[engine{number}]\nsqlalchemy.url = postgresql+psycopg:",
+        )
+    form.write(
+        "migrations/versions/0001.py",
+        "from alembic import op\n\nrevision = '0001'\ndown_revision = None\n\n\n"
+        "def upgrade(engine_name):\n    op.execute(f'CREATE TABLE of_{engine_name} (id int)')\n",
+    )
+
+    text = form.refused()
+
+    assert "The migrations are for several databases (engine1, engine2), and " in text
+    lines = [line[4:] for line in text.splitlines() if line.startswith("    ")]
+    begin = lines.index("from alembic.config import Config")
+    end = lines.index("    return config")
+    form.write("tests/migrations.py", "\n".join(lines[begin : end + 1]) + "\n")
+    form.configure("warmstack_alembic = tests.migrations:alembic_config")
+    assert form.column(TABLES) == ["public.alembic_version", "public.of_engine1"]
+
+
 def test_a_branch_and_its_merge_are_migrated(form: Form) -> None:
     """Both ways to the merge are gone, and one head is left."""
     form.init()

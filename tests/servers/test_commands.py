@@ -497,7 +497,7 @@ def test_the_doctor_looks_at_alembic(embedded_project: Library) -> None:
         [
             "*max_idle *7d",
             "alembic",
-            f"  ok  configuration *{ini}",
+            "  ok  configuration *alembic.ini",
             "  ok  revisions *3, with 1 head",
         ]
     )
@@ -522,7 +522,7 @@ def test_the_doctor_fails_where_the_migrations_would(embedded_project: Library) 
     assert (revision.ret, package.ret, named.ret) == (1, 1, 1)
     revision.stdout.fnmatch_lines(["  NO  revisions *", "*absent*"])
     package.stdout.fnmatch_lines(["  NO  package *pip install alembic"])
-    named.stdout.fnmatch_lines(["  NO  revisions *absent.ini*"])
+    named.stdout.fnmatch_lines(["  NO  configuration *absent.ini*"])
     for result in (revision, package, named):
         assert result.outlines[-1] == "a run would fail: see the lines above that say NO"
 

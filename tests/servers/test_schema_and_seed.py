@@ -356,7 +356,7 @@ def test_a_project_can_say_that_it_has_no_alembic(kept: Library) -> None:
     found = rows(
         kept,
         "SELECT to_regclass('book')::text",
-        "an empty database (*warmstack_alembic = none*): *built in *",
+        "an empty database: *built in *",
     )
 
     assert found == [[None]]

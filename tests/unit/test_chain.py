@@ -335,6 +335,30 @@ def test_a_layer_with_another_key_is_told(layer: str, words: str) -> None:
 # What is declared
 
 
+@pytest.mark.parametrize(
+    ("recorded", "files", "is_apart"),
+    [
+        ({"ini:orders/alembic.ini": "1"}, {"ini:orders/alembic.ini": "2"}, True),
+        ({"ini:orders/alembic.ini": "1"}, {}, False),
+        (
+            {"ini:users/alembic.ini": "1", "toml:pyproject.toml": "1"},
+            {"toml:pyproject.toml": "1"},
+            False,
+        ),
+        ({}, {}, False),
+    ],
+    ids=["of another service", "of a file that moved", "of the same file", "of a function"],
+)
+def test_what_another_configuration_has_is_not_compared(
+    recorded: dict[str, str], files: dict[str, str], *, is_apart: bool
+) -> None:
+    """Where it is still there: else it may be this one, which was moved."""
+    planned = [base(), alembic(needs={"ini:users/alembic.ini": "1"})]
+    record = Record(0.0, "", (base(), alembic(needs=recorded)))
+
+    assert Comparison(Files(files)).is_apart(planned, record) is is_apart  # type: ignore[arg-type]
+
+
 def test_a_declared_file_that_changed_is_told_as_declared() -> None:
     """Its change rebuilds all, since nobody knows who reads it."""
     portions = [base(**{"glob:sql": "old"}), alembic(ONE)]

@@ -38,7 +38,14 @@ def alembic(folder: Path, url: str = "", env: str | None = None, **more: Any) ->
     line = f"sqlalchemy.url = {url}\n" if url else ""
     ini = folder / "alembic.ini"
     ini.write_text(f"[alembic]\nscript_location = %(here)s/migrations\n{line}")
-    usual = {"ini": str(ini), "toml": None, "section": "alembic", "x": [], "callable": ""}
+    usual = {
+        "home": str(ini.parent),
+        "ini": str(ini),
+        "toml": None,
+        "section": "alembic",
+        "x": [],
+        "callable": "",
+    }
     return usual | more
 
 

@@ -61,6 +61,7 @@ SAMPLES: dict[str, Any] = {
     ],
     "refusal": errors.RuntimeUnavailable("No engine answers.", why="refused", todo=["wait"]),
     "role": "ci",
+    "root": "/srv",
     "runtime": "docker",
     "scheme": "rediss",
     "seconds": 2.5,

@@ -12,6 +12,7 @@ import pytest
 
 from pytest_warmstack.errors import TemplateFailed
 from pytest_warmstack.postgres.builder import Builder
+from pytest_warmstack.postgres.configurations import Configurations
 from pytest_warmstack.postgres.dependencies import Present
 from pytest_warmstack.postgres.layers import Foreign, make
 from pytest_warmstack.postgres.migrations import Migrations
@@ -60,7 +61,8 @@ def root(tmp_path: Path) -> Path:
 def layers(root: Path, *foreign: TemplateLayer, **choices: Any) -> list[Layer]:
     """Return the layers of the project in *root*."""
     settings = Settings(sources={"schema": "pytest.ini", "seed": "tox.ini"}, **choices)
-    return make(settings, root, Present(str(root)), [[each] for each in foreign])
+    alembic = Configurations(settings, root).of(root)
+    return make(settings, root, Present(str(root)), alembic, [[each] for each in foreign])
 
 
 def scripts(root: Path, *lines: str, **choices: Any) -> Scripts:
@@ -320,6 +322,6 @@ def test_what_is_no_layer_is_told_as_such(layer: TemplateLayer, words: str) -> N
 def test_a_hook_that_returns_no_list_is_told_as_such(root: Path, result: object) -> None:
     """One layer by itself is what one forgets to put into a list."""
     with pytest.raises(TemplateFailed, match=f"{type(result).__name__}, can't be used") as caught:
-        make(Settings(), root, Present(str(root)), [[Search()], result])
+        make(Settings(), root, Present(str(root)), None, [[Search()], result])
 
     assert "the hook is to return a list of layers" in str(caught.value)

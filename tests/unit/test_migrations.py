@@ -9,6 +9,7 @@ import pytest
 
 from pytest_warmstack.errors import TemplateFailed
 from pytest_warmstack.postgres.builder import Builder
+from pytest_warmstack.postgres.configurations import Configurations
 from pytest_warmstack.postgres.migrations import Migrations
 from pytest_warmstack.settings import Settings
 
@@ -37,7 +38,8 @@ def looked_for(root: Path, **choices: Any) -> Migrations | None:
     """Return what is found in *root* with *choices*."""
     settings = Settings(sources={"alembic": "pytest.ini"}, **choices)
     builder = Builder(root=root, timeout=1)
-    return Migrations.find(settings, root, builder)
+    configuration = Configurations(settings, root).of(root)
+    return configuration and Migrations.make(configuration, settings, builder)
 
 
 def find(root: Path, **choices: Any) -> Migrations:

@@ -60,9 +60,22 @@ def template(
     *,
     how: str = "",
     why: str = "",
+    of: str = "",
+    empty: str = "",
 ) -> Step:
     """Return what the set-up notes about the template."""
-    return Step("template", seconds, {"origin": origin, "text": text, "how": how, "why": why})
+    return Step(
+        "template",
+        seconds,
+        {
+            "origin": origin,
+            "text": text,
+            "how": how,
+            "why": why,
+            "of": of,
+            "empty": empty,
+        },
+    )
 
 
 def header(*steps: Step, reuse: bool = False, source: str = "") -> list[str]:
@@ -329,6 +342,19 @@ def test_of_several_workers_the_one_that_built_the_template_is_told(origin: str)
 def test_every_origin_that_a_template_may_have_has_a_line(origin: str) -> None:
     """A word that the report did not know would end the run."""
     assert f": {origin} in " in header(template(origin))[0]
+
+
+def test_each_of_several_templates_is_named_by_its_configuration() -> None:
+    """Workers of xdist tell each of them; their costs come one after the other."""
+    steps = [template(of="a/alembic.ini"), template("found", of="b/alembic.ini")]
+    steps += [template("found", seconds=0.1, of="a/alembic.ini"), server()]
+
+    assert header(*steps)[1:] == [
+        "template of 7 revisions, a/alembic.ini: built in 620 ms",
+        "template of 7 revisions, b/alembic.ini: found in 620 ms",
+    ]
+    (line,) = summary(*steps, workers=2)
+    assert "templates 1.24 s" in line
 
 
 # The line after the tests

@@ -96,7 +96,7 @@ def test_as_many_clones_of_the_current_template_stand_ready_as_asked() -> None:
     listed = [CURRENT, *map(ready, "0123")]
 
     for stock in range(5):
-        names = doomed(listed, 4, current=CURRENT.name, stock=stock)
+        names = doomed(listed, 4, current={CURRENT.name}, stock=stock)
         assert names == [each.name for each in listed[1 + stock :]]
     assert doomed(listed, 4) == [each.name for each in listed[1:]]
 
@@ -111,7 +111,7 @@ def test_each_project_keeps_its_own_templates() -> None:
     shop = [of("shop", number) for number in (1, 2, 3)]
     blog = [of("blog", number) for number in (7, 8, 9)]
 
-    names = doomed([*shop, *blog], 2, current=blog[2].name)
+    names = doomed([*shop, *blog], 2, current={blog[2].name})
 
     assert names == [shop[0].name, blog[0].name]
 
@@ -121,11 +121,23 @@ def test_a_stock_of_another_project_stands_ready() -> None:
     blog, old = of("blog", NOW), of("blog", NOW - 100)
     listed = [CURRENT, blog, old, ready("0", of=blog), ready("1", of=blog), ready("2", of=old)]
 
-    assert doomed(listed, 1, current=CURRENT.name, stock=2) == [old.name, listed[5].name]
-    assert doomed(listed, 1, current=CURRENT.name, stock=1) == [
+    assert doomed(listed, 1, current={CURRENT.name}, stock=2) == [old.name, listed[5].name]
+    assert doomed(listed, 1, current={CURRENT.name}, stock=1) == [
         old.name,
         listed[4].name,
         listed[5].name,
+    ]
+
+
+def test_all_the_current_ones_stay_with_their_stock() -> None:
+    """A run of several services uses a template of each, however few are kept."""
+    templates = [template(number) for number in range(4)]
+    current = {each.name for each in templates[:3]}
+    clones = [ready("0", of=each) for each in templates]
+
+    assert doomed([*templates, *clones], 2, current=current, stock=1) == [
+        templates[3].name,
+        clones[3].name,
     ]
 
 
@@ -134,15 +146,15 @@ def test_a_template_that_was_not_used_for_long_is_doomed_but_for_the_current_one
     stale, fresh = of("blog", NOW - 100), of("blog", NOW - 50)
     listed = [CURRENT, stale, fresh]
 
-    assert doomed(listed, 4, current=CURRENT.name, idle=75) == [stale.name]
-    assert doomed(listed, 4, current=CURRENT.name) == []
+    assert doomed(listed, 4, current={CURRENT.name}, idle=75) == [stale.name]
+    assert doomed(listed, 4, current={CURRENT.name}) == []
 
 
 def test_the_current_template_stays_also_where_its_use_is_not_noted() -> None:
     """Another role's template can't always be written to."""
     newer = [template(CURRENT.used + number) for number in (1, 2)]
 
-    assert CURRENT.name not in doomed([CURRENT, *newer], 1, current=CURRENT.name)
+    assert CURRENT.name not in doomed([CURRENT, *newer], 1, current={CURRENT.name})
 
 
 def kept(project: str, used: float) -> Database:
@@ -184,14 +196,14 @@ def test_clones_of_another_template_do_not_stand_ready() -> None:
     old = template(50.0)
     listed = [old, CURRENT, ready("0", of=old), ready("1")]
 
-    assert doomed(listed, 4, current=CURRENT.name, stock=2) == [listed[2].name]
+    assert doomed(listed, 4, current={CURRENT.name}, stock=2) == [listed[2].name]
 
 
 def test_a_clone_that_somebody_has_looked_into_does_not_stand_ready() -> None:
     """It may have been changed; it takes no other one's place."""
     listed = [CURRENT, ready("0", visits=1), ready("1"), ready("2")]
 
-    assert doomed(listed, 4, current=CURRENT.name, stock=2) == [listed[1].name]
+    assert doomed(listed, 4, current={CURRENT.name}, stock=2) == [listed[1].name]
 
 
 def test_clones_in_use_and_builds_are_dropped_whatever_the_stock() -> None:
@@ -201,6 +213,6 @@ def test_clones_in_use_and_builds_are_dropped_whatever_the_stock() -> None:
         for state in (State.IN_USE, State.BUILDING)
     ]
 
-    assert doomed([CURRENT, *rubbish], 4, current=CURRENT.name, stock=9) == [
+    assert doomed([CURRENT, *rubbish], 4, current={CURRENT.name}, stock=9) == [
         each.name for each in rubbish
     ]

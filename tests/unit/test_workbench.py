@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from typing import Any
 
 import pytest
 
 from pytest_warmstack.hints import Hints
-from pytest_warmstack.identity import Project
+from pytest_warmstack.identity import DatabaseName, Project, State, fingerprint
+from pytest_warmstack.postgres.admin import Database
+from pytest_warmstack.postgres.template import Template
 from pytest_warmstack.processes import Process
 from pytest_warmstack.runtime.base import Household
 from pytest_warmstack.settings import Settings
@@ -85,3 +88,33 @@ def test_an_exception_is_remembered(workbench: Workbench) -> None:
         with pytest.raises(ZeroDivisionError):
             workbench._get("thing", lambda: workbench._once("thing", fail))
     assert times == [1]
+
+
+def test_a_sweep_spares_the_templates_of_all_services_of_the_run(workbench: Workbench) -> None:
+    """It notes that each was used, and drops neither them nor what stands ready for them."""
+    names = [DatabaseName(State.TEMPLATE, fingerprint(str(number))) for number in range(6)]
+    listed = [Database(name, sealed=True, used=9.0 - place) for place, name in enumerate(names)]
+    listed += [
+        Database(DatabaseName(State.READY, name.fingerprint, "0" * 10), sealed=False, visits=0)
+        for name in names
+    ]
+    swept: list[tuple[Sequence[DatabaseName], Sequence[str]]] = []
+
+    class Sweeping:
+        """A keeper that writes down what it is to drop, and the notes."""
+
+        def sweep(self, doomed: Callable[..., Any], *, notes: Sequence[str]) -> None:
+            swept.append((doomed(listed), notes))
+
+    workbench._templates = [
+        (Template(name, "found", "", (name,), now=1.0), Sweeping())  # type: ignore[misc]
+        for name in (names[5], names[4])
+    ]
+    workbench.settings = Settings(keep_templates=1)
+
+    workbench._sweep_again()
+
+    ((dropped, notes),) = swept
+    own = {name.fingerprint for name in names[4:]}
+    assert {each.fingerprint for each in dropped} == {each.fingerprint for each in names[:4]}
+    assert all(any(each in note for note in notes) for each in own)

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from importlib.metadata import PackageNotFoundError, version
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any, Final, NamedTuple
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from pytest_warmstack import inventory, specs, upkeep
 from pytest_warmstack import runtime as runtimes
@@ -29,6 +29,9 @@ from pytest_warmstack.settings import (
     shortest,
     without_password,
 )
+
+if TYPE_CHECKING:
+    from pytest_warmstack.postgres.configurations import Configuration
 
 _PACKAGES: Final = (
     *("pytest", "pytest-asyncio", "pytest-xdist", "anyio", "sqlalchemy", "alembic", "asyncpg"),
@@ -141,28 +144,45 @@ def _settings(place: Place) -> Iterator[Check]:
 
 
 def _alembic(place: Place) -> Iterator[Check]:
-    """Yield which configuration the tests have, and whether its revisions can be read."""
+    """Yield which configurations the tests have, and whether their revisions can be read."""
+    from pytest_warmstack.postgres.configurations import Configurations
+
+    settings, root = place.settings, Path(place.project.path)
+    try:
+        found = Configurations(settings, root, place.ini).all()
+    except TemplateFailed as error:
+        yield Check(BAD, "configuration", "\n".join([error.what, error.why]))
+        return
+    if not found:
+        yield Check(PLAIN, "configuration", "none: the tests have an empty database")
+        return
+    if find_spec("alembic") is None:
+        yield Check(BAD, "package", "alembic is not installed: pip install alembic")
+        return
+    sys.path[:0] = place.path
+    for each in found:
+        yield Check(GOOD, "configuration", each.name)
+        yield from _revisions(settings, root, each)
+
+
+def _revisions(settings: Settings, root: Path, configuration: Configuration) -> Iterator[Check]:
+    """Yield how many revisions *configuration* has, and their heads."""
     from pytest_warmstack.postgres.builder import Builder
     from pytest_warmstack.postgres.migrations import Migrations
     from pytest_warmstack.postgres.template import Target
 
-    settings, root = place.settings, Path(place.project.path)
-    builder = Builder(root=root, env=settings.env, timeout=settings.migrate_timeout)
+    builder = Builder(
+        root=root,
+        folder=configuration.folder,
+        env=settings.env,
+        timeout=settings.migrate_timeout,
+    )
+    migrations = Migrations.make(configuration, settings, builder)
+    builder.alembic = migrations.described()
     # Revisions are read without a database; nothing listens at this address.
     nowhere = Endpoint(host="127.0.0.1", port=1, password=random_password())
-    target = Target(nowhere, "postgres", lambda _query: [], list)
-    sys.path[:0] = place.path
     try:
-        migrations = Migrations.find(settings, root, builder)
-        if migrations is None:
-            yield Check(PLAIN, "configuration", "none: the tests have an empty database")
-            return
-        yield Check(GOOD, "configuration", migrations.config)
-        if find_spec("alembic") is None:
-            yield Check(BAD, "package", "alembic is not installed: pip install alembic")
-            return
-        builder.alembic = migrations.described()
-        count, heads = migrations.heads(target)
+        count, heads = migrations.heads(Target(nowhere, "postgres", lambda _query: [], list))
     except TemplateFailed as error:
         yield Check(BAD, "revisions", "\n".join([error.what, error.why, *error.looked_at]))
         return

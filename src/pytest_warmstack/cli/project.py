@@ -38,7 +38,8 @@ class Place:
     """A project, its settings, and why these are the defaults, if they could not be read.
 
     *remarks* name settings that are mistyped; *path* is what `pythonpath` adds to where tests find
-    modules. *is_project* is false for a folder in which nothing speaks of tests.
+    modules; *ini* is the configuration file that pytest uses. *is_project* is false for a folder in
+    which nothing speaks of tests.
     """
 
     project: Project
@@ -47,6 +48,7 @@ class Place:
     remarks: Sequence[str] = ()
     path: Sequence[str] = ()
     is_project: bool = True
+    ini: Path | None = None
 
 
 def here(folder: Path) -> Place:
@@ -114,7 +116,7 @@ def _place(config: pytest.Config) -> Place:
     except WarmstackError as error:
         settings, trouble = Settings(), str(error)
     path = [str(each) for each in config.getini("pythonpath")]
-    return Place(project, settings, trouble, remarks, path, is_project)
+    return Place(project, settings, trouble, remarks, path, is_project, config.inipath)
 
 
 @contextmanager

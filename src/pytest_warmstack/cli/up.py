@@ -11,6 +11,7 @@ import pytest
 
 from pytest_warmstack import plugin, report
 from pytest_warmstack.cli.project import inside, needed
+from pytest_warmstack.errors import WarmstackError
 from pytest_warmstack.identity import Service
 
 _OFF: Final = {"numprocesses": "-n0", "no_cov": "--no-cov"}
@@ -49,8 +50,12 @@ class _Up:
         config = session.config
         workbench = plugin.set_up(config, say=_say)
         settings = config.stash[plugin.SETTINGS]
-        workbench.expected = settings.clones_ahead
-        workbench.start(set(Service))
+        try:
+            folders = workbench.folders()
+            workbench.start(set(Service), dict.fromkeys(folders, settings.clones_ahead))
+        except WarmstackError as trouble:
+            print(f"warmstack: {trouble}", file=sys.stderr)
+            return True
         for line in report.header(workbench.ledger.steps, reuse=True, reuse_source="warmstack up"):
             _say(line)
         errors = workbench.errors()

@@ -7,6 +7,7 @@ and import the application, and none of that may leak into the tests.
 from __future__ import annotations
 
 import json
+import os
 import queue
 import re
 import signal
@@ -21,6 +22,7 @@ from typing import IO, Any, Final
 
 from pytest_warmstack import originals
 from pytest_warmstack.errors import TemplateFailed
+from pytest_warmstack.postgres.dependencies import SITE
 from pytest_warmstack.postgres.template import Target
 from pytest_warmstack.runtime.base import USER, Endpoint
 
@@ -44,12 +46,14 @@ _FRAME: Final = re.compile(r'\s*File "(?P<file>[^"]+)", line (?P<line>\d+) in (?
 class Builder:
     """The child of one build. It is started when it is first needed.
 
-    *env* are lines like `DATABASE_URL={db_url}`, *ignore* patterns of files that are no
-    dependencies, *alembic* what is known of the project's configuration; *timeout*, in seconds, is
+    *root* is the project's folder, *folder* the current one of the child, if that is another. *env*
+    are lines like `DATABASE_URL={db_url}`, *ignore* patterns of files that are no dependencies,
+    *alembic* what is known of the project's configuration; *timeout*, in seconds, is
     for each thing that is asked of it.
     """
 
     root: Path
+    folder: Path | None = None
     env: Sequence[str] = ()
     ignore: Sequence[str] = ()
     alembic: Mapping[str, Any] | None = None
@@ -77,7 +81,7 @@ class Builder:
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
-            cwd=self.root,
+            cwd=self.folder or self.root,
             text=True,
             encoding="utf-8",
             errors="replace",
@@ -108,7 +112,7 @@ class Builder:
             # The password goes over standard input: arguments can be read by everybody.
             self._tell(
                 root=str(self.root),
-                path=sys.path,
+                path=_search_path(str(self.root), (self.alembic or {}).get("home")),
                 env=list(self.env),
                 ignore=list(self.ignore),
                 alembic=self.alembic,
@@ -129,7 +133,15 @@ class Builder:
         self._caught_up.wait(_STACK)
         report["output"] = "\n".join(self._lines()[-_OUTPUT_LINES:])
         report = _without(report, target.endpoint.password)
-        if refused := report.get("refused"):
+        refused = report.get("refused")
+        if refused and report.get("databases"):
+            raise TemplateFailed.several_databases(
+                names=report["databases"],
+                tried=refused,
+                config=os.path.relpath((self.alembic or {})["ini"], self.root),
+                output=report["output"],
+            )
+        if refused:
             raise TemplateFailed.foreign_database(
                 who=who,
                 tried=refused,
@@ -216,6 +228,19 @@ class Builder:
 
     def _lines(self) -> list[str]:
         return "".join(self._output).strip().splitlines()
+
+
+def _search_path(root: str, home: str | None) -> list[str]:
+    """Return where the tests find modules now, in that order.
+
+    Before installed packages come *root* and *home*, the folder of Alembic's configuration. pytest
+    has put there what `pythonpath` and the import mode ask for, and `python -m pytest` the current
+    folder; in a run that collects nothing, as `warmstack up`, there is less.
+    """
+    path = [os.path.abspath(entry) for entry in sys.path]  # noqa: PTH100 - of names, and '' too
+    packages = next((place for place, each in enumerate(path) if each in SITE), len(path))
+    own = [each for each in (home, root) if each and each not in path[:packages]]
+    return list(dict.fromkeys([*path[:packages], *own, *path[packages:]]))
 
 
 def _tls(endpoint: Endpoint) -> dict[str, str]:

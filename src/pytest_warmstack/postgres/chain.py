@@ -71,6 +71,15 @@ class Comparison:
                 return f"{mine.links[len(portion.links)].label} is new"
         return ""
 
+    def is_apart(self, planned: Sequence[Portion], record: Record) -> bool:
+        """Tell whether *record* is of another Alembic configuration, which is there as well.
+
+        In a repository of several services it tells nothing of what is planned for this one.
+        """
+        own, others = _configurations(planned), _configurations(record.portions)
+        is_other = bool(own and others) and own.isdisjoint(others)
+        return is_other and any(self._present.digest(key) for key in others)
+
     def holds(self, needs: Mapping[str, str]) -> bool:
         """Tell whether everything is as it was read."""
         return all(self._present.same(key, digest) for key, digest in needs.items())
@@ -110,3 +119,9 @@ class Comparison:
                 verb = "is gone" if now == ABSENT else "is new" if digest == ABSENT else "changed"
                 return f"{label(key)} {verb}"
         return ""
+
+
+def _configurations(portions: Sequence[Portion]) -> set[str]:
+    """Return the keys of Alembic's configuration files."""
+    keys = (key for each in portions if each.layer == ALEMBIC for key in each.needs)
+    return {key for key in keys if key.startswith(("ini:", "toml:"))}

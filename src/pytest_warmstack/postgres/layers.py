@@ -12,6 +12,7 @@ from pytest_warmstack import originals
 from pytest_warmstack.errors import TemplateFailed
 from pytest_warmstack.identity import fingerprint
 from pytest_warmstack.postgres.builder import Builder
+from pytest_warmstack.postgres.configurations import Configuration
 from pytest_warmstack.postgres.dependencies import Present
 from pytest_warmstack.postgres.migrations import Migrations
 from pytest_warmstack.postgres.record import Link, Portion
@@ -96,19 +97,25 @@ def _listed(results: Sequence[object]) -> Iterator[TemplateLayer]:
 
 
 def make(
-    settings: Settings, root: Path, present: Present, foreign: Sequence[object] = ()
+    settings: Settings,
+    root: Path,
+    present: Present,
+    configuration: Configuration | None,
+    foreign: Sequence[object] = (),
 ) -> list[Layer]:
     """Return the layers: the schema, the migrations, those of somebody else, the seed.
 
-    *foreign* is what the implementations of `pytest_warmstack_template_layers` returned.
+    *configuration* is Alembic's, if there is one; *foreign* is what the implementations of
+    `pytest_warmstack_template_layers` returned.
     """
     builder = Builder(
         root=root,
+        folder=configuration.folder if configuration else root,
         env=settings.env,
         ignore=settings.depends_ignore,
         timeout=settings.migrate_timeout,
     )
-    migrations = Migrations.find(settings, root, builder)
+    migrations = Migrations.make(configuration, settings, builder) if configuration else None
     builder.alembic = migrations.described() if migrations else None
     schema, seed = (
         Scripts(

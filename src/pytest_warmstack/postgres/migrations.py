@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import tomllib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,10 +11,11 @@ from typing import Any, Self
 from pytest_warmstack.errors import TemplateFailed
 from pytest_warmstack.identity import fingerprint
 from pytest_warmstack.postgres.builder import Builder
+from pytest_warmstack.postgres.configurations import Configuration
 from pytest_warmstack.postgres.record import ALEMBIC, Link, Portion
 from pytest_warmstack.postgres.sql import quote
 from pytest_warmstack.postgres.template import Layer, Target
-from pytest_warmstack.settings import NONE, Settings, is_attribute
+from pytest_warmstack.settings import Settings
 
 
 @dataclass(kw_only=True)
@@ -39,46 +39,29 @@ class Migrations(Layer):
     name = ALEMBIC
 
     @classmethod
-    def find(cls, settings: Settings, root: Path, builder: Builder) -> Self | None:
-        """Return the project that *settings* name, else the one in *root*, else None.
-
-        None as well when they say `none`. Raises `TemplateFailed` when the one that was named is
-        not there.
-        """
-        plain: dict[str, Any] = {
-            "builder": builder,
-            "section": settings.alembic_section,
-            "x": settings.alembic_x,
-            "env": settings.env,
-            "source": settings.sources.get("alembic", ""),
-        }
-        if settings.alembic == NONE:
-            return None
-        if is_attribute(settings.alembic):
-            return cls(function=settings.alembic, **plain)
-        ini, toml = root / "alembic.ini", root / "pyproject.toml"
-        if settings.alembic:
-            named = root / settings.alembic
-            is_toml = named.suffix == ".toml"
-            ini, toml = (named.with_name("alembic.ini"), named) if is_toml else (named, toml)
-            if not named.is_file():
-                raise TemplateFailed.no_alembic(
-                    named=str(named), source=settings.sources["alembic"]
-                )
-        has_ini = ini.is_file()
-        has_toml = toml.is_file() and "alembic" in _read_toml(toml).get("tool", {})
-        if settings.alembic and toml == root / settings.alembic and not has_toml:
-            raise TemplateFailed.bad_alembic(
-                config=str(toml), cause="it has no table [tool.alembic]", output=""
-            )
-        if not (has_ini or has_toml):
-            return None
-        return cls(ini=ini if has_ini else None, toml=toml if has_toml else None, **plain)
+    def make(cls, configuration: Configuration, settings: Settings, builder: Builder) -> Self:
+        """Return the project of *configuration*."""
+        return cls(
+            builder=builder,
+            ini=configuration.ini,
+            toml=configuration.toml,
+            function=configuration.function,
+            section=settings.alembic_section,
+            x=settings.alembic_x,
+            env=settings.env,
+            source=settings.sources.get("alembic", ""),
+        )
 
     @property
     def config(self) -> str:
         """The configuration, for an error's text."""
         return self.function or str(self.ini or self.toml)
+
+    @property
+    def _home(self) -> Path | None:
+        """The folder of the configuration, if it is a file."""
+        file = self.ini or self.toml
+        return file.parent if file else None
 
     @property
     def _own(self) -> str:
@@ -88,6 +71,7 @@ class Migrations(Layer):
     def described(self) -> dict[str, Any]:
         """Return what the child has to know of the configuration."""
         return {
+            "home": self._home and str(self._home),
             "ini": self.ini and str(self.ini),
             "toml": self.toml and str(self.toml),
             "section": self.section,
@@ -200,11 +184,3 @@ class Migrations(Layer):
 
 def _links(report: dict[str, Any]) -> tuple[Link, ...]:
     return tuple(Link(name, source, needs) for name, source, needs in report["links"])
-
-
-def _read_toml(path: Path) -> dict[str, Any]:
-    """Return what a TOML file holds; raise `TemplateFailed` when it can't be read."""
-    try:
-        return tomllib.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise TemplateFailed.bad_alembic(config=str(path), cause=str(error), output="") from error

@@ -13,12 +13,6 @@ ALEMBIC: Final = "alembic"
 """The name of the layer whose links are revisions."""
 
 
-_EMPTY: Final = (
-    "an empty database (there is no alembic.ini and no [tool.alembic], or warmstack_alembic = none,"
-    " and there is no warmstack_schema)"
-)
-
-
 DDL: Final = "ddl:"
 """How the key of a `MetaData` begins. Its digest is that of the statements that make its tables."""
 
@@ -130,7 +124,9 @@ class Record(NamedTuple):
     @property
     def text(self) -> str:
         """What the layers hold."""
-        told = [each.describe() for each in self.portions if each.layer != BASE] or [_EMPTY]
+        told = [each.describe() for each in self.portions if each.layer != BASE] or [
+            "an empty database"
+        ]
         return ", ".join(told) + "".join(e.remark for e in self.portions if e.layer == BASE)
 
     def write(self) -> str:

@@ -6,7 +6,7 @@ revisions, the seed's scripts), in order, each with the digests of all that it r
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from concurrent.futures import wait
 from contextlib import suppress
 from dataclasses import dataclass
@@ -256,6 +256,8 @@ class _Bench:
             planned = [
                 self._known_portion(each, usable) or each.plan(target) for each in self._layers
             ]
+            known = [each for each in known if not self._chains.is_apart(planned, each.record)]
+            usable = () if self._rebuild else known
             base = self._nearest(planned, usable)
             if base is not None and _sizes(base.record.portions) == _sizes(planned):
                 return self._refresh(base, planned)
@@ -428,7 +430,7 @@ def doomed(
     databases: Sequence[Database],
     keep: int,
     *,
-    current: DatabaseName | None = None,
+    current: Collection[DatabaseName] = (),
     stock: int = 0,
     failed: int = 0,
     run: str = "",
@@ -437,18 +439,20 @@ def doomed(
     """Return what a sweep may drop if no process holds its lock.
 
     Of each project the *keep* templates stay that were used last, but for those that were not
-    used for *idle* seconds. Of the *current* one, and of those of other projects, up to *stock*
-    clones stay that stand ready and that nobody has looked into; and of each project the *failed*
-    last databases of failed tests, with all those that the run called *run* tells of at its end:
-    each worker of xdist has as many. Builds and clones without an owner are rubbish.
+    used for *idle* seconds. The *current* ones stay in any case. Of these, and of those of other
+    projects, up to *stock* clones stay that stand ready and that nobody has looked into; and of
+    each project the *failed* last databases of failed tests, with all those that the run called
+    *run* tells of at its end: each worker of xdist has as many. Builds and clones without an owner
+    are rubbish.
     """
-    own = next((each.project for each in databases if each.name == current), None)
+    own = next((each.project for each in databases if each.name in current), None)
     stays: dict[str, list[Database]] = {}
-    for each in sorted(databases, key=lambda e: (e.name == current, e.used), reverse=True):
+    for each in sorted(databases, key=lambda e: (e.name in current, e.used), reverse=True):
         mine = stays.setdefault(each.project, [])
-        is_fresh = each.name == current or each.unused <= idle
+        is_current = each.name in current
+        is_fresh = is_current or each.unused <= idle
         is_template = each.name.state is State.TEMPLATE and each.sealed
-        if is_template and is_fresh and len(mine) < keep:
+        if is_template and is_fresh and (is_current or len(mine) < keep):
             mine.append(each)
     kept = {each.name for mine in stays.values() for each in mine}
     kept.update(_of_failed_tests(databases, failed, idle))
@@ -457,7 +461,7 @@ def doomed(
         each.name.fingerprint: stock
         for mine in stays.values()
         for each in mine
-        if each.name == current or each.project != own
+        if each.name in current or each.project != own
     }
     for each in databases:
         wanted = room.get(each.name.fingerprint, 0)

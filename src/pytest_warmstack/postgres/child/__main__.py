@@ -13,7 +13,11 @@ import json
 import os
 import signal
 import sys
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from importlib.machinery import PathFinder
+from importlib.util import module_from_spec
+from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
 from pytest_warmstack.postgres.child import trouble, wiring
@@ -54,6 +58,7 @@ def main() -> None:
             if work is not None:
                 # Also when the project's code swallowed the refusal and went on.
                 report["refused"] = work.guard.refused
+                report["databases"] = work.revisions.databases() if work.revisions else []
             for stream in (sys.stdout, sys.stderr):
                 with suppress(Exception):  # The project's code may have closed or replaced it.
                     stream.flush()
@@ -68,11 +73,15 @@ class Work:
     """The work of this process: guarded, recorded, and telling where it is."""
 
     def __init__(self, project: dict[str, Any], answers: IO[str]) -> None:
-        # What the tests can import, the project's code can: after all that `alembic` has.
-        sys.path += [entry for entry in project["path"] if entry not in sys.path]
+        self._libraries = sys.path
+        # The project's code finds modules where the tests do, and in the same order.
+        sys.path = project["path"]
         self._project = project
         # Which driver it is takes Alembic to know; a script alone can do without.
         asks = any("{db_url}" in line for line in project["env"])
+        if project["alembic"] and asks:
+            with _path(self._libraries):
+                importlib.import_module("alembic.config")
         url = wiring.url(project["alembic"] if asks else None, project["url"])
         wiring.set_environment(project["env"], url)
         self.guard = Guard(url)
@@ -86,16 +95,18 @@ class Work:
     def do(self, do: str, **request: Any) -> dict[str, Any]:
         """Do what is asked for, and return the report."""
         if do in {"describe", "script"}:
-            from pytest_warmstack.postgres.child import scripts
-
+            with _path(self._libraries):
+                from pytest_warmstack.postgres.child import scripts
+            _prefer_own(request["line"], self._root)
             self._tell(f"in {request['line']}")
             if do == "describe":
                 return scripts.describe(request["line"], self._recorder)
             return scripts.apply(request["line"], self._root, self.guard, self._recorder)
         if self.revisions is None:
-            from pytest_warmstack.postgres.child.revisions import Revisions
-
+            with _path(self._libraries):
+                from pytest_warmstack.postgres.child.revisions import Revisions
             alembic = self._project["alembic"]
+            _prefer_own(alembic["callable"], self._root)
             url = wiring.url(alembic, self._project["url"])
             self.revisions = Revisions(alembic, url, self.guard, self._recorder, self._tell)
         if do == "plan":
@@ -109,6 +120,33 @@ class Work:
         json.dump({"at": at}, self._answers)
         self._answers.write("\n")
         self._answers.flush()
+
+
+@contextmanager
+def _path(path: list[str]) -> Iterator[None]:
+    """Look for modules in *path* for as long as this lasts.
+
+    For our own imports: the project may have a folder with the name of a library, `alembic`, say.
+    """
+    sys.path, before = path, sys.path
+    try:
+        yield
+    finally:
+        sys.path = before
+
+
+def _prefer_own(line: str, root: str) -> None:
+    """See that the module that *line* names is the project's, if its folder has no `__init__.py`.
+
+    Python prefers any package with one, wherever on the path it lies (PEP 420): `tests` of a wheel
+    would hide the project's `tests/seed.py`.
+    """
+    module = line.partition(":")[0]
+    top, file = module.partition(".")[0], Path(root, *module.split("."))
+    if top not in sys.modules and (file.with_suffix(".py").is_file() or file.is_dir()):
+        spec = PathFinder.find_spec(top, [root])
+        if spec is not None and spec.loader is None:
+            sys.modules[top] = module_from_spec(spec)
 
 
 if __name__ == "__main__":

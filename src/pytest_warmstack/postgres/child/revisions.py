@@ -167,6 +167,11 @@ class Revisions:
         }
         return [each for each in script.get_heads() if each not in needed]
 
+    def databases(self) -> list[str]:
+        """Return the databases that the configuration lists, as Alembic's template multidb does."""
+        listed = self._config.get_main_option("databases") if self._config else None
+        return [] if self._alembic["callable"] else (listed or "").replace(",", " ").split()
+
     def by_path(self) -> dict[Path, str]:
         """Return the ids of the revisions by their files, as far as those can be loaded."""
         try:

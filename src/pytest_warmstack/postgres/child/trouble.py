@@ -12,6 +12,8 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
+from pytest_warmstack.postgres.dependencies import STDLIB
+
 _LINES = 20
 """How many lines of an exception's message are told."""
 
@@ -87,7 +89,21 @@ def message(error: BaseException) -> str:
     lines = str(error).splitlines()[:_LINES] or [""]
     if not isinstance(error, Refused):
         lines[0] = f"{type(error).__name__}: {lines[0]}"
+    if isinstance(error, ModuleNotFoundError) and error.name:
+        lines.append(_looked_in(error.name))
     return "\n".join(lines)
+
+
+def _looked_in(module: str) -> str:
+    """Return where Python looked for a module that it did not find, without its own folders."""
+    package = module.rpartition(".")[0]
+    if (found := sys.modules.get(package)) is not None:
+        inside = ", ".join(getattr(found, "__path__", ()))
+        where = f": {inside}" if inside else f", {found.__file__}, which is no package"
+        return f"Looked for it in {package}{where}"
+    own = (*STDLIB, *(f"{each}/lib-dynload" for each in STDLIB))
+    folders = [each for each in sys.path if each not in own and Path(each).is_dir()]
+    return f"Looked for it in: {', '.join(folders)}"
 
 
 def where(error: BaseException, revisions: Any) -> str:

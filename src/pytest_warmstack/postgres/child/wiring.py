@@ -38,8 +38,12 @@ def url(alembic: dict[str, Any] | None, parts: dict[str, Any]) -> URL:
         # Raw: what env.py fills in is not there yet.
         section = config.config_ini_section
         own = _driver(config.file_config.get(section, "sqlalchemy.url", raw=True, fallback=""))
-        sys.path[:0] = config.get_prepend_sys_paths_list() or []
         location = config.get_alembic_option("script_location") or ""
+        # A relative one is written for the current folder; of a file that the user named, we know
+        # no other than the root, or the file's own.
+        if not Path(location).exists() and Path(alembic["home"], location).is_dir():
+            os.chdir(alembic["home"])
+        sys.path[:0] = config.get_prepend_sys_paths_list() or []
     except Exception:
         own, location = "", ""  # What is wrong with it is told when it is used.
     return _made(own or _guessed(location), parts)
