@@ -115,7 +115,7 @@ class Migrations(Layer):
         if report["own"]:
             # It was made to connect to nothing; what it began is of no use.
             self.builder.discard()
-            return Portion(self.name, self.key(), links=(Link(self._own, "", {}),))
+            return Portion(self.name, self.key(), links=(Link(self._own, "", {}, ()),))
         return Portion(
             self.name,
             self.key(),
@@ -139,7 +139,7 @@ class Migrations(Layer):
         if own:
             needs = {key: digest for each in links for key, digest in each.needs.items()}
             # What it runs is not known before: a new revision is a change of this one link.
-            links = (Link(self._own, "", needs | report["needs"] | report["folders"]),)
+            links = (Link(self._own, "", needs | report["needs"] | report["folders"], ()),)
         return portion._replace(
             needs=report["needs"],
             folders=report["folders"],
@@ -188,7 +188,9 @@ class Migrations(Layer):
 
 
 def _links(report: dict[str, Any]) -> tuple[Link, ...]:
-    return tuple(Link(name, source, needs) for name, source, needs in report["links"])
+    return tuple(
+        Link(name, source, needs, tuple(after)) for name, source, needs, after in report["links"]
+    )
 
 
 def _read_toml(path: Path) -> dict[str, Any]:

@@ -15,7 +15,7 @@ from alembic import command
 from alembic.config import CommandLine, Config
 from alembic.runtime.migration import MigrationContext
 from alembic.script import Script, ScriptDirectory
-from alembic.util import CommandError
+from alembic.util import CommandError, to_tuple
 from alembic.util.pyfiles import coerce_resource_to_filename
 from sqlalchemy import URL, text
 
@@ -63,7 +63,7 @@ class Revisions:
         self._contexts: list[MigrationContext] = []
         self._ordered: list[Script] = []
         self._tables: list[list[str | None]] = []
-        self._wanted: list[str] = []
+        self._wanted: set[str] = set()
         self._watch_warnings()
         self._watch_contexts()
 
@@ -100,7 +100,7 @@ class Revisions:
 
         With *own* all is applied that the project's own code wants to.
         """
-        self._wanted, self._contexts, self._tables = links, [], []
+        self._wanted, self._contexts, self._tables = set(links), [], []
         if own:
             config = self._called() if self._alembic["callable"] else self._read()
             self._config = config and self._wired(config)
@@ -119,9 +119,8 @@ class Revisions:
             )
         if own and self._script is not None:
             self._see_that_all_is_seen()
-        wanted = set(links)
         ordered = self._order() if self._script else []
-        done = [each for each in ordered if own or each.revision in wanted]
+        done = [each for each in ordered if own or each.revision in self._wanted]
         return {
             "links": self._links(done),
             "heads": self._heads() if self._script else [],
@@ -130,7 +129,15 @@ class Revisions:
         }
 
     def _links(self, scripts: Iterable[Script]) -> list[list[Any]]:
-        return [[each.revision, self._key(each), self._link_needs(each)] for each in scripts]
+        return [
+            [each.revision, self._key(each), self._link_needs(each), self._after(each)]
+            for each in scripts
+        ]
+
+    def _after(self, script: Script) -> list[str]:
+        """Return the revisions that have to be applied before this one."""
+        needed = self._loaded().get_revisions(script.dependencies or ())
+        return [*to_tuple(script.down_revision, ()), *(each.revision for each in needed)]
 
     def _common(self, *, whole: bool = False) -> dict[str, Any]:
         """Return what is reported of all revisions together."""
@@ -372,7 +379,7 @@ class Revisions:
         MigrationContext.configure = classmethod(configure)  # type: ignore[method-assign,assignment]
 
     def _recorded(self, steps: Callable[..., Iterable[Any]]) -> Callable[..., list[Any]]:
-        """Return *steps* in the planned order, up to the last that is wanted, and recorded."""
+        """Return those of *steps* that are wanted, in Alembic's own order, and recorded."""
 
         def planned(heads: Any, context: MigrationContext) -> list[Any]:
             self._note_table(context)
@@ -381,7 +388,7 @@ class Revisions:
             if None in ids:
                 return found  # A stamp, and no upgrade.
             by_id = dict(zip(ids, found, strict=True))
-            wanted = [each for each in self._wanted if each in by_id] if self._wanted else ids
+            wanted = [each for each in ids if each in self._wanted] if self._wanted else ids
             return [self._watched(str(each), by_id[each]) for each in wanted]
 
         return planned
