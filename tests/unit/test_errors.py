@@ -72,6 +72,7 @@ SAMPLES: dict[str, Any] = {
     "title": "PostgreSQL",
     "understood": ["session, db: sqlalchemy.orm.Session", "url: a URL as text"],
     "tried": "postgresql://db.example.com:5432/prod",
+    "unseen": ["migrations/versions/mysql/*"],
     "user": "ada",
     "value": "maybe",
     "variable": "WARMSTACK_POSTGRES_IMAGE",

@@ -99,7 +99,9 @@ class Migrations(Layer):
         """Return the fingerprint of what is said about the project outside of its files."""
         files = [os.path.relpath(each, self.builder.root) for each in (self.ini, self.toml) if each]
         which = [self.function, *files]
-        return fingerprint(*which, "section", self.section, *self.x, "env", *self.env)
+        said = ["section", self.section, *self.x, "env", *self.env]
+        # What is left out shows in the needs of all portions, and in the remark.
+        return fingerprint(*which, *said, "ignore", *self.builder.ignore)
 
     def prepare(self) -> None:
         """Start the child process: it imports Alembic while the server starts, and then waits."""
@@ -164,7 +166,9 @@ class Migrations(Layer):
         if kind == "config":
             raise TemplateFailed.bad_alembic(config=self.config, cause=error, output=output)
         if kind == "revisions" and not where:
-            raise TemplateFailed.bad_revisions(config=self.config, cause=error, output=output)
+            raise TemplateFailed.bad_revisions(
+                config=self.config, cause=error, unseen=report.get("unseen", ()), output=output
+            )
         raise TemplateFailed.migration_failed(
             where=where,
             cause=error,

@@ -334,19 +334,27 @@ class Revisions:
         # Below a script location that holds the whole project lies more than scripts.
         inside = Path.cwd().resolve().is_relative_to(home)
         folders = [home / "versions" if inside else home, *self._locations()]
-        missing, aside = texts.unseen(map(str, folders), seen)
+        missing, aside = (
+            [each for each in paths if not self._recorder.is_ignored(self._name(each))]
+            for paths in texts.unseen(map(str, folders), seen)
+        )
         count = len(missing) + len(aside)
         if missing:
-            names = [self._recorder.key("file", each).partition(":")[2] for each in missing]
+            names = [self._name(each) for each in missing]
             raise Trouble(
                 "revisions",
                 f"Alembic sees {len(seen)} of {len(seen) + count} revision files, and not:"
                 f" {', '.join(names[:10])}{' ...' if len(names) > 10 else ''}\n"
                 "(version_locations and recursive_version_locations tell it where to look)",
+                unseen=[self._name(each) for each in texts.apart([*missing, *aside], seen)],
             )
         if aside:
             files = "file" if count == 1 else "files"
             self._unseen = f" ({count} revision {files} that Alembic does not see)"
+
+    def _name(self, path: str) -> str:
+        """Return the name of a file, as keys and patterns have it."""
+        return self._recorder.key("file", path).partition(":")[2]
 
     def _watch_warnings(self) -> None:
         """Take down what Alembic warns of; it names files that it can't place."""
