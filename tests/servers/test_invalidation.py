@@ -860,6 +860,58 @@ CASES: Final[dict[str, list[Step]]] = {
         rebuilt(nothing, "--warmstack-rebuild"),
         found(with_options(rebuild=False)),
     ],
+    "what the function that gives the configuration imports for other purposes": [
+        rebuilt(
+            together(
+                written("web.py", "import things\n\nSIZE = 1\n"),
+                written("things.py"),
+                written("names.py", 'TENANT = "a"\nOTHER = 1\n'),
+                written(
+                    "places.py",
+                    "import helpers\nimport models\nimport names\nimport web\n"
+                    + PLACES.replace(
+                        "    return",
+                        '    config.set_main_option("tenant", names.TENANT)\n'
+                        '    config.attributes["path"] = Path("notes.txt").read_text()[:1]\n'
+                        "    return",
+                    ).replace("def make", "from pathlib import Path\n\n\ndef make"),
+                ),
+                written("notes.txt", "one"),
+                with_options(alembic="places:make"),
+            ),
+            NEW_SETTINGS,
+        ),
+        found(edited("web.py", "1", "2")),
+        found(appended("things.py", "# edited\n")),
+        found(edited("names.py", "1", "2")),
+        found(edited("notes.txt", "one", "or")),
+        extended(revised("0006", "0005"), "by 1 revision from 5"),
+        # What the configuration says.
+        rebuilt(edited("names.py", '"a"', '"b"'), "the Config that places:make returns changed"),
+        rebuilt(edited("notes.txt", "or", "two"), "the Config that places:make returns changed"),
+        # What env.py and a revision import as well.
+        rebuilt(appended("models.py", "# edited\n"), "models.py changed"),
+        rebuilt(
+            appended("helpers.py", "# edited\n"), "helpers.py changed (imported by 0003_three.py)"
+        ),
+    ],
+    "a configuration that holds more than values": [
+        rebuilt(
+            together(
+                written("web.py"),
+                written(
+                    "places.py",
+                    "import web\n"
+                    + PLACES.replace(
+                        "    return", '    config.attributes["web"] = web\n    return'
+                    ),
+                ),
+                with_options(alembic="places:make"),
+            ),
+            NEW_SETTINGS,
+        ),
+        rebuilt(appended("web.py", "# edited\n"), "web.py changed"),
+    ],
     "what the function that gives the configuration imports": [
         rebuilt(
             together(

@@ -6,7 +6,16 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Final
 
 from pytest_warmstack.postgres.dependencies import ABSENT, Present
-from pytest_warmstack.postgres.record import ALEMBIC, BASE, Link, Portion, Record, label, length
+from pytest_warmstack.postgres.record import (
+    ALEMBIC,
+    BASE,
+    CONFIG,
+    Link,
+    Portion,
+    Record,
+    label,
+    length,
+)
 
 _NEW_KEY: Final = {
     BASE: "warmstack_depends_ignore, or the version of PostgreSQL or pytest-warmstack, changed",
@@ -76,7 +85,7 @@ class Comparison:
                 break
             if mine.layer == BASE and mine.needs.keys() != portion.needs.keys():
                 break
-            if not self.holds(portion.needs):
+            if not self.holds(portion.needs) or _configured(mine) != _configured(portion):
                 break
             found.append(same := self._same(mine.links, portion.links))
             if not len(same) == len(mine.links) == len(portion.links):
@@ -116,6 +125,9 @@ class Comparison:
                 yield "warmstack_depends changed"
             elif changed := self._changed(portion.needs):
                 yield f"{changed}{_DECLARED.get(portion.layer, '')}"
+            elif (other := _configured(portion)) != _configured(mine):
+                for key in other or _configured(mine):
+                    yield f"the Config that {label(key)} returns changed"
             yield from self._changed_links(mine, portion)
             if len(mine.links) > len(portion.links) and place < len(record.portions) - 1:
                 names = {link.name for link in portion.links}
@@ -161,3 +173,8 @@ class Comparison:
                 verb = "is gone" if now == ABSENT else "is new" if digest == ABSENT else "changed"
                 return f"{label(key)} {verb}"
         return ""
+
+
+def _configured(portion: Portion) -> dict[str, str]:
+    """Return the digest of the values of a configuration that a function makes."""
+    return {key: digest for key, digest in portion.needs.items() if key.startswith(CONFIG)}

@@ -23,6 +23,10 @@ DDL: Final = "ddl:"
 """How the key of a `MetaData` begins. Its digest is that of the statements that make its tables."""
 
 
+CONFIG: Final = "config:"
+"""How the key of a `Config` that a function makes begins. Its digest is that of its values."""
+
+
 class Link(NamedTuple):
     """One step of a build: a revision, a script.
 
@@ -59,9 +63,9 @@ class Link(NamedTuple):
 class Portion(NamedTuple):
     """What one layer has in a template.
 
-    *key* is the layer's, *needs* is what all of its links depend on, *folders* is where a file
-    may appear that is a new link, *remark* is a warning for the header. It is not *whole* when
-    the layer has more links than these.
+    *key* is the layer's, *needs* is what all of its links depend on, *folders* is what has to be
+    planned again when it changes, such as a folder in which a new link may appear, *remark* is a
+    warning for the header. It is not *whole* when the layer has more links than these.
     """
 
     layer: str

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import functools
 import inspect
+import sys
 import warnings
 from argparse import Namespace
 from collections.abc import Awaitable, Callable, Iterable
@@ -19,11 +20,12 @@ from alembic.util import CommandError, to_tuple
 from alembic.util.pyfiles import coerce_resource_to_filename
 from sqlalchemy import URL, text
 
-from pytest_warmstack.postgres.child import texts, trouble
+from pytest_warmstack.postgres.child import texts, trouble, values
 from pytest_warmstack.postgres.child.guard import Guard
 from pytest_warmstack.postgres.child.recorder import Recorder, real
 from pytest_warmstack.postgres.child.trouble import Trouble
 from pytest_warmstack.postgres.dependencies import python_files
+from pytest_warmstack.postgres.record import CONFIG
 
 _ALWAYS = frozenset({"package:alembic", "package:sqlalchemy"})
 """What every revision uses: it is noted once for all of them."""
@@ -57,6 +59,8 @@ class Revisions:
         self.told: list[str] = []
         self.home: Path | None = None
         self._config: Config | None = None
+        self._values = ""
+        self._made_in: set[str] = set()
         self._script: ScriptDirectory | None = None
         self._keys: dict[str, str] = {}
         self._unseen = ""
@@ -203,7 +207,22 @@ class Revisions:
 
     def _called(self) -> Config | None:
         """Return what the project's callable gives: a configuration, or nothing."""
-        found = trouble.attribute(self._alembic["callable"])
+        # What it reads is its own.
+        self._recorder.link(self._alembic["callable"])
+        try:
+            made = self._call(trouble.attribute(self._alembic["callable"]))
+            self._values = "" if made is None else values.digest(made, self._url)
+        finally:
+            self._recorder.link("")
+        if made is not None and made.cmd_opts is None:
+            made.cmd_opts = self._options()
+        return made
+
+    def _call(self, found: Any) -> Config | None:
+        """Return what *found*, the callable, gives."""
+        modules = (self._alembic["callable"].partition(":")[0], getattr(found, "__module__", ""))
+        files = (getattr(sys.modules.get(each), "__file__", None) for each in modules)
+        self._made_in = {real(each) for each in files if each}
         parameters = inspect.signature(found).parameters.values()
         if any(each.kind in _POSITIONAL for each in parameters):
             made = found(self._url)
@@ -217,8 +236,6 @@ class Revisions:
                 f"{self._alembic['callable']} returned {made!r}, and neither an"
                 " alembic.config.Config nor None",
             )
-        if isinstance(made, Config) and made.cmd_opts is None:
-            made.cmd_opts = self._options()
         config: Config | None = made
         return config
 
@@ -300,9 +317,14 @@ class Revisions:
         for kind in ("ini", "toml"):
             if alembic[kind]:
                 keys.add(recorder.key(kind, alembic[kind]))
-        if module := alembic["callable"].partition(":")[0]:
+        if alembic["callable"] and self._values:
+            # Also what it shares with env.py, which may have imported it for more than the models.
+            makers = self._makers()
+            keys |= recorder.needs_of(makers & recorder.modules(recorder.env))
+            keys |= {recorder.key("file", each) for each in makers & self._made_in}
+        elif alembic["callable"]:
             # What it is made of may come from anywhere.
-            keys |= recorder.needs_of(recorder.modules_of(module))
+            keys |= recorder.needs_of(self._makers(), alembic["callable"])
         if self.home is not None:
             # Of what env.py imports only what lies with it: the application's models may change.
             lying = {
@@ -316,14 +338,24 @@ class Revisions:
         if whole:
             for path in self._keys:
                 keys |= recorder.needs(path)
-        return recorder.digests(keys)
+        made = {f"{CONFIG}{alembic['callable']}": self._values} if self._values else {}
+        return recorder.digests(keys) | made
+
+    def _makers(self) -> set[str]:
+        """Return the files of the function's module and of what that imports."""
+        return self._recorder.modules_of(self._alembic["callable"].partition(":")[0])
 
     def _folders(self) -> dict[str, str]:
-        """Return where a new revision may appear."""
-        if self._script is None:
-            return {}
-        folders = {self._recorder.key("scripts", str(each)) for each in self._locations()}
-        return self._recorder.digests(folders)
+        """Return what has to be planned again when it changes: where a new revision may appear.
+
+        And what the function reads, which may then give other values.
+        """
+        keys: set[str] = set()
+        if self._script is not None:
+            keys |= {self._recorder.key("scripts", str(each)) for each in self._locations()}
+        if self._values:
+            keys |= self._recorder.needs_of(self._makers(), self._alembic["callable"])
+        return self._recorder.digests(keys)
 
     def _see_that_all_is_seen(self) -> None:
         """Raise for revisions that do not fit together, or that Alembic does not see."""
