@@ -830,13 +830,25 @@ class TemplateFailed(WarmstackError):
         )
 
     @classmethod
-    def bad_revisions(cls, *, config: str, cause: str, output: str) -> TemplateFailed:
-        """Tell that the revisions do not fit together, so that not all of them would run."""
+    def bad_revisions(
+        cls, *, config: str, cause: str, unseen: Sequence[str], output: str
+    ) -> TemplateFailed:
+        """Tell that the revisions do not fit together, so that not all of them would run.
+
+        *unseen* are patterns of those that Alembic does not see, if that is what is wrong.
+        """
+        declare = (
+            "if you leave them out on purpose, name them in the pytest configuration (in "
+            "pyproject.toml as a list):\n" + "\n    ".join(["warmstack_depends_ignore =", *unseen])
+        )
         return cls(
             "The revisions of Alembic do not fit together.",
             why=cause,
             looked_at=[config, "the revision files in all its version locations", *_wrote(output)],
-            todo=["mend them until `alembic history` lists each of them once, without a warning"],
+            todo=[
+                "mend them until `alembic history` lists each of them once, without a warning",
+                *([declare] if unseen else []),
+            ],
         )
 
     @classmethod

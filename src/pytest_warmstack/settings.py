@@ -166,7 +166,7 @@ class Settings(NamedTuple):
     env: tuple[str, ...] = ()
     depends: tuple[str, ...] = ()
     depends_ignore: tuple[str, ...] = ()
-    keep_templates: int = 4
+    keep_templates: int = 8
     keep_failed: int = 3
     max_idle: float = 7 * 86400.0
     isolation: Isolation = Isolation.CLONE

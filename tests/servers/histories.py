@@ -66,7 +66,7 @@ async def connect_and_upgrade():
 asyncio.run(connect_and_upgrade())
 """
 
-# Each adds its id to one text, so that the order of all of them can be seen in the database.
+# Each adds its id to one table, so that it shows if one is applied twice or left out.
 REVISION: Final = """\
 from pathlib import Path
 
@@ -74,14 +74,14 @@ from alembic import op
 {imports}
 revision = {id!r}
 down_revision = {after!r}
+depends_on = {depends!r}
 
 
 def upgrade():
     with Path(__file__).parents[2].joinpath("ran.log").open("a") as log:
         log.write(revision + "\\n")
-    op.execute("CREATE TABLE IF NOT EXISTS history (ids text)")
-    op.execute("INSERT INTO history SELECT '' WHERE NOT EXISTS (SELECT FROM history)")
-    op.execute("UPDATE history SET ids = ids || '{id},'")
+    op.execute("CREATE TABLE IF NOT EXISTS history (id text)")
+    op.execute("INSERT INTO history (id) VALUES ('{id}')")
     op.execute("CREATE TABLE t{id} (a integer)")
 {body}"""
 
@@ -112,12 +112,14 @@ class Project:
         after: str | tuple[str, ...] | None,
         *body: str,
         imports: Sequence[str] = (),
+        depends: Sequence[str] = (),
         name: str = "",
     ) -> None:
         """Write the file of a revision."""
         text = REVISION.format(
             id=id,
             after=after,
+            depends=tuple(depends) or None,
             imports="".join(f"{line}\n" for line in imports),
             body="".join(f"    {line}\n" for line in body),
         )

@@ -348,6 +348,40 @@ def test_revisions_that_alembic_does_not_see_are_an_error(form: Form) -> None:
     assert "recursive_version_locations" in text
 
 
+def test_revisions_that_are_left_out_on_purpose_can_be_declared(form: Form) -> None:
+    """The error names the line to write, one for each folder; then the header is silent too."""
+    years(form)
+    lite = "migrations/lite"
+    form.write(f"{lite}/0001_first.py", revision("0001", None, "SELECT lite()"))
+    form.write(f"{lite}/old/0002.py", revision("0002", "0001", "SELECT lite()"))
+
+    lines = [
+        "warmstack_depends_ignore =",
+        "    migrations/lite/*",
+        "    migrations/versions/2024/*",
+    ]
+    assert " ".join(" ".join(lines).split()) in " ".join(form.refused().split())
+    form.configure(*lines)
+
+    assert form.column(TABLES) == SHOP[:2]
+    assert "does not see" not in form.runs[-1].stem.with_suffix(".out").read_text()
+
+
+def test_another_history_that_is_left_out_is_told_until_it_is_declared(form: Form) -> None:
+    """It does not follow what Alembic sees, so that it is no error."""
+    years(form)
+    for each in (form.folder / "migrations/versions/2024").iterdir():
+        each.write_text(each.read_text().replace("= '0", "= '9"))
+
+    assert form.column(TABLES) == SHOP[:2]
+    seen = "1 revision (9 revision files that Alembic does not see)"
+    assert seen in form.runs[-1].stem.with_suffix(".out").read_text()
+
+    form.configure("warmstack_depends_ignore = migrations/versions/2024/*")
+    assert form.column(TABLES) == SHOP[:2]
+    assert "does not see" not in form.runs[-1].stem.with_suffix(".out").read_text()
+
+
 def test_revisions_in_folders_are_seen_where_the_configuration_says_so(form: Form) -> None:
     """The same project with recursive_version_locations is migrated, all of it."""
     years(form)

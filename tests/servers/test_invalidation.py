@@ -21,7 +21,7 @@ import pytest
 from histories import ENV, INI, VERSIONS, Project, Shelf, promised
 from pytest_warmstack.errors import TemplateFailed
 from pytest_warmstack.postgres import dependencies, template
-from pytest_warmstack.settings import RuntimeName
+from pytest_warmstack.settings import RuntimeName, Settings
 from sample import Bench, keeping, until
 
 pytestmark = pytest.mark.parametrize("runtime", [RuntimeName.EMBEDDED], indirect=True)
@@ -552,6 +552,29 @@ CASES: Final[dict[str, list[Step]]] = {
         rebuilt(edited(FOUR, "(a integer)", "(a bigint)"), "0004_four.py changed"),
         found(edited(FOUR, "(a bigint)", "(a integer)")),
     ],
+    # The reason is this change, and none that was undone.
+    "an edit that is undone, and another one": [
+        rebuilt(edited(FOUR, "(a integer)", "(a bigint)"), "0004_four.py changed"),
+        extended(
+            together(edited(FOUR, "(a bigint)", "(a integer)"), appended(FIVE, column(1))),
+            "by 2 revisions from 3",
+            "0005_five.py changed",
+        ),
+    ],
+    "an edit of what all depends on, which is undone, and another one": [
+        rebuilt(appended("migrations/env.py", "# edited\n"), "env.py changed"),
+        rebuilt(
+            together(edited("migrations/env.py", "# edited\n", ""), appended(FIVE, column(1))),
+            "0005_five.py changed",
+        ),
+    ],
+    "a setting that is undone, and an edit": [
+        rebuilt(with_options(env=("SHOP=1",)), NEW_SETTINGS),
+        rebuilt(
+            together(with_options(env=()), appended("migrations/env.py", "# edited\n")),
+            "env.py changed",
+        ),
+    ],
     "a revision whose time is yet to come": [
         extended(
             together(revised("0006", "0005"), ahead(f"{VERSIONS}/0006.py")), "by 1 revision from 5"
@@ -643,24 +666,50 @@ CASES: Final[dict[str, list[Step]]] = {
     "a branch that Alembic applies last": [
         extended(revised("0006", "0005"), "by 1 revision from 5"),
         extended(revised("0006b", "0005", name="0000"), "by 1 revision from 6"),
-        extended(revised("0007", "0006"), "by 2 revisions from 6", "0007.py is new before 0000.py"),
-        extended(
-            revised("0008", ("0007", "0006b")),
-            "by 4 revisions from 5",
-            "0000.py now comes before 0006.py",
-        ),
+        extended(revised("0007", "0006"), "by 1 revision from 7"),
+        extended(revised("0008", ("0007", "0006b")), "by 1 revision from 8"),
     ],
     "a branch that Alembic applies first": [
         extended(revised("0006", "0005"), "by 1 revision from 5"),
+        extended(revised("0006b", "0005"), "by 1 revision from 6"),
+    ],
+    "two branches, on which revisions come in turn": [
         extended(
-            revised("0006b", "0005"), "by 2 revisions from 5", "0006b.py is new before 0006.py"
+            together(revised("0006", "0005"), revised("0006b", "0005")), "by 2 revisions from 5"
         ),
+        extended(revised("0007", "0006"), "by 1 revision from 7"),
+        extended(revised("0007b", "0006b"), "by 1 revision from 8"),
+        extended(
+            revised("0007b", "0006b", column(1).strip()),
+            "by 1 revision from 8",
+            "0007b.py changed",
+        ),
+        extended(
+            revised("0006", "0005", column(2).strip()), "by 4 revisions from 5", "0006.py changed"
+        ),
+        # What was edited has moved behind the other branch.
+        extended(
+            revised("0006", "0005", column(3).strip()), "by 2 revisions from 7", "0006.py changed"
+        ),
+        extended(revised("0008", ("0007", "0007b")), "by 1 revision from 9"),
+        extended(revised("0007c", "0006b"), "by 1 revision from 10"),
+    ],
+    "a revision that depends on one of another branch, which goes on": [
+        extended(
+            together(
+                revised("1000", None, name="0000"),
+                edited(f"{VERSIONS}/0000.py", "depends_on = None", "depends_on = '0003'"),
+            ),
+            "by 1 revision from 5",
+        ),
+        extended(revised("0006", "0005"), "by 1 revision from 6"),
+        extended(revised("1001", "1000"), "by 1 revision from 7"),
     ],
     "a branch from the middle": [
-        rebuilt(revised("0003b", "0002", name="9999"), "9999.py is new before 0003_three.py"),
+        extended(revised("0003b", "0002", name="9999"), "by 1 revision from 5"),
         extended(
             edited(f"{VERSIONS}/9999.py", "(a integer)", "(a bigint)"),
-            "by 4 revisions from 2",
+            "by 1 revision from 5",
             "9999.py changed",
         ),
         extended(revised("0006", ("0005", "0003b")), "by 1 revision from 6"),
@@ -670,11 +719,7 @@ CASES: Final[dict[str, list[Step]]] = {
             together(revised("0006", "0005"), revised("0006b", "0005", name="0000")),
             "by 2 revisions from 5",
         ),
-        extended(
-            renamed(f"{VERSIONS}/0000.py", f"{VERSIONS}/9999.py"),
-            "by 2 revisions from 5",
-            "9999.py now comes before 0006.py",
-        ),
+        found(renamed(f"{VERSIONS}/0000.py", f"{VERSIONS}/9999.py")),
     ],
     "a second base": [
         extended(revised("1000", None, name="0000"), "by 1 revision from 5"),
@@ -684,11 +729,7 @@ CASES: Final[dict[str, list[Step]]] = {
         extended(
             together(
                 revised("1000", None, name="0000"),
-                edited(
-                    f"{VERSIONS}/0000.py",
-                    "down_revision = None",
-                    "down_revision = None\ndepends_on = '0003'",
-                ),
+                edited(f"{VERSIONS}/0000.py", "depends_on = None", "depends_on = '0003'"),
             ),
             "by 1 revision from 5",
         ),
@@ -697,11 +738,7 @@ CASES: Final[dict[str, list[Step]]] = {
         extended(
             together(
                 revised("1000", None, name="0000"),
-                edited(
-                    f"{VERSIONS}/0000.py",
-                    "down_revision = None",
-                    "down_revision = None\ndepends_on = '0005'",
-                ),
+                edited(f"{VERSIONS}/0000.py", "depends_on = None", "depends_on = '0005'"),
             ),
             "by 1 revision from 5",
         ),
@@ -822,6 +859,58 @@ CASES: Final[dict[str, list[Step]]] = {
         rebuilt(with_options(rebuild=True), "--warmstack-rebuild"),
         rebuilt(nothing, "--warmstack-rebuild"),
         found(with_options(rebuild=False)),
+    ],
+    "what the function that gives the configuration imports for other purposes": [
+        rebuilt(
+            together(
+                written("web.py", "import things\n\nSIZE = 1\n"),
+                written("things.py"),
+                written("names.py", 'TENANT = "a"\nOTHER = 1\n'),
+                written(
+                    "places.py",
+                    "import helpers\nimport models\nimport names\nimport web\n"
+                    + PLACES.replace(
+                        "    return",
+                        '    config.set_main_option("tenant", names.TENANT)\n'
+                        '    config.attributes["path"] = Path("notes.txt").read_text()[:1]\n'
+                        "    return",
+                    ).replace("def make", "from pathlib import Path\n\n\ndef make"),
+                ),
+                written("notes.txt", "one"),
+                with_options(alembic="places:make"),
+            ),
+            NEW_SETTINGS,
+        ),
+        found(edited("web.py", "1", "2")),
+        found(appended("things.py", "# edited\n")),
+        found(edited("names.py", "1", "2")),
+        found(edited("notes.txt", "one", "or")),
+        extended(revised("0006", "0005"), "by 1 revision from 5"),
+        # What the configuration says.
+        rebuilt(edited("names.py", '"a"', '"b"'), "the Config that places:make returns changed"),
+        rebuilt(edited("notes.txt", "or", "two"), "the Config that places:make returns changed"),
+        # What env.py and a revision import as well.
+        rebuilt(appended("models.py", "# edited\n"), "models.py changed"),
+        rebuilt(
+            appended("helpers.py", "# edited\n"), "helpers.py changed (imported by 0003_three.py)"
+        ),
+    ],
+    "a configuration that holds more than values": [
+        rebuilt(
+            together(
+                written("web.py"),
+                written(
+                    "places.py",
+                    "import web\n"
+                    + PLACES.replace(
+                        "    return", '    config.attributes["web"] = web\n    return'
+                    ),
+                ),
+                with_options(alembic="places:make"),
+            ),
+            NEW_SETTINGS,
+        ),
+        rebuilt(appended("web.py", "# edited\n"), "web.py changed"),
     ],
     "what the function that gives the configuration imports": [
         rebuilt(
@@ -1127,6 +1216,45 @@ def test_the_templates_that_were_used_last_stay(
     assert sweep() == {str(each) for each in (in_use, names[0], names[-1])}
     others.close()
     assert sweep() == {str(each) for each in (names[0], names[-1])}
+
+
+def test_the_state_before_a_day_of_edits_is_found(
+    kept: Shelf, project: Project, standing: Bench
+) -> None:
+    """Of the states of one edit the first stays, and the last ones; no more than a few in all."""
+    kept_by_default = Settings()
+
+    def use() -> template.Template:
+        run = standing.ensure(standing.postgres).client
+        made = kept.ensure(project, admin=run)
+        run.close()
+        with keeping(kept.admin, made.name) as keeper:
+            keeper.sweep(
+                lambda listed: template.doomed(
+                    listed,
+                    kept_by_default.keep_templates,
+                    current=made.name,
+                    idle=kept_by_default.max_idle,
+                )
+            ).result(timeout=30)
+        return made
+
+    project.edit(ONE, "(a integer)", "(a bigint)")
+    first, text = use(), (project.folder / FIVE).read_text()
+    project.taken("ran.log")
+    edits = []
+    for number in range(11):
+        project.write(FIVE, text + column(number))
+        edits.append(use())
+
+    assert [each.origin for each in edits] == ["rebuilt"] + 10 * ["extended"]
+    assert project.taken("ran.log") == ["0001", "0002", "0003", "0004", *11 * ["0005"]]
+    # The first state, the one that was left before the edit, the last two of the edit.
+    assert len([each for each in kept.templates() if each not in kept.known]) == 4
+    project.write(FIVE, text + column(9))
+    assert (use().name, use().origin) == (edits[9].name, "found")
+    project.write(FIVE, text)
+    assert (use().name, use().origin) == (first.name, "found")
 
 
 def test_what_was_built_before_a_rebuild_is_not_built_upon(

@@ -33,7 +33,13 @@ class Text:
 
     name: str
     after: tuple[str, ...]
+    depends: tuple[str, ...] = ()
     column: int = 0
+
+    @property
+    def needs(self) -> tuple[str, ...]:
+        """The revisions that are applied before it."""
+        return self.after + self.depends
 
 
 @dataclass
@@ -50,8 +56,15 @@ class State:
 
     def heads(self) -> list[str]:
         """Return the revisions that none follows."""
-        followed = {id for text in self.revisions.values() for id in text.after}
+        followed = {id for text in self.revisions.values() for id in text.needs}
         return [id for id in self.revisions if id not in followed]
+
+    def is_ordered(self) -> bool:
+        """Tell whether the revisions can be applied in some order."""
+        done: set[str] = set()
+        for _ in self.revisions:
+            done |= {id for id, text in self.revisions.items() if done.issuperset(text.needs)}
+        return len(done) == len(self.revisions)
 
     def followers(self, id: str) -> list[Text]:
         """Return the revisions that follow one."""
@@ -69,6 +82,8 @@ class State:
             path.unlink()
         for id, text in self.revisions.items():
             body = [f'op.execute("ALTER TABLE t{id} ADD COLUMN c{text.column} integer")']
+            # Fails where one of them was not applied before.
+            body += [f'op.execute("SELECT FROM t{each}")' for each in text.needs]
             imports = []
             if int(id) % 2:
                 imports = ["from helpers import LENGTH"]
@@ -77,7 +92,7 @@ class State:
                 body.append('op.execute(Path("data.sql").read_text())')
             one = text.after[0] if text.after else None
             after = text.after if len(text.after) > 1 else one
-            project.revise(id, after, *body, imports=imports, name=text.name)
+            project.revise(id, after, *body, imports=imports, depends=text.depends, name=text.name)
 
 
 class History:
@@ -97,6 +112,8 @@ class History:
         """Do the edit *name*, if it can be done."""
         self.before.append(copy.deepcopy(self.now))
         getattr(self, name)(number)
+        if not self.now.is_ordered():
+            self.now = self.before.pop()
 
     def append(self, number: int) -> None:
         """Add a revision after a head."""
@@ -121,6 +138,14 @@ class History:
         """Add a revision after all heads."""
         if len(heads := self.now.heads()) > 1:
             self._add(tuple(heads))
+
+    def depend(self, number: int) -> None:
+        """Add a revision after a head, or after none, which also needs another one."""
+        heads = ((id,) for id in self.now.heads())
+        after = [*heads, ()][number % (len(self.now.heads()) + 1)]
+        other = self._picked(number * 7)
+        new = self._add(after)
+        self.now.revisions[new].depends = (other,)
 
     def change(self, number: int) -> None:
         """Edit a revision."""
@@ -154,7 +179,8 @@ class History:
         """Remove a revision that one other follows, which takes its place."""
         one = self._picked(number)
         followers = self.now.followers(one)
-        if len(followers) == 1 and len(followers[0].after) == 1:
+        depended = any(one in text.depends for text in self.now.revisions.values())
+        if len(followers) == 1 and len(followers[0].after) == 1 and not depended:
             followers[0].after = self.now.revisions.pop(one).after
 
     def rename(self, number: int) -> None:
@@ -192,8 +218,8 @@ class History:
 
 EDITS: Final = (
     # The first ones twice: they are what extends a template, and what an extended one must notice.
-    *("append", "feed"),
-    *("append", "branch", "insert", "merge", "change", "change_last", "delete"),
+    *("append", "branch", "depend", "feed"),
+    *("append", "branch", "depend", "insert", "merge", "change", "change_last", "delete"),
     *("swap", "squash", "rename", "help", "feed", "sow", "back"),
 )
 

@@ -42,6 +42,11 @@ def link(number: int, *, words: str = "t", text: str = "", **needs: str) -> Link
     return Link(f"{number:04}", source, {source: text or f"text {number}", **needs})
 
 
+def after(number: int, *before: int, text: str = "") -> Link:
+    """Return a revision that is applied after others, in whatever order those are."""
+    return link(number, text=text)._replace(after=tuple(f"{each:04}" for each in before))
+
+
 def alembic(*links: Link, **fields: Any) -> Portion:
     """Return what the layer of Alembic has."""
     return Portion(ALEMBIC, "k", links=links)._replace(**fields)
@@ -83,10 +88,17 @@ class Case:
         """How many links the template has, if the plan begins with all of them."""
         return self._comparison.begins(self.planned, self.record)
 
+    def arranged(self, base: Portion | None, near: Portion) -> tuple[list[str], int]:
+        """The numbers of the revisions in the order of the build, and where edits begin."""
+        records = [Record(1.0, "run", (each,)) if each else None for each in (base, near)]
+        assert records[1] is not None
+        found, reach = self._comparison.arranged(self.planned, records[0], records[1])
+        return [each.name.lstrip("0") for each in found[0].links], reach
+
     @property
     def why(self) -> str:
         """The words for what differs first."""
-        return self._comparison.why(self.planned, self.record)
+        return next(iter(self._comparison.apart(self.planned, self.record)[0]), "")
 
 
 ONE, TWO, THREE = link(1), link(2), link(3)
@@ -157,6 +169,71 @@ def test_a_template_of_nothing_is_no_beginning() -> None:
     case = Case([base(), alembic(ONE)], [base()])
 
     assert (case.common, case.begins, case.why) == ((0, True), 0, "")
+
+
+# Branches
+
+
+def test_a_revision_on_one_of_two_branches_extends_what_is_there() -> None:
+    """Alembic would apply it before the other branch; nothing of that needs it."""
+    there = [after(1), after(2, 1), after(3, 2)]
+
+    case = Case([base(), alembic(after(1), after(9, 1), *there[1:])], [base(), alembic(*there)])
+
+    assert (case.common, case.begins, case.why) == ((3, True), 3, "")
+
+
+def test_branches_in_another_order_are_the_same() -> None:
+    """Alembic orders them by the names of their files."""
+    one, two, three = after(1), after(2, 1), after(3, 1)
+
+    case = Case([base(), alembic(one, three, two)], [base(), alembic(one, two, three)])
+
+    assert (case.common, case.begins, case.why) == ((3, True), 3, "")
+
+
+def test_a_revision_without_what_it_follows_is_not_in_common() -> None:
+    """It stood on something else."""
+    case = Case(
+        [base(), alembic(after(1), after(2, 1), after(3, 1, 2))],
+        [base(), alembic(after(1), after(2, 1, text="old"), after(3, 1, 2))],
+    )
+
+    assert (case.common, case.begins) == ((1, False), 0)
+
+
+def test_an_edit_on_one_branch_leaves_the_other_in_common() -> None:
+    """What follows the edited revision is to be applied again, and nothing else."""
+    planned = [after(1), after(2, 1), after(3, 2), after(4, 1), after(5, 4)]
+    recorded = [after(1), after(2, 1, text="old"), *planned[2:]]
+
+    case = Case([base(), alembic(*planned)], [base(), alembic(*recorded)])
+
+    assert (case.common, case.begins, case.why) == ((3, False), 0, "0002_t.py changed")
+
+
+ROOT, LEFT, LEFTER, RIGHT, RIGHTER = after(1), after(2, 1), after(3, 2), after(4, 1), after(5, 4)
+EDITED = alembic(ROOT, after(2, 1, text="old"), LEFTER, RIGHT, RIGHTER)
+
+
+@pytest.mark.parametrize(
+    ("there", "order", "reach"),
+    [
+        # From nothing, as Alembic does it.
+        (None, "12345", 1),
+        ([ROOT], "14523", 3),
+        ([ROOT, RIGHT], "14523", 3),
+        ([ROOT, LEFT], "12453", 4),
+        ([ROOT, RIGHT, LEFT], "12453", 4),
+    ],
+)
+def test_what_was_edited_is_built_last(there: list[Link] | None, order: str, reach: int) -> None:
+    """It will be edited again; what it leaves alone is in the template that is left before it."""
+    case = Case([alembic(ROOT, LEFT, LEFTER, RIGHT, RIGHTER)], [])
+
+    arranged = case.arranged(None if there is None else alembic(*there), EDITED)
+
+    assert arranged == (list(order), reach)
 
 
 # Something else

@@ -76,6 +76,7 @@ SAMPLES: dict[str, Any] = {
     "title": "PostgreSQL",
     "understood": ["session, db: sqlalchemy.orm.Session", "url: a URL as text"],
     "tried": "postgresql://db.example.com:5432/prod",
+    "unseen": ["migrations/versions/mysql/*"],
     "url_variable": "WARMSTACK_POSTGRES_URL",
     "user": "ada",
     "value": "maybe",

@@ -37,7 +37,7 @@ def root(tmp_path: Path) -> Path:
 def looked_for(root: Path, **choices: Any) -> Migrations | None:
     """Return what is found in *root* with *choices*."""
     settings = Settings(sources={"alembic": "pytest.ini"}, **choices)
-    builder = Builder(root=root, timeout=1)
+    builder = Builder(root=root, ignore=settings.depends_ignore, timeout=1)
     configuration = Configurations(settings, root).of(root)
     return configuration and Migrations.make(configuration, settings, builder)
 
@@ -181,6 +181,7 @@ def key(root: Path, **choices: Any) -> str:
         [{"alembic_x": ("env", "A=1")}, {"alembic_x": ("env",), "env": ("A=1",)}],
         [{}, {"alembic": "shop.db:make"}, {"alembic": "shop.db:make2"}],
         [{"alembic": "shop:a", "env": ("A=1",)}, {"alembic": "shop:a"}],
+        [{}, {"depends_ignore": ("lite/*",)}, {"env": ("lite/*",)}],
     ],
 )
 def test_the_key_changes_with_what_is_said_outside_of_files(

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+from pytest_warmstack.postgres import sql
 from pytest_warmstack.postgres.record import (
     ALEMBIC,
     BASE,
@@ -59,8 +60,10 @@ WHOLE = Record(
             needs={"package:alembic": "1.16.0", "ini:alembic.ini": "3/4"},
             folders={"scripts:migrations/versions": "5"},
             links=(
-                revision(1),
-                revision(2, **{HELPER[0]: HELPER[1], "file:größe.csv": "6"}),
+                revision(1)._replace(after=()),
+                revision(2, **{HELPER[0]: HELPER[1], "file:größe.csv": "6"})._replace(
+                    after=("0001",)
+                ),
                 Link("shop.db:upgrade", "", {"file:shop/db.py": "7"}),
             ),
             remark=" (1 revision file that Alembic does not see)",
@@ -110,6 +113,15 @@ def test_one_file_with_two_digests_stays_two() -> None:
     )
 
     assert Record.read(record(both).write()) == record(both)
+
+
+def test_what_was_left_on_the_way_is_known_by_the_beginning_of_its_text() -> None:
+    """The text is long, and a sweep does not read all of it."""
+    left = WHOLE._replace(left=True)
+
+    assert left.write().startswith(sql.LEFT)
+    assert Record.read(left.write()) == left
+    assert not WHOLE.write().startswith(sql.LEFT)
 
 
 def test_a_text_without_line_breaks_is_written() -> None:
@@ -275,8 +287,9 @@ def test_what_is_planned_carries_what_a_template_is_known_to_need() -> None:
         links=(revision(1, **dict([HELPER])), Link("0002", "file:old.py", {"file:old.py": "old"})),
     )
 
-    made = carried(planned, known)
+    made = carried(planned, known._replace(links=known.links[::-1]))
 
+    assert made == carried(planned, known)
     assert made.needs == {"package:alembic": "2", "package:psycopg": "3"}
     assert made.links == (revision(1, **dict([HELPER])), revision(2), revision(3))
 

@@ -13,10 +13,10 @@ from pytest_warmstack.settings import Settings
 NOW = 1e9
 
 
-def template(used: float, *, sealed: bool = True) -> Database:
+def template(used: float, *, sealed: bool = True, comment: str = "") -> Database:
     """Return a template that was used last at the time *used*."""
     name = DatabaseName(State.TEMPLATE, fingerprint(str(used)))
-    return Database(name, sealed, used, unused=NOW - used)
+    return Database(name, sealed, used, comment, unused=NOW - used)
 
 
 def test_an_empty_server_has_nothing_to_drop() -> None:
@@ -26,7 +26,7 @@ def test_an_empty_server_has_nothing_to_drop() -> None:
 
 def test_as_many_templates_stay_as_are_to_be_kept() -> None:
     """That many branches of a project can be worked on in turn without building anew."""
-    assert Settings().keep_templates == 4
+    assert Settings().keep_templates == 8
     for keep in range(1, 9):
         assert doomed([template(number) for number in range(keep)], keep) == []
         assert len(doomed([template(number) for number in range(9)], keep)) == 9 - keep
@@ -62,6 +62,16 @@ def test_a_template_that_nobody_has_used_goes_first() -> None:
 
     assert doomed([odd, *whole], 4) == [odd.name]
     assert doomed([odd, *whole[1:]], 4) == []
+
+
+def test_those_that_were_left_for_the_next_edit_are_counted_by_themselves() -> None:
+    """They take no place of a state that the project was in."""
+    whole = [template(number) for number in range(10, 14)]
+    left = [template(number, comment=sql.LEFT) for number in range(20, 26)]
+
+    names = doomed([*whole, *left], 4)
+
+    assert names == [template(number).name for number in (20, 21)]
 
 
 def test_a_template_without_a_seal_is_doomed_and_takes_no_place() -> None:

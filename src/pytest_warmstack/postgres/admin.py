@@ -64,8 +64,8 @@ class Database(NamedTuple):
 
     *used* tells when a template was used last, in epoch seconds, and for which *project*; *unused*
     how many seconds ago that was, by the server's own clock; *visits* how many connections there
-    have been to the database. The *comment* is not always asked for: it
-    is long.
+    have been to the database. The *comment* is not always whole: it is
+    long.
     """
 
     name: DatabaseName

@@ -2,11 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Final
 
 from pytest_warmstack.postgres.dependencies import ABSENT, Present
-from pytest_warmstack.postgres.record import ALEMBIC, BASE, Link, Portion, Record, label
+from pytest_warmstack.postgres.record import (
+    ALEMBIC,
+    BASE,
+    CONFIG,
+    Link,
+    Portion,
+    Record,
+    label,
+    length,
+)
 
 _NEW_KEY: Final = {
     BASE: "warmstack_depends_ignore, or the version of PostgreSQL or pytest-warmstack, changed",
@@ -24,52 +33,106 @@ class Comparison:
         self._present = present
 
     def begins(self, planned: Sequence[Portion], record: Record) -> int:
-        """Return how many links *record* has, if *planned* begins with all of them, else 0."""
+        """Return how many links *record* has, if *planned* has all of them, else 0."""
         links, whole = self.common(planned, record)
         return links if whole else 0
 
     def common(self, planned: Sequence[Portion], record: Record) -> tuple[int, bool]:
         """Return how many links *planned* and *record* have in common, and if those are all."""
-        links = 0
-        for place, portion in enumerate(record.portions):
-            mine = planned[place] if place < len(planned) else None
-            if mine is None or (mine.layer, mine.key) != (portion.layer, portion.key):
-                return links, False
-            if mine.layer == BASE and mine.needs.keys() != portion.needs.keys():
-                return links, False
-            if not self.holds(portion.needs):
-                return links, False
-            for one, other in zip(mine.links, portion.links, strict=False):
-                if not self._agrees(one, other):
-                    return links, False
-                links += 1
-            if len(mine.links) != len(portion.links):
-                ends = len(mine.links) > len(portion.links) and place == len(record.portions) - 1
-                return links, ends
-        return links, True
+        shared = self._shared(planned, record)
+        links = sum(map(len, shared))
+        return links, (len(shared), links) == (len(record.portions), length(record.portions))
 
-    def why(self, planned: Sequence[Portion], record: Record) -> str:
-        """Return what differs first between what is planned and *record*; nothing for additions."""
-        if self.begins(planned, record):
-            return ""
+    def arranged(
+        self, planned: Sequence[Portion], base: Record | None, near: Record
+    ) -> tuple[list[Portion], int]:
+        """Return *planned* in the order in which it is built on *base*, and where it leaves *near*.
+
+        First comes what *base* has, then what is also in *near*, which lies nearest, then the rest;
+        the number is that of the links before the rest. Without a base the order stays, so that a
+        build from nothing does what Alembic does.
+        """
+        done = self._shared(planned, base) if base is not None else []
+        shared = self._shared(planned, near)
+        found: list[Portion] = []
+        reach, goes_on = 0, True
+        for place, portion in enumerate(planned):
+            first = done[place] if place < len(done) else set()
+            same = first | (shared[place] if place < len(shared) else set())
+            order = list(range(len(portion.links)))
+            if base is not None:
+                order.sort(key=lambda index: (index not in first, index not in same))
+            found.append(portion._replace(links=tuple(portion.links[index] for index in order)))
+            for index in order:
+                goes_on = goes_on and index in same
+                reach += goes_on
+        return found, reach
+
+    def apart(self, planned: Sequence[Portion], record: Record) -> tuple[list[str], int]:
+        """Return how *planned* differs from *record*, and how many links of it that one lacks."""
+        there = {(each.layer, link.name) for each in record.portions for link in each.links}
+        lacks = sum((each.layer, link.name) not in there for each in planned for link in each.links)
+        return list(self._differences(planned, record)), lacks
+
+    def _shared(self, planned: Sequence[Portion], record: Record) -> list[set[int]]:
+        """Return for each layer which of the planned links *record* has, with all before them.
+
+        It ends with the layer in which the two differ first.
+        """
+        found: list[set[int]] = []
+        for mine, portion in zip(planned, record.portions, strict=False):
+            if (mine.layer, mine.key) != (portion.layer, portion.key):
+                break
+            if mine.layer == BASE and mine.needs.keys() != portion.needs.keys():
+                break
+            if not self.holds(portion.needs) or _configured(mine) != _configured(portion):
+                break
+            found.append(same := self._same(mine.links, portion.links))
+            if not len(same) == len(mine.links) == len(portion.links):
+                break
+        return found
+
+    def _same(self, planned: Sequence[Link], recorded: Sequence[Link]) -> set[int]:
+        """Return the places of the planned links that were recorded with all that they follow."""
+        by_name = {each.name: each for each in recorded}
+        found: set[int] = set()
+        names: set[str] = set()
+        for place, link in enumerate(planned):
+            if link.after is None:
+                other = recorded[place] if place < len(recorded) else None
+                is_next = len(found) == place
+            else:
+                other, is_next = by_name.get(link.name), names.issuperset(link.after)
+            if is_next and other is not None and self._agrees(link, other):
+                found.add(place)
+                names.add(link.name)
+        return found
+
+    def _differences(self, planned: Sequence[Portion], record: Record) -> Iterator[str]:
+        """Yield the words for all that is not as it is in *record*; nothing for additions."""
         for place, portion in enumerate(record.portions):
             if place >= len(planned) or planned[place].layer != portion.layer:
                 new = planned[place].layer if place < len(planned) else ""
                 if new and all(each.layer != new for each in record.portions):
-                    return f"there is a {new} now"
-                return f"there is no {portion.layer} any more"
+                    yield f"there is a {new} now"
+                else:
+                    yield f"there is no {portion.layer} any more"
+                return  # What follows has nothing to be compared with.
             mine = planned[place]
             if mine.key != portion.key:
-                return _NEW_KEY.get(portion.layer, f"the settings of {portion.layer} changed")
+                yield _NEW_KEY.get(portion.layer, f"the settings of {portion.layer} changed")
             if mine.layer == BASE and mine.needs.keys() != portion.needs.keys():
-                return "warmstack_depends changed"
-            if changed := self._changed(portion.needs):
-                return f"{changed}{_DECLARED.get(portion.layer, '')}"
-            if changed := self._changed_link(mine, portion):
-                return changed
+                yield "warmstack_depends changed"
+            elif changed := self._changed(portion.needs):
+                yield f"{changed}{_DECLARED.get(portion.layer, '')}"
+            elif (other := _configured(portion)) != _configured(mine):
+                for key in other or _configured(mine):
+                    yield f"the Config that {label(key)} returns changed"
+            yield from self._changed_links(mine, portion)
             if len(mine.links) > len(portion.links) and place < len(record.portions) - 1:
-                return f"{mine.links[len(portion.links)].label} is new"
-        return ""
+                names = {link.name for link in portion.links}
+                added = [link for link in mine.links if link.name not in names]
+                yield f"{(added or mine.links[-1:])[0].label} is new"
 
     def is_apart(self, planned: Sequence[Portion], record: Record) -> bool:
         """Tell whether *record* is of another Alembic configuration, which is there as well.
@@ -93,21 +156,21 @@ class Comparison:
             self.holds(recorded.others()) and self.holds(planned.others())
         )
 
-    def _changed_link(self, mine: Portion, portion: Portion) -> str:
-        """Return what differs first between the links that are planned and those that are there."""
+    def _changed_links(self, mine: Portion, portion: Portion) -> Iterator[str]:
+        """Yield what differs between the links that are planned and those that are there."""
         names = {link.name: link for link in mine.links}
         for place, link in enumerate(portion.links):
             if (now := names.get(link.name)) is None:
-                return f"{link.label} is gone"
-            if now.digest != link.digest:
-                return f"{now.label} changed"
-            if not now.is_settled and (changed := self._changed(link.others())):
+                yield f"{link.label} is gone"
+            elif now.digest != link.digest:
+                yield f"{now.label} changed"
+            elif not now.is_settled and (changed := self._changed(link.others())):
                 verb = "imported" if changed.split()[0].endswith(".py") else "used"
-                return f"{changed} ({verb} by {link.label})"
-            if place < len(mine.links) and (new := mine.links[place]).name != link.name:
+                yield f"{changed} ({verb} by {link.label})"
+            elif now.after is None and mine.links[place : place + 1] not in ((), (now,)):
+                new = mine.links[place]
                 moved = any(each.name == new.name for each in portion.links)
-                return f"{new.label} {'now comes' if moved else 'is new'} before {link.label}"
-        return ""
+                yield f"{new.label} {'now comes' if moved else 'is new'} before {link.label}"
 
     def _changed(self, needs: Mapping[str, str]) -> str:
         """Return the words for the first of *needs* that is not as it was."""
@@ -125,3 +188,8 @@ def _configurations(portions: Sequence[Portion]) -> set[str]:
     """Return the keys of Alembic's configuration files."""
     keys = (key for each in portions if each.layer == ALEMBIC for key in each.needs)
     return {key for key in keys if key.startswith(("ini:", "toml:"))}
+
+
+def _configured(portion: Portion) -> dict[str, str]:
+    """Return the digest of the values of a configuration that a function makes."""
+    return {key: digest for key, digest in portion.needs.items() if key.startswith(CONFIG)}

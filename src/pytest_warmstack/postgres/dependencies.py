@@ -14,10 +14,13 @@ import re
 import sys
 import sysconfig
 from collections.abc import Iterator, Mapping
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 from pytest_warmstack.identity import fingerprint
-from pytest_warmstack.postgres.record import DDL
+from pytest_warmstack.postgres.record import CONFIG, DDL
+
+if TYPE_CHECKING:
+    from configparser import RawConfigParser
 
 ABSENT: Final = ""
 """The digest of what is not there."""
@@ -81,9 +84,10 @@ class Present:
     def same(self, key: str, digest: str) -> bool:
         """Tell whether what *key* names still has *digest*.
 
-        Of a `MetaData` that is not known without its import: the files that it was made from tell.
+        Of a `MetaData` or a `Config` that is not known without its import: the files that it was
+        made from tell.
         """
-        if key.startswith(DDL):
+        if key.startswith((DDL, CONFIG)):
             return True
         if digest and key.startswith(("ini:", "toml:")):
             # The whole file is looked at first: on most runs it need not be parsed.
@@ -140,12 +144,8 @@ class Present:
             parser.read_string(data.decode("utf-8"))
         except (configparser.Error, UnicodeDecodeError):
             return f"{fingerprint(data)}/"
-        sections = {
-            section: _related(parser[section])
-            for section in (*parser.sections(), parser.default_section)
-            if not _LOGGING.fullmatch(section) and section not in _UNRELATED_SECTIONS
-        }
-        return f"{fingerprint(data)}/{fingerprint(json.dumps(sections, sort_keys=True))}"
+        related = json.dumps(sections(parser), sort_keys=True)
+        return f"{fingerprint(data)}/{fingerprint(related)}"
 
     def _toml(self, name: str) -> str:
         import tomllib  # On most runs the file need not be parsed.
@@ -157,7 +157,7 @@ class Present:
             table = tomllib.loads(data.decode("utf-8")).get("tool", {}).get("alembic", {})
         except ValueError:
             return f"{fingerprint(data)}/"
-        related = json.dumps(_related(table), sort_keys=True, default=str)
+        related = json.dumps(related_options(table), sort_keys=True, default=str)
         return f"{fingerprint(data)}/{fingerprint(related)}"
 
     def _package(self, name: str) -> str:
@@ -198,6 +198,20 @@ def python_files(folder: str) -> Iterator[str]:
     return (path for path in _files(folder) if path.endswith(".py"))
 
 
+def sections(parser: RawConfigParser) -> dict[str, dict[str, Any]]:
+    """Return the sections of an alembic.ini that may decide what a build gives, as they stand."""
+    return {
+        section: related_options(dict(parser.items(section, raw=True)))
+        for section in (*parser.sections(), parser.default_section)
+        if not _LOGGING.fullmatch(section) and section not in _UNRELATED_SECTIONS
+    }
+
+
+def related_options(options: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the options that may decide what a build gives."""
+    return {key: value for key, value in options.items() if key not in _UNRELATED}
+
+
 def distribution(name: str) -> str:
     """Return the name of a distribution in the form in which two of them can be compared."""
     return re.sub(r"[-_.]+", "-", name).lower()
@@ -231,11 +245,6 @@ def _read(path: str) -> bytes | None:
             return file.read()
     except OSError:
         return None
-
-
-def _related(options: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the options that may decide what a build gives."""
-    return {key: value for key, value in options.items() if key not in _UNRELATED}
 
 
 def _installed() -> dict[str, str]:

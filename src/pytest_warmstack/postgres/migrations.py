@@ -83,7 +83,9 @@ class Migrations(Layer):
         """Return the fingerprint of what is said about the project outside of its files."""
         files = [os.path.relpath(each, self.builder.root) for each in (self.ini, self.toml) if each]
         which = [self.function, *files]
-        return fingerprint(*which, "section", self.section, *self.x, "env", *self.env)
+        said = ["section", self.section, *self.x, "env", *self.env]
+        # What is left out shows in the needs of all portions, and in the remark.
+        return fingerprint(*which, *said, "ignore", *self.builder.ignore)
 
     def prepare(self) -> None:
         """Start the child process: it imports Alembic while the server starts, and then waits."""
@@ -110,7 +112,7 @@ class Migrations(Layer):
         if report["own"]:
             # It was made to connect to nothing; what it began is of no use.
             self.builder.discard()
-            return Portion(self.name, self.key(), links=(Link(self._own, "", {}),))
+            return Portion(self.name, self.key(), links=(Link(self._own, "", {}, ()),))
         return Portion(
             self.name,
             self.key(),
@@ -134,7 +136,7 @@ class Migrations(Layer):
         if own:
             needs = {key: digest for each in links for key, digest in each.needs.items()}
             # What it runs is not known before: a new revision is a change of this one link.
-            links = (Link(self._own, "", needs | report["needs"] | report["folders"]),)
+            links = (Link(self._own, "", needs | report["needs"] | report["folders"], ()),)
         return portion._replace(
             needs=report["needs"],
             folders=report["folders"],
@@ -159,7 +161,9 @@ class Migrations(Layer):
         if kind == "config":
             raise TemplateFailed.bad_alembic(config=self.config, cause=error, output=output)
         if kind == "revisions" and not where:
-            raise TemplateFailed.bad_revisions(config=self.config, cause=error, output=output)
+            raise TemplateFailed.bad_revisions(
+                config=self.config, cause=error, unseen=report.get("unseen", ()), output=output
+            )
         raise TemplateFailed.migration_failed(
             where=where,
             cause=error,
@@ -183,4 +187,6 @@ class Migrations(Layer):
 
 
 def _links(report: dict[str, Any]) -> tuple[Link, ...]:
-    return tuple(Link(name, source, needs) for name, source, needs in report["links"])
+    return tuple(
+        Link(name, source, needs, tuple(after)) for name, source, needs, after in report["links"]
+    )

@@ -17,16 +17,22 @@ DDL: Final = "ddl:"
 """How the key of a `MetaData` begins. Its digest is that of the statements that make its tables."""
 
 
+CONFIG: Final = "config:"
+"""How the key of a `Config` that a function makes begins. Its digest is that of its values."""
+
+
 class Link(NamedTuple):
     """One step of a build: a revision, a script.
 
     *source* is the key of its own file or `MetaData`, empty when it has none; *needs* are the keys,
-    with their digests, of all that it read, its own among them.
+    with their digests, of all that it read, its own among them; *after* are the names of the links
+    that it is applied after: all those before it in the chain, if this is None.
     """
 
     name: str
     source: str
     needs: Mapping[str, str]
+    after: tuple[str, ...] | None = None
 
     @property
     def label(self) -> str:
@@ -51,9 +57,9 @@ class Link(NamedTuple):
 class Portion(NamedTuple):
     """What one layer has in a template.
 
-    *key* is the layer's, *needs* is what all of its links depend on, *folders* is where a file
-    may appear that is a new link, *remark* is a warning for the header. It is not *whole* when
-    the layer has more links than these.
+    *key* is the layer's, *needs* is what all of its links depend on, *folders* is what has to be
+    planned again when it changes, such as a folder in which a new link may appear, *remark* is a
+    warning for the header. It is not *whole* when the layer has more links than these.
     """
 
     layer: str
@@ -89,14 +95,12 @@ def label(key: str) -> str:
 
 def carried(planned: Portion, recorded: Portion) -> Portion:
     """Return *planned* with what the links that *recorded* has of it are known to need."""
+    known = {each.name: each.others() for each in recorded.links}
     links = tuple(
-        mine if mine.is_settled else Link(mine.name, mine.source, {**theirs.others(), **mine.needs})
-        for mine, theirs in zip(planned.links, recorded.links, strict=False)
+        each if each.is_settled else each._replace(needs=known.get(each.name, {}) | {**each.needs})
+        for each in planned.links
     )
-    return planned._replace(
-        needs={**recorded.needs, **planned.needs},
-        links=links + planned.links[len(links) :],
-    )
+    return planned._replace(needs={**recorded.needs, **planned.needs}, links=links)
 
 
 def merged(portion: Portion, first: int, applied: Portion) -> Portion:
@@ -114,12 +118,14 @@ def merged(portion: Portion, first: int, applied: Portion) -> Portion:
 class Record(NamedTuple):
     """What a template's comment says of it.
 
-    *built* is in epoch seconds, *run* is the id of the run that built it.
+    *built* is in epoch seconds, *run* is the id of the run that built it. One that is *left* was
+    made on the way to another: the next build will want to begin there.
     """
 
     built: float
     run: str
     portions: tuple[Portion, ...]
+    left: bool = False
 
     @property
     def text(self) -> str:
@@ -144,6 +150,7 @@ class Record(NamedTuple):
                         link.name,
                         numbers({link.source: link.needs[link.source]} if link.source else {}),
                         numbers(link.needs),
+                        link.after,
                     ]
                     for link in each.links
                 ],
@@ -152,7 +159,8 @@ class Record(NamedTuple):
             for each in self.portions
         ]
         plain = {
-            "warmstack": "template",  # First: `SIGNATURE` is how the comment begins.
+            # First: `SIGNATURE` and `LEFT` are how the comment begins.
+            "warmstack": "left" if self.left else "template",
             "built": self.built,
             "run": self.run,
             "portions": portions,
@@ -180,14 +188,20 @@ class Record(NamedTuple):
                         needs=needs(common),
                         folders=needs(folders),
                         links=tuple(
-                            Link(name, table[source[0]][0] if source else "", needs(own))
-                            for name, source, own in links
+                            Link(
+                                name,
+                                table[source[0]][0] if source else "",
+                                needs(own),
+                                after if after is None else tuple(after),
+                            )
+                            for name, source, own, after in links
                         ),
                         remark=remark,
                         whole=whole,
                     )
                     for layer, key, common, folders, links, remark, whole in plain["portions"]
                 ),
+                plain["warmstack"] == "left",
             )
         except (ValueError, TypeError, KeyError, IndexError):
             return None

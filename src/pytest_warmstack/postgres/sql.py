@@ -44,6 +44,9 @@ BACKEND: Final = "SELECT pg_backend_pid()"
 SIGNATURE: Final = '{"warmstack":'
 """How the comments of our databases begin, those that have one."""
 
+LEFT: Final = f'{SIGNATURE}"left"'
+"""How the comment of a template begins that was made on the way to another."""
+
 DRAFT: Final = f'{SIGNATURE}"draft"}}'
 RETIRED: Final = f'{SIGNATURE}"retired"}}'
 """What the comments of such databases of ours say that are no template, or no longer."""
@@ -69,7 +72,8 @@ _CHANGEABLE: Final = "pg_has_role(d.datdba, 'USAGE')"
 
 DATABASES: Final = (
     f"SELECT datname, {_SEALED} AS sealed, {_NOTE} AS note, {_VISITS} AS visits, {_CLOCK},"
-    rf" CASE WHEN datname LIKE 'warmstack\_k\_%' THEN {_COMMENT} ELSE '' END AS comment"
+    rf" CASE WHEN datname LIKE 'warmstack\_k\_%' THEN {_COMMENT}"
+    f" ELSE left({_COMMENT}, {len(LEFT)}) END AS comment"
     rf" FROM pg_database d WHERE datname LIKE 'warmstack\_%' AND {_OURS} AND {_CHANGEABLE}"
 )
 """Asked of the server as a whole: nothing of ours ever connects to a template.

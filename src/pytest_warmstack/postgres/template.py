@@ -118,7 +118,8 @@ class Template(NamedTuple):
     *origin* is `found`, `extended`, `rebuilt` or `built`; *text* tells what its layers hold, *how*
     from where it was extended, *why* what made a build necessary. *used* names the templates that
     this one was made from, and itself, *now* when that was, by the server's clock in seconds since
-    the epoch; *project* is the one it is for.
+    the epoch; *project* is the one it is for. *past* names templates that nobody will come back to:
+    of the states of one edit, those between the first and the last.
     """
 
     name: DatabaseName
@@ -129,14 +130,14 @@ class Template(NamedTuple):
     how: str = ""
     why: str = ""
     project: str = ""
+    past: tuple[DatabaseName, ...] = ()
 
     def notes(self) -> list[str]:
         """Return the statements that note that it, and what it was made from, was just used."""
-        return [
-            # The one it was made from a moment earlier, so that they have an order.
-            sql.note(name, used=self.now - place / 1000, project=self.project)
-            for place, name in enumerate(self.used)
-        ]
+        # The one it was made from a moment earlier, so that they have an order.
+        times = [(name, self.now - place / 1000) for place, name in enumerate(self.used)]
+        times += [(name, 0.0) for name in self.past]
+        return [sql.note(name, used=used, project=self.project) for name, used in times]
 
 
 @dataclass
@@ -145,6 +146,7 @@ class _Known:
 
     name: DatabaseName
     comment: str
+    project: str
 
     @cached_property
     def record(self) -> Record:
@@ -227,7 +229,7 @@ class _Bench:
     def known(self) -> list[_Known]:
         """Return the templates on the server, the last used one first."""
         listed = sorted(self._admin.templates(), key=lambda each: each.used, reverse=True)
-        return [_Known(each.name, each.comment) for each in listed]
+        return [_Known(each.name, each.comment, each.project) for each in listed]
 
     def find(self, known: Sequence[_Known]) -> Template | None:
         """Return the first of *known* that building anew would only repeat."""
@@ -261,14 +263,12 @@ class _Bench:
             base = self._nearest(planned, usable)
             if base is not None and _sizes(base.record.portions) == _sizes(planned):
                 return self._refresh(base, planned)
-            reach = max(
-                (self._chains.common(planned, each.record)[0] for each in usable), default=0
-            )
+            ordered, reach = self._arranged(planned, base, usable)
             if base is None:
                 (empty or admin.create(draft)).result()
             else:
                 admin.copy(base.name, draft)
-            name, record = self._build_on(target, draft, planned, base, reach)
+            name, record = self._build_on(target, draft, ordered, base, reach)
             if self._rebuild:
                 self._retire(known, planned)
         except BaseException:
@@ -283,13 +283,54 @@ class _Bench:
                 layer.discard()
             with suppress(WarmstackError):
                 admin.unlock(draft)
-        why = self._chains.why(planned, known[0].record) if known else ""
+        why, past = self._compared(planned, known)
         why = "--warmstack-rebuild" if self._rebuild else why
         if base is not None:
             how = extended(base.record, record)
             made = self._template(name, "extended", record)
-            return made._replace(used=(name, base.name), how=how, why=why)
-        return self._template(name, "rebuilt" if why else "built", record)._replace(why=why)
+            return made._replace(used=(name, base.name), how=how, why=why, past=past)
+        made = self._template(name, "rebuilt" if why else "built", record)
+        return made._replace(why=why, past=past)
+
+    def _arranged(
+        self, planned: Sequence[Portion], base: _Known | None, known: Sequence[_Known]
+    ) -> tuple[Sequence[Portion], int]:
+        """Return *planned* in the order of the build, and after how many links edits begin."""
+        near = max(
+            (each.record for each in known),
+            key=lambda record: self._chains.common(planned, record)[0],
+            default=None,
+        )
+        if near is None:
+            return planned, 0
+        return self._chains.arranged(planned, None if base is None else base.record, near)
+
+    def _compared(
+        self, planned: Sequence[Portion], known: Sequence[_Known]
+    ) -> tuple[str, tuple[DatabaseName, ...]]:
+        """Return what differs first from the nearest of *known*, and which of them are past.
+
+        The nearest need not be the last used one, which may hold an edit that was undone since.
+        """
+        compared = [
+            (each, self._chains.apart(planned, each.record))
+            for each in known
+            if each.record.portions
+        ]
+
+        def distance(pair: tuple[_Known, tuple[list[str], int]]) -> int:
+            each, (differences, lacks) = pair
+            # What was left on the way need not be a state that the project was ever in.
+            return len(differences) + lacks + each.record.left
+
+        if not compared:
+            return "", ()
+        nearest = min(compared, key=distance)[1]
+        if not nearest[0]:
+            return "", ()
+        states = [e for e, apart in compared if apart == nearest and e.project == self._project]
+        states.sort(key=lambda each: each.record.built)
+        return nearest[0][0], tuple(each.name for each in states[1:-1])
 
     def _template(self, name: DatabaseName, origin: str, record: Record) -> Template:
         return Template(
@@ -352,7 +393,7 @@ class _Bench:
         admin.try_lock(copy)
         try:
             admin.copy(draft, copy)
-            self._seal(copy, Record(self._admin.now(), self._run, tuple(portions)))
+            self._seal(copy, Record(admin.now(), self._run, tuple(portions), left=True))
         except BaseException:
             with suppress(WarmstackError):
                 admin.drop(copy)
@@ -438,17 +479,17 @@ def doomed(
 ) -> list[DatabaseName]:
     """Return what a sweep may drop if no process holds its lock.
 
-    Of each project the *keep* templates stay that were used last, but for those that were not
-    used for *idle* seconds. The *current* ones stay in any case. Of these, and of those of other
-    projects, up to *stock* clones stay that stand ready and that nobody has looked into; and of
-    each project the *failed* last databases of failed tests, with all those that the run called
-    *run* tells of at its end: each worker of xdist has as many. Builds and clones without an owner
-    are rubbish.
+    Of each project the *keep* templates stay that were used last, and as many of those that were
+    left on the way to others, but for those that were not used for *idle* seconds. The *current*
+    ones stay in any case. Of these, and of those of other projects, up to *stock* clones stay that
+    stand ready and that nobody has looked into; and of each project the *failed* last databases of
+    failed tests, with all those that the run called *run* tells of at its end: each worker of xdist
+    has as many. Builds and clones without an owner are rubbish.
     """
     own = next((each.project for each in databases if each.name in current), None)
-    stays: dict[str, list[Database]] = {}
+    stays: dict[tuple[str, bool], list[Database]] = {}
     for each in sorted(databases, key=lambda e: (e.name in current, e.used), reverse=True):
-        mine = stays.setdefault(each.project, [])
+        mine = stays.setdefault((each.project, each.comment.startswith(sql.LEFT)), [])
         is_current = each.name in current
         is_fresh = is_current or each.unused <= idle
         is_template = each.name.state is State.TEMPLATE and each.sealed

@@ -135,9 +135,15 @@ class Recorder:
         inside = name.startswith(self._root + os.sep)
         return f"{kind}:{place(name if inside else real(path), self._root)}"
 
+    def is_ignored(self, name: str) -> bool:
+        """Tell whether the file called *name* is to be left out."""
+        return any(fnmatch.fnmatch(name, pattern) for pattern in self._ignore)
+
     def digests(self, keys: set[str], *, own: str = "") -> dict[str, str]:
         """Return the digests of *keys*, without those that are to be left out; *own* never is."""
-        left = {key for key in keys if not self._is_ignored(key)} | ({own} if own else set())
+        left = {key for key in keys if not self.is_ignored(key.partition(":")[2])} | (
+            {own} if own else set()
+        )
         return {key: self._stable(key) for key in sorted(left)}
 
     def link(self, name: str) -> None:
@@ -162,7 +168,9 @@ class Recorder:
         ahead = [real(path)]
         while ahead:
             each = ahead.pop()
-            if each not in found and (not found or not self._is_ignored(self.key("file", each))):
+            if each not in found and (
+                not found or not self.is_ignored(self.key("file", each).partition(":")[2])
+            ):
                 found.add(each)
                 ahead += self._imports[each]
         return found
@@ -196,10 +204,6 @@ class Recorder:
             except OSError:
                 pass
         return self._present.digest(key)
-
-    def _is_ignored(self, key: str) -> bool:
-        name = key.partition(":")[2]
-        return any(fnmatch.fnmatch(name, pattern) for pattern in self._ignore)
 
     def _find_whether_project(self, path: str) -> bool:
         """Tell whether the code at *path* is the project's: not a library's, Python's or ours."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import functools
 import inspect
+import sys
 import warnings
 from argparse import Namespace
 from collections.abc import Awaitable, Callable, Iterable
@@ -15,15 +16,16 @@ from alembic import command
 from alembic.config import CommandLine, Config
 from alembic.runtime.migration import MigrationContext
 from alembic.script import Script, ScriptDirectory
-from alembic.util import CommandError
+from alembic.util import CommandError, to_tuple
 from alembic.util.pyfiles import coerce_resource_to_filename
 from sqlalchemy import URL, text
 
-from pytest_warmstack.postgres.child import texts, trouble
+from pytest_warmstack.postgres.child import texts, trouble, values
 from pytest_warmstack.postgres.child.guard import Guard
 from pytest_warmstack.postgres.child.recorder import Recorder, real
 from pytest_warmstack.postgres.child.trouble import Trouble
 from pytest_warmstack.postgres.dependencies import python_files
+from pytest_warmstack.postgres.record import CONFIG
 
 _ALWAYS = frozenset({"package:alembic", "package:sqlalchemy"})
 """What every revision uses: it is noted once for all of them."""
@@ -57,13 +59,15 @@ class Revisions:
         self.told: list[str] = []
         self.home: Path | None = None
         self._config: Config | None = None
+        self._values = ""
+        self._made_in: set[str] = set()
         self._script: ScriptDirectory | None = None
         self._keys: dict[str, str] = {}
         self._unseen = ""
         self._contexts: list[MigrationContext] = []
         self._ordered: list[Script] = []
         self._tables: list[list[str | None]] = []
-        self._wanted: list[str] = []
+        self._wanted: set[str] = set()
         self._watch_warnings()
         self._watch_contexts()
 
@@ -105,7 +109,7 @@ class Revisions:
 
         With *own* all is applied that the project's own code wants to.
         """
-        self._wanted, self._contexts, self._tables = links, [], []
+        self._wanted, self._contexts, self._tables = set(links), [], []
         if own:
             config = self._called() if self._alembic["callable"] else self._read()
             self._config = config and self._wired(config)
@@ -124,9 +128,8 @@ class Revisions:
             )
         if own and self._script is not None:
             self._see_that_all_is_seen()
-        wanted = set(links)
         ordered = self._order() if self._script else []
-        done = [each for each in ordered if own or each.revision in wanted]
+        done = [each for each in ordered if own or each.revision in self._wanted]
         return {
             "links": self._links(done),
             "heads": self._heads() if self._script else [],
@@ -135,7 +138,15 @@ class Revisions:
         }
 
     def _links(self, scripts: Iterable[Script]) -> list[list[Any]]:
-        return [[each.revision, self._key(each), self._link_needs(each)] for each in scripts]
+        return [
+            [each.revision, self._key(each), self._link_needs(each), self._after(each)]
+            for each in scripts
+        ]
+
+    def _after(self, script: Script) -> list[str]:
+        """Return the revisions that have to be applied before this one."""
+        needed = self._loaded().get_revisions(script.dependencies or ())
+        return [*to_tuple(script.down_revision, ()), *(each.revision for each in needed)]
 
     def _common(self, *, whole: bool = False) -> dict[str, Any]:
         """Return what is reported of all revisions together."""
@@ -206,7 +217,22 @@ class Revisions:
 
     def _called(self) -> Config | None:
         """Return what the project's callable gives: a configuration, or nothing."""
-        found = trouble.attribute(self._alembic["callable"])
+        # What it reads is its own.
+        self._recorder.link(self._alembic["callable"])
+        try:
+            made = self._call(trouble.attribute(self._alembic["callable"]))
+            self._values = "" if made is None else values.digest(made, self._url)
+        finally:
+            self._recorder.link("")
+        if made is not None and made.cmd_opts is None:
+            made.cmd_opts = self._options()
+        return made
+
+    def _call(self, found: Any) -> Config | None:
+        """Return what *found*, the callable, gives."""
+        modules = (self._alembic["callable"].partition(":")[0], getattr(found, "__module__", ""))
+        files = (getattr(sys.modules.get(each), "__file__", None) for each in modules)
+        self._made_in = {real(each) for each in files if each}
         parameters = inspect.signature(found).parameters.values()
         if any(each.kind in _POSITIONAL for each in parameters):
             made = found(self._url)
@@ -220,8 +246,6 @@ class Revisions:
                 f"{self._alembic['callable']} returned {made!r}, and neither an"
                 " alembic.config.Config nor None",
             )
-        if isinstance(made, Config) and made.cmd_opts is None:
-            made.cmd_opts = self._options()
         config: Config | None = made
         return config
 
@@ -303,9 +327,14 @@ class Revisions:
         for kind in ("ini", "toml"):
             if alembic[kind]:
                 keys.add(recorder.key(kind, alembic[kind]))
-        if module := alembic["callable"].partition(":")[0]:
+        if alembic["callable"] and self._values:
+            # Also what it shares with env.py, which may have imported it for more than the models.
+            makers = self._makers()
+            keys |= recorder.needs_of(makers & recorder.modules(recorder.env))
+            keys |= {recorder.key("file", each) for each in makers & self._made_in}
+        elif alembic["callable"]:
             # What it is made of may come from anywhere.
-            keys |= recorder.needs_of(recorder.modules_of(module))
+            keys |= recorder.needs_of(self._makers(), alembic["callable"])
         if self.home is not None:
             # Of what env.py imports only what lies with it: the application's models may change.
             lying = {
@@ -319,14 +348,24 @@ class Revisions:
         if whole:
             for path in self._keys:
                 keys |= recorder.needs(path)
-        return recorder.digests(keys)
+        made = {f"{CONFIG}{alembic['callable']}": self._values} if self._values else {}
+        return recorder.digests(keys) | made
+
+    def _makers(self) -> set[str]:
+        """Return the files of the function's module and of what that imports."""
+        return self._recorder.modules_of(self._alembic["callable"].partition(":")[0])
 
     def _folders(self) -> dict[str, str]:
-        """Return where a new revision may appear."""
-        if self._script is None:
-            return {}
-        folders = {self._recorder.key("scripts", str(each)) for each in self._locations()}
-        return self._recorder.digests(folders)
+        """Return what has to be planned again when it changes: where a new revision may appear.
+
+        And what the function reads, which may then give other values.
+        """
+        keys: set[str] = set()
+        if self._script is not None:
+            keys |= {self._recorder.key("scripts", str(each)) for each in self._locations()}
+        if self._values:
+            keys |= self._recorder.needs_of(self._makers(), self._alembic["callable"])
+        return self._recorder.digests(keys)
 
     def _see_that_all_is_seen(self) -> None:
         """Raise for revisions that do not fit together, or that Alembic does not see."""
@@ -337,19 +376,27 @@ class Revisions:
         # Below a script location that holds the whole project lies more than scripts.
         inside = Path.cwd().resolve().is_relative_to(home)
         folders = [home / "versions" if inside else home, *self._locations()]
-        missing, aside = texts.unseen(map(str, folders), seen)
+        missing, aside = (
+            [each for each in paths if not self._recorder.is_ignored(self._name(each))]
+            for paths in texts.unseen(map(str, folders), seen)
+        )
         count = len(missing) + len(aside)
         if missing:
-            names = [self._recorder.key("file", each).partition(":")[2] for each in missing]
+            names = [self._name(each) for each in missing]
             raise Trouble(
                 "revisions",
                 f"Alembic sees {len(seen)} of {len(seen) + count} revision files, and not:"
                 f" {', '.join(names[:10])}{' ...' if len(names) > 10 else ''}\n"
                 "(version_locations and recursive_version_locations tell it where to look)",
+                unseen=[self._name(each) for each in texts.apart([*missing, *aside], seen)],
             )
         if aside:
             files = "file" if count == 1 else "files"
             self._unseen = f" ({count} revision {files} that Alembic does not see)"
+
+    def _name(self, path: str) -> str:
+        """Return the name of a file, as keys and patterns have it."""
+        return self._recorder.key("file", path).partition(":")[2]
 
     def _watch_warnings(self) -> None:
         """Take down what Alembic warns of; it names files that it can't place."""
@@ -382,7 +429,7 @@ class Revisions:
         MigrationContext.configure = classmethod(configure)  # type: ignore[method-assign,assignment]
 
     def _recorded(self, steps: Callable[..., Iterable[Any]]) -> Callable[..., list[Any]]:
-        """Return *steps* in the planned order, up to the last that is wanted, and recorded."""
+        """Return those of *steps* that are wanted, in Alembic's own order, and recorded."""
 
         def planned(heads: Any, context: MigrationContext) -> list[Any]:
             self._note_table(context)
@@ -391,7 +438,7 @@ class Revisions:
             if None in ids:
                 return found  # A stamp, and no upgrade.
             by_id = dict(zip(ids, found, strict=True))
-            wanted = [each for each in self._wanted if each in by_id] if self._wanted else ids
+            wanted = [each for each in ids if each in self._wanted] if self._wanted else ids
             return [self._watched(str(each), by_id[each]) for each in wanted]
 
         return planned

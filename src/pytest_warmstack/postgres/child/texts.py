@@ -48,6 +48,20 @@ def unseen(folders: Iterable[str], seen: Mapping[str, str]) -> tuple[list[str], 
     return missing, aside
 
 
+def apart(paths: Iterable[str], seen: Iterable[str]) -> list[str]:
+    """Return the patterns of *paths* that match no file of *seen*: of whole folders, if possible.
+
+    >>> apart(["/a/v/mysql/1.py", "/a/v/mysql/old/0.py", "/a/v/2.py"], ["/a/v/1.py"])
+    ['/a/v/2.py', '/a/v/mysql/*']
+    """
+    inhabited = {str(folder) for each in seen for folder in Path(each).parents}
+    found = set()
+    for each in paths:
+        folders = [folder for folder in Path(each).parents if str(folder) not in inhabited]
+        found.add(f"{folders[-1]}/*" if folders else each)
+    return sorted(found)
+
+
 def declared(text: str) -> tuple[str, set[str]]:
     """Return the id that the text of a revision file gives, and the ids that it comes after.
 

@@ -7,7 +7,7 @@ import importlib
 import os
 import sys
 import traceback
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -21,14 +21,23 @@ _LINES = 20
 class Trouble(Exception):
     """A state that we found ourselves; *kind* tells the parent which error it is.
 
-    *state* is PostgreSQL's SQLSTATE, if it was PostgreSQL that refused.
+    *state* is PostgreSQL's SQLSTATE, if it was PostgreSQL that refused; *unseen* are patterns of
+    the revision files that Alembic does not see.
     """
 
-    def __init__(self, kind: str, cause: str, where: str = "", state: str = "") -> None:
+    def __init__(
+        self,
+        kind: str,
+        cause: str,
+        where: str = "",
+        state: str = "",
+        unseen: Sequence[str] = (),
+    ) -> None:
         super().__init__(cause)
         self.kind = kind
         self.where = where
         self.state = state
+        self.unseen = unseen
 
 
 class Refused(Exception):
@@ -58,6 +67,7 @@ def report(error: BaseException, revisions: Any) -> dict[str, Any]:
             "kind": error.kind,
             "where": error.where,
             "state": error.state,
+            "unseen": error.unseen,
         }
     told = revisions.told if revisions is not None else []
     words = [message(error), *(f"Before that, a warning: {each}" for each in told)]
