@@ -87,6 +87,24 @@ class SettingsError(WarmstackError):
         )
 
     @classmethod
+    def no_placeholder(
+        cls, *, name: str, value: object, source: str, written: str, wanted: str
+    ) -> SettingsError:
+        """A line has *written* in braces, which is none of the names that *name* knows."""
+        return cls(
+            f"Unknown name {{{written}}} in {name}.",
+            why=f"in the line {value}; the names that stand for the template's database are "
+            "{db_url}, {db_host}, {db_port}, {db_user}, {db_password} and {db_name}",
+            looked_at=[source],
+            todo=[
+                "migrations can't connect to Redis: write any URL, such as redis://localhost"
+                if written.lower().startswith("redis")
+                else f"write {{{wanted}}}",
+                f"or, if the braces themselves are meant, double them: {{{{{written}}}}}",
+            ],
+        )
+
+    @classmethod
     def ambiguous(cls, *, name: str, value: object, source: str) -> SettingsError:
         """The URL *value* has characters that end its password, or the host, too early."""
         return cls(

@@ -124,8 +124,10 @@ def settings(config: pytest.Config) -> Settings:
 
             # As pytest's `_getini_toml` says it (config/__init__.py).
             if typed := re.search(r"expects (an? .+), (?:got|but) .*?(?:: |is )(.+)$", str(error)):
+                # What follows a NAME= may be a secret.
+                value = re.sub(r"=[^'\"]+", "=...", typed[2])
                 raise SettingsError.bad_type(
-                    name=choice.ini, value=typed[2], source=source, expected=typed[1]
+                    name=choice.ini, value=value, source=source, expected=typed[1]
                 ) from None
             raise SettingsError.bad_value(
                 name=choice.ini, value=_quoted(error), source=source, wanted=choice.kind

@@ -179,7 +179,8 @@ def pytest_runtest_makereport(
 ) -> Generator[None, pytest.TestReport, pytest.TestReport]:
     """Mark what failed, before its database is given back; each attempt of a rerun by itself.
 
-    And tell who holds the connections when it failed because PostgreSQL has none to spare.
+    And tell who holds the connections when it failed because PostgreSQL has none to spare, and
+    keep passwords out of the report, which may be printed, or written for a CI system.
     """
     from pytest_warmstack.fixtures import FAILED, shorten
 
@@ -201,11 +202,18 @@ def pytest_runtest_makereport(
         from pytest_warmstack.report import WIDER_SCOPE
 
         report.sections.append(("warmstack: how to share a database", WIDER_SCOPE))
-    if call.excinfo is not None and (workbench := item.config.stash.get(MADE, None)) is not None:
+    workbench = item.config.stash.get(MADE, None)
+    if call.excinfo is not None and workbench is not None:
         from pytest_warmstack.report import is_full
 
         if is_full(call.excinfo.value) and (holders := workbench.holders()):
             report.sections.append(("warmstack: who holds the connections", "\n".join(holders)))
+    if workbench is not None and (report.longrepr or report.sections or report.user_properties):
+        from pytest_warmstack.masking import all_masked
+
+        secrets = workbench.secrets()
+        for name in ("longrepr", "sections", "user_properties"):
+            setattr(report, name, all_masked(getattr(report, name), secrets))
     return report
 
 

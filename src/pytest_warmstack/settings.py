@@ -68,7 +68,7 @@ class Kind(StrEnum):
     SCRIPTS = "lines like file.sql or package.module:attribute"
     LINES = (
         "lines like NAME=VALUE, where {db_url}, {db_host}, {db_port}, {db_user}, {db_password} and"
-        " {db_name} stand for the template's"
+        " {db_name} stand for the template's; a NAME has letters, digits and _"
     )
 
 
@@ -171,6 +171,10 @@ class Settings(NamedTuple):
     start_timeout: float = 60.0
     migrate_timeout: float = 300.0
     sources: Mapping[str, str] = {}
+
+    def __repr__(self) -> str:
+        """Name what was set, and where: the values may hold secrets."""
+        return f"Settings({dict(self.sources)})"
 
 
 def _choice(
@@ -373,6 +377,14 @@ def _converted(choice: Choice, raw: object, source: str) -> Any:
         value = error.line if isinstance(error, _BadLine) else raw
         if choice.kind in {Kind.POSTGRES_URL, Kind.REDIS_URL}:
             value = without_password(str(raw))
+        if isinstance(error, _NoPlaceholder):
+            raise SettingsError.no_placeholder(
+                name=choice.ini,
+                value=value,
+                source=source,
+                written=error.found,
+                wanted=error.nearest,
+            ) from None
         if isinstance(error, _Ambiguous):
             raise SettingsError.ambiguous(name=choice.ini, value=value, source=source) from None
         if isinstance(error, _WrongScheme):
@@ -471,7 +483,10 @@ def without_password(url: str) -> str:
 
     >>> without_password("redis://:secret@db:6379"), without_password("ci:p@ss/word#1@db")
     ('redis://:***@db:6379', 'ci:***@db')
+    >>> without_password("rediss://db?ssl_password=secret")
+    'rediss://db?ssl_password=***'
     """
+    url = re.sub(r"([?&]\w*password=)[^&]+", r"\1***", url)
     scheme, border, rest = url.partition("://") if "://" in url else ("", "", url)
     before, at, host = rest.rpartition("@")
     if not at:
@@ -482,6 +497,20 @@ def without_password(url: str) -> str:
         user, colon = "", ""
     secret = f"{colon}***" if colon or "@" in before else ""
     return f"{scheme}{border}{user}{secret}@{host}"
+
+
+class MaskedUrl(str):
+    """A URL whose `repr` has no password, as reports, tracebacks and logs show it; else a `str`.
+
+    >>> url = MaskedUrl("redis://:secret@db/1")
+    >>> url, str(url)
+    ('redis://:***@db/1', 'redis://:secret@db/1')
+    """
+
+    __slots__ = ()
+
+    def __repr__(self) -> str:
+        return repr(without_password(self))
 
 
 def _url(raw: object, schemes: tuple[str, ...]) -> str:
@@ -538,6 +567,15 @@ class _BadLine(ValueError):
         self.line = line
 
 
+class _NoPlaceholder(_BadLine):
+    """What stands in braces in a line is no placeholder, and meant to be one."""
+
+    def __init__(self, line: str, found: str, nearest: str) -> None:
+        super().__init__(line)
+        self.found = found
+        self.nearest = nearest
+
+
 class _Ambiguous(ValueError):
     """The password in a URL has characters that mean something else there."""
 
@@ -585,13 +623,45 @@ def _scripts(raw: object) -> tuple[str, ...]:
 def _lines(raw: object) -> tuple[str, ...]:
     lines = _words(raw)
     for line in lines:
-        if not line.partition("=")[0].isidentifier():
-            raise _BadLine(line)
-        try:
-            line.format_map(dict.fromkeys(DB_NAMES, ""))  # Unknown names, and stray braces.
-        except (ValueError, KeyError, IndexError):
-            raise _BadLine(line) from None
+        name, _, value = line.partition("=")
+        shown = f"{name}=..."  # What follows may be a secret.
+        if not name.isidentifier():
+            raise _BadLine(shown)
+        for found in _BRACES.findall(value):
+            if found not in DB_NAMES and (nearest := _meant(found)):
+                raise _NoPlaceholder(shown, found, nearest)
     return lines
+
+
+_BRACES: Final = re.compile(r"\{\{\w+\}\}|\{(\w+)\}")
+"""A word in braces; it is no group where they are doubled."""
+
+
+def filled(text: str, values: Mapping[str, Any]) -> str:
+    """Return *text* with *values* in the place of their names in braces; other braces stay.
+
+    Doubled braces stand for braces where the whole text can be read like that.
+
+    >>> filled('{"beta": "{db_host}"}', {"db_host": "::1"}), filled("{{db_host}}", {"db_host": ""})
+    ('{"beta": "::1"}', '{db_host}')
+    """
+    try:
+        return text.format_map(values)
+    except (ValueError, KeyError, IndexError, AttributeError):  # JSON, for example.
+        return _BRACES.sub(lambda found: str(values.get(found[1], found[0])), text)
+
+
+def _meant(name: str) -> str:
+    """Return the placeholder that *name* is probably meant to be; nothing if none is.
+
+    >>> _meant("db_ulr"), _meant("DB_HOST"), _meant("database_url"), _meant("name")
+    ('db_url', 'db_host', 'db_url', '')
+    """
+    import difflib
+
+    is_about_servers = re.match(r"(?i)db|database|pg|postgres|redis", name)
+    cutoff = 0.0 if is_about_servers else 0.75
+    return next(iter(difflib.get_close_matches(name.lower(), DB_NAMES, 1, cutoff)), "")
 
 
 def _options(raw: object) -> tuple[str, ...]:

@@ -19,7 +19,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, Any, Final
 
-from pytest_warmstack import originals
+from pytest_warmstack import masking, originals
 from pytest_warmstack.errors import TemplateFailed
 from pytest_warmstack.postgres.template import Target
 from pytest_warmstack.runtime.base import USER, Endpoint
@@ -50,15 +50,15 @@ class Builder:
     """
 
     root: Path
-    env: Sequence[str] = ()
+    env: Sequence[str] = field(default=(), repr=False)
     ignore: Sequence[str] = ()
     alembic: Mapping[str, Any] | None = None
     timeout: float
     _child: subprocess.Popen[str] | None = field(default=None, init=False)
     _begun: bool = field(default=False, init=False)
     _at: str = field(default="", init=False)
-    _answers: queue.SimpleQueue[str | None] = field(init=False)
-    _output: deque[str] = field(init=False)
+    _answers: queue.SimpleQueue[str | None] = field(init=False, repr=False)
+    _output: deque[str] = field(init=False, repr=False)
     _readers: list[threading.Thread] = field(default_factory=list, init=False)
     _caught_up: threading.Event = field(default_factory=threading.Event, init=False)
 
@@ -128,7 +128,7 @@ class Builder:
         report: dict[str, Any] = self._answer(target, who)
         self._caught_up.wait(_STACK)
         report["output"] = "\n".join(self._lines()[-_OUTPUT_LINES:])
-        report = _without(report, target.endpoint.password)
+        report = masking.all_masked(report, self._secrets(target), urls=True)
         if refused := report.get("refused"):
             raise TemplateFailed.foreign_database(
                 who=who,
@@ -200,14 +200,13 @@ class Builder:
         ]
         output = "".join(written[:before][-_OUTPUT_LINES:]).strip()
         self.discard()
-        password = target.endpoint.password
-        return TemplateFailed.too_slow(
-            who=who,
-            seconds=self.timeout,
-            place=self._at,
-            doing=[each.replace(password, "***") for each in (*doing, *frames[:3])],
-            output=output.replace(password, "***"),
-        )
+        told = {"doing": [*doing, *frames[:3]], "output": output}
+        told = masking.all_masked(told, self._secrets(target), urls=True)
+        return TemplateFailed.too_slow(who=who, seconds=self.timeout, place=self._at, **told)
+
+    def _secrets(self, target: Target) -> list[str]:
+        """Return what nothing that the child wrote may show."""
+        return [target.endpoint.password, *masking.secrets_of(self.env)]
 
     def _is_own(self, file: str) -> bool:
         """Tell whether a file is the project's, as far as its path tells."""
@@ -253,14 +252,3 @@ def _close(pipe: IO[str] | None) -> None:
             pipe.close()
     except OSError:
         pass
-
-
-def _without(value: Any, password: str) -> Any:
-    """Return a report without the password, wherever in its texts it stands."""
-    if isinstance(value, str):
-        return value.replace(password, "***")
-    if isinstance(value, list):
-        return [_without(each, password) for each in value]
-    if isinstance(value, Mapping):
-        return {key: _without(each, password) for key, each in value.items()}
-    return value

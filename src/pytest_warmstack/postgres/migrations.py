@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import tomllib
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Self
 
@@ -33,7 +33,7 @@ class Migrations(Layer):
     function: str = ""
     section: str = "alembic"
     x: Sequence[str] = ()
-    env: Sequence[str] = ()
+    env: Sequence[str] = field(default=(), repr=False)
     source: str = ""
 
     name = ALEMBIC

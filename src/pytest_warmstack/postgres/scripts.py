@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +27,7 @@ class Scripts:
     lines: Sequence[str]
     source: str
     root: Path
-    env: Sequence[str]
+    env: Sequence[str] = field(repr=False)
     builder: Builder
     present: Present
 

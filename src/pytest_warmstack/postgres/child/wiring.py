@@ -12,6 +12,8 @@ from typing import Any, Final
 
 from sqlalchemy import URL
 
+from pytest_warmstack.settings import filled
+
 _TLS: Final = {
     "postgresql": "sslmode",
     "postgresql+asyncpg": "ssl",
@@ -60,7 +62,7 @@ def set_environment(lines: Sequence[str], url: URL) -> None:
     for line in lines:
         name, _, value = line.partition("=")
         own = _driver(os.environ.get(name, ""))
-        os.environ[name] = value.format_map(_values(_with_driver(url, own) if own else url))
+        os.environ[name] = filled(value, _values(_with_driver(url, own) if own else url))
 
 
 def _made(driver: str, parts: dict[str, Any]) -> URL:
