@@ -115,6 +115,25 @@ RESERVED: Final[Mapping[Kind, Mapping[str, str]]] = {
 """The names that a user can't set, since the plugin needs them, and what for."""
 
 
+LIBPQ: Final = (
+    *("PGHOST", "PGHOSTADDR", "PGPORT", "PGDATABASE", "PGUSER", "PGPASSWORD", "PGPASSFILE"),
+    *("PGREQUIREAUTH", "PGCHANNELBINDING", "PGSERVICE", "PGSERVICEFILE", "PGSYSCONFDIR"),
+    *("PGOPTIONS", "PGAPPNAME", "PGCLIENTENCODING", "PGDATESTYLE", "PGTZ", "PGGEQO"),
+    *("PGSSLMODE", "PGREQUIRESSL", "PGSSLNEGOTIATION", "PGSSLCOMPRESSION", "PGSSLCERTMODE"),
+    *("PGSSLSNI", "PGREQUIREPEER", "PGSSLMINPROTOCOLVERSION", "PGSSLMAXPROTOCOLVERSION"),
+    *("PGGSSENCMODE", "PGKRBSRVNAME", "PGGSSLIB", "PGGSSDELEGATION", "PGCONNECT_TIMEOUT"),
+    *("PGTARGETSESSIONATTRS", "PGLOADBALANCEHOSTS", "PGLOCALEDIR", "PGOAUTHDEBUG"),
+    *("PGMINPROTOCOLVERSION", "PGMAXPROTOCOLVERSION"),
+)
+"""The variables that libpq reads, and asyncpg in part: what they say is about other servers.
+
+(PostgreSQL's documentation, "libpq: Environment Variables".)
+"""
+
+CERTIFICATES: Final = ("PGSSLCERT", "PGSSLKEY", "PGSSLROOTCERT", "PGSSLCRL", "PGSSLCRLDIR")
+"""The same for certificates: they count where an external server's URL asks for TLS."""
+
+
 INITDB_ARGS: Final = "POSTGRES_INITDB_ARGS"
 """The variable with arguments for initdb, as the official image takes it."""
 

@@ -480,6 +480,16 @@ def postgres_url(endpoint: Endpoint, database: str, driver: str | None) -> Maske
     return MaskedUrl(f"{scheme}://{endpoint.authority(USER)}/{database}{query and f'?{query}'}")
 
 
+def plain_url(url: str) -> MaskedUrl:
+    """Return a SQLAlchemy URL of PostgreSQL as libpq, and whoever follows it, takes it.
+
+    >>> str(plain_url("postgresql+asyncpg://ci@db/shop?ssl=require"))
+    'postgresql://ci@db/shop?sslmode=require'
+    """
+    plain = re.sub(r"^postgres(ql)?(\+\w+)?://", "postgresql://", url)
+    return MaskedUrl(re.sub(r"([?&])ssl=", r"\1sslmode=", plain))
+
+
 def redis_url(endpoint: Endpoint, index: int) -> MaskedUrl:
     """Return the URL of a Redis database."""
     query = endpoint.query and f"?{endpoint.query}"
