@@ -660,7 +660,14 @@ class TemplateFailed(WarmstackError):
 
     @classmethod
     def bad_function(
-        cls, *, function: str, where: str, cause: str, source: str, output: str
+        cls,
+        *,
+        function: str,
+        where: str,
+        cause: str,
+        source: str,
+        output: str,
+        hints: Iterable[str],
     ) -> TemplateFailed:
         """Tell that the function that is to give Alembic's configuration can't be used."""
         return cls(
@@ -669,6 +676,7 @@ class TemplateFailed(WarmstackError):
             looked_at=[f"warmstack_alembic, from the {source}", *_wrote(output)],
             todo=_loop_hints(cause)
             or [
+                *hints,
                 "name a function as package.module:function that can be imported in the tests; it "
                 "gets the URL, if it takes a parameter, and returns an alembic.config.Config, or "
                 "migrates by itself",
@@ -688,25 +696,26 @@ class TemplateFailed(WarmstackError):
 
     @classmethod
     def migration_failed(
-        cls, *, where: str, cause: str, config: str, output: str, state: str, first: bool
+        cls,
+        *,
+        where: str,
+        cause: str,
+        config: str,
+        output: str,
+        state: str,
+        first: bool,
+        hints: Iterable[str],
     ) -> TemplateFailed:
         """`alembic upgrade heads` raised; *where* names the revision, when one was running.
 
         *state* is PostgreSQL's SQLSTATE, if it was PostgreSQL that refused; *first* tells whether
-        it was the first revision of all.
+        it was the first revision of all; *hints* are lines for variables that are missing.
         """
-        hints = _hints(state, cause)
+        hints = [*_hints(state, cause), *hints]
         if state == "42P01" and first:
             hints = [
                 "if the tables were there before Alembic, name the schema to begin with: "
                 "warmstack_schema = schema.sql, in the pytest configuration"
-            ]
-        # As code fails that looks for a URL in the environment and finds none.
-        without_url = ("KeyError", "ArgumentError", "ValidationError", "NoSuchModuleError")
-        if where.startswith("in env.py") and cause.startswith(without_url):
-            hints = [
-                "if env.py reads a variable of the environment, give it one: "
-                "warmstack_env = DATABASE_URL={db_url}, in the pytest configuration"
             ]
         return cls(
             f"The migrations failed{where and f' {where}'}.",
@@ -725,9 +734,21 @@ class TemplateFailed(WarmstackError):
 
     @classmethod
     def foreign_database(
-        cls, *, who: str, tried: str, allowed: str, place: str, output: str
+        cls,
+        *,
+        who: str,
+        tried: str,
+        allowed: str,
+        place: str,
+        output: str,
+        hints: Iterable[str],
+        usual: str,
     ) -> TemplateFailed:
-        """The project's code was about to connect to something else than the template."""
+        """The project's code was about to connect to something else than the template.
+
+        *hints* are the lines for the variables that it reads, *usual* is one if none are known.
+        """
+        hints = [*hints]
         return cls(
             f"{who} tried to connect to {tried}, and {_was(who)} stopped before that.",
             why=f"the template under construction is all that may be connected to ({allowed})",
@@ -736,11 +757,11 @@ class TemplateFailed(WarmstackError):
                 *_wrote(output),
             ],
             todo=[
-                'in env.py: url = config.get_main_option("sqlalchemy.url"), as Alembic\'s own '
-                "templates do",
+                *hints,
+                f"{'or ' if hints else ''}in env.py: url = "
+                'config.get_main_option("sqlalchemy.url"), as Alembic\'s own templates do',
                 'or in env.py: url = config.attributes.get("url") or YOUR_OWN_URL',
-                "or, if env.py reads an environment variable, in the pytest configuration: "
-                "warmstack_env = DATABASE_URL={db_url}",
+                *([] if hints else [f"or, if env.py reads an environment variable, {usual}"]),
             ],
         )
 

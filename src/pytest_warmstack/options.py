@@ -135,12 +135,13 @@ def settings(config: pytest.Config) -> Settings:
         return None if value is None else (value, source)
 
     here = config.invocation_params.dir
-    return resolve(
+    found = resolve(
         _rooted(command_line, here),
         _rooted(environment(os.environ), here),
         ci(os.environ),
         _rooted(ini, config.rootpath),
     )
+    return found._replace(file=config.inipath.name if config.inipath else "")
 
 
 def _rooted(lookup: Lookup, folder: Path) -> Lookup:

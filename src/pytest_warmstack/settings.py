@@ -6,7 +6,7 @@ Command line, ini file, environment and the README's table all derive from the r
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from enum import StrEnum
 from typing import Any, Final, NamedTuple
 
@@ -157,6 +157,8 @@ class Choice(NamedTuple):
 class Settings(NamedTuple):
     """What the user chose; `sources` tells where each value that is no default came from.
 
+    `file` is the configuration file in use, if there is one.
+
     A NamedTuple, as `Choice` is: a dataclass takes longer to define, in every pytest run.
     """
 
@@ -190,6 +192,7 @@ class Settings(NamedTuple):
     start_timeout: float = 60.0
     migrate_timeout: float = 300.0
     sources: Mapping[str, str] = {}
+    file: str = ""
 
     def __repr__(self) -> str:
         """Name what was set, and where: the values may hold secrets."""
@@ -668,6 +671,63 @@ def filled(text: str, values: Mapping[str, Any]) -> str:
         return text.format_map(values)
     except (ValueError, KeyError, IndexError, AttributeError):  # JSON, for example.
         return _BRACES.sub(lambda found: str(values.get(found[1], found[0])), text)
+
+
+_ROLES: Final = (
+    (r"(URL|URI|DSN)(_A?SYNC)?", "{db_url}"),
+    (r"(HOST|HOST_?NAME|SERVER|ADDR|ADDRESS)", "{db_host}"),
+    (r"PORT", "{db_port}"),
+    (r"(USER|USER_?NAME|LOGIN|ROLE)", "{db_user}"),
+    (r"(PASSWORD|PASSWD|PASS|PWD)", "{db_password}"),
+    (r"(DATABASE|DB|NAME)", "{db_name}"),
+)
+"""What the ends of variables' names stand for."""
+
+
+def placeholder_of(variable: str) -> str:
+    """Return the value that a line for *variable* needs, as far as its name tells.
+
+    >>> placeholder_of("POSTGRES_SERVER"), placeholder_of("PGPASSWORD"), placeholder_of("HOME")
+    ('{db_host}', '{db_password}', '')
+    >>> placeholder_of("CELERY_BROKER_URL"), placeholder_of("REDIS_HOST"), placeholder_of("DB_ECHO")
+    ('redis://localhost', 'localhost', '')
+    """
+    name = variable.upper()
+    role = next((value for end, value in _ROLES if re.search(f"{end}$", name)), "")
+    if re.search(r"REDIS|CELERY|BROKER", name):
+        return {"{db_url}": "redis://localhost", "{db_host}": "localhost"}.get(role, "")
+    others = r"MONGO|MYSQL|PGADMIN|SQLITE|INFLUX"
+    is_ours = re.search(r"(^|_)(DB|PG|SQL)|DATABASE|POSTGRES", name)
+    return role if is_ours and not re.search(others, name) else ""
+
+
+def lines_for(variables: Sequence[str], *, file: str, more: bool) -> str:
+    """Return the advice to set *variables*, in the syntax of the configuration *file*.
+
+    *more* says that there are other lines already. A file that is not there yet is pytest.ini.
+
+    >>> print(lines_for(["PGHOST", "PGPORT"], file="tox.ini", more=False))
+    write in tox.ini:
+    warmstack_env =
+        PGHOST={db_host}
+        PGPORT={db_port}
+    >>> print(lines_for(["DATABASE_URL", "API_KEY"], file="pyproject.toml", more=True))
+    add to warmstack_env in pyproject.toml:
+        "DATABASE_URL={db_url}",
+        "API_KEY=test",
+    """
+    lines = [f"{name}={placeholder_of(name) or 'test'}" for name in variables]
+    is_toml = file.endswith(".toml")
+    entries = [f'    "{line}",' if is_toml else f"    {line}" for line in lines]
+    if more:
+        return "\n".join([f"add to warmstack_env in {file or 'pytest.ini'}:", *entries])
+    head = f"write in {file}:" if file else "write in a new file pytest.ini:\n[pytest]"
+    if len(lines) == 1:
+        value = f'["{lines[0]}"]' if is_toml else lines[0]
+        return f"{head}\nwarmstack_env = {value}"
+    if is_toml:
+        return "\n".join([head, "warmstack_env = [", *entries, "]"])
+    return "\n".join([head, "warmstack_env =", *entries])
 
 
 def _meant(name: str) -> str:

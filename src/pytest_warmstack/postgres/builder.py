@@ -23,6 +23,7 @@ from pytest_warmstack import masking, originals
 from pytest_warmstack.errors import TemplateFailed
 from pytest_warmstack.postgres.template import Target
 from pytest_warmstack.runtime.base import USER, Endpoint
+from pytest_warmstack.settings import lines_for
 
 _CHILD: Final = "pytest_warmstack.postgres.child"
 _ALEMBIC: Final = "alembic.command"
@@ -45,13 +46,14 @@ class Builder:
     """The child of one build. It is started when it is first needed.
 
     *env* are lines like `DATABASE_URL={db_url}`, *ignore* patterns of files that are no
-    dependencies, *alembic* what is known of the project's configuration; *timeout*, in seconds, is
-    for each thing that is asked of it.
+    dependencies, *file* is pytest's configuration file, for advice, *alembic* what is known of the
+    project's configuration; *timeout*, in seconds, is for each thing that is asked of it.
     """
 
     root: Path
     env: Sequence[str] = field(default=(), repr=False)
     ignore: Sequence[str] = ()
+    file: str = ""
     alembic: Mapping[str, Any] | None = None
     timeout: float
     _child: subprocess.Popen[str] | None = field(default=None, init=False)
@@ -100,8 +102,9 @@ class Builder:
     ) -> dict[str, Any]:
         """Have the child do what *do* names, and return what it reports; *who* is for errors.
 
-        The report has `output`, the last lines that the project's code wrote. Raises
-        `TemplateFailed` when it tried to connect elsewhere, or did not end in time.
+        The report has `output`, the last lines that the project's code wrote, and `hints`, if lines
+        of warmstack_env would lead it to its database. Raises `TemplateFailed` when it tried to
+        connect elsewhere, or did not end in time.
         """
         self._start(*([_ALEMBIC] if do in {"plan", "upgrade"} else []))
         if not self._begun:
@@ -129,6 +132,8 @@ class Builder:
         self._caught_up.wait(_STACK)
         report["output"] = "\n".join(self._lines()[-_OUTPUT_LINES:])
         report = masking.all_masked(report, self._secrets(target), urls=True)
+        if variables := report.get("variables"):
+            report["hints"] = self.hints(variables)
         if refused := report.get("refused"):
             raise TemplateFailed.foreign_database(
                 who=who,
@@ -136,8 +141,14 @@ class Builder:
                 allowed=f"{target.endpoint.host}:{target.endpoint.port}/{target.database}",
                 place=report.get("where") or self._at,
                 output=report["output"],
+                hints=report.get("hints", ()),
+                usual=self.hints(["DATABASE_URL"])[0],
             )
         return report
+
+    def hints(self, variables: Sequence[str]) -> list[str]:
+        """Return the advice to set *variables*, as lines for the configuration file in use."""
+        return [lines_for(variables, file=self.file, more=bool(self.env))]
 
     def discard(self) -> None:
         """End the process; whoever waits for its answer gets none."""

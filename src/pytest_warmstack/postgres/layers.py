@@ -108,6 +108,7 @@ def make(
     builder = Builder(
         root=root,
         env=settings.env,
+        file=settings.file,
         ignore=settings.depends_ignore,
         timeout=settings.migrate_timeout,
     )

@@ -17,6 +17,9 @@ from pytest_warmstack.postgres.sql import quote
 from pytest_warmstack.postgres.template import Layer, Target
 from pytest_warmstack.settings import NONE, Settings, is_attribute
 
+_WITHOUT_URL = ("KeyError", "ArgumentError", "ValidationError", "NoSuchModuleError")
+"""How an error begins of code that looks for a URL in the environment, and finds none."""
+
 
 @dataclass(kw_only=True)
 class Migrations(Layer):
@@ -153,6 +156,9 @@ class Migrations(Layer):
         if not (error := report.get("error")):
             return report
         where, output, kind = report.get("where", ""), report["output"], report.get("kind")
+        hints = report.get("hints", [])
+        if not hints and where.startswith("in env.py") and error.startswith(_WITHOUT_URL):
+            hints = self.builder.hints(["DATABASE_URL"])
         if kind == "config" and self.function:
             raise TemplateFailed.bad_function(
                 function=self.function,
@@ -160,10 +166,11 @@ class Migrations(Layer):
                 cause=error,
                 source=self.source,
                 output=output,
+                hints=hints,
             )
         if kind == "config":
             raise TemplateFailed.bad_alembic(config=self.config, cause=error, output=output)
-        if kind == "revisions" and not where:
+        if kind == "revisions" and not where and not hints:
             raise TemplateFailed.bad_revisions(config=self.config, cause=error, output=output)
         raise TemplateFailed.migration_failed(
             where=where,
@@ -172,6 +179,7 @@ class Migrations(Layer):
             output=output,
             state=report.get("state", ""),
             first=report.get("first", False),
+            hints=hints,
         )
 
     def _see_that_heads_are_reached(self, target: Target, report: dict[str, Any]) -> None:
