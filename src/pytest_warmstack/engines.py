@@ -34,7 +34,7 @@ from pytest_warmstack import loops, originals
 from pytest_warmstack.errors import ConnectionLost, LoopFailed, StatementRefused
 from pytest_warmstack.identity import DatabaseName
 from pytest_warmstack.postgres.clones import Shared
-from pytest_warmstack.postgres.connections import APPLICATION, explained
+from pytest_warmstack.postgres.connections import APPLICATION, NEUTRAL, explained
 
 _STATEMENTS: Final = 500
 """Compiled statements that are kept, as many as an engine keeps by default."""
@@ -293,9 +293,10 @@ class RollbackConnection:
                 host=url.host,
                 port=url.port,
                 user=url.username,
-                password=url.password,
+                password=url.password or "",
                 database=url.database,
                 ssl=url.query.get("ssl", False),
+                **NEUTRAL,
                 server_settings={"application_name": f"{APPLICATION} {originals.getpid()}"},
             )
         shared.connections += 1
@@ -314,11 +315,12 @@ def _pool_of(rollback: RollbackConnection) -> type[StaticPool]:
 
 
 def _plain(url: URL) -> dict[str, Any]:
-    """Return what keeps the driver from asking for TLS, unless the URL wants it.
+    """Return what keeps the driver from the environment, and from TLS unless the URL asks for it.
 
-    A server of ours speaks none; to ask on every connection costs a round trip.
+    A managed server speaks none; to ask on every connection costs a round trip.
     """
-    return {} if "ssl" in url.query else {"ssl": False}
+    ssl = {} if "ssl" in url.query else {"ssl": False}
+    return {**NEUTRAL, **ssl, "password": url.password or ""}
 
 
 def is_clone(url: str | URL) -> bool:

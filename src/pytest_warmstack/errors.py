@@ -102,6 +102,24 @@ class SettingsError(WarmstackError):
         )
 
     @classmethod
+    def no_placeholder(
+        cls, *, name: str, value: object, source: str, written: str, wanted: str
+    ) -> SettingsError:
+        """A line has *written* in braces, which is none of the names that *name* knows."""
+        return cls(
+            f"Unknown name {{{written}}} in {name}.",
+            why=f"in the line {value}; the names that stand for the template's database are "
+            "{db_url}, {db_host}, {db_port}, {db_user}, {db_password} and {db_name}",
+            looked_at=[source],
+            todo=[
+                "migrations can't connect to Redis: write any URL, such as redis://localhost"
+                if written.lower().startswith("redis")
+                else f"write {{{wanted}}}",
+                f"or, if the braces themselves are meant, double them: {{{{{written}}}}}",
+            ],
+        )
+
+    @classmethod
     def ambiguous(cls, *, name: str, value: object, source: str) -> SettingsError:
         """The URL *value* has characters that end its password, or the host, too early."""
         return cls(
@@ -813,7 +831,14 @@ class TemplateFailed(WarmstackError):
 
     @classmethod
     def bad_function(
-        cls, *, function: str, where: str, cause: str, source: str, output: str
+        cls,
+        *,
+        function: str,
+        where: str,
+        cause: str,
+        source: str,
+        output: str,
+        hints: Iterable[str],
     ) -> TemplateFailed:
         """Tell that the function that is to give Alembic's configuration can't be used."""
         return cls(
@@ -822,6 +847,7 @@ class TemplateFailed(WarmstackError):
             looked_at=[f"warmstack_alembic, from the {source}", *_wrote(output)],
             todo=_loop_hints(cause)
             or [
+                *hints,
                 "name a function as package.module:function that can be imported in the tests; it "
                 "gets the URL, if it takes a parameter, and returns an alembic.config.Config, or "
                 "migrates by itself",
@@ -853,25 +879,26 @@ class TemplateFailed(WarmstackError):
 
     @classmethod
     def migration_failed(
-        cls, *, where: str, cause: str, config: str, output: str, state: str, first: bool
+        cls,
+        *,
+        where: str,
+        cause: str,
+        config: str,
+        output: str,
+        state: str,
+        first: bool,
+        hints: Iterable[str],
     ) -> TemplateFailed:
         """`alembic upgrade heads` raised; *where* names the revision, when one was running.
 
         *state* is PostgreSQL's SQLSTATE, if it was PostgreSQL that refused; *first* tells whether
-        it was the first revision of all.
+        it was the first revision of all; *hints* are lines for variables that are missing.
         """
-        hints = _hints(state, cause)
+        hints = [*_hints(state, cause), *hints]
         if state == "42P01" and first:
             hints = [
                 "if the tables were there before Alembic, name the schema to begin with: "
                 "warmstack_schema = schema.sql, in the pytest configuration"
-            ]
-        # As code fails that looks for a URL in the environment and finds none.
-        without_url = ("KeyError", "ArgumentError", "ValidationError", "NoSuchModuleError")
-        if where.startswith("in env.py") and cause.startswith(without_url):
-            hints = [
-                "if env.py reads a variable of the environment, give it one: "
-                "warmstack_env = DATABASE_URL={db_url}, in the pytest configuration"
             ]
         return cls(
             f"The migrations failed{where and f' {where}'}.",
@@ -890,9 +917,21 @@ class TemplateFailed(WarmstackError):
 
     @classmethod
     def foreign_database(
-        cls, *, who: str, tried: str, allowed: str, place: str, output: str
+        cls,
+        *,
+        who: str,
+        tried: str,
+        allowed: str,
+        place: str,
+        output: str,
+        hints: Iterable[str],
+        usual: str,
     ) -> TemplateFailed:
-        """The project's code was about to connect to something else than the template."""
+        """The project's code was about to connect to something else than the template.
+
+        *hints* are the lines for the variables that it reads, *usual* is one if none are known.
+        """
+        hints = [*hints]
         return cls(
             f"{who} tried to connect to {tried}, and {_was(who)} stopped before that.",
             why=f"the template under construction is all that may be connected to ({allowed})",
@@ -901,11 +940,11 @@ class TemplateFailed(WarmstackError):
                 *_wrote(output),
             ],
             todo=[
-                'in env.py: url = config.get_main_option("sqlalchemy.url"), as Alembic\'s own '
-                "templates do",
+                *hints,
+                f"{'or ' if hints else ''}in env.py: url = "
+                'config.get_main_option("sqlalchemy.url"), as Alembic\'s own templates do',
                 'or in env.py: url = config.attributes.get("url") or YOUR_OWN_URL',
-                "or, if env.py reads an environment variable, in the pytest configuration: "
-                "warmstack_env = DATABASE_URL={db_url}",
+                *([] if hints else [f"or, if env.py reads an environment variable, {usual}"]),
             ],
         )
 

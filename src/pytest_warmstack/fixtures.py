@@ -145,6 +145,16 @@ def module_db_url(_warmstack_clone_module: Clone) -> str:
     return _warmstack_clone_module.url
 
 
+def plain_db_url(db_url: str) -> str:
+    """The same URL without SQLAlchemy's driver: for asyncpg, psycopg, psql, and the like."""
+    from pytest_warmstack.runtime.base import plain_url
+
+    return plain_url(db_url)
+
+
+db_dsn = pytest.fixture(name="db_dsn")(plain_db_url)
+
+
 @pytest.fixture
 def redis_urls(request: pytest.FixtureRequest, _warmstack_redis: Workbench) -> tuple[str, ...]:
     """The URLs of the Redis databases that this process has, all of them empty now."""

@@ -11,7 +11,7 @@ import json
 import os
 from collections.abc import Mapping
 from contextlib import suppress
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Final
 
@@ -53,7 +53,7 @@ class Hint:
     fingerprint: str
     host: str
     port: int
-    password: str
+    password: str = field(repr=False)
     id: str
     what: str
     since: float

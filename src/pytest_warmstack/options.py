@@ -131,8 +131,10 @@ def settings(config: pytest.Config) -> Settings:
 
             # As pytest's `_getini_toml` says it (config/__init__.py).
             if typed := re.search(r"expects (an? .+), (?:got|but) .*?(?:: |is )(.+)$", str(error)):
+                # What follows a NAME= may be a secret.
+                value = re.sub(r"=[^'\"]+", "=...", typed[2])
                 raise SettingsError.bad_type(
-                    name=choice.ini, value=typed[2], source=source, expected=typed[1]
+                    name=choice.ini, value=value, source=source, expected=typed[1]
                 ) from None
             raise SettingsError.bad_value(
                 name=choice.ini, value=_quoted(error), source=source, wanted=choice.kind
@@ -140,12 +142,13 @@ def settings(config: pytest.Config) -> Settings:
         return None if value is None else (value, source)
 
     here = config.invocation_params.dir
-    return resolve(
+    found = resolve(
         _rooted(command_line, here),
         _rooted(environment(os.environ), here),
         ci(os.environ),
         _rooted(ini, config.rootpath),
     )
+    return found._replace(file=config.inipath.name if config.inipath else "")
 
 
 def refuse_unknown(arguments: Iterable[str]) -> None:

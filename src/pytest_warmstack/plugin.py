@@ -205,7 +205,8 @@ def pytest_runtest_makereport(
     """Mark what failed, before its database is given back; each attempt of a rerun by itself.
 
     And tell who holds the connections when it failed because PostgreSQL has none to spare, and
-    where its files are when there was no space for them.
+    where its files are when there was no space for them. And keep passwords out of the report,
+    which may be printed, or written for a CI system.
     """
     from pytest_warmstack.fixtures import FAILED, shorten
 
@@ -227,7 +228,8 @@ def pytest_runtest_makereport(
         from pytest_warmstack.report import WIDER_SCOPE
 
         report.sections.append(("warmstack: how to share a database", WIDER_SCOPE))
-    if call.excinfo is not None and (workbench := item.config.stash.get(MADE, None)) is not None:
+    workbench = item.config.stash.get(MADE, None)
+    if call.excinfo is not None and workbench is not None:
         from pytest_warmstack.report import NO_CONNECTION, NO_SPACE, has_state
 
         error = call.excinfo.value
@@ -235,6 +237,12 @@ def pytest_runtest_makereport(
             report.sections.append(("warmstack: who holds the connections", "\n".join(holders)))
         if has_state(error, NO_SPACE) and (full := workbench.no_space(error)) is not None:
             report.sections.append(("warmstack: where the space is", str(full)))
+    if workbench is not None and (report.longrepr or report.sections or report.user_properties):
+        from pytest_warmstack.masking import all_masked
+
+        secrets = workbench.secrets()
+        for name in ("longrepr", "sections", "user_properties"):
+            setattr(report, name, all_masked(getattr(report, name), secrets))
     return report
 
 

@@ -1,4 +1,4 @@
-"""Gives `db_url` and `db_engine` the scope of the database behind them.
+"""Gives `db_url`, `db_dsn` and `db_engine` the scope of the database behind them.
 
 With the isolation `class` or `module` they are fixtures of that scope, so that a fixture that seeds
 the database of a class or module can ask for them. pytest fixes a fixture's scope when it is
@@ -14,17 +14,20 @@ import pytest
 from pytest_warmstack import fixtures
 
 SCOPE: Final = pytest.StashKey[str]()
-"""Where a class or module keeps the scope that the two fixtures have in it."""
+"""Where a class or module keeps the scope that these fixtures have in it."""
 
 _SHARED: Final = {
-    "class": {"db_url": fixtures.class_db_url, "db_engine": fixtures.clone_engine},
-    "module": {"db_url": fixtures.module_db_url, "db_engine": fixtures.clone_engine},
-    "function": {"db_url": fixtures.function_db_url, "db_engine": fixtures.function_db_engine},
+    scope: {"db_url": url, "db_dsn": fixtures.plain_db_url, "db_engine": engine}
+    for scope, url, engine in (
+        ("class", fixtures.class_db_url, fixtures.clone_engine),
+        ("module", fixtures.module_db_url, fixtures.clone_engine),
+        ("function", fixtures.function_db_url, fixtures.function_db_engine),
+    )
 }
 
 
 def declare(collector: pytest.Collector, isolation: str) -> None:
-    """Declare the two fixtures for a class or module, if they have another scope in it.
+    """Declare the fixtures for a class or module, if they have another scope in it.
 
     *isolation* is the word of the setting, which a marker overrides. If the user has a fixture of
     one of these names, nothing is declared.

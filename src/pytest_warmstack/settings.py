@@ -68,7 +68,7 @@ class Kind(StrEnum):
     SCRIPTS = "lines like file.sql or package.module:attribute"
     LINES = (
         "lines like NAME=VALUE, where {db_url}, {db_host}, {db_port}, {db_user}, {db_password} and"
-        " {db_name} stand for the template's"
+        " {db_name} stand for the template's; a NAME has letters, digits and _"
     )
 
 
@@ -115,6 +115,25 @@ RESERVED: Final[Mapping[Kind, Mapping[str, str]]] = {
 """The names that a user can't set, since the plugin needs them, and what for."""
 
 
+LIBPQ: Final = (
+    *("PGHOST", "PGHOSTADDR", "PGPORT", "PGDATABASE", "PGUSER", "PGPASSWORD", "PGPASSFILE"),
+    *("PGREQUIREAUTH", "PGCHANNELBINDING", "PGSERVICE", "PGSERVICEFILE", "PGSYSCONFDIR"),
+    *("PGOPTIONS", "PGAPPNAME", "PGCLIENTENCODING", "PGDATESTYLE", "PGTZ", "PGGEQO"),
+    *("PGSSLMODE", "PGREQUIRESSL", "PGSSLNEGOTIATION", "PGSSLCOMPRESSION", "PGSSLCERTMODE"),
+    *("PGSSLSNI", "PGREQUIREPEER", "PGSSLMINPROTOCOLVERSION", "PGSSLMAXPROTOCOLVERSION"),
+    *("PGGSSENCMODE", "PGKRBSRVNAME", "PGGSSLIB", "PGGSSDELEGATION", "PGCONNECT_TIMEOUT"),
+    *("PGTARGETSESSIONATTRS", "PGLOADBALANCEHOSTS", "PGLOCALEDIR", "PGOAUTHDEBUG"),
+    *("PGMINPROTOCOLVERSION", "PGMAXPROTOCOLVERSION"),
+)
+"""The variables that libpq reads, and asyncpg in part: what they say is about other servers.
+
+(PostgreSQL's documentation, "libpq: Environment Variables".)
+"""
+
+CERTIFICATES: Final = ("PGSSLCERT", "PGSSLKEY", "PGSSLROOTCERT", "PGSSLCRL", "PGSSLCRLDIR")
+"""The same for certificates: they count where an external server's URL asks for TLS."""
+
+
 INITDB_ARGS: Final = "POSTGRES_INITDB_ARGS"
 """The variable with arguments for initdb, as the official image takes it."""
 
@@ -142,6 +161,8 @@ class Choice(NamedTuple):
 
 class Settings(NamedTuple):
     """What the user chose; `sources` tells where each value that is no default came from.
+
+    `file` is the configuration file in use, if there is one.
 
     A NamedTuple, as `Choice` is: a dataclass takes longer to define, in every pytest run.
     """
@@ -178,6 +199,11 @@ class Settings(NamedTuple):
     start_timeout: float = 60.0
     migrate_timeout: float = 300.0
     sources: Mapping[str, str] = {}
+    file: str = ""
+
+    def __repr__(self) -> str:
+        """Name what was set, and where: the values may hold secrets."""
+        return f"Settings({dict(self.sources)})"
 
     def place(self, name: str) -> str:
         """Return what the user has to change for another *name*: an option, a variable, a key.
@@ -449,6 +475,14 @@ def _converted(choice: Choice, raw: object, source: str) -> Any:
         value = error.line if isinstance(error, _BadLine) else raw
         if choice.kind in {Kind.POSTGRES_URL, Kind.REDIS_URL}:
             value = without_password(str(raw))
+        if isinstance(error, _NoPlaceholder):
+            raise SettingsError.no_placeholder(
+                name=choice.ini,
+                value=value,
+                source=source,
+                written=error.found,
+                wanted=error.nearest,
+            ) from None
         if isinstance(error, _Ambiguous):
             raise SettingsError.ambiguous(name=choice.ini, value=value, source=source) from None
         if isinstance(error, _WrongScheme):
@@ -557,7 +591,10 @@ def without_password(url: str) -> str:
 
     >>> without_password("redis://:secret@db:6379"), without_password("ci:p@ss/word#1@db")
     ('redis://:***@db:6379', 'ci:***@db')
+    >>> without_password("rediss://db?ssl_password=secret")
+    'rediss://db?ssl_password=***'
     """
+    url = re.sub(r"([?&]\w*password=)[^&]+", r"\1***", url)
     scheme, border, rest = url.partition("://") if "://" in url else ("", "", url)
     before, at, host = rest.rpartition("@")
     if not at:
@@ -568,6 +605,20 @@ def without_password(url: str) -> str:
         user, colon = "", ""
     secret = f"{colon}***" if colon or "@" in before else ""
     return f"{scheme}{border}{user}{secret}@{host}"
+
+
+class MaskedUrl(str):
+    """A URL whose `repr` has no password, as reports, tracebacks and logs show it; else a `str`.
+
+    >>> url = MaskedUrl("redis://:secret@db/1")
+    >>> url, str(url)
+    ('redis://:***@db/1', 'redis://:secret@db/1')
+    """
+
+    __slots__ = ()
+
+    def __repr__(self) -> str:
+        return repr(without_password(self))
 
 
 def _url(raw: object, schemes: tuple[str, ...]) -> str:
@@ -624,6 +675,15 @@ class _BadLine(ValueError):
         self.line = line
 
 
+class _NoPlaceholder(_BadLine):
+    """What stands in braces in a line is no placeholder, and meant to be one."""
+
+    def __init__(self, line: str, found: str, nearest: str) -> None:
+        super().__init__(line)
+        self.found = found
+        self.nearest = nearest
+
+
 class _Ambiguous(ValueError):
     """The password in a URL has characters that mean something else there."""
 
@@ -671,13 +731,102 @@ def _scripts(raw: object) -> tuple[str, ...]:
 def _lines(raw: object) -> tuple[str, ...]:
     lines = _words(raw)
     for line in lines:
-        if not line.partition("=")[0].isidentifier():
-            raise _BadLine(line)
-        try:
-            line.format_map(dict.fromkeys(DB_NAMES, ""))  # Unknown names, and stray braces.
-        except (ValueError, KeyError, IndexError):
-            raise _BadLine(line) from None
+        name, _, value = line.partition("=")
+        shown = f"{name}=..."  # What follows may be a secret.
+        if not name.isidentifier():
+            raise _BadLine(shown)
+        for found in _BRACES.findall(value):
+            if found not in DB_NAMES and (nearest := _meant(found)):
+                raise _NoPlaceholder(shown, found, nearest)
     return lines
+
+
+_BRACES: Final = re.compile(r"\{\{\w+\}\}|\{(\w+)\}")
+"""A word in braces; it is no group where they are doubled."""
+
+
+def filled(text: str, values: Mapping[str, Any]) -> str:
+    """Return *text* with *values* in the place of their names in braces; other braces stay.
+
+    Doubled braces stand for braces where the whole text can be read like that.
+
+    >>> filled('{"beta": "{db_host}"}', {"db_host": "::1"}), filled("{{db_host}}", {"db_host": ""})
+    ('{"beta": "::1"}', '{db_host}')
+    """
+    try:
+        return text.format_map(values)
+    except (ValueError, KeyError, IndexError, AttributeError):  # JSON, for example.
+        return _BRACES.sub(lambda found: str(values.get(found[1], found[0])), text)
+
+
+_ROLES: Final = (
+    (r"(URL|URI|DSN)(_A?SYNC)?", "{db_url}"),
+    (r"(HOST|HOST_?NAME|SERVER|ADDR|ADDRESS)", "{db_host}"),
+    (r"PORT", "{db_port}"),
+    (r"(USER|USER_?NAME|LOGIN|ROLE)", "{db_user}"),
+    (r"(PASSWORD|PASSWD|PASS|PWD)", "{db_password}"),
+    (r"(DATABASE|DB|NAME)", "{db_name}"),
+)
+"""What the ends of variables' names stand for."""
+
+
+def placeholder_of(variable: str) -> str:
+    """Return the value that a line for *variable* needs, as far as its name tells.
+
+    >>> placeholder_of("POSTGRES_SERVER"), placeholder_of("PGPASSWORD"), placeholder_of("HOME")
+    ('{db_host}', '{db_password}', '')
+    >>> placeholder_of("CELERY_BROKER_URL"), placeholder_of("REDIS_HOST"), placeholder_of("DB_ECHO")
+    ('redis://localhost', 'localhost', '')
+    """
+    name = variable.upper()
+    role = next((value for end, value in _ROLES if re.search(f"{end}$", name)), "")
+    if re.search(r"REDIS|CELERY|BROKER", name):
+        return {"{db_url}": "redis://localhost", "{db_host}": "localhost"}.get(role, "")
+    others = r"MONGO|MYSQL|PGADMIN|SQLITE|INFLUX"
+    is_ours = re.search(r"(^|_)(DB|PG|SQL)|DATABASE|POSTGRES", name)
+    return role if is_ours and not re.search(others, name) else ""
+
+
+def lines_for(variables: Sequence[str], *, file: str, more: bool) -> str:
+    """Return the advice to set *variables*, in the syntax of the configuration *file*.
+
+    *more* says that there are other lines already. A file that is not there yet is pytest.ini.
+
+    >>> print(lines_for(["PGHOST", "PGPORT"], file="tox.ini", more=False))
+    write in tox.ini:
+    warmstack_env =
+        PGHOST={db_host}
+        PGPORT={db_port}
+    >>> print(lines_for(["DATABASE_URL", "API_KEY"], file="pyproject.toml", more=True))
+    add to warmstack_env in pyproject.toml:
+        "DATABASE_URL={db_url}",
+        "API_KEY=test",
+    """
+    lines = [f"{name}={placeholder_of(name) or 'test'}" for name in variables]
+    is_toml = file.endswith(".toml")
+    entries = [f'    "{line}",' if is_toml else f"    {line}" for line in lines]
+    if more:
+        return "\n".join([f"add to warmstack_env in {file or 'pytest.ini'}:", *entries])
+    head = f"write in {file}:" if file else "write in a new file pytest.ini:\n[pytest]"
+    if len(lines) == 1:
+        value = f'["{lines[0]}"]' if is_toml else lines[0]
+        return f"{head}\nwarmstack_env = {value}"
+    if is_toml:
+        return "\n".join([head, "warmstack_env = [", *entries, "]"])
+    return "\n".join([head, "warmstack_env =", *entries])
+
+
+def _meant(name: str) -> str:
+    """Return the placeholder that *name* is probably meant to be; nothing if none is.
+
+    >>> _meant("db_ulr"), _meant("DB_HOST"), _meant("database_url"), _meant("name")
+    ('db_url', 'db_host', 'db_url', '')
+    """
+    import difflib
+
+    is_about_servers = re.match(r"(?i)db|database|pg|postgres|redis", name)
+    cutoff = 0.0 if is_about_servers else 0.75
+    return next(iter(difflib.get_close_matches(name.lower(), DB_NAMES, 1, cutoff)), "")
 
 
 def _options(raw: object) -> tuple[str, ...]:

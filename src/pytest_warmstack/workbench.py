@@ -255,6 +255,18 @@ class Workbench:
                 return error
         return None
 
+    def secrets(self) -> list[str]:
+        """Return what no report may show: passwords, and the secrets that the user configured."""
+        from pytest_warmstack.masking import password_of, secrets_of
+
+        leases = self._had("leases")
+        servers = (self._had("postgres"), self._had("redis"), leases and leases.server)
+        return [
+            *map(password_of, (self.settings.postgres_url, self.settings.redis_url)),
+            *(each.endpoint.password for each in servers if each is not None),
+            *secrets_of((*self.settings.env, *self.settings.postgres_env)),
+        ]
+
     def errors(self) -> list[BaseException]:
         """Return what went wrong so far, each error once."""
         found = [made.exception() for made in self._made.values() if made.done()]

@@ -261,7 +261,6 @@ def test_help_names_every_option_and_every_ini_key(run: Run) -> None:
         ("migrate_timeout", "0", in_a_variable),
         ("postgres_image", "", on_the_command_line),
         ("env", "no equals sign", in_pyproject),
-        ("env", "DATABASE_URL={dburl}", in_pyproject),
         ("keep_templates", "0", on_the_command_line),
         ("keep_templates", "many", in_a_variable),
         ("keep_templates", "1.5", in_pytest_ini),

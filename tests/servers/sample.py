@@ -78,6 +78,7 @@ def test_that_waits(db_url, redis_url):
 
 _CLIENT: Final = """#!/bin/sh
 echo "arguments: $*"
+echo "service: $PGSERVICE"
 echo "password: ${PGPASSWORD:-$REDISCLI_AUTH}"
 """
 """A client that tells how it was called."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Final, NamedTuple
 
@@ -20,6 +20,7 @@ class Case(NamedTuple):
     outcomes: dict[str, int]
     arguments: tuple[str, ...] = ()
     reuse: bool = True
+    variables: Mapping[str, str] = {}
 
 
 EXPECTED: Final = {
@@ -43,6 +44,27 @@ EXPECTED: Final = {
     "anyio_trio": Case({"passed": 2, "errors": 2}, ("-p", "anyio", "-o", "asyncio_mode=strict")),
     # A timeout of a test that hits the set-up, in a run whose servers have to be started.
     "timeout_lazy": Case({"passed": 1, "errors": 1}, ("-p", "timeout"), reuse=False),
+    # One URL for every driver.
+    "plain_dsn": Case({"passed": 6}),
+    # A search_path in the URL of alembic.ini, and a revision that makes the schema.
+    "url_options": Case({"passed": 1}),
+    # JSON among the variables of the migrations.
+    "json_env": Case(
+        {"passed": 1},
+        ("-o", 'warmstack_env=FEATURES={"beta": {"url": true}}\nDATABASE_URL={db_url}'),
+    ),
+    # What a shell says to libpq of other servers.
+    "pg_env": Case(
+        {"passed": 2},
+        variables={
+            **dict.fromkeys(("PGSERVICE", "PGTARGETSESSIONATTRS"), "standby"),
+            "PGOPTIONS": "-csearch_path=nowhere",
+            "PGREQUIREAUTH": "none",
+            "PGHOSTADDR": "192.0.2.1",
+            "PGSSLNEGOTIATION": "direct",
+            "PGPORT": "1",
+        },
+    ),
 }
 
 
@@ -82,7 +104,7 @@ def test_a_case_passes(place: Library, name: str) -> None:
     reuse = ["--reuse-containers"] if case.reuse else []
 
     for _ in range(2):
-        result = place.run(*reuse, *case.arguments)
+        result = place.run(*reuse, *case.arguments, **case.variables)
 
         found = result.parseoutcomes()
         assert {key: found.get(key, 0) for key in case.outcomes} == case.outcomes

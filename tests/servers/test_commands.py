@@ -301,9 +301,11 @@ def test_psql_is_opened_on_the_kept_server(kept: Library, tmp_path: Path) -> Non
     """With the password in its environment, and never among its arguments."""
     endpoint = kept.kept("postgres")
 
-    result = kept.warmstack("psql", "--", "-c", "select 1", PATH=script(tmp_path / "bin", "psql"))
+    path = script(tmp_path / "bin", "psql")
+    result = kept.warmstack("psql", "--", "-c", "select 1", PATH=path, PGSERVICE="theirs")
 
     assert result.ret == 0
+    assert "service: " in result.outlines
     words = f"--host={endpoint.host} --port={endpoint.port} --username=postgres --dbname=postgres"
     assert f"arguments: {words} -c select 1" in result.outlines
     assert f"password: {endpoint.password}" in result.outlines

@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import pytest
 from redis.connection import parse_url
 from sqlalchemy import make_url
 
-from pytest_warmstack.identity import Service
+from pytest_warmstack.identity import DatabaseName, Service, State
+from pytest_warmstack.postgres.builder import Builder
+from pytest_warmstack.postgres.clones import Clone
+from pytest_warmstack.redis.leases import Lease
 from pytest_warmstack.runtime.base import (
     Endpoint,
+    ServerHandle,
     ServerSpec,
     postgres_url,
     redis_url,
@@ -61,6 +66,23 @@ def test_a_url_of_redis_is_read_as_it_was_written(password: str, user: str) -> N
 
     assert (read["host"], read["port"], read["db"]) == ("cache", 1, 7)
     assert (read.get("username") or "", read.get("password") or "") == (user, password)
+
+
+def test_a_url_shows_no_password_in_a_report() -> None:
+    """Nor does anything that holds one, as pytest shows local variables."""
+    endpoint = Endpoint(host="db", port=1, password="hunter2", query="ssl_password=hunter3")
+    url = postgres_url(endpoint, "shop", "asyncpg")
+    handle = ServerHandle(
+        endpoint=endpoint, id="1", runtime="docker", version="16", service=Service.REDIS
+    )
+    held = [
+        *(url, redis_url(endpoint, 1), handle, endpoint, handle.get_connection_url()),
+        *(Clone(DatabaseName(State.IN_USE, "0"), 1, url), Lease(1, (url,))),
+        *(Builder(root=Path(), timeout=1, env=("KEY=hunter2",)),),
+    ]
+
+    assert "hunter" not in repr(held)
+    assert url.endswith(":hunter2@db:1/shop?ssl_password=hunter3")
 
 
 def test_tls_is_asked_for_in_the_words_of_each_driver() -> None:

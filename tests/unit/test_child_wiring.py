@@ -9,9 +9,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from psycopg import pq
 from sqlalchemy import URL, make_url
 
 from pytest_warmstack.postgres.child import wiring
+from pytest_warmstack.settings import CERTIFICATES, LIBPQ
 
 PARTS = {
     "username": "postgres",
@@ -70,6 +72,32 @@ def test_the_driver_is_the_one_of_the_projects_own_url(
     url = wiring.url(alembic(tmp_path, own), PARTS)
 
     assert url == OURS.set(drivername=driver)
+
+
+@pytest.mark.parametrize("driver", ["postgresql+psycopg", "postgresql+psycopg2", "postgresql"])
+@pytest.mark.parametrize(
+    ("query", "kept"),
+    [
+        ("options=-csearch_path%%3Dshop,public", {"options": "-csearch_path=shop,public"}),
+        ("application_name=shop&connect_timeout=", {"application_name": "shop"}),
+        ("options=-ca%%3Db&options=-cc%%3Dd", {"options": ("-ca=b", "-cc=d")}),
+        # What is about the project's own server does not hold for another one.
+        ("host=/run/pg&port=1&user=me&password=x&dbname=a&service=b&hostaddr=::1", {}),
+        ("sslmode=verify-full&sslrootcert=/ca.pem&target_session_attrs=standby", {}),
+        ("passfile=/x&channel_binding=require&require_auth=none&gssencmode=require", {}),
+    ],
+)
+def test_the_options_of_the_projects_own_url_are_kept(
+    tmp_path: Path, driver: str, query: str, kept: dict[str, Any]
+) -> None:
+    """In an ini file, where ConfigParser has a word in it, and in a variable."""
+    own = f"{driver}://u:p@db/prod?{query}"
+
+    url = wiring.url(alembic(tmp_path, own), PARTS)
+
+    assert url.query == {**({"connect_timeout": ""} if "connect_timeout" in query else {}), **kept}
+    assert url.set(query={}) == OURS.set(drivername=driver)
+    assert wiring.like(own.replace("%%", "%"), OURS) == url
 
 
 @pytest.mark.parametrize("own", ["", "driver://user:pass@localhost/dbname", "no url", "mysql://db"])
@@ -191,10 +219,18 @@ def values(monkeypatch: pytest.MonkeyPatch, *lines: str, **before: str) -> dict[
 
 
 @pytest.mark.parametrize(("query", "mode"), [({}, "prefer"), ({"ssl": "require"}, "require")])
-def test_what_the_machine_says_of_tls_does_not_count(query: dict[str, str], mode: str) -> None:
-    """It is about other servers, and drivers would read it where the URL says nothing."""
+def test_what_the_machine_says_to_libpq_does_not_count(
+    monkeypatch: pytest.MonkeyPatch, query: dict[str, str], mode: str
+) -> None:
+    """It is about other servers, but for certificates, which no URL can name for every driver."""
+    known = {each.envvar.decode() for each in pq.Conninfo.get_defaults() if each.envvar}
+    for name in (*known, *LIBPQ, *CERTIFICATES):
+        monkeypatch.setenv(name, "nonsense")
+
     wiring.set_environment([], OURS.set(query=query))
 
+    left = {name: value for name, value in os.environ.items() if value == "nonsense"}
+    assert set(left) == (set(CERTIFICATES) if query else set())
     assert os.environ["PGSSLMODE"] == mode
 
 
@@ -235,7 +271,16 @@ def test_what_stands_in_braces_is_the_templates(monkeypatch: pytest.MonkeyPatch)
 def test_a_url_that_stands_there_already_tells_the_driver(
     monkeypatch: pytest.MonkeyPatch, before: str, driver: str
 ) -> None:
-    """The application may want another one than env.py; nothing else of it is kept."""
+    """The application may want another one than env.py; of the rest its options are kept."""
     found = values(monkeypatch, "SHOP_URL={db_url}", SHOP_URL=before)
 
     assert make_url(found["SHOP_URL"]) == OURS.set(drivername=driver)
+
+
+def test_a_line_may_add_options_to_a_url_that_has_some(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A second question mark would be part of a value."""
+    before = "postgresql+psycopg://u:p@db/prod?options=-cx%3Dy"
+
+    found = values(monkeypatch, "SHOP_URL={db_url}?application_name=shop", SHOP_URL=before)
+
+    assert make_url(found["SHOP_URL"]).query == {"options": "-cx=y", "application_name": "shop"}

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import pickle
 from typing import Any
 
 import pytest
@@ -15,11 +17,13 @@ from pytest_warmstack.settings import (
     Kind,
     Leaks,
     Lookup,
+    MaskedUrl,
     RedisPlan,
     RuntimeName,
     Settings,
     ci,
     environment,
+    filled,
     is_attribute,
     pairs,
     resolve,
@@ -185,10 +189,10 @@ def test_every_row_has_the_names_that_its_kind_can_have() -> None:
 
 
 def test_every_field_is_a_row_and_has_a_help_text() -> None:
-    """No field but `sources` is left out of the table, and none is left unexplained."""
+    """No field but `sources` and `file` is left out of the table, and none is left unexplained."""
     fields = set(Settings._fields)
 
-    assert fields - set(CHOICES) == {"sources"}
+    assert fields - set(CHOICES) == {"sources", "file"}
     assert all(choice.help and not choice.help.endswith(".") for choice in CHOICES.values())
 
 
@@ -333,6 +337,8 @@ GOOD: list[tuple[Kind, object, object]] = [
     (Kind.LINES, ["A=x=y"], ("A=x=y",)),
     (Kind.LINES, ["A={db_host}:{db_port}"], ("A={db_host}:{db_port}",)),
     (Kind.LINES, ["A={{}}"], ("A={{}}",)),
+    *((Kind.LINES, [line], (line,)) for line in ("A={", "A={}", "A={0}", "A={{db_ulr}}")),
+    *((Kind.LINES, [line], (line,)) for line in ('A={"b": {"c": {db_port}}}', "A={name} {id}")),
 ]
 
 
@@ -379,8 +385,7 @@ BAD: list[tuple[Kind, Any]] = [
     *((Kind.PATTERNS, raw) for raw in ("sql/*.sql", None, 7)),
     *((Kind.SCRIPTS, raw) for raw in (["a.txt"], ["shop.models"], ["a.SQL"], ["a:"], [":a"])),
     *((Kind.SCRIPTS, raw) for raw in (["a.sql", "b"], ["a b:c"], ["a:b:c"], "a.sql", None)),
-    *((Kind.LINES, raw) for raw in (["A={dburl}"], ["A={"], ["A={}"], ["A={0}"])),
-    *((Kind.LINES, raw) for raw in (["NAME"], ["=x"], ["A=1", "b c=2"], ["1A=x"], "A=1", None)),
+    *((Kind.LINES, raw) for raw in (["NAME"], ["=x"], "A=1", None)),
 ]
 
 
@@ -402,14 +407,96 @@ def test_a_bad_value_is_refused_with_its_source_and_what_is_wanted(kind: Kind, r
     assert "Looked at: tox.ini\n" in text
 
 
-@pytest.mark.parametrize("name", ["", "1A", "A B", "A-B", "NAME ", "größe"])
-def test_the_value_of_a_bad_variable_is_not_shown(name: str) -> None:
+@pytest.mark.parametrize(
+    ("setting", "name"),
+    [
+        *(("postgres_env", name) for name in ("", "1A", "A B", "A-B", "NAME ", "größe")),
+        *(("env", name) for name in ("1A", "A B", "A-B", "NAME ")),
+    ],
+)
+def test_the_value_of_a_bad_variable_is_not_shown(setting: str, name: str) -> None:
     """It may be a secret, and is not what is wrong."""
     with pytest.raises(SettingsError) as caught:
-        resolve(given("pytest.ini", postgres_env=[f"{name}=hunter2"]))
+        resolve(given("pytest.ini", **{setting: [f"{name}=hunter2"]}))
 
-    assert str(caught.value).startswith(f"'{name}=...' is no value for warmstack_postgres_env.\n")
+    assert str(caught.value).startswith(f"'{name}=...' is no value for warmstack_{setting}.\n")
     assert "hunter2" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("value", "found", "hint"),
+    [
+        ("{db_ulr}", "db_ulr", "write {db_url}"),
+        ("{DB_HOST}", "DB_HOST", "write {db_host}"),
+        ("{dbport}", "dbport", "write {db_port}"),
+        ("{database_url}", "database_url", "write {db_url}"),
+        ("{postgres_user}", "postgres_user", "write {db_user}"),
+        ("{redis_url}", "redis_url", "redis://localhost"),
+        ('{"url": "{db_ulr}"}', "db_ulr", "write {db_url}"),
+        ("{db_host}:{db_prt}", "db_prt", "write {db_port}"),
+    ],
+)
+def test_a_placeholder_with_a_typo_is_answered_with_the_nearest(
+    value: str, found: str, hint: str
+) -> None:
+    """Other braces, as JSON has them, are the value's own; what may be secret is not shown."""
+    with pytest.raises(SettingsError) as caught:
+        resolve(given("tox.ini", env=[f"A=hunter2 {value}"]))
+
+    assert caught.value.what == f"Unknown name {{{found}}} in warmstack_env."
+    assert hint in caught.value.todo[0]
+    assert caught.value.todo[1].endswith(f": {{{{{found}}}}}")
+    assert "hunter2" not in str(caught.value)
+    assert resolve(given("tox.ini", env=[f"A={{{{{found}}}}}"])).env == (f"A={{{{{found}}}}}",)
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("{db_host}:{db_port}", "db:5432"),
+        ("{{db_host}} {{}}", "{db_host} {}"),
+        ('{{"a": {{"b": 1}}}}', '{"a": {"b": 1}}'),
+        ('{"a": {"b": 1}}', '{"a": {"b": 1}}'),
+        ('{"a": {"b": "{db_host}"}}', '{"a": {"b": "db"}}'),
+        ('{"a": {"b": {db_port}}}', '{"a": {"b": 5432}}'),
+        ('["{{db_host}}", {}]', '["{{db_host}}", {}]'),
+        ("{", "{"),
+        ("{0} {db_host.real}", "{0} {db_host.real}"),
+    ],
+)
+def test_known_names_in_braces_are_filled_in_and_other_braces_stay(
+    text: str, expected: str
+) -> None:
+    """Doubled braces are single ones where that is how the whole text was written."""
+    assert filled(text, {"db_host": "db", "db_port": 5432}) == expected
+
+
+@pytest.mark.parametrize(
+    ("url", "shown"),
+    [
+        ("postgresql+asyncpg://ci:p%40ss@[::1]:1/a", "postgresql+asyncpg://ci:***@[::1]:1/a"),
+        ("redis://:a@h/1?ssl_password=b", "redis://:***@h/1?ssl_password=***"),
+        ("postgresql://db/shop?sslmode=require", "postgresql://db/shop?sslmode=require"),
+    ],
+)
+def test_a_masked_url_is_a_text_that_shows_no_password(url: str, shown: str) -> None:
+    """In every way in which Python shows a value; and it stays the same through pickle and JSON."""
+    made = MaskedUrl(url)
+
+    assert repr(made) == f"{made!r}" == "%r" % made == repr(shown)  # noqa: UP031
+    assert repr([{"url": made}]) == repr([{"url": shown}])
+    assert type(str(made)) is str
+    assert (made, str(made), f"{made}", json.loads(json.dumps(made))) == (url,) * 4
+    copy = pickle.loads(pickle.dumps(made))  # noqa: S301 - our own
+    assert (copy, repr(copy)) == (url, repr(shown))
+
+
+def test_settings_show_no_values() -> None:
+    """Among them are URLs with passwords, and keys of the application."""
+    settings = resolve(given("pytest.ini", env=["KEY=hunter2"], postgres_url="postgresql://a:b@c"))
+
+    source = "'pytest.ini'"
+    assert repr(settings) == f"Settings({{'postgres_url': {source}, 'env': {source}}})"
 
 
 @pytest.mark.parametrize(

@@ -23,7 +23,7 @@ from pytest_warmstack.postgres import sql
 from pytest_warmstack.redis import overview as redis_overview
 from pytest_warmstack.runtime.base import MAINTENANCE, USER, Endpoint, NotOurs, NotReady
 from pytest_warmstack.runtime.external import External
-from pytest_warmstack.settings import RedisPlan, Settings
+from pytest_warmstack.settings import LIBPQ, RedisPlan, Settings
 
 
 @dataclass(frozen=True)
@@ -241,7 +241,8 @@ def _index(admin: Any, settings: Settings) -> list[str]:
 def _become(command: Sequence[str], variables: dict[str, str]) -> None:
     """Let the client take the place of this process: it has the terminal, and its exit status."""
     sys.stdout.flush()
-    os.execvpe(command[0], [*command], {**os.environ, **variables})  # noqa: S606 - as meant
+    own = {name: value for name, value in os.environ.items() if name not in LIBPQ}
+    os.execvpe(command[0], [*command], {**own, **variables})  # noqa: S606 - as meant
 
 
 def _say(text: str) -> None:

@@ -130,8 +130,8 @@ def _settings(place: Place) -> Iterator[Check]:
         text = ", ".join(map(str, value)) if isinstance(value, tuple) else str(value)
         if choice.kind in {Kind.POSTGRES_URL, Kind.REDIS_URL}:
             text = without_password(text)
-        if name == "postgres_env":
-            # They may hold secrets.
+        if name in {"env", "postgres_env"}:
+            # The values may be secrets.
             text = ", ".join(line.partition("=")[0] for line in value)
         if choice.kind is Kind.AGE:
             text = "never" if value == NEVER else shortest(value)

@@ -20,11 +20,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, Any, Final
 
-from pytest_warmstack import originals
+from pytest_warmstack import masking, originals
 from pytest_warmstack.errors import TemplateFailed
 from pytest_warmstack.postgres.dependencies import SITE
 from pytest_warmstack.postgres.template import Target
 from pytest_warmstack.runtime.base import USER, Endpoint
+from pytest_warmstack.settings import lines_for
 
 _CHILD: Final = "pytest_warmstack.postgres.child"
 _ALEMBIC: Final = "alembic.command"
@@ -48,21 +49,22 @@ class Builder:
 
     *root* is the project's folder, *folder* the current one of the child, if that is another. *env*
     are lines like `DATABASE_URL={db_url}`, *ignore* patterns of files that are no dependencies,
-    *alembic* what is known of the project's configuration; *timeout*, in seconds, is
-    for each thing that is asked of it.
+    *file* is pytest's configuration file, for advice, *alembic* what is known of the project's
+    configuration; *timeout*, in seconds, is for each thing that is asked of it.
     """
 
     root: Path
     folder: Path | None = None
-    env: Sequence[str] = ()
+    env: Sequence[str] = field(default=(), repr=False)
     ignore: Sequence[str] = ()
+    file: str = ""
     alembic: Mapping[str, Any] | None = None
     timeout: float
     _child: subprocess.Popen[str] | None = field(default=None, init=False)
     _begun: bool = field(default=False, init=False)
     _at: str = field(default="", init=False)
-    _answers: queue.SimpleQueue[str | None] = field(init=False)
-    _output: deque[str] = field(init=False)
+    _answers: queue.SimpleQueue[str | None] = field(init=False, repr=False)
+    _output: deque[str] = field(init=False, repr=False)
     _readers: list[threading.Thread] = field(default_factory=list, init=False)
     _caught_up: threading.Event = field(default_factory=threading.Event, init=False)
 
@@ -104,8 +106,9 @@ class Builder:
     ) -> dict[str, Any]:
         """Have the child do what *do* names, and return what it reports; *who* is for errors.
 
-        The report has `output`, the last lines that the project's code wrote. Raises
-        `TemplateFailed` when it tried to connect elsewhere, or did not end in time.
+        The report has `output`, the last lines that the project's code wrote, and `hints`, if lines
+        of warmstack_env would lead it to its database. Raises `TemplateFailed` when it tried to
+        connect elsewhere, or did not end in time.
         """
         self._start(*([_ALEMBIC] if do in {"plan", "upgrade"} else []))
         if not self._begun:
@@ -132,7 +135,9 @@ class Builder:
         report: dict[str, Any] = self._answer(target, who)
         self._caught_up.wait(_STACK)
         report["output"] = "\n".join(self._lines()[-_OUTPUT_LINES:])
-        report = _without(report, target.endpoint.password)
+        report = masking.all_masked(report, self._secrets(target), urls=True)
+        if variables := report.get("variables"):
+            report["hints"] = self.hints(variables)
         refused = report.get("refused")
         if refused and report.get("databases"):
             raise TemplateFailed.several_databases(
@@ -148,8 +153,14 @@ class Builder:
                 allowed=f"{target.endpoint.host}:{target.endpoint.port}/{target.database}",
                 place=report.get("where") or self._at,
                 output=report["output"],
+                hints=report.get("hints", ()),
+                usual=self.hints(["DATABASE_URL"])[0],
             )
         return report
+
+    def hints(self, variables: Sequence[str]) -> list[str]:
+        """Return the advice to set *variables*, as lines for the configuration file in use."""
+        return [lines_for(variables, file=self.file, more=bool(self.env))]
 
     def discard(self) -> None:
         """End the process; whoever waits for its answer gets none."""
@@ -212,14 +223,13 @@ class Builder:
         ]
         output = "".join(written[:before][-_OUTPUT_LINES:]).strip()
         self.discard()
-        password = target.endpoint.password
-        return TemplateFailed.too_slow(
-            who=who,
-            seconds=self.timeout,
-            place=self._at,
-            doing=[each.replace(password, "***") for each in (*doing, *frames[:3])],
-            output=output.replace(password, "***"),
-        )
+        told = {"doing": [*doing, *frames[:3]], "output": output}
+        told = masking.all_masked(told, self._secrets(target), urls=True)
+        return TemplateFailed.too_slow(who=who, seconds=self.timeout, place=self._at, **told)
+
+    def _secrets(self, target: Target) -> list[str]:
+        """Return what nothing that the child wrote may show."""
+        return [target.endpoint.password, *masking.secrets_of(self.env)]
 
     def _is_own(self, file: str) -> bool:
         """Tell whether a file is the project's, as far as its path tells."""
@@ -278,14 +288,3 @@ def _close(pipe: IO[str] | None) -> None:
             pipe.close()
     except OSError:
         pass
-
-
-def _without(value: Any, password: str) -> Any:
-    """Return a report without the password, wherever in its texts it stands."""
-    if isinstance(value, str):
-        return value.replace(password, "***")
-    if isinstance(value, list):
-        return [_without(each, password) for each in value]
-    if isinstance(value, Mapping):
-        return {key: _without(each, password) for key, each in value.items()}
-    return value

@@ -72,6 +72,15 @@ _SHOWN: Final = 300
 """Characters of a statement that an error shows: the comment of a template is long."""
 
 
+NEUTRAL: Final[dict[str, Any]] = {
+    "direct_tls": False,
+    "target_session_attrs": "any",
+    "krbsrvname": "postgres",
+    "gsslib": "gssapi",
+}
+"""What asyncpg would else read in the environment, which a test may change."""
+
+
 class TlsRefused(Exception):
     """The server speaks no TLS, and the URL demands it."""
 
@@ -210,11 +219,7 @@ async def connect(
         "password": endpoint.password,
         "database": database,
         "ssl": endpoint.query.removeprefix("sslmode=") or False,
-        # Else the environment, which a test may change, would decide these.
-        "direct_tls": False,
-        "target_session_attrs": "any",
-        "krbsrvname": "postgres",
-        "gsslib": "gssapi",
+        **NEUTRAL,
         # asyncpg would ask the event loop policy, and a deadline of the loop's is around it.
         "loop": asyncio.get_running_loop(),
         "timeout": None,

@@ -11,6 +11,7 @@ from pathlib import Path
 from pytest_warmstack import originals
 from pytest_warmstack.errors import TemplateFailed
 from pytest_warmstack.identity import fingerprint
+from pytest_warmstack.masking import masked
 from pytest_warmstack.postgres.builder import Builder
 from pytest_warmstack.postgres.configurations import Configuration
 from pytest_warmstack.postgres.dependencies import Present
@@ -75,7 +76,9 @@ class Foreign(Layer):
                 output="",
             )
         if (error := done.exception()) is not None:
-            cause = f"{type(error).__name__}: {error}".replace(target.endpoint.password, "***")
+            cause = masked(
+                f"{type(error).__name__}: {error}", [target.endpoint.password], urls=True
+            )
             raise TemplateFailed.layer_failed(
                 layer=self.name, cause=cause, kind=self._kind
             ) from error
@@ -112,6 +115,7 @@ def make(
         root=root,
         folder=configuration.folder if configuration else root,
         env=settings.env,
+        file=settings.file,
         ignore=settings.depends_ignore,
         timeout=settings.migrate_timeout,
     )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Self
 
@@ -16,6 +16,9 @@ from pytest_warmstack.postgres.record import ALEMBIC, Link, Portion
 from pytest_warmstack.postgres.sql import quote
 from pytest_warmstack.postgres.template import Layer, Target
 from pytest_warmstack.settings import Settings
+
+_WITHOUT_URL = ("KeyError", "ArgumentError", "ValidationError", "NoSuchModuleError")
+"""How an error begins of code that looks for a URL in the environment, and finds none."""
 
 
 @dataclass(kw_only=True)
@@ -33,7 +36,7 @@ class Migrations(Layer):
     function: str = ""
     section: str = "alembic"
     x: Sequence[str] = ()
-    env: Sequence[str] = ()
+    env: Sequence[str] = field(default=(), repr=False)
     source: str = ""
 
     name = ALEMBIC
@@ -150,6 +153,9 @@ class Migrations(Layer):
         if not (error := report.get("error")):
             return report
         where, output, kind = report.get("where", ""), report["output"], report.get("kind")
+        hints = report.get("hints", [])
+        if not hints and where.startswith("in env.py") and error.startswith(_WITHOUT_URL):
+            hints = self.builder.hints(["DATABASE_URL"])
         if kind == "config" and self.function:
             raise TemplateFailed.bad_function(
                 function=self.function,
@@ -157,10 +163,11 @@ class Migrations(Layer):
                 cause=error,
                 source=self.source,
                 output=output,
+                hints=hints,
             )
         if kind == "config":
             raise TemplateFailed.bad_alembic(config=self.config, cause=error, output=output)
-        if kind == "revisions" and not where:
+        if kind == "revisions" and not where and not hints:
             raise TemplateFailed.bad_revisions(
                 config=self.config, cause=error, unseen=report.get("unseen", ()), output=output
             )
@@ -171,6 +178,7 @@ class Migrations(Layer):
             output=output,
             state=report.get("state", ""),
             first=report.get("first", False),
+            hints=hints,
         )
 
     def _see_that_heads_are_reached(self, target: Target, report: dict[str, Any]) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
 
@@ -31,7 +31,7 @@ class Scripts:
     lines: Sequence[str]
     source: str
     root: Path
-    env: Sequence[str]
+    env: Sequence[str] = field(repr=False)
     builder: Builder
     present: Present
 

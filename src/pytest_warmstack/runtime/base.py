@@ -31,7 +31,7 @@ from pytest_warmstack.identity import (
     fingerprint,
 )
 from pytest_warmstack.processes import Process
-from pytest_warmstack.settings import RuntimeName
+from pytest_warmstack.settings import MaskedUrl, RuntimeName
 
 USER: Final = "postgres"
 """Who we are on a PostgreSQL of ours: its superuser."""
@@ -74,7 +74,7 @@ class Endpoint:
     password: str = field(repr=False)
     user: str = ""
     scheme: str = ""
-    query: str = ""
+    query: str = field(default="", repr=False)
     looks: bool = False
 
     @property
@@ -515,18 +515,28 @@ class OwnRuntime(Runtime, Protocol):
         """Let go of what the runtime holds itself, such as a connection to its engine."""
 
 
-def postgres_url(endpoint: Endpoint, database: str, driver: str | None) -> str:
+def postgres_url(endpoint: Endpoint, database: str, driver: str | None) -> MaskedUrl:
     """Return the SQLAlchemy URL of a database; without a driver it is what psql takes."""
     scheme = f"postgresql+{driver}" if driver else "postgresql"
     # asyncpg has another word for it, as SQLAlchemy passes it on.
     query = endpoint.query.replace("sslmode=", "ssl=") if driver == "asyncpg" else endpoint.query
-    return f"{scheme}://{endpoint.authority(USER)}/{database}{query and f'?{query}'}"
+    return MaskedUrl(f"{scheme}://{endpoint.authority(USER)}/{database}{query and f'?{query}'}")
 
 
-def redis_url(endpoint: Endpoint, index: int) -> str:
+def plain_url(url: str) -> MaskedUrl:
+    """Return a SQLAlchemy URL of PostgreSQL as libpq, and whoever follows it, takes it.
+
+    >>> str(plain_url("postgresql+asyncpg://ci@db/shop?ssl=require"))
+    'postgresql://ci@db/shop?sslmode=require'
+    """
+    plain = re.sub(r"^postgres(ql)?(\+\w+)?://", "postgresql://", url)
+    return MaskedUrl(re.sub(r"([?&])ssl=", r"\1sslmode=", plain))
+
+
+def redis_url(endpoint: Endpoint, index: int) -> MaskedUrl:
     """Return the URL of a Redis database."""
     query = endpoint.query and f"?{endpoint.query}"
-    return f"{endpoint.scheme or 'redis'}://{endpoint.authority()}/{index}{query}"
+    return MaskedUrl(f"{endpoint.scheme or 'redis'}://{endpoint.authority()}/{index}{query}")
 
 
 _OWN_FAULTS: Final = {errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.ENOBUFS}

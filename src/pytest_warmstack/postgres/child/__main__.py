@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
 from pytest_warmstack.postgres.child import trouble, wiring
+from pytest_warmstack.postgres.child.environment import Environment
 from pytest_warmstack.postgres.child.guard import Guard
 from pytest_warmstack.postgres.child.recorder import Recorder
 
@@ -49,16 +50,21 @@ def main() -> None:
         work: Work | None = None
         for line in requests:
             request = json.loads(line)
+            error: BaseException | None = None
             try:
                 work = work or Work(project, answers)
                 report = work.do(**request)
-            except BaseException as error:
+            except BaseException as raised:
+                error = raised
                 trouble.show(error)
                 report = trouble.report(error, work and work.revisions)
             if work is not None:
                 # Also when the project's code swallowed the refusal and went on.
                 report["refused"] = work.guard.refused
                 report["databases"] = work.revisions.databases() if work.revisions else []
+                report["variables"] = work.environment.wanted(
+                    error, project["env"], refused=bool(work.guard.refused)
+                )
             for stream in (sys.stdout, sys.stderr):
                 with suppress(Exception):  # The project's code may have closed or replaced it.
                     stream.flush()
@@ -84,6 +90,8 @@ class Work:
                 importlib.import_module("alembic.config")
         url = wiring.url(project["alembic"] if asks else None, project["url"])
         wiring.set_environment(project["env"], url)
+        self.environment = Environment()
+        self.environment.watch()
         self.guard = Guard(url)
         self.revisions: Revisions | None = None
         self._root = project["root"]

@@ -20,7 +20,7 @@ from alembic.util import CommandError, to_tuple
 from alembic.util.pyfiles import coerce_resource_to_filename
 from sqlalchemy import URL, text
 
-from pytest_warmstack.postgres.child import texts, trouble, values
+from pytest_warmstack.postgres.child import texts, trouble, values, wiring
 from pytest_warmstack.postgres.child.guard import Guard
 from pytest_warmstack.postgres.child.recorder import Recorder, real
 from pytest_warmstack.postgres.child.trouble import Trouble
@@ -32,6 +32,13 @@ _ALWAYS = frozenset({"package:alembic", "package:sqlalchemy"})
 
 _POSITIONAL = {inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD}
 _NAMED = {inspect.Parameter.KEYWORD_ONLY}
+
+
+_SCHEMA_OF = (
+    "SELECT coalesce(max(nspname), current_schema()) FROM pg_namespace WHERE oid ="
+    " (SELECT relnamespace FROM pg_class WHERE oid = to_regclass(quote_ident(:name)))"
+)
+"""The schema of a table that the connection sees under its bare name; else where it makes one."""
 
 
 class Revisions:
@@ -50,6 +57,7 @@ class Revisions:
         tell: Callable[[str], None],
     ) -> None:
         self._alembic = alembic
+        self._place = url
         self._url = url.render_as_string(hide_password=False)
         self._guard = guard
         self._recorder = recorder
@@ -251,6 +259,9 @@ class Revisions:
 
     def _wired(self, config: Config) -> Config:
         """Tell the configuration the URL, in the two ways in which env.py may ask for it."""
+        if self._alembic["callable"]:
+            url = wiring.like(wiring.own_url(config), self._place)
+            self._url = url.render_as_string(hide_password=False)
         # ConfigParser takes % for the start of a substitution.
         config.set_main_option("sqlalchemy.url", self._url.replace("%", "%%"))
         config.attributes["url"] = self._url
@@ -447,8 +458,8 @@ class Revisions:
         """Note where the version table is, which Alembic has just made or found."""
         schema = context.version_table_schema
         if schema is None and context.connection is not None:
-            # What the connection was told, by SET search_path say, is unknown to everybody else.
-            schema = context.connection.scalar(text("SELECT current_schema()"))
+            # Where the connection finds it depends on its search_path, which only it knows.
+            schema = context.connection.scalar(text(_SCHEMA_OF), {"name": context.version_table})
         if [schema, context.version_table] not in self._tables:
             self._tables.append([schema, context.version_table])
 

@@ -88,7 +88,7 @@ def show(error: BaseException) -> None:
     link: traceback.TracebackException | None = whole
     while link is not None:
         link.stack = traceback.StackSummary.from_list(
-            [frame for frame in link.stack if _is_own(frame.filename)]
+            [frame for frame in link.stack if is_own(frame.filename)]
         )
         link = link.__cause__ or link.__context__
     sys.stderr.write("".join(whole.format()))
@@ -127,7 +127,7 @@ def where(error: BaseException, revisions: Any) -> str:
             if revisions.home is not None and path.is_relative_to(revisions.home):
                 return f"in {path.relative_to(revisions.home)}, line {line}"
     for path, line in reversed(spots):
-        if _is_own(str(path)):
+        if is_own(str(path)):
             return f"in {path.name}, line {line}"
     return ""
 
@@ -157,7 +157,7 @@ def _spots(error: BaseException) -> Iterator[tuple[Path, int]]:
         yield Path(error.filename).resolve(), error.lineno or 0
 
 
-def _is_own(filename: str) -> bool:
+def is_own(filename: str) -> bool:
     """Tell whether a file is the project's: no library's, not Python's, not ours."""
     foreign = ("<", str(Path(os.__file__).parent), str(Path(__file__).parent))
     return not filename.startswith(foreign) and "site-packages" not in Path(filename).parts

@@ -9,8 +9,11 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Final
+from urllib.parse import parse_qs
 
 from sqlalchemy import URL
+
+from pytest_warmstack.settings import CERTIFICATES, LIBPQ, filled
 
 _TLS: Final = {
     "postgresql": "sslmode",
@@ -21,9 +24,15 @@ _TLS: Final = {
 }
 """What the parameter is called that tells a driver whether to use TLS."""
 
+_PLACE: Final = re.compile(
+    r"ssl|gss|krbsrvname|host|port$|user|password|passfile|dbname|database|service|require"
+    r"|channel_binding|target_session_attrs|load_balance_hosts|direct_tls"
+)
+"""Beginnings of the parameters of a URL that are about its own server, and who connects to it."""
+
 
 def url(alembic: dict[str, Any] | None, parts: dict[str, Any]) -> URL:
-    """Return the template's URL with the driver that the project's own URL names.
+    """Return the template's URL with the driver and the options of the project's own URL.
 
     The stock templates have a placeholder there; then env.py tells whether it is asynchronous.
     """
@@ -35,9 +44,7 @@ def url(alembic: dict[str, Any] | None, parts: dict[str, Any]) -> URL:
 
     try:
         config = Config(alembic["ini"], toml_file=alembic["toml"], ini_section=alembic["section"])
-        # Raw: what env.py fills in is not there yet.
-        section = config.config_ini_section
-        own = _driver(config.file_config.get(section, "sqlalchemy.url", raw=True, fallback=""))
+        own = own_url(config)
         location = config.get_alembic_option("script_location") or ""
         # A relative one is written for the current folder; of a file that the user named, we know
         # no other than the root, or the file's own.
@@ -46,7 +53,33 @@ def url(alembic: dict[str, Any] | None, parts: dict[str, Any]) -> URL:
         sys.path[:0] = config.get_prepend_sys_paths_list() or []
     except Exception:
         own, location = "", ""  # What is wrong with it is told when it is used.
-    return _made(own or _guessed(location), parts)
+    if not _driver(own):
+        return _made(_guessed(location), parts)
+    return like(own, _made("postgresql", parts))
+
+
+def own_url(config: Any) -> str:
+    """Return what Alembic's *config* has as the project's own URL."""
+    section = config.config_ini_section
+    # Raw: what env.py fills in is not there yet.
+    found = config.file_config.get(section, "sqlalchemy.url", raw=True, fallback="")
+    return str(found).replace("%%", "%")
+
+
+def like(own: str, url: URL) -> URL:
+    """Return *url* with the driver and the options of the project's *own* URL, if it is one.
+
+    What that says about its server, and who connects to it, does not hold for another server.
+    """
+    if not (driver := _driver(own)):
+        return url
+    options = parse_qs(own.partition("?")[2], keep_blank_values=True)
+    kept = {
+        name: values[0] if len(values) == 1 else values
+        for name, values in options.items()
+        if not _PLACE.match(name)
+    }
+    return _with_driver(url, driver).update_query_dict(kept)
 
 
 def for_code(url: URL, driver: str = "") -> URL:
@@ -57,14 +90,20 @@ def for_code(url: URL, driver: str = "") -> URL:
 def set_environment(lines: Sequence[str], url: URL) -> None:
     """Set the variables that *lines* name, such as `DATABASE_URL={db_url}`.
 
-    A URL that stands there already tells the driver that the application wants.
+    A URL that stands there already tells the driver and the options that the application wants.
     """
-    # Every driver reads it where a URL says nothing; that of this machine is about other servers.
-    os.environ["PGSSLMODE"] = _mode(url) or "prefer"
+    before = dict(os.environ)
+    mode = _mode(url)
+    for name in LIBPQ if mode else (*LIBPQ, *CERTIFICATES):
+        os.environ.pop(name, None)
+    # Every driver reads it where a URL says nothing.
+    os.environ["PGSSLMODE"] = mode or "prefer"
     for line in lines:
         name, _, value = line.partition("=")
-        own = _driver(os.environ.get(name, ""))
-        os.environ[name] = value.format_map(_values(_with_driver(url, own) if own else url))
+        filled_in = like(before.get(name, ""), url)
+        if filled_in.query:
+            value = value.replace("{db_url}?", "{db_url}&")
+        os.environ[name] = filled(value, _values(filled_in))
 
 
 def _made(driver: str, parts: dict[str, Any]) -> URL:
