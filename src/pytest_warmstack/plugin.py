@@ -6,6 +6,7 @@ Imported in every pytest run on the machine, so nothing heavy may be imported wi
 from __future__ import annotations
 
 import os
+import sys
 import warnings
 from collections import Counter
 from collections.abc import Callable, Generator, Iterable, Sequence
@@ -37,6 +38,9 @@ BEGUN: Final = pytest.StashKey[float]()
 WORKERS: Final = pytest.StashKey[dict[Any, int]]()
 """The workers of xdist, as their controller knows them, and their processes; 0 for far ones."""
 
+ADVISED: Final = pytest.StashKey[bool]()
+"""Whether it was said which variables the application misses."""
+
 COLLECTOR: Final = pytest.StashKey[pytest.Collector]()
 """The class or module whose tests are being made."""
 
@@ -59,14 +63,40 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     options.add(parser)
 
 
-@pytest.hookimpl(tryfirst=True)
+@pytest.hookimpl(wrapper=True, tryfirst=True)
 def pytest_load_initial_conftests(
-    early_config: pytest.Config, parser: pytest.Parser, args: list[str]
-) -> None:
-    """Declare the option that another plugin may have declared, now that all are loaded."""
+    early_config: pytest.Config, parser: pytest.Parser
+) -> Generator[None]:
+    """Declare the option that another plugin may have declared, now that all are loaded.
+
+    And say what to write if a conftest file imports an application that misses its variables.
+    """
     options.add_reuse(parser, early_config.pluginmanager)
-    options.refuse_unknown(args)
     early_config.pluginmanager.register(_Quiet(), "warmstack-quiet")
+    try:
+        return (yield)
+    except Exception as error:
+        from pytest_warmstack import unset
+
+        # The options are not parsed yet, so the lines of `warmstack_env` are not known.
+        file = early_config.inipath.name if early_config.inipath else ""
+        if told := unset.advice(error, Settings(file=file)):
+            sys.stderr.write(f"warmstack: {told}\n")
+        raise
+
+
+def pytest_exception_interact(
+    node: pytest.Item | pytest.Collector, call: pytest.CallInfo[Any], report: object
+) -> None:
+    """Say, once, what to write if a test module imports an application that misses variables."""
+    if not isinstance(report, pytest.CollectReport) or call.excinfo is None:
+        return
+    from pytest_warmstack import unset
+
+    told = unset.advice(call.excinfo.value, node.config.stash[SETTINGS])
+    if told and not node.config.stash.get(ADVISED, False):
+        node.config.stash[ADVISED] = True
+        report.sections.append(("warmstack: variables that are missing", told))
 
 
 class _Quiet:
