@@ -23,6 +23,10 @@ _IN_URL: Final = re.compile(r"(://[^\s:/?#@'\"]*:)[^\s/'\"]+(?=@)")
 _INPUT: Final = re.compile(r"input_value=(?=\{|[^,\]]*://).*?, input_type", re.DOTALL)
 """What pydantic shows of all variables where one is missing, and of a URL that it cuts short."""
 
+_ELLIPSIS: Final = "..."
+_PIECE: Final = 4
+"""As many characters of a secret beside an ellipsis are taken for a piece of it."""
+
 _SHORT: Final = 12
 """A word or a number shorter than that is a secret only where a password stands."""
 
@@ -66,11 +70,29 @@ def masked(text: str, secrets: Iterable[str], *, urls: bool = False) -> str:
                 pattern = rf"(?<=:){plain}(?=@)|(?i:(passw\w*['\"]?\s*[=:]\s*['\"]?)){plain}\b"
                 text = re.sub(pattern, rf"\g<1>{STARS}", text)
             else:
-                text = text.replace(form, STARS)
+                text = _shortened(text.replace(form, STARS), form)
     if urls:
         text = _INPUT.sub(f"input_value={STARS}, input_type", text)
         text = _IN_URL.sub(rf"\1{STARS}", text)
     return text
+
+
+def _shortened(text: str, secret: str) -> str:
+    """Return *text* without the pieces of *secret* beside an ellipsis, as pytest shortens texts.
+
+    >>> _shortened("assert 'redis://:46a...8d38e8@h' == 'x...'", "46a3653c8d38e8")
+    "assert 'redis://:***...***@h' == 'x...'"
+    """
+    parts = text.split(_ELLIPSIS)
+    for place, part in enumerate(parts[:-1]):
+        size = next(filter(lambda n: part.endswith(secret[:n]), range(len(secret), 0, -1)), 0)
+        after = parts[place + 1]
+        rest = next(filter(lambda n: after.startswith(secret[-n:]), range(len(secret), 0, -1)), 0)
+        # Each by itself may be chance; a piece of some length is not.
+        if size + rest >= _PIECE:
+            parts[place] = part[: len(part) - size] + STARS * bool(size)
+            parts[place + 1] = STARS * bool(rest) + after[rest:]
+    return _ELLIPSIS.join(parts)
 
 
 def all_masked(value: Any, secrets: Sequence[str], *, urls: bool = False) -> Any:

@@ -45,6 +45,21 @@ def test_a_common_word_is_masked_only_where_a_password_stands(text: str, shown: 
 @pytest.mark.parametrize(
     ("text", "shown"),
     [
+        ("'46a3653c8bd8...f37a4bb5d38e8' == 'nope'", "'***...***' == 'nope'"),
+        ("'redis://:46a...38e8@h:1/0'", "'redis://:***...***@h:1/0'"),
+        ("'xredis://:46a3...'", "'xredis://:***...'"),
+        ("'...d38e8@h'", "'...***@h'"),
+        ("'to 4...8 of 46'", "'to 4...8 of 46'"),
+    ],
+)
+def test_what_pytest_leaves_of_a_secret_is_masked(text: str, shown: str) -> None:
+    """It shortens a text in the middle, before there is a report."""
+    assert masked(text, ["46a3653c8bd8af37a4bb5d38e8"]) == shown
+
+
+@pytest.mark.parametrize(
+    ("text", "shown"),
+    [
         ("to postgresql://me:geheim@prod/shop, said me@home", ":***@prod/shop, said me@home"),
         ("'redis://:a@b' and 'amqp://u:v@w'", "'redis://:***@b' and 'amqp://u:***@w'"),
         ("http://localhost:8000/a@b", "http://localhost:8000/a@b"),

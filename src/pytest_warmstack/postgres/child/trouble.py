@@ -149,9 +149,10 @@ def _spots(error: BaseException) -> Iterator[tuple[Path, int]]:
         yield from _spots(before)
     entry: TracebackType | None = error.__traceback__
     while entry is not None:
-        file = entry.tb_frame.f_code.co_filename
-        if not file.startswith("<"):
-            yield Path(file).resolve(), entry.tb_lineno
+        file = Path(entry.tb_frame.f_code.co_filename)
+        # A compiled module names a file that only its author has.
+        if file.is_file():
+            yield file.resolve(), entry.tb_lineno
         entry = entry.tb_next
     if isinstance(error, SyntaxError) and error.filename:
         yield Path(error.filename).resolve(), error.lineno or 0
