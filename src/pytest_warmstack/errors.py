@@ -809,7 +809,8 @@ class TemplateFailed(WarmstackError):
             why="neither alembic.ini nor a pyproject.toml with [tool.alembic] lies in a folder of "
             f"these tests, or above it up to {root}; but there is {', '.join(shown)}",
             todo=[
-                "in the pytest configuration, name the one that the tests need: "
+                "move these tests into the folder of the service that they belong to",
+                "or name the one that all tests are to have, in the configuration file of pytest: "
                 f"warmstack_alembic = {found[0]}",
                 "or, if the tests make their tables themselves: warmstack_alembic = none",
             ],
@@ -1185,7 +1186,9 @@ class LoopFailed(WarmstackError):
     def forgotten(cls, *, names: Sequence[str]) -> LoopFailed:
         """The test, or a fixture of it, called *names* and did not await them."""
         client = names[0].partition(".")[0]
-        plain = "Session(create_engine(db_url.replace('+asyncpg', '+psycopg')))"
+        plain = (
+            "Session(create_engine(db_url.replace('+asyncpg', '+psycopg'))), which needs psycopg"
+        )
         if client == "redis_client":
             plain = "redis.Redis.from_url(redis_url)"
         return cls(
@@ -1193,8 +1196,8 @@ class LoopFailed(WarmstackError):
             why=f"{client} is asynchronous: what its methods return does nothing until it is "
             "awaited, so nothing of this happened",
             todo=[
-                f"make the function an async def, and write: await {names[0]}",
-                f"in a def, use what is not asynchronous: {plain}",
+                f"await it, in an async def: await {names[0]}",
+                f"or, in a def, use what is not asynchronous: {plain}",
             ],
         )
 

@@ -5,6 +5,7 @@ Command line, ini file, environment and the README's table all derive from the r
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from enum import StrEnum
@@ -759,6 +760,13 @@ def filled(text: str, values: Mapping[str, Any]) -> str:
         return _BRACES.sub(lambda found: str(values.get(found[1], found[0])), text)
 
 
+_SECTION: Final = {
+    "pyproject.toml": ", in the table of pytest",
+    "setup.cfg": ", in the section of pytest",
+    "tox.ini": ", in the section of pytest",
+}
+"""Where in a file that other tools use as well."""
+
 _ROLES: Final = (
     (r"(URL|URI|DSN)(_A?SYNC)?", "{db_url}"),
     (r"(HOST|HOST_?NAME|SERVER|ADDR|ADDRESS)", "{db_host}"),
@@ -776,40 +784,43 @@ def placeholder_of(variable: str) -> str:
     >>> placeholder_of("POSTGRES_SERVER"), placeholder_of("PGPASSWORD"), placeholder_of("HOME")
     ('{db_host}', '{db_password}', '')
     >>> placeholder_of("CELERY_BROKER_URL"), placeholder_of("REDIS_HOST"), placeholder_of("DB_ECHO")
-    ('redis://localhost', 'localhost', '')
+    ('redis://localhost:1', 'localhost', '')
     """
     name = variable.upper()
     role = next((value for end, value in _ROLES if re.search(f"{end}$", name)), "")
     if re.search(r"REDIS|CELERY|BROKER", name):
-        return {"{db_url}": "redis://localhost", "{db_host}": "localhost"}.get(role, "")
-    others = r"MONGO|MYSQL|PGADMIN|SQLITE|INFLUX"
+        # On port 1 nothing listens: migrations have no Redis.
+        others = {"{db_url}": "redis://localhost:1", "{db_host}": "localhost", "{db_port}": "1"}
+        return others.get(role, "")
+    unlike = r"MONGO|MYSQL|PGADMIN|SQLITE|INFLUX"
     is_ours = re.search(r"(^|_)(DB|PG|SQL)|DATABASE|POSTGRES", name)
-    return role if is_ours and not re.search(others, name) else ""
+    return role if is_ours and not re.search(unlike, name) else ""
 
 
-def lines_for(variables: Sequence[str], *, file: str, more: bool) -> str:
+def lines_for(variables: Mapping[str, str], *, file: str, more: bool) -> str:
     """Return the advice to set *variables*, in the syntax of the configuration *file*.
 
     *more* says that there are other lines already. A file that is not there yet is pytest.ini.
 
-    >>> print(lines_for(["PGHOST", "PGPORT"], file="tox.ini", more=False))
-    write in tox.ini:
+    >>> print(lines_for({"PGHOST": "{db_host}", "PGPORT": "1"}, file="tox.ini", more=False))
+    write in tox.ini, in the section of pytest:
     warmstack_env =
         PGHOST={db_host}
-        PGPORT={db_port}
-    >>> print(lines_for(["DATABASE_URL", "API_KEY"], file="pyproject.toml", more=True))
+        PGPORT=1
+    >>> print(lines_for({"DATABASE_URL": "{db_url}"}, file="pyproject.toml", more=True))
     add to warmstack_env in pyproject.toml:
         "DATABASE_URL={db_url}",
-        "API_KEY=test",
     """
-    lines = [f"{name}={placeholder_of(name) or 'test'}" for name in variables]
+    lines = [f"{name}={value}" for name, value in variables.items()]
     is_toml = file.endswith(".toml")
-    entries = [f'    "{line}",' if is_toml else f"    {line}" for line in lines]
+    entries = [f"    {json.dumps(line)}," if is_toml else f"    {line}" for line in lines]
     if more:
         return "\n".join([f"add to warmstack_env in {file or 'pytest.ini'}:", *entries])
-    head = f"write in {file}:" if file else "write in a new file pytest.ini:\n[pytest]"
+    head = f"write in {file}{_SECTION.get(file, '')}:"
+    if not file:
+        head = "write in a new file pytest.ini:\n[pytest]"
     if len(lines) == 1:
-        value = f'["{lines[0]}"]' if is_toml else lines[0]
+        value = f"[{json.dumps(lines[0])}]" if is_toml else lines[0]
         return f"{head}\nwarmstack_env = {value}"
     if is_toml:
         return "\n".join([head, "warmstack_env = [", *entries, "]"])

@@ -64,9 +64,12 @@ def _noted(method: str, original: Callable[..., Any]) -> Callable[..., Any]:
     @functools.wraps(original)
     def noted(self: Any, *args: Any, **kwargs: Any) -> Any:
         name, begun = self._warmstack_begun
-        # All commands of Redis pass through this one.
-        what = repr(args[0]) if method == "execute_command" and args else ""
-        return begun.note(f"{name}.{method}({what})", original(self, *args, **kwargs))
+        shown = f"{method}()"
+        if method == "execute_command" and args:
+            # All commands of Redis pass through this one.
+            command = str(args[0]).lower()
+            shown = f"{command}()" if hasattr(self, command) else f"{method}({args[0]!r})"
+        return begun.note(f"{name}.{shown}", original(self, *args, **kwargs))
 
     # Who makes a mock of the client asks which of its methods are asynchronous.
     if sys.version_info >= (3, 12):

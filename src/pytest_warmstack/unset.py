@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from typing import Final
 
 from pytest_warmstack.postgres.child.environment import Environment
@@ -30,19 +31,17 @@ def advice(error: BaseException, settings: Settings) -> str:
     if isinstance(cause, BaseException):
         error = cause
     missing = Environment().wanted(error, (), refused=False)
-    if not any(map(placeholder_of, missing)):
+    if not any(placeholder_of(name) for name in missing):
         return ""
     lines = [
         f"The application reads {', '.join(missing)} when it is imported. "
         "Write at the top of conftest.py, before it is imported:",
         "import os",
     ]
-    for name in missing:
-        value = filled(placeholder_of(name) or "test", _NOWHERE)
-        value = value.replace("redis://localhost", "redis://localhost:1")
-        lines.append(f'os.environ.setdefault("{name}", "{value}")')
+    for name, value in missing.items():
+        lines.append(f'os.environ.setdefault("{name}", {json.dumps(filled(value, _NOWHERE))})')
     own = {line.partition("=")[0] for line in settings.env}
-    if others := [name for name in missing if name not in own]:
+    if others := {name: value for name, value in missing.items() if name not in own}:
         told = lines_for(others, file=settings.file, more=bool(settings.env))
         lines.append(f"and, for its migrations, {told}")
     lines.append(

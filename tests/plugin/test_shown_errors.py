@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import pytest
 
-from conftest import Run
+Run = Callable[..., pytest.RunResult]
 
 UNREACHABLE = "--warmstack-postgres-url=postgresql://ada:secret@127.0.0.1:1/postgres"
 

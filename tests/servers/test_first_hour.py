@@ -57,7 +57,7 @@ def test_only_what_the_messages_say_is_written(project: Library) -> None:
     assert [line for line in project.lines("pytest.ini") if line not in runtime][-3:] == [
         "warmstack_env =",
         "    DATABASE_URL={db_url}",
-        "    REDIS_URL=redis://localhost",
+        "    REDIS_URL=redis://localhost:1",
     ]
     for _ in range(2):
         project.run("--reuse-containers").assert_outcomes(passed=2)

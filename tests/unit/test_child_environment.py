@@ -164,10 +164,53 @@ def test_the_name_of_a_variable_tells_what_it_is_for(names: str, placeholder: st
     assert found == {placeholder and f"{{db_{placeholder}}}"}
 
 
+def test_a_value_is_one_that_the_settings_take(tmp_path: Path) -> None:
+    """What a pasted line gives is read without an error, whatever the type of the field."""
+    text = (
+        f"{SETTINGS}"
+        "import enum, typing, pydantic\n"
+        "class Mode(enum.Enum):\n    FAST = 'fast'\n"
+        "class Database(BaseModel):\n    url: pydantic.PostgresDsn\n"
+        "    pool: int\n    echo: bool = 0\n"
+        "class Shop(BaseSettings, env_prefix='shop_'):\n"
+        "    database: Database\n    db_port: int\n    redis_port: int\n    debug: bool\n"
+        "    hosts: list[str]\n    extra: dict[str, str] | None\n    mode: Mode\n"
+        "    kind: typing.Literal['a', 'b']\n    api: pydantic.HttpUrl\n"
+        "    key: pydantic.SecretStr\n    ratio: float\n"
+        "Shop()\n"
+    )
+    code = (
+        "import os, runpy, sys\n"
+        "from pytest_warmstack.postgres.child.environment import Environment\n"
+        "from pytest_warmstack.settings import filled\n"
+        "try: runpy.run_path(sys.argv[1])\n"
+        "except Exception as error: found = Environment().wanted(error, (), refused=False)\n"
+        "for name, value in found.items(): print(name, value)\n"
+        "place = {'db_url': 'postgresql://u:p@h/d', 'db_port': '1'}\n"
+        "os.environ.update({name: filled(value, place) for name, value in found.items()})\n"
+        "runpy.run_path(sys.argv[1])\n"
+    )
+    (tmp_path / "settings.py").write_text(text)
+    command = [sys.executable, "-c", code, str(tmp_path / "settings.py")]
+
+    found = subprocess.run(command, check=True, capture_output=True, text=True, cwd=tmp_path)
+
+    assert found.stdout.splitlines()[:3] == [
+        'SHOP_DATABASE {"url": "{db_url}", "pool": 1}',
+        "SHOP_DB_PORT {db_port}",
+        "SHOP_REDIS_PORT 1",
+    ]
+
+
 @pytest.mark.parametrize(
     ("file", "more", "text"),
     [
-        ("tox.ini", False, "write in tox.ini:\nwarmstack_env =\n    A=test\n    PGPORT={db_port}"),
+        (
+            "tox.ini",
+            False,
+            "write in tox.ini, in the section of pytest:\nwarmstack_env =\n    A=test"
+            "\n    PGPORT={db_port}",
+        ),
         ("tox.ini", True, "add to warmstack_env in tox.ini:\n    A=test\n    PGPORT={db_port}"),
         (
             "",
@@ -178,7 +221,7 @@ def test_the_name_of_a_variable_tells_what_it_is_for(names: str, placeholder: st
         (
             "pyproject.toml",
             False,
-            "write in pyproject.toml:\nwarmstack_env = [\n"
+            "write in pyproject.toml, in the table of pytest:\nwarmstack_env = [\n"
             '    "A=test",\n    "PGPORT={db_port}",\n]',
         ),
         (
@@ -190,4 +233,4 @@ def test_the_name_of_a_variable_tells_what_it_is_for(names: str, placeholder: st
 )
 def test_lines_are_in_the_syntax_of_the_file(file: str, more: bool, text: str) -> None:
     """They can be copied as they are."""
-    assert lines_for(["A", "PGPORT"], file=file, more=more) == text
+    assert lines_for({"A": "test", "PGPORT": "{db_port}"}, file=file, more=more) == text

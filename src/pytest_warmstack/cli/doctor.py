@@ -120,14 +120,15 @@ def _versions() -> Iterator[Check]:
 def _settings(place: Place) -> Iterator[Check]:
     """Yield the settings, each with where it came from."""
     if place.trouble:
+        # The others are not known then.
         yield Check(BAD, "can't be read", place.trouble)
     if not place.is_project:
         yield Check(BAD, "project", NoProject.here(folder=place.project.path).line)
     for remark in place.remarks:
         yield Check(ODD, "mistyped", remark)
-    for name, choice in CHOICES.items():
+    for name, choice in CHOICES.items() if not place.trouble else ():
         value = getattr(place.settings, name)
-        text = ", ".join(map(str, value)) if isinstance(value, tuple) else str(value)
+        text = ", ".join(map(str, value)) if isinstance(value, tuple) else str(value or "")
         if choice.kind in {Kind.POSTGRES_URL, Kind.REDIS_URL}:
             text = without_password(text)
         if name in {"env", "postgres_env"}:

@@ -27,6 +27,9 @@ from pytest_warmstack.postgres.template import Target
 from pytest_warmstack.runtime.base import USER, Endpoint
 from pytest_warmstack.settings import lines_for
 
+DATABASE_URL: Final = {"DATABASE_URL": "{db_url}"}
+"""What most applications read."""
+
 _CHILD: Final = "pytest_warmstack.postgres.child"
 _ALEMBIC: Final = "alembic.command"
 _ASYNC: Final = ("sqlalchemy.ext.asyncio", "asyncpg")
@@ -154,11 +157,11 @@ class Builder:
                 place=report.get("where") or self._at,
                 output=report["output"],
                 hints=report.get("hints", ()),
-                usual=self.hints(["DATABASE_URL"])[0],
+                usual=self.hints(DATABASE_URL)[0],
             )
         return report
 
-    def hints(self, variables: Sequence[str]) -> list[str]:
+    def hints(self, variables: Mapping[str, str]) -> list[str]:
         """Return the advice to set *variables*, as lines for the configuration file in use."""
         return [lines_for(variables, file=self.file, more=bool(self.env))]
 

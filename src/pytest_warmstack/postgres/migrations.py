@@ -10,7 +10,7 @@ from typing import Any, Self
 
 from pytest_warmstack.errors import TemplateFailed
 from pytest_warmstack.identity import fingerprint
-from pytest_warmstack.postgres.builder import Builder
+from pytest_warmstack.postgres.builder import DATABASE_URL, Builder
 from pytest_warmstack.postgres.configurations import Configuration
 from pytest_warmstack.postgres.record import ALEMBIC, Link, Portion
 from pytest_warmstack.postgres.sql import quote
@@ -155,7 +155,7 @@ class Migrations(Layer):
         where, output, kind = report.get("where", ""), report["output"], report.get("kind")
         hints = report.get("hints", [])
         if not hints and where.startswith("in env.py") and error.startswith(_WITHOUT_URL):
-            hints = self.builder.hints(["DATABASE_URL"])
+            hints = self.builder.hints(DATABASE_URL)
         if kind == "config" and self.function:
             raise TemplateFailed.bad_function(
                 function=self.function,

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import sys
 import traceback
 from collections.abc import Iterator, Sequence
+from enum import Enum
 from pathlib import Path
-from typing import Any, Final
+from types import UnionType
+from typing import Any, Final, Literal, Union, get_args, get_origin
 
 from pytest_warmstack.postgres.child.trouble import is_own
 from pytest_warmstack.settings import LIBPQ, placeholder_of
@@ -21,6 +24,13 @@ _NAMED: Final = re.compile(
 )
 """A variable's name in Python code that reads it, with the libraries that are made for it."""
 
+
+_SAMPLES: Final[tuple[tuple[Any, Any], ...]] = (
+    (bool, True),
+    ((list, tuple, set, frozenset), []),
+    (dict, {}),
+)
+"""A value for each type that has no use for a text."""
 
 _PYTHONS: Final = frozenset({"os", "collections.abc", "_collections_abc"})
 """The modules that `os.environ` is made of."""
@@ -54,9 +64,10 @@ class Environment:
 
     def wanted(
         self, error: BaseException | None, own: Sequence[str], *, refused: bool
-    ) -> list[str]:
-        """Return the variables that would lead the project's code to its database.
+    ) -> dict[str, str]:
+        """Return the variables that would lead the project's code to its database, with values.
 
+        A value has the database's placeholders, or is one that the code can take.
         *error* is what it raised. If it was *refused*, since it was about to connect elsewhere,
         they are those that say where; else those that it missed, if that is what it says.
         *own* are the lines that set some already.
@@ -67,7 +78,7 @@ class Environment:
         else:
             found = self._missing(error, named)
         known = {line.partition("=")[0] for line in own}
-        return [name for name in dict.fromkeys(found) if name not in known]
+        return {name: _value(name) for name in dict.fromkeys(found) if name not in known}
 
     def _missing(self, error: BaseException | None, named: Sequence[str]) -> list[str]:
         if error is None:
@@ -81,6 +92,42 @@ class Environment:
         if not said and type(error).__name__ not in _UNSET:
             return []
         return [*said, *(each for each in named if each not in os.environ and placeholder_of(each))]
+
+
+def _value(variable: str) -> str:
+    """Return what to write for *variable*, as far as its name and the settings' types tell."""
+    for model in _models():
+        for name, field in model.model_fields.items():
+            if variable in _names(model, name):
+                found = _sample(field.annotation, variable)
+                return found if isinstance(found, str) else json.dumps(found)
+    return placeholder_of(variable) or "test"
+
+
+def _sample(annotation: Any, name: str) -> Any:
+    """Return a value of the type *annotation* for the variable or field called *name*."""
+    kinds = [each for each in get_args(annotation) if each is not type(None)]
+    origin = get_origin(annotation)
+    if origin is Literal:
+        return kinds[0]
+    if origin in {Union, UnionType}:
+        return _sample(kinds[0], name)
+    kind = origin or annotation
+    fields = getattr(kind, "model_fields", None)
+    if fields is not None:
+        required = {each: field for each, field in fields.items() if field.is_required()}
+        return {each: _sample(required[each].annotation, f"{name}_{each}") for each in required}
+    if not isinstance(kind, type):
+        return placeholder_of(name) or "test"
+    if issubclass(kind, Enum):
+        return next(iter(kind)).value
+    for types, value in _SAMPLES:
+        if issubclass(kind, types):
+            return value
+    if issubclass(kind, int | float):
+        return placeholder_of(name) or 1
+    is_url = kind.__name__.endswith(("Url", "Dsn")) and kind.__module__.startswith("pydantic")
+    return placeholder_of(name) or ("http://localhost:1" if is_url else "test")
 
 
 def _is_drivers() -> bool:
