@@ -330,13 +330,13 @@ class RuntimeUnavailable(WarmstackError):
 
     @classmethod
     def other_version(
-        cls, *, named: str, found: str, wanted: str, variable: str
+        cls, *, named: str, found: str, wanted: str, setting: str
     ) -> RuntimeUnavailable:
-        """Tell that the programs in the folder *named* are of another version than *variable*'s."""
+        """Tell that the programs in the folder *named* are of another version than *setting*'s."""
         return cls(
             f"The programs in {named} are {found}, not {wanted}.",
-            why=f"{variable} asks for {wanted}",
-            todo=[f"leave {variable} out: the folder decides the version"],
+            why=f"{setting} asks for {wanted}",
+            todo=[f"leave {setting} out: the folder decides the version"],
         )
 
     @classmethod
