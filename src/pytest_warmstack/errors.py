@@ -62,6 +62,15 @@ def did_you_mean(word: str, known: Iterable[str], *, after: str = "") -> str:
     return f"; did you mean {rest[near[0]]}?" if near else ""
 
 
+def line_of(name: str, value: str, file: str) -> str:
+    """Return the line for the configuration *file* of pytest that gives *name* the text *value*.
+
+    >>> line_of("warmstack_alembic", "none", "pyproject.toml")
+    'warmstack_alembic = "none"'
+    """
+    return f'{name} = "{value}"' if file.endswith(".toml") else f"{name} = {value}"
+
+
 def _titled(title: str, entries: Sequence[str]) -> str:
     """Return *entries* under *title*; one short entry stays on the title's own line."""
     if len(entries) == 1 and "\n" not in entries[0]:
@@ -801,7 +810,7 @@ class TemplateFailed(WarmstackError):
         )
 
     @classmethod
-    def elsewhere(cls, *, found: Sequence[str], root: str) -> TemplateFailed:
+    def elsewhere(cls, *, found: Sequence[str], root: str, file: str) -> TemplateFailed:
         """Tests would get an empty database, and there are configurations, *found* below *root*."""
         shown = [*found[:_SHOWN], *([f"and {len(found) - _SHOWN} more"] * (len(found) > _SHOWN))]
         return cls(
@@ -809,9 +818,10 @@ class TemplateFailed(WarmstackError):
             why="neither alembic.ini nor a pyproject.toml with [tool.alembic] lies in a folder of "
             f"these tests, or above it up to {root}; but there is {', '.join(shown)}",
             todo=[
-                "in the pytest configuration, name the one that the tests need: "
-                f"warmstack_alembic = {found[0]}",
-                "or, if the tests make their tables themselves: warmstack_alembic = none",
+                f"in {file or 'a new pytest.ini'}, name the one that the tests need: "
+                + line_of("warmstack_alembic", found[0], file),
+                "or, if the tests make their tables themselves: "
+                + line_of("warmstack_alembic", "none", file),
             ],
         )
 
@@ -851,7 +861,7 @@ class TemplateFailed(WarmstackError):
                 "name a function as package.module:function that can be imported in the tests; it "
                 "gets the URL, if it takes a parameter, and returns an alembic.config.Config, or "
                 "migrates by itself",
-                "if the project has no migrations: warmstack_alembic = none",
+                "if the project has no migrations: " + line_of("warmstack_alembic", "none", source),
             ],
         )
 

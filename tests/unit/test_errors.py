@@ -360,6 +360,20 @@ def test_what_a_server_lacks_is_not_laid_to_its_version(state: str, cause: str, 
     assert "may be older" not in str(error)
 
 
+def test_the_configuration_to_name_is_written_as_the_file_in_use_needs_it() -> None:
+    """TOML needs quotes, and an ini file takes none."""
+    given = {"found": ["a/alembic.ini"], "root": "/r"}
+
+    toml = errors.TemplateFailed.elsewhere(**given, file="pyproject.toml")
+    ini = errors.TemplateFailed.elsewhere(**given, file="tox.ini")
+
+    assert toml.todo[0] == (
+        'in pyproject.toml, name the one that the tests need: warmstack_alembic = "a/alembic.ini"'
+    )
+    assert toml.todo[1].endswith('warmstack_alembic = "none"')
+    assert ini.todo[0].endswith("warmstack_alembic = a/alembic.ini")
+
+
 def test_a_role_that_migrations_miss_is_answered_with_the_statement_that_makes_it() -> None:
     """Projects grant to a role that their servers have."""
     given = arguments("TemplateFailed.migration_failed") | {"state": "42704"}
