@@ -102,12 +102,17 @@ class SettingsError(WarmstackError):
             right = f'["{plain}"]'
         else:
             right = f'"{plain}"' if expected == "a string" else plain
+        if expected.startswith("a bool"):
+            right = "false" if plain.lower() in {"false", "no", "off", "0"} else "true"
+        todo = f"write it as {expected.partition(' for ')[0]}: {name} = {right}"
+        if expected.startswith(("an int", "a float")) and not re.fullmatch(r"-?[\d.]+", plain):
+            todo = f"write a number, without quotes, such as {name} = 8"
         return cls(
             f"Invalid value {value} for {name}.",
             why=f"pytest expects {expected} here, and TOML tells the types apart by how they are "
             "written",
             looked_at=[source],
-            todo=[f"write it as {expected.partition(' for ')[0]}: {name} = {right}"],
+            todo=[todo],
         )
 
     @classmethod
