@@ -62,6 +62,15 @@ def did_you_mean(word: str, known: Iterable[str], *, after: str = "") -> str:
     return f"; did you mean {rest[near[0]]}?" if near else ""
 
 
+def line_of(name: str, value: str, file: str) -> str:
+    """Return the line for the configuration *file* of pytest that gives *name* the text *value*.
+
+    >>> line_of("warmstack_alembic", "none", "pyproject.toml")
+    'warmstack_alembic = "none"'
+    """
+    return f'{name} = "{value}"' if file.endswith(".toml") else f"{name} = {value}"
+
+
 def _titled(title: str, entries: Sequence[str]) -> str:
     """Return *entries* under *title*; one short entry stays on the title's own line."""
     if len(entries) == 1 and "\n" not in entries[0]:
@@ -93,12 +102,17 @@ class SettingsError(WarmstackError):
             right = f'["{plain}"]'
         else:
             right = f'"{plain}"' if expected == "a string" else plain
+        if expected.startswith("a bool"):
+            right = "false" if plain.lower() in {"false", "no", "off", "0"} else "true"
+        todo = f"write it as {expected.partition(' for ')[0]}: {name} = {right}"
+        if expected.startswith(("an int", "a float")) and not re.fullmatch(r"-?[\d.]+", plain):
+            todo = f"write a number, without quotes, such as {name} = 8"
         return cls(
             f"Invalid value {value} for {name}.",
             why=f"pytest expects {expected} here, and TOML tells the types apart by how they are "
             "written",
             looked_at=[source],
-            todo=[f"write it as {expected.partition(' for ')[0]}: {name} = {right}"],
+            todo=[todo],
         )
 
     @classmethod
@@ -330,13 +344,13 @@ class RuntimeUnavailable(WarmstackError):
 
     @classmethod
     def other_version(
-        cls, *, named: str, found: str, wanted: str, variable: str
+        cls, *, named: str, found: str, wanted: str, setting: str
     ) -> RuntimeUnavailable:
-        """Tell that the programs in the folder *named* are of another version than *variable*'s."""
+        """Tell that the programs in the folder *named* are of another version than *setting*'s."""
         return cls(
             f"The programs in {named} are {found}, not {wanted}.",
-            why=f"{variable} asks for {wanted}",
-            todo=[f"leave {variable} out: the folder decides the version"],
+            why=f"{setting} asks for {wanted}",
+            todo=[f"leave {setting} out: the folder decides the version"],
         )
 
     @classmethod
@@ -801,7 +815,7 @@ class TemplateFailed(WarmstackError):
         )
 
     @classmethod
-    def elsewhere(cls, *, found: Sequence[str], root: str) -> TemplateFailed:
+    def elsewhere(cls, *, found: Sequence[str], root: str, file: str) -> TemplateFailed:
         """Tests would get an empty database, and there are configurations, *found* below *root*."""
         shown = [*found[:_SHOWN], *([f"and {len(found) - _SHOWN} more"] * (len(found) > _SHOWN))]
         return cls(
@@ -810,9 +824,10 @@ class TemplateFailed(WarmstackError):
             f"these tests, or above it up to {root}; but there is {', '.join(shown)}",
             todo=[
                 "move these tests into the folder of the service that they belong to",
-                "or name the one that all tests are to have, in the configuration file of pytest: "
-                f"warmstack_alembic = {found[0]}",
-                "or, if the tests make their tables themselves: warmstack_alembic = none",
+                f"or, in {file or 'a new pytest.ini'}, name the one that all tests are to have: "
+                + line_of("warmstack_alembic", found[0], file),
+                "or, if the tests make their tables themselves: "
+                + line_of("warmstack_alembic", "none", file),
             ],
         )
 
@@ -852,7 +867,7 @@ class TemplateFailed(WarmstackError):
                 "name a function as package.module:function that can be imported in the tests; it "
                 "gets the URL, if it takes a parameter, and returns an alembic.config.Config, or "
                 "migrates by itself",
-                "if the project has no migrations: warmstack_alembic = none",
+                "if the project has no migrations: " + line_of("warmstack_alembic", "none", source),
             ],
         )
 
@@ -1527,31 +1542,63 @@ _OWN_LOOP = (
 _DRIVERS = ("psycopg", "psycopg2", "asyncpg", "pg8000")
 
 
+_BUILT_WITHOUT = (
+    "ICU is not supported in this build",
+    "unsupported XML feature",
+    "compression method lz4 not supported",
+)
+"""What PostgreSQL says of the libraries that it was built without, as that of the extra is."""
+
 _SINCE: Final = {
     "idle_session_timeout": 14,
     "default_toast_compression": 14,
     "createrole_self_grant": 16,
     "transaction_timeout": 17,
     "event_triggers": 17,
+    "pg_c_utf8": 17,
+    "pg_unicode_fast": 18,
 }
-"""Settings that dumps and scripts make, and the version that brought them (its release notes)."""
+"""Settings and collations in dumps, and the version that brought them (its release notes)."""
+
+
+def _role_hints(role: str, dump: str) -> list[str]:
+    """Return what makes *role*, which SQL of the project needs and the server does not have."""
+    text, name = role.replace("'", "''"), role.replace('"', '""')
+    make = (
+        f"make the role first, by an SQL file in warmstack_schema: DO $$ BEGIN IF NOT EXISTS "
+        f"(SELECT FROM pg_roles WHERE rolname = '{text}') THEN CREATE ROLE \"{name}\"; "
+        f"END IF; END $$;"
+    )
+    if not dump:
+        return [make]
+    return ["dump without roles: pg_dump --no-owner --no-privileges", f"or {make}"]
 
 
 def _dump_hints(cause: str, dump: str) -> list[str]:
     """Return what helps against SQL of a newer version than the server's."""
-    unknown = re.search(r'unrecognized configuration parameter "(\w+)"', cause)
-    name = unknown[1] if unknown else ""
+    if "commands of psql" in cause:
+        return ["take the command out; pg_dump writes \\connect only with --create"]
+    setting = re.search(r'unrecognized configuration parameter "(\w+)"', cause)
+    collation = re.search(r'collation "(?:[^"]*\.)?([^".]+)"', cause)
+    if collation and collation[1] not in _SINCE:
+        return [
+            f"choose a server that has the collation {collation[1]}: the official images have "
+            "those of ICU, such as de-x-icu, and postgres:16, on Debian, has en_US.utf8"
+        ]
+    found = setting or collation
+    name = found[1] if found else ""
     since = str(_SINCE.get(name) or dump.partition(".")[0])
     if not since:
         return []
     what = f"PostgreSQL {since} and later know {name}" if name else "the server may be older"
-    by = f"; pg_dump {dump} wrote the file" if dump else ""
-    return [
-        f"{what}{by}: dump with the pg_dump of the server's own version"
-        f"{', or take that line out' if name else ''}",
-        f"or run PostgreSQL {since}: WARMSTACK_POSTGRES_IMAGE=postgres:{since}-alpine, or "
-        f"WARMSTACK_POSTGRES_VERSION={since} for an embedded server",
-    ]
+    by = f"; pg_dump {dump} wrote the file: dump with the pg_dump of the server's own version"
+    out = ", or take that line out" if setting else ""
+    image = f"WARMSTACK_POSTGRES_IMAGE=postgres:{since}-alpine"
+    run = (
+        f"run PostgreSQL {since}: {image}, or WARMSTACK_POSTGRES_VERSION={since} for an embedded "
+        "server"
+    )
+    return [f"{what}{by}{out}", f"or {run}"] if dump else [f"{what}{out}", f"or {run}"]
 
 
 def _was(who: str) -> str:
@@ -1592,11 +1639,18 @@ def _hints(state: str, cause: str, dump: str = "") -> list[str]:
             "THEN CREATE ROLE NAME; END IF; END $$",
             "or begin with a new server: warmstack clean",
         ]
+    if state == "0A000" and any(each in cause for each in _BUILT_WITHOUT):
+        return [
+            "run PostgreSQL in Docker, whose official images have it: --warmstack-runtime=docker",
+            "or name another installation for embedded servers: WARMSTACK_POSTGRES_BIN=FOLDER",
+        ]
     if state in {"0A000", "58P01"} and "extension" in cause:
         return [
             "choose a server that has the extension: WARMSTACK_POSTGRES_IMAGE=IMAGE, or, for "
             "embedded servers, WARMSTACK_POSTGRES_BIN=FOLDER of another installation",
         ]
+    if state == "42704" and (role := re.search(r'role "(.+)" does not exist', cause)):
+        return _role_hints(role[1], dump)
     if state in {"42601", "42704"}:
         return _dump_hints(cause, dump)
     if cause.startswith("ModuleNotFoundError") and any(f"'{each}'" in cause for each in _DRIVERS):

@@ -65,13 +65,14 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 @pytest.hookimpl(wrapper=True, tryfirst=True)
 def pytest_load_initial_conftests(
-    early_config: pytest.Config, parser: pytest.Parser
+    early_config: pytest.Config, parser: pytest.Parser, args: list[str]
 ) -> Generator[None]:
     """Declare the option that another plugin may have declared, now that all are loaded.
 
     And say what to write if a conftest file imports an application that misses its variables.
     """
     options.add_reuse(parser, early_config.pluginmanager)
+    options.refuse_unknown(args)
     early_config.pluginmanager.register(_Quiet(), "warmstack-quiet")
     try:
         return (yield)
@@ -518,12 +519,18 @@ def _write_header(config: pytest.Config, ledger: Ledger) -> None:
 
     if config.get_verbosity() < 0:
         _write(config, report.fallback(ledger.steps), quiet=True)
-        _write(config, report.empty(ledger.steps), quiet=True)
+        _write(config, report.empty(ledger.steps, config.stash[SETTINGS].file), quiet=True)
         return
     settings = config.stash[SETTINGS]
     source = settings.sources.get("reuse", "")
     begun = config.stash[BEGUN]
-    lines = report.header(ledger.steps, reuse=settings.reuse, reuse_source=source, begun=begun)
+    lines = report.header(
+        ledger.steps,
+        reuse=settings.reuse,
+        reuse_source=source,
+        begun=begun,
+        file=settings.file,
+    )
     _write(config, lines)
 
 

@@ -506,7 +506,9 @@ class Workbench:
             return  # Whoever needs them gets it.
         if below := self._configurations().below():
             raise TemplateFailed.elsewhere(
-                found=[each.name for each in below], root=self.household.project.path
+                found=[each.name for each in below],
+                root=self.household.project.path,
+                file=self.settings.file,
             )
 
     def _make_clones(self, alembic: Configuration | None) -> Clones:

@@ -136,6 +136,21 @@ def test_an_empty_database_is_told_unless_the_project_wants_one(
     said.stdout.no_fnmatch_line("*the databases are empty*")
 
 
+@pytest.mark.parametrize("arguments", [["-q"], []], ids=["quiet", "usual"])
+def test_the_line_to_write_is_in_the_syntax_of_the_file_in_use(
+    pytester: pytest.Pytester, run: Run, arguments: list[str]
+) -> None:
+    """TOML needs the quotes."""
+    (pytester.path / "pytest.ini").unlink()
+    pytester.makepyprojecttoml(
+        '[tool.pytest.ini_options]\nasyncio_default_fixture_loop_scope = "function"\n'
+    )
+    pytester.makepyfile(TESTS)
+
+    (line,) = [line for line in ours(run(*arguments)) if "the databases are empty" in line]
+    assert line.endswith('(if this is right, say so: warmstack_alembic = "none")')
+
+
 def test_a_database_that_something_else_fills_is_not_called_empty(
     pytester: pytest.Pytester, run: Run
 ) -> None:

@@ -1090,6 +1090,8 @@ def test_an_option_of_pytest_that_overrides_the_file_is_the_source(
     ("line", "advice"),
     [
         ('warmstack_keep_failed = "3"', "write it as an int: warmstack_keep_failed = 3"),
+        ('warmstack_keep_failed = "all"', "write a number, without quotes, such as"),
+        ('warmstack_reuse = "no"', "write it as a bool: warmstack_reuse = false"),
         ("warmstack_max_idle = 3", 'write it as a string: warmstack_max_idle = "3"'),
         ('warmstack_seed = "a.sql"', 'write it as a list: warmstack_seed = ["a.sql"]'),
     ],

@@ -120,7 +120,7 @@ def test_a_folder_of_another_version_than_the_setting_is_refused(library: Librar
 
     assert result.ret == pytest.ExitCode.USAGE_ERROR
     assert f"The programs in {folder} are PostgreSQL 18." in text(result)
-    assert "What to do: leave WARMSTACK_POSTGRES_VERSION out" in text(result)
+    assert "What to do: leave --warmstack-postgres-version out" in text(result)
 
 
 def test_a_version_that_is_not_here_is_answered_with_one_that_is(library: Library) -> None:
@@ -128,7 +128,7 @@ def test_a_version_that_is_not_here_is_answered_with_one_that_is(library: Librar
     result = library.run("test_version.py", "--warmstack-postgres-version=13")
 
     assert "PostgreSQL 13 is asked for" in text(result)
-    assert "or take the version that is here: WARMSTACK_POSTGRES_VERSION=1" in text(result)
+    assert "or take the version that is here: --warmstack-postgres-version=1" in text(result)
 
 
 def test_the_wheel_with_extensions_is_found_and_runs(library: Library, wheel: Wheel) -> None:

@@ -242,6 +242,7 @@ def test_status_and_clean_are_about_one_project(
         (["redis"], "redis-cli"),
         (["clean", "--al-projects"], "--all-projects"),
         (["status", "--jsno"], "--json"),
+        (["clean", "--all", "--dry-run"], "--all-projects"),
     ],
 )
 def test_a_wrong_word_is_answered_with_the_right_one(
@@ -252,6 +253,14 @@ def test_a_wrong_word_is_answered_with_the_right_one(
 
     assert result.ret == 2
     assert told(result).endswith(f"; did you mean {near}?")
+
+
+def test_an_option_of_another_command_is_named_as_that(guest: Library) -> None:
+    """It is no typing mistake."""
+    result = guest.warmstack("status", "--all-projects")
+
+    assert result.ret == 2
+    assert told(result).endswith("; --all-projects is an option of warmstack clean")
 
 
 def test_a_word_like_no_other_is_answered_with_what_there_is(guest: Library) -> None:

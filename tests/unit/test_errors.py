@@ -340,6 +340,52 @@ def test_sql_of_a_newer_pg_dump_names_its_version() -> None:
     assert "pg_dump" not in told("23505", "duplicate key")
 
 
+@pytest.mark.parametrize(
+    ("state", "cause", "first"),
+    [
+        ("42704", 'role "shop" does not exist', "pg_dump --no-owner --no-privileges"),
+        ("42704", 'collation "public.de-x-icu" for encoding "UTF8" does not', "ICU, such as"),
+        ("42704", 'collation "pg_catalog.pg_c_utf8" for', "PostgreSQL 17 and later know pg_c_utf8"),
+        ("42601", "at \\ (commands of psql are not run)", "take the command out"),
+        ("0A000", "FeatureNotSupported: ICU is not supported in this build", "in Docker"),
+    ],
+)
+def test_what_a_server_lacks_is_not_laid_to_its_version(state: str, cause: str, first: str) -> None:
+    """Roles, collations and libraries are missing in a newer PostgreSQL as well."""
+    given = arguments("TemplateFailed.script_failed") | {"state": state, "cause": cause}
+
+    error = errors.TemplateFailed.script_failed(**given | {"dump": "17.2"})
+
+    assert first in error.todo[0]
+    assert "may be older" not in str(error)
+
+
+def test_the_configuration_to_name_is_written_as_the_file_in_use_needs_it() -> None:
+    """TOML needs quotes, and an ini file takes none."""
+    given = {"found": ["a/alembic.ini"], "root": "/r"}
+
+    toml = errors.TemplateFailed.elsewhere(**given, file="pyproject.toml")
+    ini = errors.TemplateFailed.elsewhere(**given, file="tox.ini")
+
+    assert toml.todo[0] == (
+        'in pyproject.toml, name the one that the tests need: warmstack_alembic = "a/alembic.ini"'
+    )
+    assert toml.todo[1].endswith('warmstack_alembic = "none"')
+    assert ini.todo[0].endswith("warmstack_alembic = a/alembic.ini")
+
+
+def test_a_role_that_migrations_miss_is_answered_with_the_statement_that_makes_it() -> None:
+    """Projects grant to a role that their servers have."""
+    given = arguments("TemplateFailed.migration_failed") | {"state": "42704"}
+
+    error = errors.TemplateFailed.migration_failed(
+        **given | {"cause": 'UndefinedObject: role "o\'neil" does not exist'}
+    )
+
+    assert "rolname = 'o''neil') THEN CREATE ROLE \"o'neil\"; END IF" in error.todo[0]
+    assert "warmstack_schema" in error.todo[0]
+
+
 def test_a_first_revision_that_misses_a_table_hints_at_the_schema() -> None:
     """Later ones miss what an earlier one should have made; the first one what was there before."""
     given = arguments("TemplateFailed.migration_failed") | {"state": "42P01"}

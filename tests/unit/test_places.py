@@ -89,6 +89,30 @@ def test_what_a_place_lacks_is_said_when_none_will_do(
     assert "WARMSTACK_EMBEDDED_FOLDER=FOLDER" in str(caught.value)
 
 
+@pytest.mark.parametrize(
+    ("given", "why"),
+    [
+        ({"f_bavail": 60}, " is too small"),
+        ({"f_bavail": 400}, " is too small"),
+        ({"f_flag": os.ST_NOEXEC}, ": programs can't be executed there (noexec)"),
+        ({"f_files": 5000, "f_favail": 999}, ": it has room for 999 more files only (inodes)"),
+    ],
+    ids=["room", "less than wanted", "noexec", "inodes"],
+)
+def test_the_header_says_why_the_usual_place_was_passed_by(
+    world: World,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    given: dict[str, int],
+    why: str,
+) -> None:
+    """Not each that won't do is too small."""
+    world("shm", **given)
+    monkeypatch.setattr(places, "_SHARED_MEMORY", tmp_path / "shm")
+
+    assert places.passed_by(NEED._replace(executes=True)) == f"{tmp_path / 'shm'}{why}"
+
+
 def test_execution_matters_only_where_something_is_executed(world: World) -> None:
     """A server whose program lies elsewhere needs its data to be no program."""
     world("shm", f_flag=os.ST_NOEXEC)

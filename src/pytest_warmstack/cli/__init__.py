@@ -53,14 +53,22 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _parser() -> argparse.ArgumentParser:
     parser = _Parser(
-        prog="warmstack", description="PostgreSQL and Redis that pytest-warmstack keeps for tests."
+        prog="warmstack",
+        description="PostgreSQL and Redis that pytest-warmstack keeps for tests.",
+        allow_abbrev=False,
     )
     parser.add_argument("--version", action="version", version=version(NAMESPACE))
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
 
     def add(name: str, text: str, more: str = "") -> argparse.ArgumentParser:
         whole = f"{text[0].upper()}{text[1:]}. {more}"
-        command = commands.add_parser(name, help=text, description=whole)
+        command = commands.add_parser(
+            # An option that removes servers of all projects is not to be guessed from `--a`.
+            name,
+            help=text,
+            description=whole,
+            allow_abbrev=False,
+        )
         command.add_argument(
             "--project",
             type=Path,
@@ -124,14 +132,24 @@ class _Parser(argparse.ArgumentParser):
 
     def error(self, message: str) -> NoReturn:
         """Add it to the message, print that, and exit with status 2."""
+        wrong = re.search(r"(?:invalid choice: |unrecognized arguments: )'?([\w-]+)", message)
+        super().error(message + (self._near(wrong[1]) if wrong else ""))
+
+    def _near(self, word: str) -> str:
+        """Return what *word* may have been meant for, or which commands take it."""
         known = [*self._option_string_actions]
+        takers = []
         for action in self._actions:
             if isinstance(action.choices, dict):
                 known += [*action.choices]
-                for each in action.choices.values():
-                    known += each._option_string_actions  # noqa: SLF001 - it has no public name
-        wrong = re.search(r"(?:invalid choice: |unrecognized arguments: )'?([\w-]+)", message)
-        super().error(message + (did_you_mean(wrong[1], known) if wrong else ""))
+                for name, command in action.choices.items():
+                    options = [*command._option_string_actions]  # noqa: SLF001 - no public name
+                    known += options
+                    takers += [f"{self.prog} {name}"] if word in options else []
+        if takers:
+            return f"; {word} is an option of {', '.join(takers)}"
+        begun = {each for each in known if each.startswith(word)}
+        return f"; did you mean {begun.pop()}?" if len(begun) == 1 else did_you_mean(word, known)
 
 
 def _command(name: str) -> Callable[[argparse.Namespace], int]:

@@ -56,7 +56,8 @@ class _Up:
         except WarmstackError as trouble:
             print(f"warmstack: {trouble}", file=sys.stderr)
             return True
-        for line in report.header(workbench.ledger.steps, reuse=True, reuse_source="warmstack up"):
+        steps, file = workbench.ledger.steps, settings.file
+        for line in report.header(steps, reuse=True, reuse_source="warmstack up", file=file):
             _say(line)
         errors = workbench.errors()
         for error in errors:

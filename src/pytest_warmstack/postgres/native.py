@@ -158,6 +158,7 @@ class NativePostgres:
     why: str = ""
     named: str
     setting: str = "WARMSTACK_POSTGRES_BIN"
+    version_setting: str = "WARMSTACK_POSTGRES_VERSION"
     environment: Mapping[str, str] = field(default_factory=dict, repr=False)
     arguments: Sequence[str]
 
@@ -325,10 +326,12 @@ class NativePostgres:
                 return programs
             looked_at.append(f"{place}: {verdict}")
             others += [] if programs is None else [_major(verdict)]
-        variable = str(CHOICES["postgres_version"].variable)
         if self.named and others:
             raise RuntimeUnavailable.other_version(
-                named=self.named, found=verdict, wanted=f"{TITLE} {self.major}", variable=variable
+                named=self.named,
+                found=verdict,
+                wanted=f"{TITLE} {self.major}",
+                setting=self.version_setting,
             )
         raise RuntimeUnavailable.no_program(
             title=TITLE,
@@ -336,7 +339,7 @@ class NativePostgres:
             looked_at=looked_at,
             setting=self.setting,
             named=self.named,
-            version=f"{variable}={others[0]}" if others else "",
+            version=f"{self.version_setting}={others[0]}" if others else "",
         )
 
     def extension_hints(self, name: str) -> list[str]:

@@ -94,6 +94,7 @@ def _native(
         major=major,
         named=settings.postgres_bin,
         setting=settings.place("postgres_bin"),
+        version_setting=settings.place("postgres_version"),
         why="" if settings.postgres_version else " (as the image's tag says)",
         environment=environment,
         arguments=arguments,

@@ -181,7 +181,8 @@ class Embedded:
                 origin, reason = "started again", "its process had ended"
             home = folder.resolve().parent.parent
             elsewhere = folder.is_symlink() and not spec.folder
-            where = f"its files are in {home}: {places.usual()} is too small" if elsewhere else ""
+            why = places.passed_by(spec.native(fingerprint).need()) if elsewhere else ""
+            where = f"its files are in {home}: {why}" if elsewhere else ""
             if record is None or client is None:
                 _empty(folder)
                 record, client = self._start(spec, folder)

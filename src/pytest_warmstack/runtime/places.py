@@ -18,6 +18,7 @@ from pytest_warmstack.runtime.base import Need
 
 _MEGABYTE: Final = 1024 * 1024
 _TEST: Final = "/usr/bin/test"
+_TOO_SMALL: Final = "that is too small"
 
 
 class Place(NamedTuple):
@@ -41,6 +42,13 @@ def usual() -> Path:
     """Return the folder in memory where there is one, else the one for temporary files."""
     is_there = os.access(_SHARED_MEMORY, os.W_OK)
     return _SHARED_MEMORY if is_there else Path(tempfile.gettempdir())
+
+
+def passed_by(need: Need) -> str:
+    """Return why the usual folder was not taken, by what it lacks now."""
+    lacks = look(usual(), need).lacks
+    too_small = not lacks or lacks.startswith(_TOO_SMALL)
+    return f"{usual()} is too small" if too_small else f"{usual()}: {lacks}"
 
 
 def within(folder: Path) -> Path:
@@ -93,7 +101,7 @@ def look(folder: Path, need: Need = _NOTHING) -> Place:
     elif need.executes and found.f_flag & os.ST_NOEXEC:
         lacks = "programs can't be executed there (noexec)"
     elif free < need.least:
-        lacks = f"that is too small{limit}"
+        lacks = f"{_TOO_SMALL}{limit}"
     # Some file systems have no fixed number, and say 0.
     elif found.f_files and found.f_favail < need.files:
         lacks = f"it has room for {found.f_favail} more files only (inodes)"
