@@ -276,6 +276,22 @@ def pytest_runtest_makereport(
     return report
 
 
+class _Warnings:
+    """Keeps passwords out of the warnings that pytest shows."""
+
+    def __init__(self, workbench: Workbench) -> None:
+        self._workbench = workbench
+
+    @pytest.hookimpl(tryfirst=True)
+    def pytest_warning_recorded(self, warning_message: warnings.WarningMessage) -> None:
+        """Mask a warning before the terminal gets it, and before xdist sends it."""
+        from pytest_warmstack.masking import all_masked
+
+        warning = warning_message.message
+        if isinstance(warning, Warning):
+            warning.args = all_masked(warning.args, self._workbench.secrets())
+
+
 def pytest_enter_pdb(config: pytest.Config) -> None:
     """Note on the database of a test that is at a breakpoint which test it is."""
     from pytest_warmstack.fixtures import IN_USE
@@ -473,6 +489,7 @@ def set_up(config: pytest.Config, say: Callable[[str], None] | None = None) -> W
             worker=_worker(config),
             foreign=lambda: config.hook.pytest_warmstack_template_layers(config=config),
         )
+        config.pluginmanager.register(_Warnings(config.stash[MADE]))
     return config.stash[MADE]
 
 
