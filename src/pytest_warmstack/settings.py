@@ -760,7 +760,7 @@ def filled(text: str, values: Mapping[str, Any]) -> str:
 
 
 _ROLES: Final = (
-    (r"(URL|URI|DSN)(_A?SYNC)?", "{db_url}"),
+    (r"(URL|URI|DSN|CONN(ECTION)?_?STR(ING)?)(_A?SYNC)?", "{db_url}"),
     (r"(HOST|HOST_?NAME|SERVER|ADDR|ADDRESS)", "{db_host}"),
     (r"PORT", "{db_port}"),
     (r"(USER|USER_?NAME|LOGIN|ROLE)", "{db_user}"),
@@ -777,13 +777,15 @@ def placeholder_of(variable: str) -> str:
     ('{db_host}', '{db_password}', '')
     >>> placeholder_of("CELERY_BROKER_URL"), placeholder_of("REDIS_HOST"), placeholder_of("DB_ECHO")
     ('redis://localhost', 'localhost', '')
+    >>> placeholder_of("RDS_HOSTNAME"), placeholder_of("POSTGRES_CONNECTION_STRING")
+    ('{db_host}', '{db_url}')
     """
     name = variable.upper()
     role = next((value for end, value in _ROLES if re.search(f"{end}$", name)), "")
     if re.search(r"REDIS|CELERY|BROKER", name):
         return {"{db_url}": "redis://localhost", "{db_host}": "localhost"}.get(role, "")
     others = r"MONGO|MYSQL|PGADMIN|SQLITE|INFLUX"
-    is_ours = re.search(r"(^|_)(DB|PG|SQL)|DATABASE|POSTGRES", name)
+    is_ours = re.search(r"(^|_)(DB|PG|SQL|PSQL|RDS|AURORA)|DATABASE|POSTGRES|ALEMBIC", name)
     return role if is_ours and not re.search(others, name) else ""
 
 
