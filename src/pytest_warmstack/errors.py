@@ -801,17 +801,20 @@ class TemplateFailed(WarmstackError):
         )
 
     @classmethod
-    def elsewhere(cls, *, found: Sequence[str], root: str) -> TemplateFailed:
-        """Tests would get an empty database, and there are configurations, *found* below *root*."""
+    def elsewhere(cls, *, found: Sequence[str], root: str, line: str, none: str) -> TemplateFailed:
+        """Tests would get an empty database, and there are configurations, *found* below *root*.
+
+        *line* names the first of them for pytest's configuration file, *none* has none.
+        """
         shown = [*found[:_SHOWN], *([f"and {len(found) - _SHOWN} more"] * (len(found) > _SHOWN))]
         return cls(
             "No Alembic configuration was found for the tests that ask for a database.",
             why="neither alembic.ini nor a pyproject.toml with [tool.alembic] lies in a folder of "
             f"these tests, or above it up to {root}; but there is {', '.join(shown)}",
             todo=[
-                "in the pytest configuration, name the one that the tests need: "
-                f"warmstack_alembic = {found[0]}",
-                "or, if the tests make their tables themselves: warmstack_alembic = none",
+                "in the pytest configuration, name the one that the tests need"
+                f"{', for all tests' * (len(found) > 1)}: {line}",
+                f"or, if the tests make their tables themselves: {none}",
             ],
         )
 

@@ -535,12 +535,18 @@ def _write_header(config: pytest.Config, ledger: Ledger) -> None:
 
     if config.get_verbosity() < 0:
         _write(config, report.fallback(ledger.steps), quiet=True)
-        _write(config, report.empty(ledger.steps), quiet=True)
+        _write(config, report.empty(ledger.steps, config.stash[SETTINGS].file), quiet=True)
         return
     settings = config.stash[SETTINGS]
     source = settings.sources.get("reuse", "")
     begun = config.stash[BEGUN]
-    lines = report.header(ledger.steps, reuse=settings.reuse, reuse_source=source, begun=begun)
+    lines = report.header(
+        ledger.steps,
+        reuse=settings.reuse,
+        reuse_source=source,
+        begun=begun,
+        file=settings.file,
+    )
     _write(config, lines)
 
 

@@ -7,6 +7,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Final
 
 from pytest_warmstack import originals
+from pytest_warmstack.settings import line_for
 from pytest_warmstack.steps import Ledger, Step
 
 _SERVERS: Final = ("postgres", "redis")
@@ -45,17 +46,25 @@ def fallback(steps: Sequence[Step]) -> Iterator[str]:
             return
 
 
-def empty(steps: Sequence[Step]) -> Iterator[str]:
-    """Yield the line that even a quiet run needs: there is nothing in the databases."""
+def empty(steps: Sequence[Step], file: str = "") -> Iterator[str]:
+    """Yield the line that even a quiet run needs: there is nothing in the databases.
+
+    *file* is pytest's configuration file.
+    """
     if any(step.name == "template" and step.facts["empty"] for step in steps):
         yield (
             "the databases are empty: no alembic.ini, [tool.alembic] or warmstack_schema was found"
-            " (if this is right, say so: warmstack_alembic = none)"
+            f" (if this is right, say so: {line_for('warmstack_alembic', 'none', file=file)})"
         )
 
 
 def header(
-    steps: Sequence[Step], *, reuse: bool, reuse_source: str, begun: float = math.inf
+    steps: Sequence[Step],
+    *,
+    reuse: bool,
+    reuse_source: str,
+    begun: float = math.inf,
+    file: str = "",
 ) -> Iterator[str]:
     """Yield a line for each server and for the template, as far as they were asked for.
 
@@ -69,7 +78,7 @@ def header(
     templates = _templates(steps)
     for name, told in templates.items():
         yield _template(_most_telling(told), of=name if len(templates) > 1 else "")
-    yield from empty(steps)
+    yield from empty(steps, file)
     if reuse and any(step.name in _SERVERS and step.facts["since"] for step in steps):
         source = f" ({reuse_source})" if reuse_source else ""
         yield f"the servers stay{source}; to remove them: warmstack clean"

@@ -818,6 +818,17 @@ def lines_for(variables: Sequence[str], *, file: str, more: bool) -> str:
     return "\n".join([head, "warmstack_env =", *entries])
 
 
+def line_for(name: str, value: str, *, file: str) -> str:
+    """Return the line that gives *value* to the key *name*, as the configuration *file* needs it.
+
+    >>> line_for("warmstack_alembic", "none", file="tox.ini")
+    'warmstack_alembic = none'
+    >>> line_for("warmstack_alembic", "none", file="pytest.toml")
+    'warmstack_alembic = "none"'
+    """
+    return f'{name} = "{value}"' if file.endswith(".toml") else f"{name} = {value}"
+
+
 def _meant(name: str) -> str:
     """Return the placeholder that *name* is probably meant to be; nothing if none is.
 

@@ -43,7 +43,7 @@ from pytest_warmstack.runtime.base import (
     ServerSpec,
     called,
 )
-from pytest_warmstack.settings import NONE, RedisPlan, RuntimeName, Settings
+from pytest_warmstack.settings import NONE, RedisPlan, RuntimeName, Settings, line_for
 from pytest_warmstack.steps import Ledger, Step
 
 if TYPE_CHECKING:
@@ -504,10 +504,13 @@ class Workbench:
                 return
         except Exception:
             return  # Whoever needs them gets it.
-        if below := self._configurations().below():
-            raise TemplateFailed.elsewhere(
-                found=[each.name for each in below], root=self.household.project.path
-            )
+        configurations = self._configurations()
+        below = [each.name for each in configurations.below()]
+        if found := below or configurations.named_otherwise():
+            line = line_for("warmstack_alembic", found[0], file=self.settings.file)
+            none = line_for("warmstack_alembic", NONE, file=self.settings.file)
+            root = self.household.project.path
+            raise TemplateFailed.elsewhere(found=found, root=root, line=line, none=none)
 
     def _make_clones(self, alembic: Configuration | None) -> Clones:
         from pytest_warmstack.postgres import template

@@ -16,6 +16,7 @@ from pytest_warmstack.runtime.base import Container, Endpoint, Server
 from pytest_warmstack.settings import CHOICES
 
 SAMPLES: dict[str, Any] = {
+    "none": "warmstack_alembic = none",
     "answer": "OOM command not allowed when used memory > 'maxmemory'",
     "address": "ssh://me@build.example.com",
     "allowed": "127.0.0.1:54321/warmstack_b_1",
