@@ -11,6 +11,7 @@ import warnings
 from collections import Counter
 from collections.abc import Callable, Generator, Iterable, Sequence
 from contextlib import suppress
+from inspect import iscoroutinefunction
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
@@ -259,6 +260,10 @@ def pytest_runtest_makereport(
 
         report.sections.append(("warmstack: how to share a database", WIDER_SCOPE))
     workbench = item.config.stash.get(MADE, None)
+    if call.excinfo is not None and workbench is not None and _wants_plain_url(item, call.excinfo):
+        from pytest_warmstack.report import PLAIN_URL
+
+        report.sections.append(("warmstack: which URL a driver takes", PLAIN_URL))
     if call.excinfo is not None and workbench is not None:
         from pytest_warmstack.report import NO_CONNECTION, NO_SPACE, has_state
 
@@ -399,6 +404,15 @@ def _status(config: pytest.Config) -> int:
 def _wants_wider_scope(text: str) -> bool:
     """Tell whether pytest says that a fixture of a class or module asked for a test's database."""
     return text.startswith("ScopeMismatch") and "fixture db_" in text
+
+
+def _wants_plain_url(item: pytest.Item, error: pytest.ExceptionInfo[BaseException]) -> bool:
+    """Tell whether *error* is that of a driver, or of a plain engine, that got `db_url`."""
+    if error.typename == "MissingGreenlet":
+        function = getattr(item, "function", None)
+        return "db_url" in getattr(item, "fixturenames", ()) and not iscoroutinefunction(function)
+    text = str(error.value)
+    return "got 'postgresql+asyncpg'" in text or 'missing "=" after "postgresql+asyncpg:' in text
 
 
 def _will_run(session: pytest.Session) -> bool:

@@ -37,6 +37,12 @@ WIDER_SCOPE: Final = (
 )
 """What helps when a fixture of a wider scope asks for them."""
 
+PLAIN_URL: Final = (
+    "db_url is for create_async_engine. asyncpg, psycopg and libpq take db_dsn, the same URL"
+    " without a driver; for create_engine: make_url(db_url).set(drivername='postgresql+psycopg')"
+)
+"""What helps when another driver gets it."""
+
 
 def fallback(steps: Sequence[Step]) -> Iterator[str]:
     """Yield the line that even a quiet run needs: the servers are not where one would expect."""
