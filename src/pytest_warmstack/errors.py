@@ -966,13 +966,15 @@ class TemplateFailed(WarmstackError):
 
     @classmethod
     def several_databases(
-        cls, *, names: Sequence[str], tried: str, config: str, output: str
+        cls, *, names: Sequence[str], how: str, config: str, output: str
     ) -> TemplateFailed:
-        """Tell that env.py migrates each of *names* by a URL of its own, as Alembic's multidb."""
+        """Tell that env.py migrates each of *names* by a URL of its own, as Alembic's multidb.
+
+        *how* tells what it did.
+        """
         return cls(
             f"The migrations are for several databases ({', '.join(names)}), and one is served.",
-            why=f"each test gets one database; env.py tried to connect to {tried}, and was stopped "
-            "before that",
+            why=f"each test gets one database; env.py {how}",
             looked_at=[f"the line databases in {config}", *_wrote(output)],
             todo=[
                 "choose the database that the tests need: warmstack_alembic = "

@@ -11,6 +11,7 @@ import warnings
 from collections import Counter
 from collections.abc import Callable, Generator, Iterable, Sequence
 from contextlib import suppress
+from inspect import iscoroutinefunction
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
@@ -260,6 +261,10 @@ def pytest_runtest_makereport(
 
         report.sections.append(("warmstack: how to share a database", WIDER_SCOPE))
     workbench = item.config.stash.get(MADE, None)
+    if call.excinfo is not None and workbench is not None and _wants_plain_url(item, call.excinfo):
+        from pytest_warmstack.report import PLAIN_URL
+
+        report.sections.append(("warmstack: which URL a driver takes", PLAIN_URL))
     if call.excinfo is not None and workbench is not None:
         from pytest_warmstack.report import NO_CONNECTION, NO_SPACE, has_state
 
@@ -275,6 +280,22 @@ def pytest_runtest_makereport(
         for name in ("longrepr", "sections", "user_properties"):
             setattr(report, name, all_masked(getattr(report, name), secrets))
     return report
+
+
+class _Warnings:
+    """Keeps passwords out of the warnings that pytest shows."""
+
+    def __init__(self, workbench: Workbench) -> None:
+        self._workbench = workbench
+
+    @pytest.hookimpl(tryfirst=True)
+    def pytest_warning_recorded(self, warning_message: warnings.WarningMessage) -> None:
+        """Mask a warning before the terminal gets it, and before xdist sends it."""
+        from pytest_warmstack.masking import all_masked
+
+        warning = warning_message.message
+        if isinstance(warning, Warning):
+            warning.args = all_masked(warning.args, self._workbench.secrets())
 
 
 def pytest_enter_pdb(config: pytest.Config) -> None:
@@ -386,6 +407,15 @@ def _wants_wider_scope(text: str) -> bool:
     return text.startswith("ScopeMismatch") and "fixture db_" in text
 
 
+def _wants_plain_url(item: pytest.Item, error: pytest.ExceptionInfo[BaseException]) -> bool:
+    """Tell whether *error* is that of a driver, or of a plain engine, that got `db_url`."""
+    if error.typename == "MissingGreenlet":
+        function = getattr(item, "function", None)
+        return "db_url" in getattr(item, "fixturenames", ()) and not iscoroutinefunction(function)
+    text = str(error.value)
+    return "got 'postgresql+asyncpg'" in text or 'missing "=" after "postgresql+asyncpg:' in text
+
+
 def _will_run(session: pytest.Session) -> bool:
     """Tell whether fixtures will be set up at all: not so when pytest lists, plans or gives up."""
     option = session.config.option
@@ -474,6 +504,7 @@ def set_up(config: pytest.Config, say: Callable[[str], None] | None = None) -> W
             worker=_worker(config),
             foreign=lambda: config.hook.pytest_warmstack_template_layers(config=config),
         )
+        config.pluginmanager.register(_Warnings(config.stash[MADE]))
     return config.stash[MADE]
 
 

@@ -37,6 +37,12 @@ WIDER_SCOPE: Final = (
 )
 """What helps when a fixture of a wider scope asks for them."""
 
+PLAIN_URL: Final = (
+    "db_url is for create_async_engine. asyncpg, psycopg and libpq take db_dsn, the same URL"
+    " without a driver; for create_engine: make_url(db_url).set(drivername='postgresql+psycopg')"
+)
+"""What helps when another driver gets it."""
+
 
 def fallback(steps: Sequence[Step]) -> Iterator[str]:
     """Yield the line that even a quiet run needs: the servers are not where one would expect."""
@@ -47,7 +53,10 @@ def fallback(steps: Sequence[Step]) -> Iterator[str]:
 
 
 def empty(steps: Sequence[Step], file: str = "") -> Iterator[str]:
-    """Yield the line that even a quiet run needs: there is nothing in the databases."""
+    """Yield the line that even a quiet run needs: there is nothing in the databases.
+
+    *file* is pytest's configuration file.
+    """
     if any(step.name == "template" and step.facts["empty"] for step in steps):
         yield (
             "the databases are empty: no alembic.ini, [tool.alembic] or warmstack_schema was found"

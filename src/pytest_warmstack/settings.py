@@ -768,7 +768,7 @@ _SECTION: Final = {
 """Where in a file that other tools use as well."""
 
 _ROLES: Final = (
-    (r"(URL|URI|DSN)(_A?SYNC)?", "{db_url}"),
+    (r"(URL|URI|DSN|CONN(ECTION)?_?STR(ING)?)(_A?SYNC)?", "{db_url}"),
     (r"(HOST|HOST_?NAME|SERVER|ADDR|ADDRESS)", "{db_host}"),
     (r"PORT", "{db_port}"),
     (r"(USER|USER_?NAME|LOGIN|ROLE)", "{db_user}"),
@@ -785,6 +785,8 @@ def placeholder_of(variable: str) -> str:
     ('{db_host}', '{db_password}', '')
     >>> placeholder_of("CELERY_BROKER_URL"), placeholder_of("REDIS_HOST"), placeholder_of("DB_ECHO")
     ('redis://localhost:1', 'localhost', '')
+    >>> placeholder_of("RDS_HOSTNAME"), placeholder_of("POSTGRES_CONNECTION_STRING")
+    ('{db_host}', '{db_url}')
     """
     name = variable.upper()
     role = next((value for end, value in _ROLES if re.search(f"{end}$", name)), "")
@@ -793,7 +795,7 @@ def placeholder_of(variable: str) -> str:
         others = {"{db_url}": "redis://localhost:1", "{db_host}": "localhost", "{db_port}": "1"}
         return others.get(role, "")
     unlike = r"MONGO|MYSQL|PGADMIN|SQLITE|INFLUX"
-    is_ours = re.search(r"(^|_)(DB|PG|SQL)|DATABASE|POSTGRES", name)
+    is_ours = re.search(r"(^|_)(DB|PG|SQL|PSQL|RDS|AURORA)|DATABASE|POSTGRES|ALEMBIC", name)
     return role if is_ours and not re.search(unlike, name) else ""
 
 

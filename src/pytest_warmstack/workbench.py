@@ -504,11 +504,11 @@ class Workbench:
                 return
         except Exception:
             return  # Whoever needs them gets it.
-        if below := self._configurations().below():
+        configurations = self._configurations()
+        below = [each.name for each in configurations.below()]
+        if found := below or configurations.named_otherwise():
             raise TemplateFailed.elsewhere(
-                found=[each.name for each in below],
-                root=self.household.project.path,
-                file=self.settings.file,
+                found=found, root=self.household.project.path, file=self.settings.file
             )
 
     def _make_clones(self, alembic: Configuration | None) -> Clones:

@@ -224,14 +224,18 @@ def test_a_pyproject_toml_elsewhere_can_be_named(form: Form) -> None:
     assert form.column(TABLES) == SHOP
 
 
-def test_of_several_databases_the_error_shows_how_to_choose_one(form: Form) -> None:
-    """Alembic's template `multidb`: the function in the error's text is one that works."""
+@pytest.mark.parametrize("driver", ["postgresql+psycopg", "driver", "mysql"])
+def test_of_several_databases_the_error_shows_how_to_choose_one(form: Form, driver: str) -> None:
+    """Alembic's template `multidb`: the function in the error's text is one that works.
+
+    Also where its placeholders are still there, and where one URL's driver is not installed.
+    """
     form.init("multidb")
     for number in (1, 2):
         form.edit(
             "alembic.ini",
             f"[engine{number}]\nsqlalchemy.url = driver:",
-            f"[engine{number}]\nsqlalchemy.url = postgresql+psycopg:",
+            f"[engine{number}]\nsqlalchemy.url = {driver}:",
         )
     form.write(
         "migrations/versions/0001.py",

@@ -23,6 +23,7 @@ SHOWN = ("Geheim", "%40ss", "sk_live")
 
 TESTS = """
 import logging
+import warnings
 import psycopg
 import pytest
 
@@ -46,6 +47,7 @@ def test_gives_it_to_no_driver(db_url, redis_session_url, postgres_container):
 async def test_closes_a_session(db_session, redis_client, record_property, db_url):
     record_property("url", db_url)
     print(db_session.bind.url, redis_client, db_url)
+    warnings.warn(f"slow: {db_url}")
 """
 FAILING = 4
 

@@ -200,11 +200,31 @@ def test_tests_without_one_stop_the_run_where_there_are_some_below(repo: Library
         [
             "ERROR: No Alembic configuration was found for the tests that ask for a database.",
             "Why: *but there is services/orders/alembic.ini, services/users/alembic.ini",
-            "*warmstack_alembic = services/orders/alembic.ini",
+            "*that all tests are to have: warmstack_alembic = services/orders/alembic.ini",
             "*warmstack_alembic = none",
         ]
     )
     assert repo.servers() == []
+
+
+def test_one_of_another_name_is_found_and_said_in_the_syntax_of_the_file(repo: Library) -> None:
+    """As `alembic -c alembic_prod.ini` needs it; pytest.toml takes texts in quotes only."""
+    for name in ("orders", "users"):
+        (repo.folder / f"services/{name}/alembic.ini").unlink()
+    repo.write("conf/alembic_prod.ini", "[alembic]\nscript_location = services/users/migrations\n")
+    repo.write("tests/test_both.py", "def test_both(db_url):\n    pass\n")
+    repo.write("pytest.toml", "[pytest]\n")
+
+    result = repo.run(REUSE, "-c", "pytest.toml", "tests")
+
+    assert result.ret == pytest.ExitCode.USAGE_ERROR
+    result.stderr.fnmatch_lines(
+        [
+            "Why: *but there is conf/alembic_prod.ini",
+            '*tests need: warmstack_alembic = "conf/alembic_prod.ini"',
+            '*warmstack_alembic = "none"',
+        ]
+    )
 
 
 def test_workers_of_xdist_say_it_in_their_tests(repo: Library) -> None:

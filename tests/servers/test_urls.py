@@ -69,3 +69,25 @@ def test_options_of_a_config_in_code_and_of_a_variable_are_kept(kept: Library) -
 
     result.assert_outcomes(passed=1)
     result.stdout.fnmatch_lines(["*tables: public.alembic_version shop.customers*"])
+
+
+def test_a_driver_that_gets_the_url_of_another_is_answered_with_the_right_one(
+    kept: Library,
+) -> None:
+    """Their own errors say nothing of it."""
+    kept.write(
+        "test_it.py",
+        "import asyncpg, psycopg, psycopg2, pytest, sqlalchemy as sa\n\n"
+        "@pytest.mark.asyncio\nasync def test_asyncpg(db_url):\n"
+        "    await asyncpg.connect(db_url)\n\n"
+        "def test_psycopg(db_url):\n    psycopg.connect(db_url)\n\n"
+        "def test_psycopg2(db_url):\n    psycopg2.connect(db_url)\n\n"
+        "def test_engine(db_url):\n    sa.create_engine(db_url).connect()\n\n"
+        "def test_other(db_url):\n    raise ValueError\n",
+    )
+
+    result = kept.run("--reuse-containers", "test_it.py")
+
+    result.assert_outcomes(failed=5)
+    advice = [line for line in result.outlines if "which URL a driver takes" in line]
+    assert len(advice) == 4

@@ -205,3 +205,22 @@ def test_a_function_that_needs_no_loop_runs_in_none() -> None:
         plain,
         "postgresql+asyncpg://a:b@127.0.0.1:1/c?ssl=require",
     ]
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "async def seed(): work()",
+        "def seed(): work()",
+        "async def seed():\n    begun = work()\n    await asyncio.sleep(0)",
+    ],
+)
+def test_what_a_seed_never_awaits_is_an_error(text: str) -> None:
+    """Its rows would be missing, and Python only warns."""
+    seed = made(f"async def work(): pass\n{text}")
+
+    with pytest.warns(RuntimeWarning), pytest.raises(Trouble) as caught:
+        arguments.run(arguments.call(seed), lambda _: make_url("postgresql://"))
+
+    assert "coroutine 'work' was never awaited" in str(caught.value)
+    assert "arguments.py" not in caught.value.where

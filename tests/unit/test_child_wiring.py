@@ -100,6 +100,19 @@ def test_the_options_of_the_projects_own_url_are_kept(
     assert wiring.like(own.replace("%%", "%"), OURS) == url
 
 
+def test_the_options_of_a_url_for_libpq_are_kept(tmp_path: Path) -> None:
+    """`postgres://`, as hosting services write it; asyncpg takes other options."""
+    own = "postgres://u:p@db/prod?options=-csearch_path%%3Dshop,public&sslmode=require"
+
+    url = wiring.url(alembic(tmp_path, own), PARTS)
+
+    assert url == OURS.set(
+        drivername=url.drivername, query={"options": "-csearch_path=shop,public"}
+    )
+    asyncpg = OURS.set(drivername="postgresql+asyncpg")
+    assert wiring.like(own, asyncpg) == asyncpg
+
+
 @pytest.mark.parametrize("own", ["", "driver://user:pass@localhost/dbname", "no url", "mysql://db"])
 @pytest.mark.parametrize(
     ("env", "driver"),

@@ -42,6 +42,13 @@ _STACK: Final = 1.0
 _LEAVE: Final = 5.0
 """Seconds that a child may take to end when nothing is asked of it any more."""
 
+_NO_ENGINE: Final = re.compile(
+    r"NoSuchModuleError|ArgumentError|KeyError: 'url'"
+    r"|ModuleNotFoundError: No module named '(MySQLdb|pymysql|aiomysql|asyncmy|pyodbc|oracledb"
+    r"|cx_Oracle|aiosqlite|psycopg2?|asyncpg)'"
+)
+"""How an error begins of SQLAlchemy, which can't make an engine of a URL."""
+
 _FRAME: Final = re.compile(r'\s*File "(?P<file>[^"]+)", line (?P<line>\d+) in (?P<name>.*)')
 """A line of a traceback that Python's faulthandler wrote."""
 
@@ -142,10 +149,15 @@ class Builder:
         if variables := report.get("variables"):
             report["hints"] = self.hints(variables)
         refused = report.get("refused")
-        if refused and report.get("databases"):
+        unusable = report.get("where", "").startswith("in env.py") and _NO_ENGINE.match(
+            report.get("error", "")
+        )
+        if report.get("databases") and (refused or unusable):
             raise TemplateFailed.several_databases(
                 names=report["databases"],
-                tried=refused,
+                how=f"tried to connect to {refused}, and was stopped before that"
+                if refused
+                else f"can't use the URL that one of them has: {report['error']}",
                 config=os.path.relpath((self.alembic or {})["ini"], self.root),
                 output=report["output"],
             )

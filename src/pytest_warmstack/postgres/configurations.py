@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import os
+import re
 import tomllib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, Final, NamedTuple
 
@@ -19,6 +20,10 @@ _SKIPPED: Final = {"node_modules", "site-packages", "__pycache__"}
 
 _INI: Final = "alembic.ini"
 _TOML: Final = "pyproject.toml"
+
+
+_OTHERWISE: Final = re.compile(r"(?!alembic\.ini$).*alembic.*\.ini")
+"""Names of configurations that `alembic` takes with `-c`."""
 
 
 class Configuration(NamedTuple):
@@ -67,8 +72,17 @@ class Configurations:
 
     def below(self) -> list[Configuration]:
         """Return those below the root, the nearest ones first, as far as `ENTRIES` reach."""
-        found = (self._at(folder) for folder in _folders(self._root))
+        folders = (folder for folder, _ in _folders(self._root, {_INI, _TOML}.__contains__))
+        found = (self._at(folder) for folder in folders if folder != self._root)
         return [each for each in found if each is not None]
+
+    def named_otherwise(self) -> list[str]:
+        """Return the files such as alembic_prod.ini, by their paths from the root."""
+        return [
+            os.path.relpath(folder / name, self._root)
+            for folder, names in _folders(self._root, _OTHERWISE.fullmatch)
+            for name in names
+        ]
 
     def _search(self, folder: Path) -> Configuration | None:
         """Return the nearest one from *folder* up to the root, else that of the last places."""
@@ -121,8 +135,8 @@ def _has_table(toml: Path) -> bool:
     return "alembic" in tables.get("tool", {})
 
 
-def _folders(root: Path) -> Iterator[Path]:
-    """Yield the folders below *root* that hold a configuration file, level by level."""
+def _folders(root: Path, wanted: Callable[[str], object]) -> Iterator[tuple[Path, list[str]]]:
+    """Yield *root* and the folders below that hold *wanted* files, with those, level by level."""
     level, left = [root], ENTRIES
     while level:
         deeper: list[Path] = []
@@ -134,11 +148,11 @@ def _folders(root: Path) -> Iterator[Path]:
             left -= len(names)
             if left < 0:
                 return
-            files = {each.name for each in names}
+            files = [each.name for each in names]
             if "pyvenv.cfg" in files:
                 continue
-            if folder != root and files & {_INI, _TOML}:
-                yield folder
+            if found := [each for each in files if wanted(each)]:
+                yield folder, found
             deeper += [
                 folder / each.name
                 for each in names

@@ -10,12 +10,14 @@ import importlib
 import inspect
 import re
 import sys
+import warnings
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping
 from contextlib import AsyncExitStack, ExitStack, asynccontextmanager, closing, contextmanager
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, Final, NamedTuple, get_args, get_origin, get_type_hints
 
-from pytest_warmstack.postgres.child.trouble import Trouble
+from pytest_warmstack.postgres.child.trouble import Trouble, is_own
 
 
 class Taken(NamedTuple):
@@ -221,7 +223,7 @@ def run(call: Call, urls: Callable[..., Any]) -> None:
     *urls* gives SQLAlchemy's URL of the database, with the driver that it is called with.
     """
     kinds = {each.kind for each in call.arguments}
-    with ExitStack() as stack:
+    with _all_awaited(), ExitStack() as stack:
         # With no loop around it, where none is needed: the function may call asyncio.run().
         given = {
             each.parameter.name: stack.enter_context(_plain(each, urls, is_async=call.is_async))
@@ -234,6 +236,29 @@ def run(call: Call, urls: Callable[..., Any]) -> None:
                 asyncio.run(_result(made))
         else:
             asyncio.run(_in_loop(call, given, urls))
+
+
+@contextmanager
+def _all_awaited() -> Iterator[None]:
+    """Raise `Trouble` if the project's code began something meanwhile, and never awaited it.
+
+    Python warns of that alone: the rows would be missing, and nothing would say so.
+    """
+    show, seen = warnings.showwarning, list[tuple[str, str]]()
+
+    def note(message: Warning | str, category: type[Warning], filename: str, *rest: Any) -> None:
+        if issubclass(category, RuntimeWarning) and "was never awaited" in str(message):
+            # Python tells where the last of it was: in a variable, that is where the call ends.
+            place = f"in {Path(filename).name}, line {rest[0]}" if is_own(filename) else ""
+            seen.append((str(message), place))
+        show(message, category, filename, *rest)
+
+    with warnings.catch_warnings():
+        warnings.filterwarnings("always", ".* was never awaited", RuntimeWarning)
+        warnings.showwarning = note  # type: ignore[assignment]
+        yield
+    for text, where in seen:
+        raise Trouble("script", f"{text}: nothing of it happened", where)
 
 
 async def _result(made: Any) -> Any:

@@ -53,9 +53,7 @@ def url(alembic: dict[str, Any] | None, parts: dict[str, Any]) -> URL:
         sys.path[:0] = config.get_prepend_sys_paths_list() or []
     except Exception:
         own, location = "", ""  # What is wrong with it is told when it is used.
-    if not _driver(own):
-        return _made(_guessed(location), parts)
-    return like(own, _made("postgresql", parts))
+    return like(own, _made(_driver(own) or _guessed(location), parts))
 
 
 def own_url(config: Any) -> str:
@@ -70,8 +68,12 @@ def like(own: str, url: URL) -> URL:
     """Return *url* with the driver and the options of the project's *own* URL, if it is one.
 
     What that says about its server, and who connects to it, does not hold for another server.
+    A URL of `postgres://` names no driver of SQLAlchemy's: its options are those of libpq.
     """
-    if not (driver := _driver(own)):
+    driver = _driver(own)
+    if own.startswith("postgres://") and "asyncpg" not in url.drivername:
+        driver = url.drivername
+    if not driver:
         return url
     options = parse_qs(own.partition("?")[2], keep_blank_values=True)
     kept = {
