@@ -818,13 +818,16 @@ class TemplateFailed(WarmstackError):
     def elsewhere(cls, *, found: Sequence[str], root: str, file: str) -> TemplateFailed:
         """Tests would get an empty database, and there are configurations, *found* below *root*."""
         shown = [*found[:_SHOWN], *([f"and {len(found) - _SHOWN} more"] * (len(found) > _SHOWN))]
+        move = ["move these tests into the folder of the service that they belong to"]
+        move *= len(found) > 1
         return cls(
             "No Alembic configuration was found for the tests that ask for a database.",
             why="neither alembic.ini nor a pyproject.toml with [tool.alembic] lies in a folder of "
             f"these tests, or above it up to {root}; but there is {', '.join(shown)}",
             todo=[
-                "move these tests into the folder of the service that they belong to",
-                f"or, in {file or 'a new pytest.ini'}, name the one that all tests are to have: "
+                *move,
+                f"{'or, ' if move else ''}in {file or 'a new pytest.ini'}, name "
+                f"{'the one that all tests are to have' if move else 'it'}: "
                 + line_of("warmstack_alembic", found[0], file),
                 "or, if the tests make their tables themselves: "
                 + line_of("warmstack_alembic", "none", file),

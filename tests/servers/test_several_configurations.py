@@ -221,7 +221,7 @@ def test_one_of_another_name_is_found_and_said_in_the_syntax_of_the_file(repo: L
     result.stderr.fnmatch_lines(
         [
             "Why: *but there is conf/alembic_prod.ini",
-            '*tests need: warmstack_alembic = "conf/alembic_prod.ini"',
+            '*name it: warmstack_alembic = "conf/alembic_prod.ini"',
             '*warmstack_alembic = "none"',
         ]
     )
