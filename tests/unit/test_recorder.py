@@ -677,6 +677,7 @@ EVERYTHING = {
         (["shop/models.py"], {"file:shop/__init__.py", "file:shop/types.py"}),
         (["*/models.py"], {"file:shop/__init__.py", "file:shop/types.py"}),
         (["shop/*"], set()),
+        (["shop/"], set()),
         (["sh*"], set()),
         (["*"], set()),
         (["versions/*"], EVERYTHING),

@@ -136,8 +136,9 @@ class Recorder:
         return f"{kind}:{place(name if inside else real(path), self._root)}"
 
     def is_ignored(self, name: str) -> bool:
-        """Tell whether the file called *name* is to be left out."""
-        return any(fnmatch.fnmatch(name, pattern) for pattern in self._ignore)
+        """Tell whether the file called *name* is left out; `data/` names all that is below it."""
+        patterns = (f"{each}*" if each.endswith("/") else each for each in self._ignore)
+        return any(fnmatch.fnmatch(name, pattern) for pattern in patterns)
 
     def digests(self, keys: set[str], *, own: str = "") -> dict[str, str]:
         """Return the digests of *keys*, without those that are to be left out; *own* never is."""
