@@ -240,7 +240,8 @@ def test_status_shows_a_server_that_refuses(
     wanted = {b"SELECT", b"GET", b"CLIENT", b"INFO"}
     faults.begin(which, lambda number, name: number > 8 and name in wanted)
 
-    result = embedded_project.warmstack("status", WARMSTACK_REDIS_URL=redis_url(way.endpoint, 0))
+    url = redis_url(way.endpoint, 0)
+    result = embedded_project.warmstack("status", WARMSTACK_REDIS_URL=url, WARMSTACK_RUNTIME="auto")
 
     text = "\n".join([*result.outlines, *result.errlines])
     assert result.ret == 0

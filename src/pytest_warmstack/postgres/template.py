@@ -288,7 +288,10 @@ class _Bench:
         if base is not None:
             how = extended(base.record, record)
             made = self._template(name, "extended", record)
-            return made._replace(used=(name, base.name), how=how, why=why, past=past)
+            # That of another project stays the other's.
+            mine = base.project in {"", self._project}
+            used = (name, base.name) if mine else (name,)
+            return made._replace(used=used, how=how, why=why, past=past)
         made = self._template(name, "rebuilt" if why else "built", record)
         return made._replace(why=why, past=past)
 
