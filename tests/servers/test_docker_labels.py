@@ -18,7 +18,7 @@ from testcontainers.core.labels import LABEL_SESSION_ID, SESSION_ID
 
 from pytest_warmstack.identity import KEPT, Label, Project
 from pytest_warmstack.processes import Process
-from pytest_warmstack.settings import RuntimeName, Settings
+from pytest_warmstack.settings import RuntimeName
 from sample import Bench, Images, Library, containers, engine
 
 pytestmark = [
@@ -189,7 +189,8 @@ def test_a_missing_default_image_makes_auto_take_the_embedded_servers(
     )
 
     result.assert_outcomes(passed=5)
-    why = f"Could not pull the Docker image 127.0.0.1:9/nobody/{Settings().postgres_image}"
+    # Both are asked for at the same time: the one that is refused first is named.
+    why = "Could not pull the Docker image 127.0.0.1:9/nobody/*"
     result.stdout.fnmatch_lines([f"warmstack: * embedded (auto: {why}), *: started in *"])
     result.stdout.no_fnmatch_line("warmstack: * on *, docker*")
 

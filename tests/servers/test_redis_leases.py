@@ -670,6 +670,29 @@ def test_a_client_that_connects_anew_at_once_is_met_again(desk: Desk, runtime: s
 
 
 @embedded_only
+def test_what_a_process_has_set_that_ended_meanwhile_is_the_suites_too(
+    desk: Desk, runtime: str
+) -> None:
+    """It was there at the look before a fixture, which then sets the same: nothing changes."""
+    mine, theirs = desk.leases(), desk.leases()
+    lease = mine.acquire("one")
+    with client(theirs.acquire("one")) as other:
+        other.config_set("maxmemory", "66mb")
+    before = mine.look(in_test=False)
+    assert before is not None
+    theirs.close()
+    until(lambda: not mine._others(mine._admin.clients()), "the other one has gone")
+    with client(lease) as each:
+        each.config_set("maxmemory", "66mb")
+
+        assert mine.adopt(before)
+
+        each.config_set("maxmemory", "77mb")
+        mine.acquire("two")
+        assert each.config_get("maxmemory") == {"maxmemory": str(66 * 1024 * 1024)}
+
+
+@embedded_only
 def test_nothing_is_put_right_when_another_process_comes_meanwhile(
     desk: Desk, runtime: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -151,21 +151,17 @@ class Leases:
         Such a change stays until the run ends.
         """
         with suppress(WarmstackError):
-            return self._connected(
-                lambda _: self._state.adopt(
-                    self._admin, before, lambda: self._is_alone(self._admin.clients())
-                )
-            )
+            return self._connected(lambda _: self._state.adopt(self._admin, before, self._is_alone))
         return False
 
     def _look(self, *, in_test: bool) -> Look:
-        before = self._state.look(self._admin)
+        before = self._state.look(self._admin, self._is_alone)
         if in_test or not self._state.done(before.counts):
             return before
         if not self._is_alone(self._admin.clients()):
             return before
         self._state.put_back(self._admin)
-        return self._state.look(self._admin)
+        return self._state.look(self._admin, self._is_alone)
 
     def _willingly(self, do: Callable[[], Lease]) -> Lease:
         """Return what *do* gives; if the server refuses, undo what makes it, and try again."""

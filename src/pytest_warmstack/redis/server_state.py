@@ -55,12 +55,17 @@ _CLIENTS: Final = ("CLIENT", "LIST")
 _READ: Final = (("CONFIG", "GET", "*"), ("FUNCTION", "LIST", "WITHCODE"), ("ACL", "LIST"))
 
 
+IsAlone = Callable[[Sequence[Client]], bool]
+"""Whether no other process has a lease, by the server's clients."""
+
+
 class Look(NamedTuple):
     """The server as it was before a fixture of a wider scope ran: its counters and its state."""
 
     counts: Counts
     state: State
     clients: frozenset[int] = frozenset()
+    alone: bool = False
 
 
 class ServerState:
@@ -112,22 +117,25 @@ class ServerState:
         self._seen = Admin.stats(stats or "")
         self._known = Look(self._seen, dict(self._suite))
 
-    def look(self, admin: Admin) -> Look:
+    def look(self, admin: Admin, is_alone: IsAlone) -> Look:
         """Return how the server is before a fixture that may set it up for the suite."""
-        stats, clients = admin.commands(_STATS, _CLIENTS)
+        stats, listed = admin.commands(_STATS, _CLIENTS)
+        clients = Admin.clients_of(listed)
         counts = Admin.stats(stats)
         if any(_differ(counts, self._known.counts, KINDS[kind]) for kind in KINDS):
             self._known = read(admin)
             counts = self._known.counts
-        return Look(counts, self._known.state, _ids(clients))
+        return Look(counts, self._known.state, _ids(clients), is_alone(clients))
 
-    def adopt(self, admin: Admin, before: Look, is_alone: Callable[[], bool]) -> bool:
+    def adopt(self, admin: Admin, before: Look, is_alone: IsAlone) -> bool:
         """Take what has changed since the look *before* for the suite's; return whether any has.
 
         Where another process may have done the same before, so that nothing has changed, all
-        that differs from the suite's state is taken.
+        that differs from the suite's state is taken. One that was there at the look counts, also
+        if it has ended since.
         """
-        stats, clients = admin.commands(_STATS, _CLIENTS)
+        stats, listed = admin.commands(_STATS, _CLIENTS)
+        clients = Admin.clients_of(listed)
         self.clients |= _ids(clients) - before.clients
         counts = Admin.stats(stats)
         self._keeps_scripts |= _differ(counts, before.counts, KEEPING)
@@ -135,7 +143,8 @@ class ServerState:
             return False
         was_clean = not self.done(before.counts)
         self._known = now = read(admin)
-        bases = [before.state] if is_alone() else [before.state, self._suite]
+        was_alone = before.alone and is_alone(clients)
+        bases = [before.state] if was_alone else [before.state, self._suite]
         for name in now.state.keys() | before.state.keys() | self._suite.keys():
             value = now.state.get(name)
             if any(base.get(name) != value for base in bases):
@@ -175,19 +184,18 @@ class Untouched(ServerState):
         """Return nothing: whoever did it may have been anybody."""
         return set()
 
-    def look(self, admin: Admin) -> Look:
+    def look(self, admin: Admin, is_alone: IsAlone) -> Look:
         """Return who is connected."""
-        return Look({}, {}, _ids(admin.command(*_CLIENTS)))
+        return Look({}, {}, _ids(admin.clients()))
 
-    def adopt(self, admin: Admin, before: Look, is_alone: Callable[[], bool]) -> bool:
+    def adopt(self, admin: Admin, before: Look, is_alone: IsAlone) -> bool:
         """Take the clients that have connected since the look *before* for the suite's."""
-        self.clients |= _ids(admin.command(*_CLIENTS)) - before.clients
+        self.clients |= _ids(admin.clients()) - before.clients
         return False
 
 
-def _ids(listed: str) -> frozenset[int]:
-    """Return the ids of the clients that an answer to CLIENT LIST tells of."""
-    return frozenset(each.id for each in Admin.clients_of(listed))
+def _ids(clients: Sequence[Client]) -> frozenset[int]:
+    return frozenset(each.id for each in clients)
 
 
 def read(admin: Admin) -> Look:
