@@ -928,7 +928,7 @@ class TemplateFailed(WarmstackError):
                     _loop_hints(cause)
                     or [
                         *hints,
-                        "mend the migration and run again: the template is built anew by itself",
+                        "mend the migration and run again: the template is then rebuilt",
                     ]
                 ),
             ],

@@ -42,7 +42,7 @@ Refused = Callable[[str, WarmstackError], None]
 
 
 def entries(background: BackgroundLoop, refused: Refused, only: str = "") -> Iterator[Entry]:
-    """Yield every server of ours, or those of the project in the folder *only*.
+    """Yield every managed server, or those of the project in the folder *only*.
 
     Tell *refused* of runtimes that don't answer.
     """

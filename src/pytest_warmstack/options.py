@@ -152,7 +152,7 @@ def settings(config: pytest.Config) -> Settings:
 
 
 def refuse_unknown(arguments: Iterable[str]) -> None:
-    """Raise `pytest.UsageError` for an option that is none of ours and begins like one.
+    """Raise `pytest.UsageError` for an unknown option that begins like one of the plugin.
 
     pytest would refuse it as well, but can't tell which one was meant.
     """

@@ -118,7 +118,7 @@ class Template(NamedTuple):
     *origin* is `found`, `extended`, `rebuilt` or `built`; *text* tells what its layers hold, *how*
     from where it was extended, *why* what made a build necessary. *used* names the templates that
     this one was made from, and itself, *now* when that was, by the server's clock in seconds since
-    the epoch; *project* is the one it is for. *past* names templates that nobody will come back to:
+    the epoch; *project* is the one it is for. *past* names templates that no run will use again:
     of the states of one edit, those between the first and the last.
     """
 
