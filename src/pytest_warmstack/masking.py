@@ -96,14 +96,17 @@ def _shortened(text: str, secret: str) -> str:
 
 
 def all_masked(value: Any, secrets: Sequence[str], *, urls: bool = False) -> Any:
-    """Return *value* with every text in it `masked`; a dataclass is changed in place."""
+    """Return *value* with every text in it `masked`; a report of pytest's is changed in place.
+
+    What else a test gave, such as a named tuple or an object of its own, stays as it is.
+    """
     if isinstance(value, str):
         return masked(value, secrets, urls=urls)
-    if isinstance(value, (list, tuple)):
-        return type(value)([all_masked(each, secrets, urls=urls) for each in value])
-    if isinstance(value, dict):
+    if type(value) in {list, tuple}:
+        return type(value)(all_masked(each, secrets, urls=urls) for each in value)
+    if type(value) is dict:
         return {key: all_masked(each, secrets, urls=urls) for key, each in value.items()}
-    if is_dataclass(value):
+    if is_dataclass(value) and type(value).__module__.startswith("_pytest."):
         for each in fields(value):
             setattr(value, each.name, all_masked(getattr(value, each.name), secrets, urls=urls))
     return value

@@ -177,6 +177,7 @@ def test_a_value_is_one_that_the_settings_take(tmp_path: Path) -> None:
         "    hosts: list[str]\n    extra: dict[str, str] | None\n    mode: Mode\n"
         "    kind: typing.Literal['a', 'b']\n    api: pydantic.HttpUrl\n"
         "    key: pydantic.SecretStr\n    ratio: float\n"
+        "    count: typing.Annotated[int, 'how many'] | None\n"
         "Shop()\n"
     )
     code = (

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, NamedTuple
 
 import pytest
 
@@ -104,3 +105,22 @@ def test_secrets_are_told_by_the_names_of_variables_and_by_urls() -> None:
     )
 
     assert secrets_of(lines) == ["sk1", "t", "", SECRET, "https://abc@sentry/1"]
+
+
+class Place(NamedTuple):
+    """What a test may give to a warning, or record as a property."""
+
+    url: str
+
+
+@dataclass(frozen=True)
+class Order:
+    """The same, as an object that can't be changed."""
+
+    url: str
+
+
+@pytest.mark.parametrize("value", [Place("a"), Order("a"), Order, {"a"}, None])
+def test_what_a_test_gave_stays_as_it_is(value: object) -> None:
+    """A report may hold anything: it is neither changed nor made again."""
+    assert all_masked([value], ["a"])[0] is value

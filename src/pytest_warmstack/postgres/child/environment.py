@@ -11,7 +11,7 @@ from collections.abc import Iterator, Sequence
 from enum import Enum
 from pathlib import Path
 from types import UnionType
-from typing import Any, Final, Literal, Union, get_args, get_origin
+from typing import Annotated, Any, Final, Literal, Union, get_args, get_origin
 
 from pytest_warmstack.postgres.child.trouble import is_own
 from pytest_warmstack.settings import LIBPQ, placeholder_of
@@ -100,7 +100,7 @@ def _value(variable: str) -> str:
         for name, field in model.model_fields.items():
             if variable in _names(model, name):
                 found = _sample(field.annotation, variable)
-                return found if isinstance(found, str) else json.dumps(found)
+                return found if isinstance(found, str) else json.dumps(found, default=str)
     return placeholder_of(variable) or "test"
 
 
@@ -110,7 +110,7 @@ def _sample(annotation: Any, name: str) -> Any:
     origin = get_origin(annotation)
     if origin is Literal:
         return kinds[0]
-    if origin in {Union, UnionType}:
+    if origin in {Union, UnionType, Annotated}:
         return _sample(kinds[0], name)
     kind = origin or annotation
     fields = getattr(kind, "model_fields", None)
