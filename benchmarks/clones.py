@@ -32,7 +32,7 @@ import asyncpg
 from sqlalchemy import Column, Integer, MetaData, Table, Text, insert
 from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
 
-from pytest_warmstack.engines import Engines
+from pytest_warmstack.postgres.engines import Engines
 
 TABLES: Final = 20
 THING: Final = Table(
@@ -184,7 +184,7 @@ class Suite:
         waits = [each * 1000 for each in told["waits"]]
         return told["seconds"] * 1000 / self.tests, waits
 
-    def stand(self, *names: str) -> str:
+    def install(self, *names: str) -> str:
         """Make migrated databases on the kept server, as one has them by hand.
 
         Return the URL of the server, for asyncpg; a name is to be added.
@@ -270,7 +270,7 @@ class Pieces:
     def __init__(self, suite: Suite) -> None:
         # As clones are called: db_engine is no other than usual for the rest.
         self._names = [f"warmstack_u_{0:016x}_{number:010x}" for number in range(self.COUNT)]
-        self._server = suite.stand(*self._names)
+        self._server = suite.install(*self._names)
         self._times: dict[str, list[float]] = {}
 
     @contextmanager
@@ -359,7 +359,7 @@ def main() -> None:
         suite = Suite(folder, runtime, tests)
         try:
             suite.run("ours", "function")
-            suite.stand("standing")
+            suite.install("standing")
             print(f"{runtime}, {TABLES} tables")
             compare(suite, rounds)
             waits(suite, max(rounds // 2, 1))

@@ -21,17 +21,18 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from pytest_warmstack import runtime as runtimes
+from pytest_warmstack import servers as runtimes
 from pytest_warmstack.background import BackgroundLoop
-from pytest_warmstack.identity import Project
-from pytest_warmstack.postgres import layers, server, template
+from pytest_warmstack.postgres import server
 from pytest_warmstack.postgres.admin import Admin
-from pytest_warmstack.postgres.configurations import Configurations
-from pytest_warmstack.postgres.dependencies import Present
-from pytest_warmstack.postgres.keeper import Keeper
-from pytest_warmstack.processes import Process
-from pytest_warmstack.runtime.base import Household
-from pytest_warmstack.runtime.embedded import Embedded
+from pytest_warmstack.postgres.clone_factory import CloneFactory
+from pytest_warmstack.postgres.template import layers, templates
+from pytest_warmstack.postgres.template.configurations import Configurations
+from pytest_warmstack.postgres.template.dependencies import FileState
+from pytest_warmstack.servers.embedded import Embedded
+from pytest_warmstack.servers.identity import Project
+from pytest_warmstack.servers.model import RunContext
+from pytest_warmstack.servers.processes import Process
 from pytest_warmstack.settings import Settings
 
 REVISIONS = 200
@@ -98,20 +99,20 @@ class Shop:
 def running(folder: Path) -> Iterator[Admin]:
     """Yield the connection to a PostgreSQL of the benchmark's own; it is removed at the end."""
     background = BackgroundLoop()
-    household = Household(
+    run_context = RunContext(
         project=Project(path=str(folder)),
         run=os.urandom(5).hex(),
         owner=Process.current(),
         keep=False,
         start_timeout=60,
     )
-    runtime = Embedded(household)
+    runtime = Embedded(run_context)
     try:
         found = runtime.ensure(server.spec(Settings(), background))
         yield found.client
         found.client.close()
     finally:
-        runtimes.tidy(runtime, household.run)
+        runtimes.tidy(runtime, run_context.run)
         runtime.close()
         background.close()
 
@@ -120,12 +121,12 @@ def ensured(admin: Admin, shop: Shop, expected: str, *, rebuild: bool = False) -
     """Return the seconds that a run needs to have the template."""
     gc.collect()
     begin = time.perf_counter()
-    present = Present(str(shop.folder))
+    file_state = FileState(str(shop.folder))
     alembic = Configurations(Settings(), shop.folder).of(shop.folder)
-    made = template.ensure(
+    made = templates.ensure(
         admin,
-        layers.make(Settings(), shop.folder, present, alembic),
-        present=present,
+        layers.make(Settings(), shop.folder, file_state, alembic),
+        file_state=file_state,
         rebuild=rebuild,
         run=os.urandom(5).hex(),
         timeout=300,
@@ -134,16 +135,22 @@ def ensured(admin: Admin, shop: Shop, expected: str, *, rebuild: bool = False) -
     seconds = time.perf_counter() - begin
     assert f"{made.origin} {made.how}".strip() == expected, made
     # As the sweep of a run does: the last used ones stay.
-    keeper = Keeper(admin, made.name)
-    keeper.sweep(lambda listed: template.doomed(listed, 4), used=made.used).result()
-    keeper.leave([], stock=0).result()
+    clone_factory = CloneFactory(admin, made.name)
+    clone_factory.sweep(lambda listed: templates.doomed(listed, 4), used=made.used).result()
+    clone_factory.leave([], stock=0).result()
     return seconds
 
 
 def started() -> float:
     """Return the seconds that the child needs before it can do anything."""
     begin = time.perf_counter()
-    child = [sys.executable, "-P", "-m", "pytest_warmstack.postgres.child", "alembic.command"]
+    child = [
+        sys.executable,
+        "-P",
+        "-m",
+        "pytest_warmstack.postgres.template.child",
+        "alembic.command",
+    ]
     subprocess.run(child, stdin=subprocess.DEVNULL, check=True)
     return time.perf_counter() - begin
 

@@ -142,9 +142,10 @@ def main() -> None:
             )
             keep = ("--reuse-containers", "--warmstack-runtime", runtime)
             run(warm, *keep)
-            hints = warm / ".pytest_cache/d/warmstack"
+            remembered = warm / ".pytest_cache/d/warmstack"
             postgres, redis = (
-                json.loads((hints / f"{name}.json").read_text()) for name in ("postgres", "redis")
+                json.loads((remembered / f"{name}.json").read_text())
+                for name in ("postgres", "redis")
             )
             by_hand = {
                 "BENCH_DB": asyncio.run(standing(postgres)),

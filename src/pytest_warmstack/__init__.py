@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from pytest_warmstack.errors import WarmstackError
-    from pytest_warmstack.postgres.template_layer import TemplateLayer
-    from pytest_warmstack.runtime.base import ServerHandle
+    from pytest_warmstack.postgres.template.template_layer import TemplateLayer
+    from pytest_warmstack.servers.model import ServerHandle
 
 __all__ = ["ServerHandle", "TemplateLayer", "WarmstackError", "__version__"]
 
@@ -18,11 +18,11 @@ __all__ = ["ServerHandle", "TemplateLayer", "WarmstackError", "__version__"]
 def __getattr__(name: str) -> Any:
     """Import a public name when it is asked for: this module is loaded in every pytest run."""
     if name == "ServerHandle":
-        from pytest_warmstack.runtime.base import ServerHandle
+        from pytest_warmstack.servers.model import ServerHandle
 
         return ServerHandle
     if name == "TemplateLayer":
-        from pytest_warmstack.postgres.template_layer import TemplateLayer
+        from pytest_warmstack.postgres.template.template_layer import TemplateLayer
 
         return TemplateLayer
     if name == "WarmstackError":

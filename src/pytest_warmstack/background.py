@@ -16,7 +16,7 @@ from socket import AI_NUMERICHOST, SOCK_STREAM, gaierror
 from typing import Any, Final, ParamSpec, TypeVar
 
 from pytest_warmstack import originals
-from pytest_warmstack.errors import BackgroundFailed
+from pytest_warmstack.errors import WarmstackError
 
 T = TypeVar("T")
 P = ParamSpec("P")
@@ -149,3 +149,19 @@ async def _cancel_all() -> None:
     for task in tasks:
         task.cancel()
     await asyncio.gather(*tasks, return_exceptions=True)
+
+
+class BackgroundFailed(WarmstackError):
+    """Work in the background did not end."""
+
+    @classmethod
+    def stuck(cls, *, function: str, seconds: float) -> BackgroundFailed:
+        """*function*, which this package runs in the background, did not end in *seconds*."""
+        return cls(
+            f"The background work of pytest-warmstack did not end within {seconds:g} seconds.",
+            why=f"{function} was still running",
+            todo=[
+                "run again; if it happens again, report it with this message",
+                "if a test forks, or stops threads, run it in a subprocess",
+            ],
+        )

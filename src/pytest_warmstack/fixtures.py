@@ -12,15 +12,15 @@ if TYPE_CHECKING:
     from redis.asyncio import Redis
     from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession
 
-    from pytest_warmstack.engines import Engines
+    from pytest_warmstack.environment import Environment
     from pytest_warmstack.errors import WarmstackError
     from pytest_warmstack.postgres.clones import Clone
-    from pytest_warmstack.runtime.base import ServerHandle
-    from pytest_warmstack.workbench import Workbench
+    from pytest_warmstack.postgres.engines import Engines
+    from pytest_warmstack.servers.model import ServerHandle
 
 T = TypeVar("T")
 
-WORKBENCH: Final = pytest.StashKey[Callable[[], "Workbench"]]()
+WORKBENCH: Final = pytest.StashKey[Callable[[], "Environment"]]()
 """Where the pytest config keeps the way to the set-up of this process."""
 
 FAILED: Final = pytest.StashKey[set[pytest.Item]]()
@@ -43,35 +43,35 @@ A fixture that the user has put in the place of one of ours does not ask for the
 
 
 @pytest.fixture(scope="session")
-def _warmstack_postgres(pytestconfig: pytest.Config) -> Workbench:
+def _warmstack_postgres(pytestconfig: pytest.Config) -> Environment:
     """The set-up of this process, for a test that needs PostgreSQL."""
     return pytestconfig.stash[WORKBENCH]()
 
 
 @pytest.fixture(scope="session")
-def _warmstack_redis(pytestconfig: pytest.Config) -> Workbench:
+def _warmstack_redis(pytestconfig: pytest.Config) -> Environment:
     """The set-up of this process, for a test that needs Redis."""
-    from pytest_warmstack import suite_state
+    from pytest_warmstack.suite import state
 
-    workbench = pytestconfig.stash[WORKBENCH]()
-    suite_state.watch(pytestconfig, workbench.redis_in_use)
-    return workbench
+    environment = pytestconfig.stash[WORKBENCH]()
+    state.watch(pytestconfig, environment.redis_in_use)
+    return environment
 
 
 @pytest.fixture(scope="session")
-def postgres_container(_warmstack_postgres: Workbench) -> ServerHandle:
+def postgres_container(_warmstack_postgres: Environment) -> ServerHandle:
     """The PostgreSQL server."""
     return _had(_warmstack_postgres.postgres).handle()
 
 
 @pytest.fixture(scope="session")
-def redis_container(_warmstack_redis: Workbench) -> ServerHandle:
+def redis_container(_warmstack_redis: Environment) -> ServerHandle:
     """The Redis server; its URL leads to a database of this process's own."""
     return _had(_warmstack_redis.redis_handle)
 
 
 @pytest.fixture(scope="session")
-def redis_session_url(_warmstack_redis: Workbench) -> str:
+def redis_session_url(_warmstack_redis: Environment) -> str:
     """The URL of `redis_url`, for what lives as long as the run; a test that asks empties it."""
     return _had(_warmstack_redis.lease).urls[0]
 
@@ -79,12 +79,12 @@ def redis_session_url(_warmstack_redis: Workbench) -> str:
 @pytest.fixture(scope="session")
 def _warmstack_engines() -> Engines:
     """What makes the engines of this process."""
-    from pytest_warmstack.engines import Engines
+    from pytest_warmstack.postgres.engines import Engines
 
     return Engines()
 
 
-def _clone(request: pytest.FixtureRequest, _warmstack_postgres: Workbench) -> Iterator[Clone]:
+def _clone(request: pytest.FixtureRequest, _warmstack_postgres: Environment) -> Iterator[Clone]:
     """A migrated database for as long as the fixture's scope lasts."""
     folder = request.path.parent
     clone = _had(lambda: _warmstack_postgres.take_clone(folder))
@@ -104,7 +104,7 @@ _warmstack_clone_module = pytest.fixture(scope="module", name="_warmstack_clone_
 
 
 def function_db_url(
-    request: pytest.FixtureRequest, _warmstack_postgres: Workbench
+    request: pytest.FixtureRequest, _warmstack_postgres: Environment
 ) -> Iterator[str]:
     """The SQLAlchemy URL of a migrated database that is this test's own.
 
@@ -147,7 +147,7 @@ def module_db_url(_warmstack_clone_module: Clone) -> str:
 
 def plain_db_url(db_url: str) -> str:
     """The same URL without SQLAlchemy's driver: for asyncpg, psycopg, psql, and the like."""
-    from pytest_warmstack.runtime.base import plain_url
+    from pytest_warmstack.servers.model import plain_url
 
     return plain_url(db_url)
 
@@ -156,7 +156,7 @@ db_dsn = pytest.fixture(name="db_dsn")(plain_db_url)
 
 
 @pytest.fixture
-def redis_urls(request: pytest.FixtureRequest, _warmstack_redis: Workbench) -> tuple[str, ...]:
+def redis_urls(request: pytest.FixtureRequest, _warmstack_redis: Environment) -> tuple[str, ...]:
     """The URLs of the Redis databases that this process has, all of them empty now."""
     return _had(lambda: _warmstack_redis.take_lease(request.node.nodeid)).urls
 
@@ -175,8 +175,8 @@ def function_db_engine(
     With the isolation `class` or `module` it has that scope. Its connections may be used in any
     event loop, one in each.
     """
-    from pytest_warmstack.engines import is_clone
     from pytest_warmstack.loop_fixtures import ROLLBACK, SHARED
+    from pytest_warmstack.postgres.engines import is_clone
 
     if _is_of_anyio(request) and inspect.iscoroutinefunction(getattr(request, "function", None)):
         _see_backend(request)
@@ -231,18 +231,18 @@ def _see_backend(request: pytest.FixtureRequest) -> None:
     backend = request.getfixturevalue("anyio_backend")
     name = backend if isinstance(backend, str) else backend[0]
     if name != "asyncio":
-        from pytest_warmstack.errors import LoopFailed
+        from pytest_warmstack.postgres.errors import LoopFailed
 
         raise _failure(LoopFailed.backend(name=name))
 
 
-def _isolation(request: pytest.FixtureRequest, workbench: Workbench) -> str:
+def _isolation(request: pytest.FixtureRequest, environment: Environment) -> str:
     """Return what keeps the test apart from others: its marker's word, else the setting."""
     marker = request.node.get_closest_marker("warmstack_isolation")
     if marker is None:
-        return workbench.settings.isolation
-    from pytest_warmstack.errors import SettingsError
+        return environment.settings.isolation
     from pytest_warmstack.settings import Isolation, Kind
+    from pytest_warmstack.settings_errors import SettingsError
 
     try:
         (word,) = marker.args

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 if TYPE_CHECKING:
-    from pytest_warmstack.postgres.template_layer import TemplateLayer
+    from pytest_warmstack.postgres.template.template_layer import TemplateLayer
 
 
 @pytest.hookspec

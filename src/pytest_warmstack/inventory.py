@@ -8,12 +8,13 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any, Final
 
-from pytest_warmstack import specs, upkeep
+from pytest_warmstack import cleanup, server_specs
 from pytest_warmstack.background import BackgroundLoop
-from pytest_warmstack.errors import ServerFull, WarmstackError
-from pytest_warmstack.identity import Label, Service
-from pytest_warmstack.runtime.base import Found, NotOurs, NotReady, OwnRuntime
-from pytest_warmstack.runtime.external import External
+from pytest_warmstack.errors import WarmstackError
+from pytest_warmstack.servers.errors import ServerFull
+from pytest_warmstack.servers.external import External
+from pytest_warmstack.servers.identity import Label, Service
+from pytest_warmstack.servers.model import NotOurs, NotReady, OwnRuntime, ServerInfo
 from pytest_warmstack.settings import RuntimeName, Settings
 
 _AT_ONCE: Final = 8
@@ -29,7 +30,7 @@ class Entry:
     an `Overview` of PostgreSQL or of Redis.
     """
 
-    found: Found
+    found: ServerInfo
     version: str = ""
     used: float = 0.0
     users: int = 0
@@ -46,20 +47,20 @@ def entries(background: BackgroundLoop, refused: Refused, only: str = "") -> Ite
 
     Tell *refused* of runtimes that don't answer.
     """
-    for runtime, listed in upkeep.reachable(refused):
+    for runtime, listed in cleanup.reachable(refused):
         # An engine takes up to a second to tell what memory a container has.
         with ThreadPoolExecutor(_AT_ONCE) as pool:
             meant = [found for found in listed if only in {"", found.path}]
             yield from pool.map(partial(_entry, runtime, background), meant)
 
 
-def _entry(runtime: OwnRuntime, background: BackgroundLoop, found: Found) -> Entry:
+def _entry(runtime: OwnRuntime, background: BackgroundLoop, found: ServerInfo) -> Entry:
     if not found.running:
         return Entry(found=found)
     memory = 0
     try:
         memory = runtime.memory(found)
-        client = runtime.connect(specs.make(found.service, Settings(), background), found)
+        client = runtime.connect(server_specs.make(found.service, Settings(), background), found)
     except (NotReady, NotOurs) as error:
         return Entry(found=found, memory=memory, trouble=str(error))
     except ServerFull as error:
@@ -69,7 +70,7 @@ def _entry(runtime: OwnRuntime, background: BackgroundLoop, found: Found) -> Ent
     return looked_into(found, client, memory)
 
 
-def looked_into(found: Found, client: Any, memory: int = 0) -> Entry:
+def looked_into(found: ServerInfo, client: Any, memory: int = 0) -> Entry:
     """Return what the server behind *client* tells of itself; the client is then closed."""
     try:
         return Entry(
@@ -78,7 +79,7 @@ def looked_into(found: Found, client: Any, memory: int = 0) -> Entry:
             used=client.used(),
             users=client.users(),
             memory=memory,
-            inside=specs.look(found.service, client),
+            inside=server_specs.look(found.service, client),
         )
     except WarmstackError as error:
         return Entry(found=found, memory=memory, trouble=error.line)
@@ -91,10 +92,10 @@ def external(
 ) -> Iterator[Entry]:
     """Yield the servers that somebody else runs, as *settings* name them."""
     for service in Service:
-        spec = specs.make(service, settings, background)
+        spec = server_specs.make(service, settings, background)
         if not spec.url:
             continue
-        found = Found(
+        found = ServerInfo(
             runtime=RuntimeName.EXTERNAL,
             id="",
             name="",
@@ -103,7 +104,7 @@ def external(
             state="running",
         )
         try:
-            server = External(upkeep.HOUSEHOLD, say).ensure(spec)
+            server = External(cleanup.RUN_CONTEXT, say).ensure(spec)
         except WarmstackError as error:
             yield Entry(found=found, trouble=error.line)
         else:

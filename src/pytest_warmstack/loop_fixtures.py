@@ -15,14 +15,14 @@ import pytest
 import pytest_asyncio
 
 from pytest_warmstack import unawaited
-from pytest_warmstack.errors import LoopFailed
+from pytest_warmstack.postgres.errors import LoopFailed
 
 if TYPE_CHECKING:
     from redis.asyncio import Redis
     from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession
 
-    from pytest_warmstack.engines import Engines, RollbackConnection
     from pytest_warmstack.postgres.clones import Shared
+    from pytest_warmstack.postgres.engines import Engines, RollbackConnection
 
 SHARED: Final[pytest.StashKey[Shared]] = pytest.StashKey()
 """Where a test that undoes what it does keeps the clone that it shares with others like it."""
@@ -48,7 +48,7 @@ def declare(loop: str) -> ModuleType:
 
     @fixture("rollback_connection", scope=loop)
     async def rollback_connection() -> AsyncIterator[RollbackConnection]:
-        from pytest_warmstack.engines import RollbackConnection
+        from pytest_warmstack.postgres.engines import RollbackConnection
 
         connection = RollbackConnection()
         yield connection

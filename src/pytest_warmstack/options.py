@@ -127,7 +127,7 @@ def settings(config: pytest.Config) -> Settings:
         try:
             value = config.getini(choice.ini)
         except (ValueError, TypeError, pytest.UsageError) as error:
-            from pytest_warmstack.errors import SettingsError
+            from pytest_warmstack.settings_errors import SettingsError
 
             # As pytest's `_getini_toml` says it (config/__init__.py).
             if typed := re.search(r"expects (an? .+), (?:got|but) .*?(?:: |is )(.+)$", str(error)):

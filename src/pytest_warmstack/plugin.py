@@ -21,15 +21,15 @@ from pytest_warmstack import options, originals
 from pytest_warmstack.settings import Isolation, Leaks, RuntimeName, Settings
 
 if TYPE_CHECKING:
-    from pytest_warmstack.hints import Hints
-    from pytest_warmstack.identity import Service
-    from pytest_warmstack.runtime.base import Household
-    from pytest_warmstack.signals import SignalWatch
-    from pytest_warmstack.steps import Ledger
-    from pytest_warmstack.workbench import Workbench
+    from pytest_warmstack.environment import Environment
+    from pytest_warmstack.servers.identity import Service
+    from pytest_warmstack.servers.model import RunContext
+    from pytest_warmstack.servers.remembered import RememberedServers
+    from pytest_warmstack.suite.signals import SignalWatch
+    from pytest_warmstack.timings import Ledger
 
 SETTINGS: Final = pytest.StashKey[Settings]()
-MADE: Final = pytest.StashKey["Workbench"]()
+MADE: Final = pytest.StashKey["Environment"]()
 LEDGER: Final = pytest.StashKey["Ledger"]()
 RUN: Final = pytest.StashKey[dict[str, str]]()
 SIGNALS: Final = pytest.StashKey["SignalWatch"]()
@@ -78,7 +78,7 @@ def pytest_load_initial_conftests(
     try:
         return (yield)
     except Exception as error:
-        from pytest_warmstack import unset
+        from pytest_warmstack.suite import unset
 
         # The options are not parsed yet, so the lines of `warmstack_env` are not known.
         file = early_config.inipath.name if early_config.inipath else ""
@@ -93,7 +93,7 @@ def pytest_exception_interact(
     """Say, once, what to write if a test module imports an application that misses variables."""
     if not isinstance(report, pytest.CollectReport) or call.excinfo is None:
         return
-    from pytest_warmstack import unset
+    from pytest_warmstack.suite import unset
 
     told = unset.advice(call.excinfo.value, node.config.stash[SETTINGS])
     if told and not node.config.stash.get(ADVISED, False):
@@ -119,7 +119,7 @@ def pytest_configure(config: pytest.Config) -> None:
     try:
         config.stash[SETTINGS] = options.settings(config)
     except Exception as error:
-        from pytest_warmstack.errors import SettingsError
+        from pytest_warmstack.settings_errors import SettingsError
 
         if not isinstance(error, SettingsError):
             raise
@@ -201,9 +201,9 @@ def pytest_runtestloop(session: pytest.Session) -> None:
         if not _is_worker(config):
             raise pytest.UsageError(str(error)) from None
     if "redis" in services:
-        from pytest_warmstack import suite_state
+        from pytest_warmstack.suite import state
 
-        suite_state.watch(config, bench.redis_in_use)
+        state.watch(config, bench.redis_in_use)
     _write_header(config, bench.ledger)
     refusal = bench.refusal()
     demanded = config.stash[SETTINGS].runtime is not RuntimeName.AUTO
@@ -260,23 +260,27 @@ def pytest_runtest_makereport(
         from pytest_warmstack.report import WIDER_SCOPE
 
         report.sections.append(("warmstack: how to share a database", WIDER_SCOPE))
-    workbench = item.config.stash.get(MADE, None)
-    if call.excinfo is not None and workbench is not None and _wants_plain_url(item, call.excinfo):
+    environment = item.config.stash.get(MADE, None)
+    if (
+        call.excinfo is not None
+        and environment is not None
+        and _wants_plain_url(item, call.excinfo)
+    ):
         from pytest_warmstack.report import PLAIN_URL
 
         report.sections.append(("warmstack: which URL a driver takes", PLAIN_URL))
-    if call.excinfo is not None and workbench is not None:
+    if call.excinfo is not None and environment is not None:
         from pytest_warmstack.report import NO_CONNECTION, NO_SPACE, has_state
 
         error = call.excinfo.value
-        if has_state(error, NO_CONNECTION) and (holders := workbench.holders()):
+        if has_state(error, NO_CONNECTION) and (holders := environment.holders()):
             report.sections.append(("warmstack: who holds the connections", "\n".join(holders)))
-        if has_state(error, NO_SPACE) and (full := workbench.no_space(error)) is not None:
+        if has_state(error, NO_SPACE) and (full := environment.no_space(error)) is not None:
             report.sections.append(("warmstack: where the space is", str(full)))
-    if workbench is not None and (report.longrepr or report.sections or report.user_properties):
+    if environment is not None and (report.longrepr or report.sections or report.user_properties):
         from pytest_warmstack.masking import all_masked
 
-        secrets = workbench.secrets()
+        secrets = environment.secrets()
         for name in ("longrepr", "sections", "user_properties"):
             setattr(report, name, all_masked(getattr(report, name), secrets))
     return report
@@ -285,8 +289,8 @@ def pytest_runtest_makereport(
 class _Warnings:
     """Keeps passwords out of the warnings that pytest shows."""
 
-    def __init__(self, workbench: Workbench) -> None:
-        self._workbench = workbench
+    def __init__(self, environment: Environment) -> None:
+        self._environment = environment
 
     @pytest.hookimpl(tryfirst=True)
     def pytest_warning_recorded(self, warning_message: warnings.WarningMessage) -> None:
@@ -295,7 +299,7 @@ class _Warnings:
 
         warning = warning_message.message
         if isinstance(warning, Warning):
-            warning.args = all_masked(warning.args, self._workbench.secrets())
+            warning.args = all_masked(warning.args, self._environment.secrets())
 
 
 def pytest_enter_pdb(config: pytest.Config) -> None:
@@ -324,12 +328,12 @@ def pytest_sessionfinish(session: pytest.Session) -> Generator[None, object, obj
             raise
         return None
     finally:
-        workbench = config.stash.get(MADE, None)
+        environment = config.stash.get(MADE, None)
         _close(config)
-        if workbench is not None and _is_worker(config):
+        if environment is not None and _is_worker(config):
             config.workeroutput[_WORD] = {  # type: ignore[attr-defined]
-                "ledger": workbench.ledger.to_json(),
-                "runtimes": workbench.used,
+                "ledger": environment.ledger.to_json(),
+                "runtimes": environment.used,
             }
         session.exitstatus = _status(config) or session.exitstatus
 
@@ -381,7 +385,7 @@ def _watch(config: pytest.Config) -> None:
     """See that a SIGTERM or SIGHUP ends the run in order, from now on."""
     if config.stash.get(SIGNALS, None) is not None:
         return
-    from pytest_warmstack.signals import SignalWatch
+    from pytest_warmstack.suite.signals import SignalWatch
 
     def told(name: str, number: int) -> None:
         # Where a test swallows the interruption, the run ends after it.
@@ -432,7 +436,7 @@ def _services(items: Iterable[pytest.Item]) -> set[Service]:
         names.update(getattr(item, "fixturenames", ()))
     if names.isdisjoint(NEEDS):
         return set()
-    from pytest_warmstack.identity import Service
+    from pytest_warmstack.servers.identity import Service
 
     return {Service(service) for name, service in NEEDS.items() if name in names}
 
@@ -450,21 +454,21 @@ def _tests(items: Iterable[pytest.Item]) -> Counter[Path]:
 def _run(config: pytest.Config) -> dict[str, str]:
     """Return the id of this run and its owner: the process that outlives all the others."""
     if config.stash.get(RUN, None) is None:
-        from pytest_warmstack.processes import Process
+        from pytest_warmstack.servers.processes import Process
 
         own = {"id": originals.urandom(5).hex(), "owner": str(Process.current())}
         config.stash[RUN] = getattr(config, "workerinput", {}).get(_WORD, own)
     return config.stash[RUN]
 
 
-def _household(config: pytest.Config) -> Household:
+def _run_context(config: pytest.Config) -> RunContext:
     """Return for whom the servers of this run are."""
-    from pytest_warmstack.identity import Project
-    from pytest_warmstack.processes import Process
-    from pytest_warmstack.runtime.base import Household
+    from pytest_warmstack.servers.identity import Project
+    from pytest_warmstack.servers.model import RunContext
+    from pytest_warmstack.servers.processes import Process
 
     run, settings = _run(config), config.stash[SETTINGS]
-    return Household(
+    return RunContext(
         project=Project(path=os.path.realpath(config.rootpath)),
         run=run["id"],
         owner=Process.parse(run["owner"]) or Process.current(),
@@ -473,32 +477,32 @@ def _household(config: pytest.Config) -> Household:
     )
 
 
-def _hints(config: pytest.Config) -> Hints:
+def _remembered(config: pytest.Config) -> RememberedServers:
     """Return where the hints of the project's kept servers are; none for a run that keeps none."""
-    from pytest_warmstack.hints import Hints, asked
+    from pytest_warmstack.servers.remembered import RememberedServers, asked
 
     has_cache = config.stash[SETTINGS].reuse and config.pluginmanager.hasplugin("cacheprovider")
     cache = config.cache if has_cache else None
-    return Hints(
+    return RememberedServers(
         cache.mkdir("warmstack") if cache is not None else None,
         asked(config.stash[SETTINGS], os.environ),
     )
 
 
-def set_up(config: pytest.Config, say: Callable[[str], None] | None = None) -> Workbench:
+def set_up(config: pytest.Config, say: Callable[[str], None] | None = None) -> Environment:
     """Return the set-up of this process, made when it is first asked for.
 
     *say* is told what takes long; without one it is written to the terminal.
     """
     if config.stash.get(MADE, None) is None:
-        from pytest_warmstack.workbench import Workbench
+        from pytest_warmstack.environment import Environment
 
         settings = config.stash[SETTINGS]
         _watch(config)
-        config.stash[MADE] = Workbench(
+        config.stash[MADE] = Environment(
             settings=settings,
-            household=_household(config),
-            hints=_hints(config),
+            run_context=_run_context(config),
+            remembered=_remembered(config),
             say=say or (lambda line: _write(config, [line])),
             ini=config.inipath,
             worker=_worker(config),
@@ -513,12 +517,12 @@ def _close(config: pytest.Config) -> None:
     signals = config.stash.get(SIGNALS, None)
     if signals is not None:
         signals.clean_up()
-    if (workbench := config.stash.get(MADE, None)) is not None:
-        workbench.close(tidy=not _is_worker(config))
-        config.stash[LEDGER] = workbench.ledger
+    if (environment := config.stash.get(MADE, None)) is not None:
+        environment.close(tidy=not _is_worker(config))
+        config.stash[LEDGER] = environment.ledger
         del config.stash[MADE]
     elif config.stash[WORKERS] and config.stash.get(LEDGER, None) is None:
-        from pytest_warmstack.steps import Ledger
+        from pytest_warmstack.timings import Ledger
 
         ledger = config.stash[LEDGER] = Ledger()
         workers = _reports(config)
@@ -531,17 +535,17 @@ def _close(config: pytest.Config) -> None:
 
 def _tidy(config: pytest.Config, workers: Sequence[dict[str, Any] | None]) -> None:
     """Remove the servers that workers of xdist started, wherever they may have."""
-    from pytest_warmstack import upkeep
-    from pytest_warmstack.steps import Step
+    from pytest_warmstack import cleanup
+    from pytest_warmstack.timings import Step
 
     used = {name for each in workers if each for name in each["runtimes"]}
     # One that crashed or was interrupted may have started a server anywhere.
-    maybe = upkeep.OWN if None in workers else ()
+    maybe = cleanup.OWN if None in workers else ()
     idle = config.stash[SETTINGS].max_idle
-    for line in upkeep.tidy_all(used, maybe, _household(config), idle):
+    for line in cleanup.tidy_all(used, maybe, _run_context(config), idle):
         config.stash[LEDGER].note(Step("left", 0.0, {"test": "at the end", "trouble": line}))
-    if not used and not maybe and _hints(config).is_due("upkeep"):
-        upkeep.begin(idle)
+    if not used and not maybe and _remembered(config).is_due("upkeep"):
+        cleanup.begin(idle)
 
 
 def _write_header(config: pytest.Config, ledger: Ledger) -> None:

@@ -8,7 +8,7 @@ from typing import Final
 
 from pytest_warmstack import originals
 from pytest_warmstack.errors import line_of
-from pytest_warmstack.steps import Ledger, Step
+from pytest_warmstack.timings import Ledger, Step
 
 _SERVERS: Final = ("postgres", "redis")
 _LINES: Final = 12

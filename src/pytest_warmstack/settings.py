@@ -396,7 +396,7 @@ def resolve(*lookups: Lookup) -> Settings:
     if settings.runtime in {RuntimeName.DOCKER, RuntimeName.EMBEDDED}:
         for name in ("postgres_url", "redis_url"):
             if name in values:
-                from pytest_warmstack.errors import SettingsError
+                from pytest_warmstack.settings_errors import SettingsError
 
                 raise SettingsError.both(
                     variable=settings.place(name),
@@ -466,7 +466,7 @@ def _converted(choice: Choice, raw: object, source: str) -> Any:
     try:
         return _CONVERT[choice.kind](raw)
     except (ValueError, TypeError, KeyError, IndexError) as error:
-        from pytest_warmstack.errors import SettingsError
+        from pytest_warmstack.settings_errors import SettingsError
 
         if isinstance(error, _Reserved):
             raise SettingsError.reserved(

@@ -9,10 +9,10 @@ from typing import Any
 
 import pytest
 
-from pytest_warmstack.identity import Label, Project
-from pytest_warmstack.processes import Process
-from pytest_warmstack.runtime.base import Found, Household
-from pytest_warmstack.runtime.embedded import Embedded, _root
+from pytest_warmstack.servers.embedded import Embedded, _root
+from pytest_warmstack.servers.identity import Label, Project
+from pytest_warmstack.servers.model import RunContext, ServerInfo
+from pytest_warmstack.servers.processes import Process
 
 Run = Callable[..., pytest.RunResult]
 
@@ -49,7 +49,7 @@ def nothing_is_left(pytester: pytest.Pytester) -> Iterator[None]:
 @pytest.fixture
 def servers(
     nothing_is_left: None, pytester: pytest.Pytester
-) -> Iterator[Callable[[], list[Found]]]:
+) -> Iterator[Callable[[], list[ServerInfo]]]:
     """Tell which servers of the test's project there are; the test may keep some, until its end."""
     yield lambda: found_servers(pytester.path)
     remove_servers(pytester.path)
@@ -76,7 +76,7 @@ def run(pytester: pytest.Pytester) -> Run:
     return run
 
 
-def found_servers(root: Path) -> list[Found]:
+def found_servers(root: Path) -> list[ServerInfo]:
     """Return the embedded servers of the projects in *root*."""
     inside = os.path.realpath(root)
     return [
@@ -112,7 +112,7 @@ def remove_servers(root: Path) -> None:
 def _runtime(root: Path) -> Embedded:
     """Return the runtime for the project in *root*."""
     return Embedded(
-        Household(
+        RunContext(
             project=Project(path=os.path.realpath(root)),
             run="",
             owner=Process.current(),

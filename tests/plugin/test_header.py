@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 import pytest
 
-from pytest_warmstack.runtime.base import Found
+from pytest_warmstack.servers.model import ServerInfo
 
 Run = Callable[..., pytest.RunResult]
 
@@ -78,7 +78,7 @@ def test_a_run_tells_what_it_set_up_before_the_tests_and_what_that_cost_after(
 
 
 def test_a_run_of_kept_servers_tells_that_they_stay_and_that_they_were_found(
-    pytester: pytest.Pytester, run: Run, servers: Callable[[], list[Found]]
+    pytester: pytest.Pytester, run: Run, servers: Callable[[], list[ServerInfo]]
 ) -> None:
     """The first run starts them and builds the template; the second one finds all of it."""
     pytester.makepyfile(TESTS)
@@ -183,7 +183,7 @@ def test_a_run_that_reuses_a_fall_back_tells_why_it_was_one(
     pytester: pytest.Pytester,
     monkeypatch: pytest.MonkeyPatch,
     run: Run,
-    servers: Callable[[], list[Found]],
+    servers: Callable[[], list[ServerInfo]],
 ) -> None:
     """The servers stay where they are while they last; why they are there is not forgotten."""
     monkeypatch.setenv("DOCKER_HOST", "unix:///nowhere/docker.sock")
@@ -314,7 +314,7 @@ def test_a_run_without_a_terminal_has_its_servers(pytester: pytest.Pytester, run
 
 
 def test_kept_servers_are_found_without_pytests_cache(
-    pytester: pytest.Pytester, run: Run, servers: Callable[[], list[Found]]
+    pytester: pytest.Pytester, run: Run, servers: Callable[[], list[ServerInfo]]
 ) -> None:
     """With no place for a hint, a kept server is found by its labels."""
     pytester.makepyfile("def test_redis(redis_url): pass")
@@ -330,7 +330,7 @@ def test_kept_servers_are_found_without_pytests_cache(
 
 
 def test_a_hint_lies_in_pytests_cache_and_is_the_owners_alone(
-    pytester: pytest.Pytester, run: Run, servers: Callable[[], list[Found]]
+    pytester: pytest.Pytester, run: Run, servers: Callable[[], list[ServerInfo]]
 ) -> None:
     """Runs that keep servers leave a hint with the password, and other runs leave none."""
     pytester.makepyfile("def test_redis(redis_url): pass")

@@ -15,8 +15,7 @@ from typing import Any
 import pytest
 
 from pytest_warmstack import options
-from pytest_warmstack.errors import SettingsError
-from pytest_warmstack.runtime.base import Found
+from pytest_warmstack.servers.model import ServerInfo
 from pytest_warmstack.settings import (
     CHOICES,
     Isolation,
@@ -26,6 +25,7 @@ from pytest_warmstack.settings import (
     RuntimeName,
     Settings,
 )
+from pytest_warmstack.settings_errors import SettingsError
 
 Run = Callable[..., pytest.RunResult]
 
@@ -622,7 +622,7 @@ def test_servers_stay_when_and_only_when_reuse_was_chosen(
     pytester: pytest.Pytester,
     monkeypatch: pytest.MonkeyPatch,
     run: Run,
-    servers: Callable[[], list[Found]],
+    servers: Callable[[], list[ServerInfo]],
     arguments: list[str],
     variables: dict[str, str],
     ini: str,
@@ -1060,7 +1060,7 @@ def test_a_run_beside_the_other_plugin_keeps_its_servers(
     pytester: pytest.Pytester,
     monkeypatch: pytest.MonkeyPatch,
     installed: Path,
-    servers: Callable[[], list[Found]],
+    servers: Callable[[], list[ServerInfo]],
 ) -> None:
     """Their option, given to a real run in which both are loaded by themselves, is heard by us."""
     monkeypatch.setenv("PYTHONPATH", str(installed), prepend=os.pathsep)

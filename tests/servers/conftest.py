@@ -11,15 +11,15 @@ import pytest
 from docker.errors import DockerException, ImageNotFound
 
 from pytest_warmstack.background import BackgroundLoop
-from pytest_warmstack.errors import RuntimeUnavailable
 from pytest_warmstack.postgres import server as postgres
 from pytest_warmstack.redis import server as redis
-from pytest_warmstack.runtime.base import ServerSpec
+from pytest_warmstack.servers.errors import RuntimeUnavailable
+from pytest_warmstack.servers.model import ServerSpec
 from pytest_warmstack.settings import RuntimeName, Settings
 
 pytest.register_assert_rewrite("sample")
 
-from sample import Bench, Images, Library, engine, lacking  # noqa: E402 - after its asserts are rewritten
+from projects import Bench, Images, Library, engine, lacking  # noqa: E402 - after its asserts are rewritten
 
 _OFFICIAL = Images(Settings().postgres_image, Settings().redis_image)
 _STAND_IN = Images("warmstack-standin-postgres:16", "warmstack-standin-redis:7")

@@ -6,7 +6,7 @@ import re
 
 import pytest
 
-from sample import Library
+from projects import Library
 
 PARTS = """
 import os

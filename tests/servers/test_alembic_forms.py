@@ -22,8 +22,8 @@ import pytest
 from alembic.script import ScriptDirectory
 from alembic.util import CommandError
 
+from projects import Library
 from pytest_warmstack.settings import RuntimeName
-from sample import Library
 
 FORMS: Final = Path(__file__).parents[1] / "examples" / "forms"
 REUSE: Final = "--reuse-containers"

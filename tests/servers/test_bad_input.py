@@ -13,8 +13,8 @@ from typing import Final
 
 import pytest
 
+from projects import Library
 from pytest_warmstack.settings import RuntimeName
-from sample import Library
 
 REUSE: Final = "--reuse-containers"
 SECONDS: Final = 20

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from sample import Library
+from projects import Library
 
 CREATES = """
 from alembic import op

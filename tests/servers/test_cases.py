@@ -9,7 +9,7 @@ from typing import Final, NamedTuple
 
 import pytest
 
-from sample import Library, until
+from projects import Library, until
 
 CASES: Final = Path(__file__).parents[1] / "cases"
 

@@ -11,7 +11,7 @@ from typing import Final
 
 import pytest
 
-from sample import Library, until
+from projects import Library, until
 
 LIFE: Final = """
 import os

@@ -18,11 +18,11 @@ import redis.exceptions
 import time_machine
 from redis import Redis
 
+from projects import Bench, Library, until
 from pytest_warmstack import originals
 from pytest_warmstack.redis.admin import USED
 from pytest_warmstack.redis.leases import Leases
 from pytest_warmstack.settings import RuntimeName
-from sample import Bench, Library, until
 
 LIBRARY = "#!lua name=mine\nredis.register_function('f', function() return 1 end)"
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
+from projects import Library, assert_nothing_left, until
 from pytest_warmstack.settings import RuntimeName
-from sample import Library, assert_nothing_left, until
 
 REUSE = "--reuse-containers"
 READER = ("-k", "reader")

@@ -8,11 +8,11 @@ from typing import Any
 import pytest
 from redis import Redis
 
-from pytest_warmstack.errors import LeaseFailed
+from projects import Bench, Library, until, with_command, with_options
+from pytest_warmstack.redis.errors import LeaseFailed
 from pytest_warmstack.redis.leases import Leases
-from pytest_warmstack.runtime.base import Server
+from pytest_warmstack.servers.model import Server
 from pytest_warmstack.settings import RuntimeName
-from sample import Bench, Library, until, with_command, with_options
 
 REUSE = "--reuse-containers"
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from sample import Library
+from projects import Library
 
 REUSE = "--reuse-containers"
 READER = ("-k", "reader")

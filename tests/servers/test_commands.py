@@ -11,8 +11,8 @@ from typing import Any
 
 import pytest
 
+from projects import PATH, WAITING, Library, engine, script, until
 from pytest_warmstack.settings import RuntimeName
-from sample import PATH, WAITING, Library, engine, script, until
 
 REUSE = "--reuse-containers"
 READER = ("-k", "reader")

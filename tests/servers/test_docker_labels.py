@@ -16,10 +16,10 @@ import pytest
 from testcontainers.core.container import DockerContainer
 from testcontainers.core.labels import LABEL_SESSION_ID, SESSION_ID
 
-from pytest_warmstack.identity import KEPT, Label, Project
-from pytest_warmstack.processes import Process
+from projects import Bench, Images, Library, containers, engine
+from pytest_warmstack.servers.identity import KEPT, Label, Project
+from pytest_warmstack.servers.processes import Process
 from pytest_warmstack.settings import RuntimeName
-from sample import Bench, Images, Library, containers, engine
 
 pytestmark = [
     pytest.mark.docker,

@@ -7,7 +7,7 @@ import signal
 
 import pytest
 
-from sample import Library, assert_nothing_left, until
+from projects import Library, assert_nothing_left, until
 
 BLOCKING = """
 import signal

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from sample import _UNUSED, Library, Running, assert_nothing_left, until
+from projects import _UNUSED, Library, Running, assert_nothing_left, until
 
 REUSE = "--reuse-containers"
 NUMBERS = [signal.SIGTERM, signal.SIGHUP]
@@ -162,23 +162,23 @@ def test_that_waits({fixture}):
 SLOW_REMOVAL = """
 import time
 from pathlib import Path
-from pytest_warmstack import upkeep
+from pytest_warmstack import cleanup
 
-tidy = upkeep.tidy
+tidy = cleanup.tidy
 
 def slow(*arguments):
     Path("running").touch()
     time.sleep(2)
     return tidy(*arguments)
 
-upkeep.tidy = slow
+cleanup.tidy = slow
 """
 
 HELD_START = """
 import time
-from pytest_warmstack.workbench import Workbench
+from pytest_warmstack.environment import Environment
 
-ensure = Workbench._ensure
+ensure = Environment._ensure
 
 def held(self, spec):
     server = ensure(self, spec)
@@ -187,7 +187,7 @@ def held(self, spec):
         time.sleep(0.01)
     return server
 
-Workbench._ensure = held
+Environment._ensure = held
 """
 """No server is handed out before the run ends."""
 

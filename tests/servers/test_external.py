@@ -11,10 +11,10 @@ from typing import Any
 import pytest
 from redis import Redis
 
+from projects import WAITING, Bench, Library, query, until
 from pytest_warmstack.postgres import sql
-from pytest_warmstack.runtime.base import Endpoint, redis_url
+from pytest_warmstack.servers.model import Endpoint, redis_url
 from pytest_warmstack.settings import RuntimeName
-from sample import WAITING, Bench, Library, query, until
 
 REUSE = "--reuse-containers"
 PASSWORD = "p@ss:word/%"

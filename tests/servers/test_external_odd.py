@@ -8,19 +8,19 @@ from dataclasses import replace
 import pytest
 from redis import Redis
 
-import strangers
+import external_servers
+from external_servers import Cluster
+from projects import Library, until
 from pytest_warmstack.background import BackgroundLoop
-from pytest_warmstack.identity import DatabaseName, State
 from pytest_warmstack.postgres import sql
 from pytest_warmstack.postgres.admin import Admin
-from sample import Library, until
-from strangers import Cluster
+from pytest_warmstack.servers.identity import DatabaseName, State
 
 
 @pytest.fixture(scope="module")
 def plain_server() -> Iterator[Cluster]:
     """A PostgreSQL with two roles that may create databases."""
-    with strangers.cluster(roles=("ci", "ci2")) as server:
+    with external_servers.cluster(roles=("ci", "ci2")) as server:
         yield server
 
 
@@ -34,12 +34,12 @@ def plain(plain_server: Cluster) -> Iterator[Cluster]:
 @pytest.fixture(scope="module")
 def secure() -> Iterator[Cluster]:
     """A PostgreSQL that lets roles in over TLS only."""
-    native = strangers.postgres_programs(tls=True)
-    with strangers.open_folder() as folder:
-        crt = strangers.certificate(folder)
+    native = external_servers.postgres_programs(tls=True)
+    with external_servers.open_folder() as folder:
+        crt = external_servers.certificate(folder)
         lines = ["host all postgres 127.0.0.1/32 trust", "hostssl all all 127.0.0.1/32 md5"]
-        hba = strangers.write(folder / "pg_hba.conf", "\n".join([*lines, ""]))
-        with strangers.cluster(
+        hba = external_servers.write(folder / "pg_hba.conf", "\n".join([*lines, ""]))
+        with external_servers.cluster(
             "ssl=on",
             f"ssl_cert_file={crt}",
             f"ssl_key_file={crt.with_suffix('.key')}",
@@ -108,7 +108,7 @@ def test_a_pooler_that_shares_connections_is_explained_at_once(
     guest: Library, plain: Cluster, mode: str, size: int
 ) -> None:
     """Locks would be another's; with each number of connections that it may have."""
-    with strangers.bouncer(plain, mode, f"default_pool_size = {size}") as place:
+    with external_servers.bouncer(plain, mode, f"default_pool_size = {size}") as place:
         result = guest.run(*BOOKS, WARMSTACK_POSTGRES_URL=f"postgresql://ci:ci@{place}")
 
     result.assert_outcomes(errors=2, deselected=3)
@@ -120,7 +120,7 @@ def test_a_pooler_that_shares_connections_is_explained_at_once(
 
 def test_a_pooler_in_session_mode_is_as_good_as_the_server(guest: Library, plain: Cluster) -> None:
     """Each connection has a backend of its own; what the pooler keeps open is no leak."""
-    with strangers.bouncer(plain, "session") as place:
+    with external_servers.bouncer(plain, "session") as place:
         url = f"postgresql://ci:ci@{place}"
         first = guest.run(*BOOKS, WARMSTACK_POSTGRES_URL=url)
         second = guest.run(*BOOKS, "-n2", WARMSTACK_POSTGRES_URL=url)
@@ -136,14 +136,14 @@ def test_a_pooler_that_demands_tls_gets_it_on_every_connection(
     guest: Library, plain: Cluster
 ) -> None:
     """PostgreSQL knows only how the pooler has come, which is without."""
-    with strangers.open_folder() as folder:
-        crt = strangers.certificate(folder)
+    with external_servers.open_folder() as folder:
+        crt = external_servers.certificate(folder)
         tls = (
             "client_tls_sslmode = require",
             f"client_tls_cert_file = {crt}",
             f"client_tls_key_file = {crt.with_suffix('.key')}",
         )
-        with strangers.bouncer(plain, "session", *tls) as place:
+        with external_servers.bouncer(plain, "session", *tls) as place:
             result = guest.run(*BOOKS, WARMSTACK_POSTGRES_URL=f"postgresql://ci:ci@{place}")
 
     result.assert_outcomes(passed=2, deselected=3)
@@ -151,7 +151,7 @@ def test_a_pooler_that_demands_tls_gets_it_on_every_connection(
 
 def test_a_pooler_with_too_few_connections_is_told_so(guest: Library, plain: Cluster) -> None:
     """In session mode as well each connection of ours keeps one, so the second would wait."""
-    with strangers.bouncer(plain, "session", "default_pool_size = 1") as place:
+    with external_servers.bouncer(plain, "session", "default_pool_size = 1") as place:
         result = guest.run(
             *BOOKS,
             WARMSTACK_POSTGRES_URL=f"postgresql://ci:ci@{place}",
@@ -172,7 +172,7 @@ def test_how_a_clone_is_copied_follows_from_how_durable_the_server_is(
 ) -> None:
     """A copy of files would wait for two checkpoints where a server waits for its disk."""
     template = DatabaseName(State.TEMPLATE, "0" * 16)
-    with strangers.cluster(f"fsync={fsync}") as server:
+    with external_servers.cluster(f"fsync={fsync}") as server:
         ci = replace(server.endpoint, user="ci", password="ci")
         admin = Admin.connect(ci, "", background=background, timeout=10)
         try:
@@ -188,9 +188,9 @@ def test_how_a_clone_is_copied_follows_from_how_durable_the_server_is(
 
 def test_a_standby_is_told_as_what_it_is(guest: Library) -> None:
     """Nothing can be written to it, and its primary is what is meant."""
-    with strangers.cluster("hot_standby=on") as server:
+    with external_servers.cluster("hot_standby=on") as server:
         server.stop()
-        strangers.write(server.folder / "data/standby.signal", "")
+        external_servers.write(server.folder / "data/standby.signal", "")
         server.start()
 
         result = guest.run(*BOOKS, WARMSTACK_POSTGRES_URL=server.url())
@@ -282,7 +282,7 @@ def redis_url(client: Redis, user: str = "", scheme: str = "redis", query: str =
 
 def test_a_user_of_redis_with_a_name_has_what_it_needs(guest: Library) -> None:
     """Every command for every key, as its administrator may grant it, but for CONFIG."""
-    with strangers.redis_server("user ada on >ada ~* &* +@all -config") as client:
+    with external_servers.redis_server("user ada on >ada ~* &* +@all -config") as client:
         result = guest.run(*READERS, WARMSTACK_REDIS_URL=redis_url(client, "ada"))
 
         assert client.info("keyspace") == {}
@@ -294,7 +294,7 @@ def test_the_databases_of_a_redis_without_config_are_counted(
     guest: Library, arguments: tuple[str, ...]
 ) -> None:
     """A managed server has often renamed the command that would tell how many there are."""
-    with strangers.redis_server('rename-command CONFIG ""', "databases 3") as client:
+    with external_servers.redis_server('rename-command CONFIG ""', "databases 3") as client:
         result = guest.run("-k", "read", *arguments, WARMSTACK_REDIS_URL=redis_url(client))
 
         assert client.info("keyspace") == {}
@@ -304,7 +304,7 @@ def test_the_databases_of_a_redis_without_config_are_counted(
 
 def test_a_redis_with_one_database_is_told_so(guest: Library) -> None:
     """The first database holds the leases, and there is no second one."""
-    with strangers.redis_server("databases 1") as client:
+    with external_servers.redis_server("databases 1") as client:
         result = guest.run(*READERS, WARMSTACK_REDIS_URL=redis_url(client))
 
     result.assert_outcomes(errors=2, deselected=3)
@@ -314,7 +314,7 @@ def test_a_redis_with_one_database_is_told_so(guest: Library) -> None:
 
 def test_a_redis_cluster_is_told_as_what_it_is(guest: Library) -> None:
     """It has one database only, and would send us to other nodes."""
-    with strangers.redis_server("cluster-enabled yes") as client:
+    with external_servers.redis_server("cluster-enabled yes") as client:
         result = guest.run(*READERS, WARMSTACK_REDIS_URL=redis_url(client))
 
     result.assert_outcomes(errors=2, deselected=3)
@@ -334,7 +334,7 @@ def test_a_redis_cluster_is_told_as_what_it_is(guest: Library) -> None:
 )
 def test_a_command_that_is_forbidden_is_named(guest: Library, rights: str, missing: str) -> None:
     """With whom it is forbidden to, and what has to be granted."""
-    with strangers.redis_server(f"user ada on >ada ~* &* +@all {rights}") as client:
+    with external_servers.redis_server(f"user ada on >ada ~* &* +@all {rights}") as client:
         result = guest.run(*READERS, WARMSTACK_REDIS_URL=redis_url(client, "ada"))
 
     result.assert_outcomes(errors=2, deselected=3)
@@ -348,7 +348,7 @@ def test_a_command_that_is_forbidden_is_named(guest: Library, rights: str, missi
 
 def test_keys_that_are_forbidden_are_named(guest: Library) -> None:
     """A user with a prefix of its own can't have a database of its own."""
-    with strangers.redis_server("user ada on >ada ~app:* &* +@all") as client:
+    with external_servers.redis_server("user ada on >ada ~app:* &* +@all") as client:
         result = guest.run(*READERS, WARMSTACK_REDIS_URL=redis_url(client, "ada"))
 
     result.assert_outcomes(errors=2, deselected=3)
@@ -359,14 +359,14 @@ def test_keys_that_are_forbidden_are_named(guest: Library) -> None:
 @pytest.mark.parametrize("check", ["required", "none"])
 def test_a_redis_with_tls_is_used(guest: Library, check: str) -> None:
     """With the certificate that is to be trusted, or without a look at it."""
-    path = strangers.program("redis-server")
-    with strangers.open_folder() as folder:
-        crt = strangers.certificate(folder)
-        port = strangers.free_port()
+    path = external_servers.program("redis-server")
+    with external_servers.open_folder() as folder:
+        crt = external_servers.certificate(folder)
+        port = external_servers.free_port()
         lines = ("port 0", f"tls-port {port}", "tls-auth-clients no", f"tls-cert-file {crt}")
         key = f"tls-key-file {crt.with_suffix('.key')}"
         trust = {"ssl": True, "ssl_ca_certs": str(crt), "port": port}
-        with strangers.redis_server(*lines, key, path=path, connect=trust) as client:
+        with external_servers.redis_server(*lines, key, path=path, connect=trust) as client:
             query = f"ssl_ca_certs={crt}" if check == "required" else "ssl_cert_reqs=none"
             result = guest.run(
                 *READERS, WARMSTACK_REDIS_URL=redis_url(client, scheme="rediss", query=query)
@@ -401,7 +401,7 @@ def test_a_role_whose_password_is_wrong_is_told_at_once(guest: Library, plain: C
 @pytest.mark.parametrize("scheme", ["redis", "rediss"])
 def test_a_server_that_never_says_a_word_is_given_up_in_time(guest: Library, scheme: str) -> None:
     """Within the seconds that it may take to start, and the message has their number."""
-    with strangers.talker() as place:
+    with external_servers.talker() as place:
         running = guest.start(
             WARMSTACK_POSTGRES_URL=f"postgresql://ci:ci@{place}",
             WARMSTACK_REDIS_URL=f"{scheme}://ci:ci@{place}",
@@ -461,7 +461,7 @@ def test_a_server_that_is_restarted_is_gone_on_with(
 def test_a_server_that_stays_away_is_told_clearly(guest: Library) -> None:
     """The tests that need a database are told why there is none, and the run ends."""
     guest.write("test_turns.py", RESTARTED)
-    with strangers.cluster() as server:
+    with external_servers.cluster() as server:
         running = guest.start("test_turns.py", WARMSTACK_POSTGRES_URL=server.url())
         until((guest.folder / "running").exists, "the second test is at work")
         server.stop()

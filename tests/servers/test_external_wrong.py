@@ -14,9 +14,9 @@ from pathlib import Path
 
 import pytest
 
-import strangers
-from sample import Library, Running, until
-from strangers import LOOPBACK
+import external_servers
+from external_servers import LOOPBACK
+from projects import Library, Running, until
 
 BOOKS = ("-k", "book or shelves")
 READERS = ("-k", "read")
@@ -91,7 +91,7 @@ def test_a_port_that_refuses_is_told_with_what_to_wait_for(guest: Library) -> No
 
 def test_a_port_that_hangs_up_is_told_as_one_where_nothing_listens(guest: Library) -> None:
     """As the proxy of a container does in which no server listens."""
-    with strangers.talker(stays=False) as place:
+    with external_servers.talker(stays=False) as place:
         text = refused(guest, place)
 
     for title in TITLES.values():
@@ -130,7 +130,7 @@ def test_a_server_that_speaks_first_is_told_by_what_it_says(
     guest: Library, words: bytes, found: str, stays: bool
 ) -> None:
     """Whether it waits for an answer or not."""
-    with strangers.talker(words, stays=stays) as place:
+    with external_servers.talker(words, stays=stays) as place:
         text = refused(guest, place)
 
     for title in TITLES.values():
@@ -148,7 +148,7 @@ def test_an_http_server_is_told_as_one(guest: Library) -> None:
 
 def test_postgresql_is_no_redis(guest: Library) -> None:
     """Nor one with TLS."""
-    with strangers.cluster() as server:
+    with external_servers.cluster() as server:
         place = server.endpoint.place
         for scheme in ("redis", "rediss"):
             text = refused(guest, place, name="REDIS", scheme=scheme)
@@ -169,8 +169,8 @@ def test_what_a_pooler_refuses_is_told_in_its_own_words(
 ) -> None:
     """Its code for that is the same as where its server is down, which may pass."""
     with (
-        strangers.cluster() as server,
-        strangers.bouncer(server, "session", database=database) as place,
+        external_servers.cluster() as server,
+        external_servers.bouncer(server, "session", database=database) as place,
     ):
         result = guest.run(*BOOKS, WARMSTACK_POSTGRES_URL=f"postgresql://{role}@{place}")
 
@@ -183,7 +183,9 @@ def test_what_a_pooler_refuses_is_told_in_its_own_words(
 
 def test_redis_is_no_postgresql_and_speaks_no_tls(guest: Library) -> None:
     """It would take the first bytes of either for a command that is not complete."""
-    with strangers.redis_server("requirepass secret", connect={"password": "secret"}) as client:
+    with external_servers.redis_server(
+        "requirepass secret", connect={"password": "secret"}
+    ) as client:
         place = f"{LOOPBACK}:{client.connection_pool.connection_kwargs['port']}"
 
         postgres = refused(guest, place, name="POSTGRES")
@@ -197,18 +199,18 @@ def test_redis_is_no_postgresql_and_speaks_no_tls(guest: Library) -> None:
 @pytest.mark.parametrize("clients", ["no", "yes"], ids=["a server's", "both sides'"])
 def test_a_redis_that_demands_tls_is_told_so(guest: Library, clients: str) -> None:
     """Whether it wants to see a certificate or only shows its own."""
-    path = strangers.program("redis-server")
-    with strangers.open_folder() as folder:
-        crt = strangers.certificate(folder)
+    path = external_servers.program("redis-server")
+    with external_servers.open_folder() as folder:
+        crt = external_servers.certificate(folder)
         key = crt.with_suffix(".key")
-        port = strangers.free_port()
+        port = external_servers.free_port()
         lines = (
             *("port 0", f"tls-port {port}", f"tls-auth-clients {clients}"),
             *(f"tls-cert-file {crt}", f"tls-key-file {key}", f"tls-ca-cert-file {crt}"),
         )
         trust = {"ssl": True, "ssl_ca_certs": str(crt), "port": port}
         own = {"ssl_certfile": str(crt), "ssl_keyfile": str(key)}
-        with strangers.redis_server(*lines, path=path, connect={**trust, **own}):
+        with external_servers.redis_server(*lines, path=path, connect={**trust, **own}):
             place = f"{LOOPBACK}:{port}"
             text = refused(guest, place, name="REDIS")
             missing = guest.run(
@@ -232,7 +234,7 @@ def test_a_redis_that_demands_tls_is_told_so(guest: Library, clients: str) -> No
 def test_an_option_that_redis_py_does_not_know_is_told(guest: Library, query: str) -> None:
     """In its own words, and not as its traceback."""
     scheme = "rediss" if query.startswith("ssl") else "redis"
-    with strangers.redis_server() as client:
+    with external_servers.redis_server() as client:
         place = f"{LOOPBACK}:{client.connection_pool.connection_kwargs['port']}"
         result = guest.run(*READERS, WARMSTACK_REDIS_URL=f"{scheme}://{place}?{query}")
 
@@ -245,7 +247,7 @@ def test_an_option_that_redis_py_does_not_know_is_told(guest: Library, query: st
 
 def test_a_server_that_says_yes_to_everything_is_no_redis(guest: Library) -> None:
     """Its answers look like those of Redis, and tell nothing."""
-    with strangers.talker(b"+OK\r\n" * 50) as place:
+    with external_servers.talker(b"+OK\r\n" * 50) as place:
         text = refused(guest, place, name="REDIS")
 
     assert f"Redis at {place} does not let us in." in text
@@ -263,7 +265,7 @@ def waits(running: Running) -> None:
 
 def test_a_server_that_accepts_and_is_silent_may_come(guest: Library) -> None:
     """The kernel takes connections for a server that is busy."""
-    with strangers.cluster() as server, strangers.redis_server() as client:
+    with external_servers.cluster() as server, external_servers.redis_server() as client:
         place = f"{LOOPBACK}:{client.connection_pool.connection_kwargs['port']}"
         pids = [server.process.pid if server.process else 0, client.info()["process_id"]]
         for pid, only, variable in zip(
@@ -286,15 +288,15 @@ def test_a_server_that_accepts_and_is_silent_may_come(guest: Library) -> None:
 
 def test_a_postgresql_that_is_starting_may_come(guest: Library) -> None:
     """It says so by itself, here until it is told to be a primary."""
-    with strangers.cluster("hot_standby=off") as server:
+    with external_servers.cluster("hot_standby=off") as server:
         server.stop()
-        strangers.write(server.folder / "data/standby.signal", "")
-        server.answers = lambda: strangers.listens(server.endpoint.port)
+        external_servers.write(server.folder / "data/standby.signal", "")
+        server.answers = lambda: external_servers.listens(server.endpoint.port)
         server.start()
         running = guest.start(*BOOKS, WARMSTACK_POSTGRES_URL=server.url())
         waits(running)
 
-        strangers.write(server.folder / "data/promote", "")
+        external_servers.write(server.folder / "data/promote", "")
         assert server.process is not None
         server.process.send_signal(signal.SIGUSR1)
 
@@ -303,14 +305,18 @@ def test_a_postgresql_that_is_starting_may_come(guest: Library) -> None:
 
 def test_a_redis_that_is_loading_may_come(guest: Library) -> None:
     """It reads its data, slowly until the run waits, and refuses most commands meanwhile."""
-    port = strangers.free_port()
+    port = external_servers.free_port()
     lines = ("loading-process-events-interval-bytes 1024", f"port {port}")
-    with strangers.open_folder() as folder:
-        with strangers.redis_server(*lines, f"dir {folder}", connect={"port": port}) as client:
+    with external_servers.open_folder() as folder:
+        with external_servers.redis_server(
+            *lines, f"dir {folder}", connect={"port": port}
+        ) as client:
             client.mset({f"key:{number}": "x" * 100 for number in range(2000)})
             client.save()
         slow = ("key-load-delay 20000", f"dir {folder}")
-        with strangers.redis_server(*lines, *slow, connect={"port": port}, loading=True) as client:
+        with external_servers.redis_server(
+            *lines, *slow, connect={"port": port}, loading=True
+        ) as client:
             running = guest.start(*READERS, WARMSTACK_REDIS_URL=f"redis://{LOOPBACK}:{port}")
             waits(running)
             client.config_set("key-load-delay", 0)

@@ -17,14 +17,14 @@ from typing import Any
 
 import pytest
 
-from doors import forwarded, short_folder
+from docker_endpoints import forwarded, short_folder
+from projects import WAITING, Bench, Images, Library, engine, until, with_options
 from pytest_warmstack.background import BackgroundLoop
-from pytest_warmstack.errors import RuntimeUnavailable
 from pytest_warmstack.postgres import server as postgres
 from pytest_warmstack.redis import server as redis
-from pytest_warmstack.runtime.base import Found, NotReady, OwnRuntime, ServerSpec
+from pytest_warmstack.servers.errors import RuntimeUnavailable
+from pytest_warmstack.servers.model import NotReady, OwnRuntime, ServerInfo, ServerSpec
 from pytest_warmstack.settings import RuntimeName, Settings
-from sample import WAITING, Bench, Images, Library, engine, until, with_options
 
 READER = ("-k", "reader")
 COMMANDS = (["status"], ["clean"], ["doctor"], ["logs"], ["psql"], ["redis-cli"])
@@ -59,7 +59,7 @@ def embedded_bench(
     bench.end()
 
 
-def found_by(bench: Bench, spec: ServerSpec[Any]) -> tuple[OwnRuntime, Found]:
+def found_by(bench: Bench, spec: ServerSpec[Any]) -> tuple[OwnRuntime, ServerInfo]:
     """Return a runtime, and what it lists of the server of *spec*, which is running."""
     server = bench.ensure(spec)
     server.client.close()
@@ -87,7 +87,7 @@ def test_an_engine_that_stops_between_two_calls_is_told_by_each(
             door.close()
             calls: list[Callable[[], object]] = [
                 runtime.list,
-                runtime.scraps,
+                runtime.leftovers,
                 runtime.facts,
                 lambda: runtime.check([spec], print),
                 lambda: runtime.has(spec),
@@ -256,7 +256,7 @@ def test_an_outdated_server_that_can_not_be_removed_is_named(embedded_bench: Ben
 
 
 def _folders(bench: Bench) -> list[Path]:
-    from sample import folders
+    from projects import folders
 
     return folders(bench.folder)
 
@@ -287,7 +287,7 @@ def test_a_server_is_not_broken_because_this_process_has_too_many_files_open(
     endpoint = replace(embedded_bench.ensure(spec).endpoint)
     calls: list[Callable[[], object]] = [
         runtime.list,
-        runtime.scraps,
+        runtime.leftovers,
         lambda: runtime.connect(spec, found),
         lambda: runtime.ensure(spec),
         lambda: spec.connect(endpoint, spec.fingerprint("embedded"), 3),

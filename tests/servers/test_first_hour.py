@@ -11,7 +11,7 @@ import sys
 from pathlib import Path
 from typing import Final
 
-from sample import Library
+from projects import Library
 
 ORDERS: Final = Path(__file__).parents[1] / "examples" / "orders"
 

@@ -15,11 +15,11 @@ from typing import Any, Final
 import pytest
 from docker.models.containers import ContainerCollection
 
-from pytest_warmstack.errors import RuntimeUnavailable, ServerFailed
-from pytest_warmstack.runtime.base import ServerSpec
-from pytest_warmstack.runtime.docker.image import Image
+from projects import Bench, Images, Library, containers, engine, left, query
+from pytest_warmstack.servers.docker.image import Image
+from pytest_warmstack.servers.errors import RuntimeUnavailable, ServerFailed
+from pytest_warmstack.servers.model import ServerSpec
 from pytest_warmstack.settings import RuntimeName
-from sample import Bench, Images, Library, containers, engine, left, query
 
 pytestmark = [
     pytest.mark.docker,

@@ -6,7 +6,7 @@ import signal
 
 import pytest
 
-from sample import Library, assert_nothing_left, until
+from projects import Library, assert_nothing_left, until
 
 REUSE = "--reuse-containers"
 TIMEOUT = ("-p", "pytest_timeout")

@@ -18,11 +18,11 @@ from typing import Any, Final, NamedTuple
 
 import pytest
 
-from histories import ENV, INI, VERSIONS, Project, Shelf, promised
-from pytest_warmstack.errors import TemplateFailed
-from pytest_warmstack.postgres import dependencies, template
+from migration_projects import ENV, INI, VERSIONS, Project, Shelf, promised
+from projects import Bench, keeping, until
+from pytest_warmstack.postgres.template import dependencies, templates
+from pytest_warmstack.postgres.template.errors import TemplateFailed
 from pytest_warmstack.settings import RuntimeName, Settings
-from sample import Bench, keeping, until
 
 pytestmark = pytest.mark.parametrize("runtime", [RuntimeName.EMBEDDED], indirect=True)
 
@@ -1033,10 +1033,10 @@ import json, sys
 sys.modules.update(dict.fromkeys(["alembic", "sqlalchemy", "mako"]))
 sys.path.insert(0, sys.argv[1])
 from pathlib import Path
-from histories import Project, Shelf
+from migration_projects import Project, Shelf
 from pytest_warmstack.background import BackgroundLoop
 from pytest_warmstack.postgres.admin import Admin
-from pytest_warmstack.runtime.base import Endpoint
+from pytest_warmstack.servers.model import Endpoint
 told = json.loads(sys.stdin.read())
 background = BackgroundLoop()
 admin = Admin.connect(Endpoint(**told["endpoint"]), told["mark"], background=background, timeout=10)
@@ -1201,7 +1201,7 @@ def test_the_templates_that_were_used_last_stay(
     mine, others = (standing.ensure(standing.postgres).client for _ in range(2))
     project.options["seed"] = ("seed.sql",)
 
-    def use(number: int, admin: Any) -> template.Template:
+    def use(number: int, admin: Any) -> templates.Template:
         project.write("seed.sql", f"INSERT INTO t0001 VALUES ({number});\n")
         return kept.ensure(project, admin=admin)
 
@@ -1212,8 +1212,8 @@ def test_the_templates_that_were_used_last_stay(
     sweeper = standing.ensure(standing.postgres).client
 
     def sweep() -> set[str]:
-        with keeping(sweeper, names[0]) as keeper:
-            keeper.sweep(lambda listed: template.doomed(listed, 2)).result(timeout=30)
+        with keeping(sweeper, names[0]) as clone_factory:
+            clone_factory.sweep(lambda listed: templates.doomed(listed, 2)).result(timeout=30)
         return {str(each) for each in kept.templates() if each not in kept.known}
 
     assert sweep() == {str(each) for each in (in_use, names[0], names[-1])}
@@ -1227,13 +1227,13 @@ def test_the_state_before_a_day_of_edits_is_found(
     """Of the states of one edit the first stays, and the last ones; no more than a few in all."""
     kept_by_default = Settings()
 
-    def use() -> template.Template:
+    def use() -> templates.Template:
         run = standing.ensure(standing.postgres).client
         made = kept.ensure(project, admin=run)
         run.close()
-        with keeping(kept.admin, made.name) as keeper:
-            keeper.sweep(
-                lambda listed: template.doomed(
+        with keeping(kept.admin, made.name) as clone_factory:
+            clone_factory.sweep(
+                lambda listed: templates.doomed(
                     listed,
                     kept_by_default.keep_templates,
                     current=made.name,

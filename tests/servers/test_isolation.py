@@ -6,7 +6,7 @@ import re
 
 import pytest
 
-from sample import Library
+from projects import Library
 
 REUSE = "--reuse-containers"
 

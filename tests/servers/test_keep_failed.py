@@ -9,10 +9,10 @@ from pathlib import Path
 
 import pytest
 
-from pytest_warmstack.identity import DatabaseName, State
-from pytest_warmstack.postgres.keeper import BATCH
+from projects import Bench, Library, keeping, script, until
+from pytest_warmstack.postgres.clone_factory import BATCH
+from pytest_warmstack.servers.identity import DatabaseName, State
 from pytest_warmstack.settings import RuntimeName
-from sample import Bench, Library, keeping, script, until
 
 REUSE = "--reuse-containers"
 
@@ -201,10 +201,10 @@ def test_no_other_run_drops_what_a_run_in_progress_keeps(standing: Bench, runtim
     admin, other = (standing.ensure(standing.postgres).client for _ in range(2))
     template = DatabaseName(State.TEMPLATE, "c" * 16)
     admin.create(template).result(30)
-    with keeping(admin, template) as keeper, keeping(other, template) as sweeper:
-        saved = keeper.keep(keeper.prepare().result(30), "test").result(30).name
+    with keeping(admin, template) as clone_factory, keeping(other, template) as sweeper:
+        saved = clone_factory.keep(clone_factory.prepare().result(30), "test").result(30).name
         for _ in range(BATCH):
-            keeper.drop(keeper.prepare().result(30)).result(30)
+            clone_factory.drop(clone_factory.prepare().result(30)).result(30)
 
         sweeper.sweep(lambda _: [saved]).result(30)
 

@@ -12,8 +12,8 @@ from typing import Any
 
 import pytest
 
+from projects import Library, Running, query, until
 from pytest_warmstack.postgres.sql import MARK
-from sample import Library, Running, query, until
 
 REUSE = "--reuse-containers"
 

@@ -18,9 +18,9 @@ import pytest
 from hypothesis import HealthCheck, Phase, given, note, settings
 from hypothesis import strategies as st
 
-from histories import ENV, INI, VERSIONS, Project, Shelf, promised
+from migration_projects import ENV, INI, VERSIONS, Project, Shelf, promised
+from projects import Bench
 from pytest_warmstack.settings import RuntimeName
-from sample import Bench
 
 pytestmark = pytest.mark.parametrize("runtime", [RuntimeName.EMBEDDED], indirect=True)
 

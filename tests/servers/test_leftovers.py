@@ -8,11 +8,11 @@ import psycopg2
 import pytest
 from psycopg2.extras import LogicalReplicationConnection
 
-from pytest_warmstack.errors import CloneFailed
-from pytest_warmstack.identity import DatabaseName, State
-from pytest_warmstack.runtime.base import USER
+from projects import Bench, Library, keeping, query, until, with_command, with_options
+from pytest_warmstack.postgres.errors import CloneFailed
+from pytest_warmstack.servers.identity import DatabaseName, State
+from pytest_warmstack.servers.model import USER
 from pytest_warmstack.settings import RuntimeName
-from sample import Bench, Library, keeping, query, until, with_command, with_options
 
 REUSE = "--reuse-containers"
 
@@ -211,8 +211,8 @@ def test_a_replication_slot_does_not_keep_a_clone(bench: Bench, runtime: str) ->
     admin, place = server.client, server.endpoint
     template = DatabaseName(State.TEMPLATE, "e" * 16)
     admin.create(template).result(30)
-    with keeping(admin, template) as keeper:
-        clone = keeper.prepare().result(30)
+    with keeping(admin, template) as clone_factory:
+        clone = clone_factory.prepare().result(30)
         for name in ("quiet", "read"):
             slot = f"SELECT pg_create_logical_replication_slot('{name}', 'pgoutput')"
             asyncio.run(query(place, slot, database=str(clone.name)))
@@ -229,7 +229,7 @@ def test_a_replication_slot_does_not_keep_a_clone(bench: Bench, runtime: str) ->
             "read", options={"proto_version": "1", "publication_names": "none"}
         )
 
-        assert [leak.application for leak in keeper.drop(clone).result(30)] == ["reader"]
+        assert [leak.application for leak in clone_factory.drop(clone).result(30)] == ["reader"]
 
         reader.close()
     assert asyncio.run(query(place, "SELECT * FROM pg_replication_slots")) == []
@@ -241,19 +241,19 @@ def test_a_drop_that_can_not_be_done_ends_with_an_error(
     bench: Bench, runtime: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Within a bound: here somebody locks the list of databases, which stands for all the rest."""
-    monkeypatch.setattr("pytest_warmstack.postgres.keeper.BUSY", 0.5)
+    monkeypatch.setattr("pytest_warmstack.postgres.clone_factory.BUSY", 0.5)
     monkeypatch.setattr("pytest_warmstack.postgres.connections.STATEMENT_TIMEOUT", 0.3)
     admin, other = (bench.ensure(bench.postgres).client for _ in range(2))
     template = DatabaseName(State.TEMPLATE, "d" * 16)
     admin.create(template).result(30)
-    with keeping(admin, template) as keeper:
-        clone = keeper.prepare().result(30)
+    with keeping(admin, template) as clone_factory:
+        clone = clone_factory.prepare().result(30)
         other._run(other.main.execute, "BEGIN; LOCK TABLE pg_database IN SHARE MODE")
 
         with pytest.raises(CloneFailed, match="could not be dropped") as caught:
-            keeper.drop(clone).result(30)
+            clone_factory.drop(clone).result(30)
         assert "0.5 seconds" in str(caught.value)
 
         other._run(other.main.execute, "ROLLBACK")
-        assert keeper.drop(clone).result(30) == []
+        assert clone_factory.drop(clone).result(30) == []
     assert clone.name not in {each.name for each in admin.databases()}

@@ -10,13 +10,13 @@ from typing import Any
 
 import pytest
 
+from projects import Bench, query
 from pytest_warmstack.background import BackgroundLoop
-from pytest_warmstack.errors import ServerFailed
 from pytest_warmstack.postgres import native
 from pytest_warmstack.postgres import server as postgres
-from pytest_warmstack.runtime.base import Server
+from pytest_warmstack.servers.errors import ServerFailed
+from pytest_warmstack.servers.model import Server
 from pytest_warmstack.settings import RuntimeName, Settings
-from sample import Bench, query
 
 PROMISES = {
     "SELECT lower('ÄÖÜ ИВАН ΑΘΗΝΑ')": "äöü иван αθηνα",

@@ -6,16 +6,16 @@ from typing import Any
 
 import pytest
 
-from pytest_warmstack.runtime.base import OwnRuntime, Server, ServerSpec
-from pytest_warmstack.runtime.external import External
-from sample import Bench, Library, until, with_options
+from projects import Bench, Library, until, with_options
+from pytest_warmstack.servers.external import External
+from pytest_warmstack.servers.model import OwnRuntime, Server, ServerSpec
 
 REUSE = "--reuse-containers"
 
 HELD = """
 import os, signal, sys
 from pathlib import Path
-from pytest_warmstack import specs
+from pytest_warmstack import server_specs
 from pytest_warmstack.cli import main
 
 def held(service, client):
@@ -23,7 +23,7 @@ def held(service, client):
         Path("looking").touch()
         os.kill(os.getpid(), signal.SIGSTOP)
 
-specs.look = held
+server_specs.look = held
 main([sys.argv[1]])
 """
 """A command of `warmstack` that is stopped while it is connected to the server at a port."""
@@ -74,15 +74,15 @@ def test_a_run_counts_as_a_user_and_a_look_does_not(bench: Bench, spec: ServerSp
 
 def test_a_command_only_looks_at_an_external_server(bench: Bench, spec: ServerSpec[Any]) -> None:
     """It has no run that it would use the server for; a run has."""
-    from pytest_warmstack import upkeep
-    from pytest_warmstack.runtime.base import postgres_url, redis_url
+    from pytest_warmstack import cleanup
+    from pytest_warmstack.servers.model import postgres_url, redis_url
 
     server = bench.ensure(spec)
     is_redis = spec.service == "redis"
     url = redis_url(server.endpoint, 0) if is_redis else postgres_url(server.endpoint, "x", None)
     there = ServerSpec(**{**vars(spec), "url": url, "url_variable": "WARMSTACK_URL"})
-    for household, users in ((upkeep.HOUSEHOLD, 0), (bench.household(), 1)):
-        client = External(household, print).ensure(there).client
+    for run_context, users in ((cleanup.RUN_CONTEXT, 0), (bench.run_context(), 1)):
+        client = External(run_context, print).ensure(there).client
         assert server.client.users() == users
         client.close()
         until(lambda: server.client.users() == 0, "the connection has ended")

@@ -6,7 +6,7 @@ from typing import Final
 
 import pytest
 
-from sample import Library, until
+from projects import Library, until
 
 APPLICATION: Final = """
 import asyncio

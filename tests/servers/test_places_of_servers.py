@@ -8,7 +8,7 @@ from tempfile import TemporaryDirectory
 
 import pytest
 
-from sample import Library
+from projects import Library
 
 SHM = "mount -t tmpfs -o size={} none /dev/shm"
 ALL = """

@@ -7,11 +7,11 @@ import re
 
 import pytest
 
+from projects import Bench, Library
 from pytest_warmstack.background import BackgroundLoop
-from pytest_warmstack.identity import DatabaseName, Label, State
 from pytest_warmstack.postgres import server as postgres
+from pytest_warmstack.servers.identity import DatabaseName, Label, State
 from pytest_warmstack.settings import RuntimeName, Settings
-from sample import Bench, Library
 
 REUSE = "--reuse-containers"
 ONE = ("test_library.py", "-k", "author")

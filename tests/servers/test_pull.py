@@ -14,11 +14,11 @@ from typing import Any
 import pytest
 from docker.errors import ImageNotFound
 
-from pytest_warmstack.errors import RuntimeUnavailable
-from pytest_warmstack.runtime.docker import progress, pull
+from projects import Bench, Library, engine
+from pytest_warmstack.servers.docker import progress, pull
+from pytest_warmstack.servers.errors import RuntimeUnavailable
 from pytest_warmstack.settings import RuntimeName
 from registry import Registry, noise, running, saved, scratch
-from sample import Bench, Library, engine
 
 pytestmark = pytest.mark.docker
 

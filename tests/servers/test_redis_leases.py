@@ -13,12 +13,13 @@ import pytest
 import redis.exceptions
 from redis import Redis
 
-from pytest_warmstack.errors import LeaseFailed, ServerFailed
+from projects import Bench, Library, until, with_command, with_options
 from pytest_warmstack.redis.admin import USER, Admin
+from pytest_warmstack.redis.errors import LeaseFailed
 from pytest_warmstack.redis.leases import Lease, Leases
-from pytest_warmstack.runtime.base import NotReady, Server, redis_url
+from pytest_warmstack.servers.errors import ServerFailed
+from pytest_warmstack.servers.model import NotReady, Server, redis_url
 from pytest_warmstack.settings import RuntimeName
-from sample import Bench, Library, until, with_command, with_options
 
 REUSE = "--reuse-containers"
 LIBRARY = "#!lua name=mine\nredis.register_function('f', function() return 1 end)"

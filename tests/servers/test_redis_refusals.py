@@ -10,13 +10,15 @@ from typing import Any
 
 import pytest
 
-from pytest_warmstack.errors import LeaseFailed, ServerFailed, WarmstackError
+from projects import Bench, Library
+from pytest_warmstack.errors import WarmstackError
 from pytest_warmstack.redis import overview
+from pytest_warmstack.redis.errors import LeaseFailed
 from pytest_warmstack.redis.leases import Leases, leased
-from pytest_warmstack.runtime.base import NotOurs, NotReady, Server, redis_url
+from pytest_warmstack.servers.errors import ServerFailed
+from pytest_warmstack.servers.model import NotOurs, NotReady, Server, redis_url
 from pytest_warmstack.settings import RuntimeName
 from refusing import RESET, way_to
-from sample import Bench, Library
 
 ANSWERS = {
     "OOM": b"-OOM command not allowed when used memory > 'maxmemory'.\r\n",

@@ -8,9 +8,9 @@ from typing import Final
 import psycopg2
 import pytest
 
-import strangers
-from sample import Library
-from strangers import Cluster
+import external_servers
+from external_servers import Cluster
+from projects import Library
 
 URL: Final = "WARMSTACK_POSTGRES_URL"
 BOOKS: Final = ("-k", "book or shelves")
@@ -20,7 +20,7 @@ BOOKS: Final = ("-k", "book or shelves")
 @pytest.fixture(scope="module")
 def cluster() -> Iterator[Cluster]:
     """A PostgreSQL that the tests of this file share."""
-    with strangers.cluster() as server:
+    with external_servers.cluster() as server:
         yield server
 
 
@@ -153,7 +153,7 @@ def test_a_refusal_is_explained(guest: Library, server: Cluster, fault: str) -> 
 
 def test_a_server_that_is_gone_is_explained(guest: Library) -> None:
     """Whoever asks next for a database gets the reason, and the run comes to its end."""
-    with strangers.cluster() as own:
+    with external_servers.cluster() as own:
         assert own.process is not None
         guest.write(
             "test_gone.py",

@@ -9,8 +9,8 @@ from collections.abc import Callable, Iterator
 
 import pytest
 
+from projects import Library
 from pytest_warmstack.settings import RuntimeName
-from sample import Library
 
 REUSE = "--reuse-containers"
 IMPORTS = """

@@ -23,19 +23,7 @@ from typing import Any
 
 import pytest
 
-from pytest_warmstack.errors import ServerFailed
-from pytest_warmstack.identity import KEPT, Label
-from pytest_warmstack.postgres import server as postgres
-from pytest_warmstack.redis import server as redis
-from pytest_warmstack.redis.admin import Admin as RedisAdmin
-from pytest_warmstack.runtime.base import (
-    Endpoint,
-    NotOurs,
-    NotReady,
-    Server,
-)
-from pytest_warmstack.settings import RuntimeName
-from sample import (
+from projects import (
     PATH,
     Bench,
     assert_nothing_left,
@@ -49,6 +37,13 @@ from sample import (
     with_command,
     with_options,
 )
+from pytest_warmstack.postgres import server as postgres
+from pytest_warmstack.redis import server as redis
+from pytest_warmstack.redis.admin import Admin as RedisAdmin
+from pytest_warmstack.servers.errors import ServerFailed
+from pytest_warmstack.servers.identity import KEPT, Label
+from pytest_warmstack.servers.model import Endpoint, NotOurs, NotReady, Server
+from pytest_warmstack.settings import RuntimeName
 
 
 @pytest.fixture(scope="module")

@@ -13,9 +13,9 @@ from typing import Any, Final
 
 import pytest
 
-from pytest_warmstack.postgres.child.arguments import understood
+from projects import Library
+from pytest_warmstack.postgres.template.child.arguments import understood
 from pytest_warmstack.settings import RuntimeName
-from sample import Library
 
 REUSE: Final = "--reuse-containers"
 

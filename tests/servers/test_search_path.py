@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from sample import Library
+from projects import Library
 
 SEED = """
 def countries(connection):

@@ -11,9 +11,9 @@ from pathlib import Path
 import pytest
 from redis import Redis
 
-from pytest_warmstack.runtime.base import Endpoint, redis_url
+from projects import Bench, Library, query
+from pytest_warmstack.servers.model import Endpoint, redis_url
 from pytest_warmstack.settings import RuntimeName
-from sample import Bench, Library, query
 
 embedded = pytest.mark.parametrize("runtime", [RuntimeName.EMBEDDED], indirect=True)
 

@@ -8,7 +8,7 @@ from typing import Final
 
 import pytest
 
-from sample import Library, until
+from projects import Library, until
 
 BASE: Final = Path(__file__).parents[1] / "cases" / "base"
 REUSE: Final = "--reuse-containers"

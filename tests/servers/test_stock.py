@@ -8,14 +8,14 @@ from typing import Any
 
 import pytest
 
-from pytest_warmstack.errors import ServerFull
-from pytest_warmstack.identity import DatabaseName, State
+from projects import Bench, Library, keeping, until, with_command, with_options
+from pytest_warmstack.postgres.clone_factory import CloneFactory
 from pytest_warmstack.postgres.connections import connect
-from pytest_warmstack.postgres.keeper import Keeper
 from pytest_warmstack.postgres.sql import MARK
-from pytest_warmstack.runtime.base import in_use
+from pytest_warmstack.servers.errors import ServerFull
+from pytest_warmstack.servers.identity import DatabaseName, State
+from pytest_warmstack.servers.model import in_use
 from pytest_warmstack.settings import RuntimeName, Settings
-from sample import Bench, Library, keeping, until, with_command, with_options
 
 REUSE = "--reuse-containers"
 AHEAD = Settings().clones_ahead
@@ -245,8 +245,8 @@ def test_a_clone_that_stands_ready_is_taken_once(standing: Bench, runtime: str) 
     admins = [standing.ensure(standing.postgres).client for _ in range(8)]
     template = DatabaseName(State.TEMPLATE, "f" * 16)
     admins[0].create(template).result(30)
-    with keeping(admins[0], template) as keeper:
-        keeper.leave([], stock=3).result(30)
+    with keeping(admins[0], template) as clone_factory:
+        clone_factory.leave([], stock=3).result(30)
         names = until(
             lambda: (
                 len(
@@ -261,18 +261,18 @@ def test_a_clone_that_stands_ready_is_taken_once(standing: Bench, runtime: str) 
             ),
             "three stand ready",
         )
-    keepers = [Keeper(admin, template) for admin in admins]
+    keepers = [CloneFactory(admin, template) for admin in admins]
     with ThreadPoolExecutor(8) as pool:
-        clones = list(pool.map(lambda keeper: keeper.prepare().result(30), keepers))
+        clones = list(pool.map(lambda clone_factory: clone_factory.prepare().result(30), keepers))
 
     assert len({clone.name for clone in clones}) == len({clone.oid for clone in clones}) == 8
     assert {name.serial for name in names} <= {clone.name.serial for clone in clones}
     with keeping(standing.ensure(standing.postgres).client, template) as sweeper:
         sweeper.sweep(lambda _: [clone.name for clone in clones]).result(30)
     assert {clone.name for clone in clones} <= {each.name for each in admins[0].databases()}
-    for keeper, clone in zip(keepers, clones, strict=True):
-        assert keeper.drop(clone).result(30) == []
-        keeper.leave([], stock=0).result(30)
+    for clone_factory, clone in zip(keepers, clones, strict=True):
+        assert clone_factory.drop(clone).result(30) == []
+        clone_factory.leave([], stock=0).result(30)
     admins[0].drop(template)
     standing.leave()
 
@@ -286,18 +286,18 @@ def test_a_clone_that_is_being_swept_is_not_taken(standing: Bench, runtime: str)
     ready = DatabaseName.new(State.READY, template.fingerprint)
     admin._run(admin.main.execute, admin.copying(template, ready))
     assert other.try_lock(ready)
-    with keeping(admin, template) as keeper:
-        clone = keeper.prepare().result(30)
+    with keeping(admin, template) as clone_factory:
+        clone = clone_factory.prepare().result(30)
 
         assert clone.name.serial != ready.serial
         assert ready in {each.name for each in other.databases()}
 
         other.unlock(ready)
-        assert keeper.drop(clone).result(30) == []
-    with keeping(other, template) as keeper:
-        clone = keeper.prepare().result(30)
+        assert clone_factory.drop(clone).result(30) == []
+    with keeping(other, template) as clone_factory:
+        clone = clone_factory.prepare().result(30)
         assert clone.name.serial == ready.serial
-        assert keeper.drop(clone).result(30) == []
+        assert clone_factory.drop(clone).result(30) == []
     admin.drop(template)
     standing.leave()
 
@@ -310,8 +310,8 @@ def test_a_sweep_spares_the_clone_of_one_who_connects_anew(
     owner, other = (standing.ensure(standing.postgres).client for _ in range(2))
     template = DatabaseName(State.TEMPLATE, "c" * 16)
     owner.create(template).result(30)
-    with keeping(owner, template) as keeper, keeping(other, template) as sweeper:
-        clone = keeper.prepare().result(30)
+    with keeping(owner, template) as clone_factory, keeping(other, template) as sweeper:
+        clone = clone_factory.prepare().result(30)
         sweeper.sweep(lambda _: []).result(30)  # It has its connection by now.
 
         async def slowly(*args: Any, **kwargs: Any) -> Any:
@@ -326,7 +326,7 @@ def test_a_sweep_spares_the_clone_of_one_who_connects_anew(
 
         assert clone.name in {each.name for each in other.databases()}
         assert owner.main._pid != lost
-        assert keeper.drop(clone).result(30) == []
+        assert clone_factory.drop(clone).result(30) == []
     owner.drop(template)
     standing.leave()
 

@@ -10,7 +10,7 @@ from itertools import combinations
 
 import pytest
 
-from sample import Library, until
+from projects import Library, until
 
 REUSE = "--reuse-containers"
 RUNS = int(os.environ.get("STRESS_RUNS", "2"))

@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 from redis import Redis
 
-from pytest_warmstack.runtime.base import redis_url
-from sample import Library
+from projects import Library
+from pytest_warmstack.servers.model import redis_url
 
 REUSE = "--reuse-containers"
 

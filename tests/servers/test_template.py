@@ -16,11 +16,12 @@ from typing import Any
 
 import pytest
 
-from pytest_warmstack.postgres import sql, template
-from pytest_warmstack.postgres.dependencies import Present
-from pytest_warmstack.postgres.layers import Foreign
+from projects import Bench, Library, keeping, until
+from pytest_warmstack.postgres import sql
+from pytest_warmstack.postgres.template import templates
+from pytest_warmstack.postgres.template.dependencies import FileState
+from pytest_warmstack.postgres.template.layers import Foreign
 from pytest_warmstack.settings import RuntimeName
-from sample import Bench, Library, keeping, until
 
 REUSE = "--reuse-containers"
 
@@ -525,11 +526,11 @@ def test_only_the_templates_that_were_used_last_stay(standing: Bench) -> None:
     mine, others = (standing.ensure(standing.postgres).client for _ in range(2))
     built: list[int] = []
 
-    def ensure(admin: Any, number: int) -> template.Template:
-        return template.ensure(
+    def ensure(admin: Any, number: int) -> templates.Template:
+        return templates.ensure(
             admin,
             [Foreign(Counting(number, built), timeout=10)],
-            present=Present(str(standing.folder)),
+            file_state=FileState(str(standing.folder)),
             timeout=10,
             say=lambda _: None,
         )
@@ -539,8 +540,10 @@ def test_only_the_templates_that_were_used_last_stay(standing: Bench) -> None:
     mine.close()
     sweeper = standing.ensure(standing.postgres).client
     note = sql.note(names[0], used=time.time(), project="")
-    with keeping(sweeper, names[0]) as keeper:
-        keeper.sweep(lambda listed: template.doomed(listed, 4), notes=[note]).result(timeout=30)
+    with keeping(sweeper, names[0]) as clone_factory:
+        clone_factory.sweep(lambda listed: templates.doomed(listed, 4), notes=[note]).result(
+            timeout=30
+        )
 
     left = {each.name for each in sweeper.databases()}
     assert left == {used_by_another, names[0], *names[-3:]}

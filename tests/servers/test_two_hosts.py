@@ -17,10 +17,10 @@ from typing import Final
 import pytest
 from redis import Redis
 
-import strangers
+import external_servers
+from external_servers import Cluster
+from projects import until
 from pytest_warmstack.postgres.native import NativePostgres
-from sample import until
-from strangers import Cluster
 
 CHECKOUT: Final = Path(__file__).parents[2]
 
@@ -56,7 +56,7 @@ class Host:
 
 def ip() -> str:
     """Return the program that makes networks."""
-    return strangers.program("ip")
+    return external_servers.program("ip")
 
 
 def made(*words: str) -> None:
@@ -68,7 +68,7 @@ def made(*words: str) -> None:
 def network() -> Iterator[tuple[str, list[Host]]]:
     """The address of this machine on a bridge, and two hosts that are connected to it."""
     if os.geteuid() != 0:
-        strangers.missing("only root can make network namespaces")
+        external_servers.missing("only root can make network namespaces")
     mark = os.getpid() % 65536
     # Addresses that no real network has (RFC 2544).
     home = f"198.19.{mark % 256}"
@@ -78,7 +78,7 @@ def network() -> Iterator[tuple[str, list[Host]]]:
         try:
             made("link", "add", bridge, "type", "bridge")
         except subprocess.CalledProcessError as refusal:
-            strangers.missing(f"no bridge can be made: {refusal.stderr.strip()}")
+            external_servers.missing(f"no bridge can be made: {refusal.stderr.strip()}")
         undo.callback(made, "link", "delete", bridge)
         made("address", "add", f"{home}.1/24", "dev", bridge)
         made("link", "set", bridge, "up")
@@ -100,9 +100,9 @@ def network() -> Iterator[tuple[str, list[Host]]]:
 def postgres(network: tuple[str, list[Host]]) -> Iterator[Cluster]:
     """A PostgreSQL of the version that the integration tests are about, open to both hosts."""
     native = NativePostgres(major=16, named="", arguments=[])
-    with strangers.open_folder() as folder:
-        hba = strangers.write(folder / "pg_hba.conf", HBA)
-        with strangers.cluster(
+    with external_servers.open_folder() as folder:
+        hba = external_servers.write(folder / "pg_hba.conf", HBA)
+        with external_servers.cluster(
             f"hba_file={hba}", f"listen_addresses=127.0.0.1,{network[0]}", native=native
         ) as server:
             yield server
@@ -111,7 +111,7 @@ def postgres(network: tuple[str, list[Host]]) -> Iterator[Cluster]:
 @pytest.fixture(scope="module")
 def redis(network: tuple[str, list[Host]]) -> Iterator[Redis]:
     """A Redis that is open to both hosts."""
-    with strangers.redis_server(
+    with external_servers.redis_server(
         f"bind 127.0.0.1 {network[0]}",
         "requirepass secret",
         "databases 64",

@@ -5,7 +5,7 @@ from __future__ import annotations
 import shutil
 from pathlib import Path
 
-from sample import Library
+from projects import Library
 
 CASES = Path(__file__).parents[1] / "cases"
 NOTE = (

@@ -17,11 +17,11 @@ from typing import Final
 import pytest
 from docker.errors import ImageNotFound
 
-from pytest_warmstack.errors import ServerFailed
+from projects import Bench, Images, Library, engine, left
 from pytest_warmstack.postgres import admin as postgres_admin
 from pytest_warmstack.redis import admin as redis_admin
+from pytest_warmstack.servers.errors import ServerFailed
 from pytest_warmstack.settings import RuntimeName
-from sample import Bench, Images, Library, engine, left
 
 REUSE: Final = "--reuse-containers"
 DOCKER, EMBEDDED = RuntimeName.DOCKER, RuntimeName.EMBEDDED

@@ -9,20 +9,20 @@ import pytest
 from redis.connection import parse_url
 from sqlalchemy import make_url
 
-from pytest_warmstack.identity import DatabaseName, Service, State
-from pytest_warmstack.postgres.builder import Builder
 from pytest_warmstack.postgres.clones import Clone
+from pytest_warmstack.postgres.template.builder import Builder
 from pytest_warmstack.redis.leases import Lease
-from pytest_warmstack.runtime.base import (
+from pytest_warmstack.server_specs import make
+from pytest_warmstack.servers.external import endpoint_of
+from pytest_warmstack.servers.identity import DatabaseName, Service, State
+from pytest_warmstack.servers.model import (
     Endpoint,
     ServerHandle,
     ServerSpec,
     postgres_url,
     redis_url,
 )
-from pytest_warmstack.runtime.external import endpoint_of
 from pytest_warmstack.settings import Settings
-from pytest_warmstack.specs import make
 
 OURS = Endpoint(host="127.0.0.1", port=5432, password="0a1b")
 ODD = "p@ss/w:rd%?#"

@@ -12,7 +12,7 @@ import pytest
 from pytest_warmstack.background import BackgroundLoop
 from pytest_warmstack.postgres import admin
 from pytest_warmstack.postgres.connections import Connection
-from pytest_warmstack.runtime.base import Endpoint, NotReady
+from pytest_warmstack.servers.model import Endpoint, NotReady
 
 
 class Leaving:

@@ -12,11 +12,11 @@ from typing import Any
 
 import pytest
 
-from pytest_warmstack.errors import TemplateFailed
-from pytest_warmstack.postgres import builder as module
-from pytest_warmstack.postgres.builder import Builder
-from pytest_warmstack.postgres.template import Target
-from pytest_warmstack.runtime.base import Endpoint
+from pytest_warmstack.postgres.template import builder as module
+from pytest_warmstack.postgres.template.builder import Builder
+from pytest_warmstack.postgres.template.errors import TemplateFailed
+from pytest_warmstack.postgres.template.templates import Target
+from pytest_warmstack.servers.model import Endpoint
 
 STAND_IN = """
 import faulthandler, json, os, signal, sys, time

@@ -11,8 +11,8 @@ from typing import Any
 import pytest
 from sqlalchemy import make_url
 
-from pytest_warmstack.postgres.child import arguments, wiring
-from pytest_warmstack.postgres.child.trouble import Trouble
+from pytest_warmstack.postgres.template.child import arguments, database_url
+from pytest_warmstack.postgres.template.child.failures import Trouble
 
 HEAD = """
 import asyncio, functools, sqlalchemy as sa
@@ -196,7 +196,7 @@ def test_a_function_that_needs_no_loop_runs_in_none() -> None:
         asyncio.run(awaited(dsn, url))
 
     for function in (seed, awaited):
-        arguments.run(arguments.call(function), lambda driver: wiring.for_code(url, driver))
+        arguments.run(arguments.call(function), lambda driver: database_url.for_code(url, driver))
 
     plain = "postgresql://a:b@127.0.0.1:1/c?sslmode=require"
     assert seen == [

@@ -11,10 +11,10 @@ import asyncpg
 import pytest
 from sqlalchemy import MetaData
 
-from pytest_warmstack.postgres.child import scripts
-from pytest_warmstack.postgres.child.arguments import Call
-from pytest_warmstack.postgres.child.scripts import _found, _parts, _plain, _run
-from pytest_warmstack.postgres.child.trouble import Trouble
+from pytest_warmstack.postgres.template.child import scripts
+from pytest_warmstack.postgres.template.child.arguments import Call
+from pytest_warmstack.postgres.template.child.failures import Trouble
+from pytest_warmstack.postgres.template.child.scripts import _found, _parts, _plain, _run
 
 DUMP = r'''--
 -- PostgreSQL database dump

@@ -9,9 +9,10 @@ from typing import Any
 
 import pytest
 
-from pytest_warmstack.errors import CloneFailed, ConnectionLost, ServerFailed
-from pytest_warmstack.identity import DatabaseName, State
 from pytest_warmstack.postgres.clones import DROPPING, Clone, Clones, Finding, Leak
+from pytest_warmstack.postgres.errors import CloneFailed
+from pytest_warmstack.servers.errors import ConnectionLost, ServerFailed
+from pytest_warmstack.servers.identity import DatabaseName, State
 
 TEMPLATE = DatabaseName(State.TEMPLATE, "0123456789abcdef")
 LEAK = Leak("shop", "idle in transaction", "SELECT 1")

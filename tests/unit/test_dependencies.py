@@ -12,11 +12,11 @@ from pathlib import Path
 
 import pytest
 
-from pytest_warmstack.postgres import dependencies
-from pytest_warmstack.postgres.chain import Comparison
-from pytest_warmstack.postgres.dependencies import (
+from pytest_warmstack.postgres.template import dependencies
+from pytest_warmstack.postgres.template.build_history import Comparison
+from pytest_warmstack.postgres.template.dependencies import (
     ABSENT,
-    Present,
+    FileState,
     distribution,
     matching,
     place,
@@ -114,16 +114,16 @@ KEYS = [
 
 def digests(root: Path) -> dict[str, str]:
     """Return the digests of all keys, looked at now."""
-    present = Present(str(root))
-    return {key: present.digest(key) for key in KEYS}
+    file_state = FileState(str(root))
+    return {key: file_state.digest(key) for key in KEYS}
 
 
 def changed(root: Path, edit: Edit) -> set[str]:
     """Return the keys that are not the same after *edit*."""
     before = digests(root)
     edit(root)
-    present = Present(str(root))
-    return {key for key, digest in before.items() if not present.same(key, digest)}
+    file_state = FileState(str(root))
+    return {key for key, digest in before.items() if not file_state.same(key, digest)}
 
 
 # What is the same
@@ -277,8 +277,8 @@ def test_what_is_not_there_is_absent_and_is_the_same_until_it_comes(root: Path, 
     name = {"scripts": "later", "package": "later", "glob": "later*"}.get(kind, "later")
     missing = f"{kind}:{name}"
 
-    absent = Present(str(root)).digest(missing)
-    assert Present(str(root)).same(missing, absent)
+    absent = FileState(str(root)).digest(missing)
+    assert FileState(str(root)).same(missing, absent)
     if kind != "scripts":
         assert absent == ABSENT
 
@@ -288,7 +288,7 @@ def test_what_is_not_there_is_absent_and_is_the_same_until_it_comes(root: Path, 
         (root / "later-1.0.dist-info").mkdir()
     else:
         write(root / "later")
-    assert not Present(str(root)).same(missing, absent)
+    assert not FileState(str(root)).same(missing, absent)
 
 
 def test_an_empty_file_is_not_absent(root: Path) -> None:
@@ -298,7 +298,7 @@ def test_an_empty_file_is_not_absent(root: Path) -> None:
     (root / "empty").mkdir()
 
     for key in ("file:e.sql", "glob:e.sql", "ini:e.ini", "toml:e.toml", "folder:empty"):
-        assert Present(str(root)).digest(key) != ABSENT, key
+        assert FileState(str(root)).digest(key) != ABSENT, key
 
 
 def test_a_copy_elsewhere_has_the_same_digests(root: Path, tmp_path: Path) -> None:
@@ -360,12 +360,12 @@ INI_EDITS = {
 
 def same_after(root: Path, key: str, old: str, new: str) -> bool:
     """Tell whether what *key* names is the same after *old* was replaced in it."""
-    before = Present(str(root)).digest(key)
+    before = FileState(str(root)).digest(key)
     path = root / key.partition(":")[2]
     text = path.read_text()
     assert old in text
     path.write_text(text.replace(old, new, 1))
-    return Present(str(root)).same(key, before)
+    return FileState(str(root)).same(key, before)
 
 
 @pytest.mark.parametrize("name", INI_NO_EDITS)
@@ -416,11 +416,11 @@ def test_a_toml_file_is_another_after_a_change_of(root: Path, name: str) -> None
 @pytest.mark.parametrize("name", ["ini:alembic.ini", "toml:pyproject.toml"])
 def test_a_configuration_that_is_not_text_is_another(root: Path, name: str) -> None:
     """Whatever it holds, it is not what was read; the error is told by whoever needs it."""
-    before = Present(str(root)).digest(name)
+    before = FileState(str(root)).digest(name)
 
     (root / name.partition(":")[2]).write_bytes(b"\xff\xfe[alembic]")
 
-    assert not Present(str(root)).same(name, before)
+    assert not FileState(str(root)).same(name, before)
 
 
 # Packages
@@ -434,17 +434,17 @@ def test_the_version_of_a_package_is_read_off_its_folder(
     root: Path, name: str, version: str
 ) -> None:
     """Wheels and old eggs say it in the name; which of the spellings stands there is the same."""
-    assert Present(str(root)).digest(f"package:{name}") == version
+    assert FileState(str(root)).digest(f"package:{name}") == version
 
 
 def test_the_versions_are_those_that_python_itself_knows() -> None:
     """In this very environment, for what every build depends on."""
     from importlib.metadata import version
 
-    present = Present(".")
+    file_state = FileState(".")
 
     for name in ("alembic", "SQLAlchemy", "asyncpg", "pytest-asyncio", "typing_extensions"):
-        assert present.digest(f"package:{distribution(name)}") == version(name)
+        assert file_state.digest(f"package:{distribution(name)}") == version(name)
 
 
 @pytest.mark.parametrize(
@@ -474,7 +474,7 @@ def test_a_path_has_a_name_that_begins_at_the_root_or_at_the_packages(root: Path
 
     assert {path: place(path, str(root)) for path in names} == names
     for path, name in names.items():
-        assert os.path.normpath(Present(str(root)).path(name)) == path
+        assert os.path.normpath(FileState(str(root)).path(name)) == path
 
 
 # Patterns
@@ -544,14 +544,14 @@ def test_each_file_is_read_once_even_if_a_thousand_links_need_it(
 ) -> None:
     """A helper that every revision imports costs a warm run one look."""
     keys = ["file:sql/views.sql", "folder:sql", "glob:sql/*.sql", "scripts:migrations"]
-    before = {key: Present(str(root)).digest(key) for key in keys}
+    before = {key: FileState(str(root)).digest(key) for key in keys}
     looks: list[object] = []
     read, listed, walked = dependencies._read, os.listdir, os.scandir
     monkeypatch.setattr(dependencies, "_read", lambda path: [looks.append(path), read(path)][1])
     monkeypatch.setattr(os, "listdir", lambda path: [looks.append(path), listed(path)][1])
     monkeypatch.setattr(os, "scandir", lambda path: [looks.append(path), walked(path)][1])
 
-    comparison = Comparison(Present(str(root)))
+    comparison = Comparison(FileState(str(root)))
     for _ in range(1000):
         assert comparison.holds(before)
 
@@ -564,15 +564,15 @@ def test_each_file_is_read_once_even_if_a_thousand_links_need_it(
 
 def test_what_was_looked_at_stays_as_it_was_seen(root: Path) -> None:
     """One run has one answer, also when somebody edits a file meanwhile."""
-    present = Present(str(root))
-    before = {key: present.digest(key) for key in KEYS}
+    file_state = FileState(str(root))
+    before = {key: file_state.digest(key) for key in KEYS}
     for edit, _ in EDITS.values():
         try:
             edit(root)
         except FileNotFoundError:
             continue
 
-    assert {key: present.digest(key) for key in KEYS} == before
+    assert {key: file_state.digest(key) for key in KEYS} == before
 
 
 def test_the_check_of_unchanged_files_imports_neither_alembic_nor_sqlalchemy(root: Path) -> None:
@@ -584,13 +584,13 @@ def test_the_check_of_unchanged_files_imports_neither_alembic_nor_sqlalchemy(roo
             sys.executable,
             "-c",
             "import json, pathlib, sys\n"
-            "from pytest_warmstack.postgres import layers, template\n"
-            "from pytest_warmstack.postgres.chain import Comparison\n"
-            "from pytest_warmstack.postgres.configurations import Configurations\n"
-            "from pytest_warmstack.postgres.dependencies import Present\n"
+            "from pytest_warmstack.postgres.template import layers, templates\n"
+            "from pytest_warmstack.postgres.template.build_history import Comparison\n"
+            "from pytest_warmstack.postgres.template.configurations import Configurations\n"
+            "from pytest_warmstack.postgres.template.dependencies import FileState\n"
             "from pytest_warmstack.settings import Settings\n"
             "root = pathlib.Path.cwd()\n"
-            "present = Present(str(root))\n"
+            "present = FileState(str(root))\n"
             "settings = Settings(seed=('sql/views.sql',))\n"
             "alembic = Configurations(settings, root).of(root)\n"
             "for layer in layers.make(settings, root, present, alembic):\n"

@@ -7,10 +7,10 @@ from typing import Any, Final
 
 import pytest
 
-from pytest_warmstack.identity import Service
 from pytest_warmstack.redis import server as redis
-from pytest_warmstack.runtime.base import Container
-from pytest_warmstack.runtime.docker.image import Image
+from pytest_warmstack.servers.docker.image import Image
+from pytest_warmstack.servers.identity import Service
+from pytest_warmstack.servers.model import Container
 from pytest_warmstack.settings import Settings
 
 POSTGRES: Final = Container(

@@ -13,9 +13,8 @@ import testcontainers.core.config
 from docker.errors import APIError, DockerException
 from testcontainers.core.config import ConnectionMode
 
-from pytest_warmstack.errors import RuntimeUnavailable
-from pytest_warmstack.runtime.docker.container import _is_conflict, _published, _reached
-from pytest_warmstack.runtime.docker.engine import (
+from pytest_warmstack.servers.docker.container import _is_conflict, _published, _reached
+from pytest_warmstack.servers.docker.engine import (
     Engine,
     Named,
     Route,
@@ -26,6 +25,7 @@ from pytest_warmstack.runtime.docker.engine import (
     _resolved,
     _route,
 )
+from pytest_warmstack.servers.errors import RuntimeUnavailable
 
 BRIDGE = ConnectionMode.bridge_ip
 GATEWAY = ConnectionMode.gateway_ip

@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import importlib
 import inspect
+import pkgutil
 import re
 from collections.abc import Iterator
 from typing import Any
 
 import pytest
 
-from pytest_warmstack import errors
+import pytest_warmstack
 from pytest_warmstack.errors import WarmstackError
-from pytest_warmstack.identity import Service
-from pytest_warmstack.runtime.base import Container, Endpoint, Server
+from pytest_warmstack.postgres.template.errors import TemplateFailed
+from pytest_warmstack.servers.errors import RuntimeUnavailable, ServerFailed
+from pytest_warmstack.servers.identity import Service
+from pytest_warmstack.servers.model import Container, Endpoint, Server
 from pytest_warmstack.settings import CHOICES
 
 SAMPLES: dict[str, Any] = {
@@ -60,7 +64,7 @@ SAMPLES: dict[str, Any] = {
         WarmstackError("First way is shut.", why="no key", looked_at=["door"], todo=["knock"]),
         WarmstackError("Second way is shut.", why="no lock", looked_at=["wall"], todo=["dig"]),
     ],
-    "refusal": errors.RuntimeUnavailable("No engine answers.", why="refused", todo=["wait"]),
+    "refusal": RuntimeUnavailable("No engine answers.", why="refused", todo=["wait"]),
     "role": "ci",
     "root": "/srv",
     "runtime": "docker",
@@ -109,6 +113,11 @@ HINTS = {
 """For each trouble that has a hint: its SQLSTATE, its words, and a part of the hint."""
 
 
+for _module in pkgutil.walk_packages(pytest_warmstack.__path__, "pytest_warmstack."):
+    if not _module.name.endswith("__main__"):
+        importlib.import_module(_module.name)
+
+
 def classes(base: type[WarmstackError] = WarmstackError) -> Iterator[type[WarmstackError]]:
     """Yield every class of error."""
     yield base
@@ -150,7 +159,7 @@ def options(text: str) -> list[str]:
 def test_a_full_disk_of_the_engine_comes_with_what_frees_it() -> None:
     """Another refusal does not."""
     full, other = (
-        errors.ServerFailed.refused(title="Redis", cause=cause)
+        ServerFailed.refused(title="Redis", cause=cause)
         for cause in ("mkdir /var/lib/docker/x: no space left on device", "no such network")
     )
 
@@ -164,7 +173,6 @@ def test_every_error_has_named_constructors() -> None:
 
     assert named == {each.__name__ for each in classes()} - {"WarmstackError"}
     assert len(CONSTRUCTORS) >= 20
-    assert all(each.__module__ == errors.__name__ for each in classes())
 
 
 @pytest.mark.parametrize("name", CONSTRUCTORS)
@@ -248,8 +256,8 @@ def test_the_number_of_databases_that_can_be_leased_leaves_out_ours() -> None:
 
 def test_a_server_that_wrote_nothing_is_told_as_such() -> None:
     """An empty log is no empty line."""
-    died = errors.ServerFailed.died(title="Redis", how="exit status 1", log="")
-    slow = errors.ServerFailed.too_slow(title="Redis", seconds=1, cause="no answer", log="")
+    died = ServerFailed.died(title="Redis", how="exit status 1", log="")
+    slow = ServerFailed.too_slow(title="Redis", seconds=1, cause="no answer", log="")
 
     assert "(it wrote nothing)" in str(died)
     assert "(it wrote nothing)" in str(slow)
@@ -263,7 +271,7 @@ def test_known_trouble_comes_with_what_helps_first(constructor: str, trouble: st
     state, cause, hint = HINTS[trouble]
     given = arguments(f"TemplateFailed.{constructor}") | {"state": state, "cause": cause}
 
-    error = getattr(errors.TemplateFailed, constructor)(**given)
+    error = getattr(TemplateFailed, constructor)(**given)
 
     assert hint in " ".join(error.todo[:-1])
     assert "run again" in error.todo[-1]
@@ -286,7 +294,7 @@ def test_other_trouble_has_no_hint(state: str, cause: str) -> None:
     """Nobody is sent after something that is not the cause."""
     given = arguments("TemplateFailed.migration_failed") | {"state": state, "cause": cause}
 
-    assert len(errors.TemplateFailed.migration_failed(**given).todo) == 1
+    assert len(TemplateFailed.migration_failed(**given).todo) == 1
 
 
 @pytest.mark.parametrize("name", ["migration_failed", "bad_function", "foreign_database"])
@@ -295,7 +303,7 @@ def test_the_lines_for_the_variables_that_are_missing_come_first(name: str) -> N
     line = "write in tox.ini:\nwarmstack_env = PGHOST={db_host}"
     given = arguments(f"TemplateFailed.{name}") | {"hints": [line]}
 
-    error = getattr(errors.TemplateFailed, name)(**given)
+    error = getattr(TemplateFailed, name)(**given)
 
     assert error.todo[0] == line
     assert SAMPLES["usual"] not in " ".join(error.todo)
@@ -330,7 +338,7 @@ def test_sql_of_a_newer_pg_dump_names_its_version() -> None:
 
     def told(state: str, cause: str, **more: str) -> str:
         parts = given | {"state": state, "cause": cause} | more
-        return " ".join(errors.TemplateFailed.script_failed(**parts).todo)
+        return " ".join(TemplateFailed.script_failed(**parts).todo)
 
     unknown = 'unrecognized configuration parameter "new_limit"'
     assert "PostgreSQL 19 and later know new_limit; pg_dump 19.1 wrote" in told("42704", unknown)
@@ -354,7 +362,7 @@ def test_what_a_server_lacks_is_not_laid_to_its_version(state: str, cause: str, 
     """Roles, collations and libraries are missing in a newer PostgreSQL as well."""
     given = arguments("TemplateFailed.script_failed") | {"state": state, "cause": cause}
 
-    error = errors.TemplateFailed.script_failed(**given | {"dump": "17.2"})
+    error = TemplateFailed.script_failed(**given | {"dump": "17.2"})
 
     assert first in error.todo[0]
     assert "may be older" not in str(error)
@@ -364,8 +372,8 @@ def test_the_configuration_to_name_is_written_as_the_file_in_use_needs_it() -> N
     """TOML needs quotes, and an ini file takes none."""
     given = {"found": ["a/alembic.ini"], "root": "/r"}
 
-    toml = errors.TemplateFailed.elsewhere(**given, file="pyproject.toml")
-    ini = errors.TemplateFailed.elsewhere(**given, file="tox.ini")
+    toml = TemplateFailed.elsewhere(**given, file="pyproject.toml")
+    ini = TemplateFailed.elsewhere(**given, file="tox.ini")
 
     assert toml.todo[0] == 'in pyproject.toml, name it: warmstack_alembic = "a/alembic.ini"'
     assert toml.todo[1].endswith('warmstack_alembic = "none"')
@@ -376,7 +384,7 @@ def test_a_role_that_migrations_miss_is_answered_with_the_statement_that_makes_i
     """Projects grant to a role that their servers have."""
     given = arguments("TemplateFailed.migration_failed") | {"state": "42704"}
 
-    error = errors.TemplateFailed.migration_failed(
+    error = TemplateFailed.migration_failed(
         **given | {"cause": 'UndefinedObject: role "o\'neil" does not exist'}
     )
 
@@ -388,9 +396,9 @@ def test_a_first_revision_that_misses_a_table_hints_at_the_schema() -> None:
     """Later ones miss what an earlier one should have made; the first one what was there before."""
     given = arguments("TemplateFailed.migration_failed") | {"state": "42P01"}
 
-    first = errors.TemplateFailed.migration_failed(**given | {"first": True})
-    later = errors.TemplateFailed.migration_failed(**given)
-    other = errors.TemplateFailed.migration_failed(**given | {"first": True, "state": "42703"})
+    first = TemplateFailed.migration_failed(**given | {"first": True})
+    later = TemplateFailed.migration_failed(**given)
+    other = TemplateFailed.migration_failed(**given | {"first": True, "state": "42703"})
 
     assert "warmstack_schema = schema.sql" in first.todo[0]
     assert len(later.todo) == len(other.todo) == 1
@@ -414,7 +422,7 @@ def test_a_process_that_did_not_say_what_it_does_is_told_as_such() -> None:
     """An empty list is no empty line."""
     given = arguments("TemplateFailed.too_slow") | {"doing": []}
 
-    assert "(it did not say)" in str(errors.TemplateFailed.too_slow(**given))
+    assert "(it did not say)" in str(TemplateFailed.too_slow(**given))
 
 
 @pytest.mark.parametrize("name", ["migration_failed", "script_failed", "too_slow", "bad_function"])
@@ -423,7 +431,7 @@ def test_a_place_that_is_not_known_leaves_no_gap(name: str) -> None:
     given = arguments(f"TemplateFailed.{name}")
     given |= {key: "" for key in ("where", "place") if key in given}
 
-    text = str(getattr(errors.TemplateFailed, name)(**given))
+    text = str(getattr(TemplateFailed, name)(**given))
 
     assert "  " not in re.sub(r"^ +", "", text, flags=re.MULTILINE)
     assert " ." not in text

@@ -16,21 +16,21 @@ from typing import NamedTuple
 
 import pytest
 
-from pytest_warmstack.postgres.child.guard import _host, _place
+from pytest_warmstack.postgres.template.child.guard import _host, _place
 
 ATTEMPT = """
 import json, sys
 
 from sqlalchemy import URL
 
-from pytest_warmstack.postgres.child.guard import Guard
-from pytest_warmstack.postgres.child.recorder import Recorder
+from pytest_warmstack.postgres.template.child.guard import Guard
+from pytest_warmstack.postgres.template.child.recorder import Recorder
 
 ours, theirs, attempts = json.loads(sys.argv[1])
 guard = Guard(URL.create("postgresql+psycopg", "u", "p", "127.0.0.1", ours, "template"))
 recorder = Recorder("/nowhere", [], guard)
-guard.stand()
-recorder.stand()
+guard.install()
+recorder.install()
 told = {}
 for name, text in attempts.items():
     guard.refused, raised = "", []

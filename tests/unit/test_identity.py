@@ -6,7 +6,7 @@ import re
 
 import pytest
 
-from pytest_warmstack.identity import (
+from pytest_warmstack.servers.identity import (
     DatabaseName,
     Label,
     Project,

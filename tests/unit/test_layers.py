@@ -10,17 +10,17 @@ from typing import Any
 
 import pytest
 
-from pytest_warmstack.errors import TemplateFailed
-from pytest_warmstack.postgres.builder import Builder
-from pytest_warmstack.postgres.configurations import Configurations
-from pytest_warmstack.postgres.dependencies import Present
-from pytest_warmstack.postgres.layers import Foreign, make
-from pytest_warmstack.postgres.migrations import Migrations
-from pytest_warmstack.postgres.record import Link, Portion
-from pytest_warmstack.postgres.scripts import Scripts
-from pytest_warmstack.postgres.template import Base, Layer, Target
-from pytest_warmstack.postgres.template_layer import TemplateLayer
-from pytest_warmstack.runtime.base import Endpoint
+from pytest_warmstack.postgres.template.builder import Builder
+from pytest_warmstack.postgres.template.configurations import Configurations
+from pytest_warmstack.postgres.template.dependencies import FileState
+from pytest_warmstack.postgres.template.errors import TemplateFailed
+from pytest_warmstack.postgres.template.layers import Foreign, make
+from pytest_warmstack.postgres.template.migrations import Migrations
+from pytest_warmstack.postgres.template.record import BuildStep, LayerRecord
+from pytest_warmstack.postgres.template.scripts import Scripts
+from pytest_warmstack.postgres.template.template_layer import TemplateLayer
+from pytest_warmstack.postgres.template.templates import Base, Layer, Target
+from pytest_warmstack.servers.model import Endpoint
 from pytest_warmstack.settings import Settings
 
 NOWHERE = Target(
@@ -62,7 +62,7 @@ def layers(root: Path, *foreign: TemplateLayer, **choices: Any) -> list[Layer]:
     """Return the layers of the project in *root*."""
     settings = Settings(sources={"schema": "pytest.ini", "seed": "tox.ini"}, **choices)
     alembic = Configurations(settings, root).of(root)
-    return make(settings, root, Present(str(root)), alembic, [[each] for each in foreign])
+    return make(settings, root, FileState(str(root)), alembic, [[each] for each in foreign])
 
 
 def scripts(root: Path, *lines: str, **choices: Any) -> Scripts:
@@ -128,11 +128,11 @@ def test_what_everything_stands_on_is_the_version_and_what_is_declared(root: Pat
     """A template of another PostgreSQL, or of other declared files, is another."""
 
     def base(version: str = "16.14", *depends: str) -> Base:
-        return Base(version, depends, (), Present(str(root)))
+        return Base(version, depends, (), FileState(str(root)))
 
     assert base().key() == base("16.14", "sql").key()
     assert base().key() != base("16.15").key()
-    assert base().key() != Base("16.14", (), ["data/*"], Present(str(root))).key()
+    assert base().key() != Base("16.14", (), ["data/*"], FileState(str(root))).key()
     planned = base("16.14", "sql", "nowhere").plan(NOWHERE)
     assert planned.remark == " (warmstack_depends: nothing is there for nowhere)"
     assert base("16.14", "sql").plan(NOWHERE).remark == ""
@@ -155,14 +155,14 @@ def test_each_line_is_a_link_with_its_file(
     monkeypatch.setattr(Builder, "ask", lambda *_, **__: report)
     planned = scripts(root, "sql/demo.sql", "shop.demo:orders").plan(NOWHERE)
 
-    digest = Present(str(root)).digest("file:sql/demo.sql")
+    digest = FileState(str(root)).digest("file:sql/demo.sql")
     assert (planned.layer, planned.whole) == ("seed", True)
     key = "ddl:shop.demo:orders"
     assert planned.links == (
-        Link("sql/demo.sql", "file:sql/demo.sql", {"file:sql/demo.sql": digest}),
-        Link("shop.demo:orders", key, {key: ddl, "file:shop/demo.py": "4567"})
+        BuildStep("sql/demo.sql", "file:sql/demo.sql", {"file:sql/demo.sql": digest}),
+        BuildStep("shop.demo:orders", key, {key: ddl, "file:shop/demo.py": "4567"})
         if ddl
-        else Link("shop.demo:orders", "", {}),
+        else BuildStep("shop.demo:orders", "", {}),
     )
 
 
@@ -222,7 +222,7 @@ def test_a_layer_of_somebody_elses_is_one_link_whose_key_is_its_fingerprint() ->
 
     planned = layer.plan(NOWHERE)
 
-    assert planned == Portion("search", layer.key(), links=(Link("", "", {}),))
+    assert planned == LayerRecord("search", layer.key(), links=(BuildStep("", "", {}),))
     assert layer.covers(planned)
     assert Foreign(Search("search", "1"), 30).key() == layer.key()
     assert Foreign(Search("search", "2"), 30).key() != layer.key()
@@ -322,6 +322,6 @@ def test_what_is_no_layer_is_told_as_such(layer: TemplateLayer, words: str) -> N
 def test_a_hook_that_returns_no_list_is_told_as_such(root: Path, result: object) -> None:
     """One layer by itself is what one forgets to put into a list."""
     with pytest.raises(TemplateFailed, match=f"{type(result).__name__}, can't be used") as caught:
-        make(Settings(), root, Present(str(root)), None, [[Search()], result])
+        make(Settings(), root, FileState(str(root)), None, [[Search()], result])
 
     assert "the hook is to return a list of layers" in str(caught.value)

@@ -107,7 +107,7 @@ def test_a_run_that_uses_no_fixture_of_ours_imports_no_driver(run: dict[str, Any
 
 def test_a_run_that_uses_no_fixture_of_ours_loads_no_room_below(run: dict[str, Any]) -> None:
     """Of our own modules only those are loaded that declare and decide."""
-    rooms = {"workbench", "background", "hints", "runtime", "postgres", "redis", "cli"}
+    rooms = {"environment", "background", "servers", "postgres", "redis", "cli"}
 
     loaded = {name.split(".")[1] for name in run["modules"] if name.startswith("pytest_warmstack.")}
     assert loaded & rooms == set()

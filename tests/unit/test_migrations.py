@@ -7,10 +7,10 @@ from typing import Any
 
 import pytest
 
-from pytest_warmstack.errors import TemplateFailed
-from pytest_warmstack.postgres.builder import Builder
-from pytest_warmstack.postgres.configurations import Configurations
-from pytest_warmstack.postgres.migrations import Migrations
+from pytest_warmstack.postgres.template.builder import Builder
+from pytest_warmstack.postgres.template.configurations import Configurations
+from pytest_warmstack.postgres.template.errors import TemplateFailed
+from pytest_warmstack.postgres.template.migrations import Migrations
 from pytest_warmstack.settings import Settings
 
 INI = "[alembic]\nscript_location = migrations\n"
@@ -157,9 +157,9 @@ def test_what_the_settings_say_comes_along(root: Path) -> None:
 
 def test_a_new_revision_needs_no_look_of_the_layers_own(root: Path) -> None:
     """That a template has all revisions is told by the digests of their folders."""
-    from pytest_warmstack.postgres.record import Portion
+    from pytest_warmstack.postgres.template.record import LayerRecord
 
-    assert find(root).covers(Portion("alembic", "k"))
+    assert find(root).covers(LayerRecord("alembic", "k"))
 
 
 # What changes the key

@@ -9,9 +9,9 @@ from types import SimpleNamespace
 
 import pytest
 
-from pytest_warmstack.errors import RuntimeUnavailable
-from pytest_warmstack.runtime import places
-from pytest_warmstack.runtime.base import Need
+from pytest_warmstack.servers import places
+from pytest_warmstack.servers.errors import RuntimeUnavailable
+from pytest_warmstack.servers.model import Need
 
 MB = 1024 * 1024
 NEED = Need(least=100 * MB, wanted=500 * MB, files=1000)

@@ -10,7 +10,7 @@ from dataclasses import replace
 
 import pytest
 
-from pytest_warmstack.processes import Process
+from pytest_warmstack.servers.processes import Process
 
 
 @pytest.fixture

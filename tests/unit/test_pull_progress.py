@@ -6,8 +6,8 @@ from typing import Any
 
 import pytest
 
-from pytest_warmstack.errors import RuntimeUnavailable
-from pytest_warmstack.runtime.docker.progress import EVERY, Progress
+from pytest_warmstack.servers.docker.progress import EVERY, Progress
+from pytest_warmstack.servers.errors import RuntimeUnavailable
 
 
 def line(layer: str, status: str, here: int = 0, size: int = 0) -> dict[str, Any]:

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from pytest_warmstack import fixtures, options
-from pytest_warmstack.postgres.child import arguments
+from pytest_warmstack.postgres.template.child import arguments
 
 README = Path(__file__, "../../../README.md").resolve()
 

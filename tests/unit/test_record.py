@@ -8,11 +8,11 @@ from typing import Any
 import pytest
 
 from pytest_warmstack.postgres import sql
-from pytest_warmstack.postgres.record import (
+from pytest_warmstack.postgres.template.record import (
     ALEMBIC,
     BASE,
-    Link,
-    Portion,
+    BuildStep,
+    LayerRecord,
     Record,
     carried,
     extended,
@@ -23,26 +23,26 @@ from pytest_warmstack.postgres.record import (
 HELPER = ("file:shop/migrations/helpers.py", "d" * 16)
 
 
-def revision(number: int, **more: str) -> Link:
+def revision(number: int, **more: str) -> BuildStep:
     """Return the link of a revision, which needs *more* besides its own file."""
     source = f"file:shop/migrations/versions/{number:04}_t.py"
-    return Link(f"{number:04}", source, {source: f"{number:016}", **more})
+    return BuildStep(f"{number:04}", source, {source: f"{number:016}", **more})
 
 
-def revisions(count: int, first: int = 1, **fields: Any) -> Portion:
+def revisions(count: int, first: int = 1, **fields: Any) -> LayerRecord:
     """Return what the layer of Alembic has."""
     links = tuple(revision(number) for number in range(first, first + count))
-    return Portion(ALEMBIC, "k", links=links)._replace(**fields)
+    return LayerRecord(ALEMBIC, "k", links=links)._replace(**fields)
 
 
-def seed(*names: str) -> Portion:
+def seed(*names: str) -> LayerRecord:
     """Return what the layer of the seed has."""
-    return Portion("seed", "s", links=tuple(Link(name, "", {}) for name in names))
+    return LayerRecord("seed", "s", links=tuple(BuildStep(name, "", {}) for name in names))
 
 
-def record(*portions: Portion) -> Record:
+def record(*portions: LayerRecord) -> Record:
     """Return the record of a template of *portions*, above what everything stands on."""
-    return Record(1.5, "run", (Portion(BASE, "b", needs={"glob:data": "1"}), *portions))
+    return Record(1.5, "run", (LayerRecord(BASE, "b", needs={"glob:data": "1"}), *portions))
 
 
 # Written and read
@@ -52,9 +52,11 @@ WHOLE = Record(
     built=1763866800.123456,
     run="0123456789",
     portions=(
-        Portion(BASE, "0" * 16, needs={"glob:data/**": "1" * 16, "glob:absent": ""}),
-        Portion("schema", "1" * 16, links=(Link("a.sql", "file:a.sql", {"file:a.sql": "2"}),)),
-        Portion(
+        LayerRecord(BASE, "0" * 16, needs={"glob:data/**": "1" * 16, "glob:absent": ""}),
+        LayerRecord(
+            "schema", "1" * 16, links=(BuildStep("a.sql", "file:a.sql", {"file:a.sql": "2"}),)
+        ),
+        LayerRecord(
             ALEMBIC,
             "2" * 16,
             needs={"package:alembic": "1.16.0", "ini:alembic.ini": "3/4"},
@@ -64,13 +66,13 @@ WHOLE = Record(
                 revision(2, **{HELPER[0]: HELPER[1], "file:größe.csv": "6"})._replace(
                     after=("0001",)
                 ),
-                Link("shop.db:upgrade", "", {"file:shop/db.py": "7"}),
+                BuildStep("shop.db:upgrade", "", {"file:shop/db.py": "7"}),
             ),
             remark=" (1 revision file that Alembic does not see)",
             whole=False,
         ),
-        Portion("search index", "3" * 16, links=(Link("", "", {}),)),
-        Portion("seed", "4" * 16),
+        LayerRecord("search index", "3" * 16, links=(BuildStep("", "", {}),)),
+        LayerRecord("seed", "4" * 16),
     ),
 )
 """A record with something in each of its places."""
@@ -90,7 +92,7 @@ def test_a_record_is_read_as_it_was_written() -> None:
 
 def test_what_many_links_share_stands_in_the_text_once() -> None:
     """A helper that a thousand revisions import makes the comment no thousand times longer."""
-    many = Portion(
+    many = LayerRecord(
         ALEMBIC,
         "k",
         needs=dict([HELPER]),
@@ -106,7 +108,7 @@ def test_what_many_links_share_stands_in_the_text_once() -> None:
 
 def test_one_file_with_two_digests_stays_two() -> None:
     """A file that changed between two parts of a build is told for each as that one read it."""
-    both = Portion(
+    both = LayerRecord(
         ALEMBIC,
         "k",
         links=(revision(1, **{HELPER[0]: "before"}), revision(2, **{HELPER[0]: "after"})),
@@ -174,14 +176,14 @@ def test_a_comment_that_was_cut_is_read_as_none(end: int) -> None:
         (seed("demo.sql"), "seed demo.sql"),
         (seed("a.sql", "shop.demo:orders"), "2 seed scripts"),
         (
-            Portion(ALEMBIC, "k", links=(Link("shop.db:upgrade", "", {}),), remark=" (x)"),
+            LayerRecord(ALEMBIC, "k", links=(BuildStep("shop.db:upgrade", "", {}),), remark=" (x)"),
             "the migrations of shop.db:upgrade (x)",
         ),
-        (Portion("schema", "k", links=(Link("a.sql", "file:a.sql", {}),)), "schema a.sql"),
-        (Portion("search index", "k", links=(Link("", "", {}),)), "search index"),
+        (LayerRecord("schema", "k", links=(BuildStep("a.sql", "file:a.sql", {}),)), "schema a.sql"),
+        (LayerRecord("search index", "k", links=(BuildStep("", "", {}),)), "search index"),
     ],
 )
-def test_a_portion_tells_what_it_holds(portion: Portion, words: str) -> None:
+def test_a_portion_tells_what_it_holds(portion: LayerRecord, words: str) -> None:
     """Revisions are counted, a script is named, and somebody else's layer has its name."""
     assert portion.describe() == words
 
@@ -195,7 +197,7 @@ def test_a_record_tells_what_its_layers_hold() -> None:
 
 def test_a_warning_is_told_once_at_its_end() -> None:
     """One about what everything stands on too, which has no words of its own."""
-    warned = Portion(BASE, "b", remark=" (nothing is there for sql)")
+    warned = LayerRecord(BASE, "b", remark=" (nothing is there for sql)")
     unseen = revisions(0, remark=" (1 revision file that Alembic does not see)")
 
     assert Record(1.5, "run", (warned, revisions(9), seed("a.sql"))).text == (
@@ -216,7 +218,7 @@ def test_a_warning_is_told_once_at_its_end() -> None:
 )
 def test_a_link_is_known_by_the_name_of_its_file(source: str, label: str) -> None:
     """That is what a reader sees in the folder; without a file it is the link's own name."""
-    link = Link("the name", source, {source: "1"} if source else {})
+    link = BuildStep("the name", source, {source: "1"} if source else {})
 
     assert link.label == label
 
@@ -227,8 +229,8 @@ def test_a_links_own_file_is_told_from_the_others() -> None:
 
     assert link.digest == f"{1:016}"
     assert link.others() == dict([HELPER])
-    assert Link("shop.demo:orders", "", dict([HELPER])).digest is None
-    assert Link("shop.demo:orders", "", dict([HELPER])).others() == dict([HELPER])
+    assert BuildStep("shop.demo:orders", "", dict([HELPER])).digest is None
+    assert BuildStep("shop.demo:orders", "", dict([HELPER])).others() == dict([HELPER])
 
 
 @pytest.mark.parametrize(
@@ -253,8 +255,8 @@ def test_a_links_own_file_is_told_from_the_others() -> None:
             "by seed b.sql from 14 revisions, seed a.sql",
         ),
         (
-            record(Portion("schema", "k", links=(Link("a.sql", "", {}),))),
-            record(Portion("schema", "k", links=(Link("a.sql", "", {}),)), revisions(3)),
+            record(LayerRecord("schema", "k", links=(BuildStep("a.sql", "", {}),))),
+            record(LayerRecord("schema", "k", links=(BuildStep("a.sql", "", {}),)), revisions(3)),
             "by 3 revisions from schema a.sql",
         ),
         (
@@ -284,7 +286,10 @@ def test_what_is_planned_carries_what_a_template_is_known_to_need() -> None:
     known = revisions(
         2,
         needs={"package:alembic": "1", "package:psycopg": "3"},
-        links=(revision(1, **dict([HELPER])), Link("0002", "file:old.py", {"file:old.py": "old"})),
+        links=(
+            revision(1, **dict([HELPER])),
+            BuildStep("0002", "file:old.py", {"file:old.py": "old"}),
+        ),
     )
 
     made = carried(planned, known._replace(links=known.links[::-1]))

@@ -23,7 +23,7 @@ Recorded = Callable[..., Needs]
 RECORD = """
 import importlib.util, json, pathlib, sys, types
 
-from pytest_warmstack.postgres.child.recorder import Recorder
+from pytest_warmstack.postgres.template.child.recorder import Recorder
 
 class Guard:
     def watch(self):
@@ -47,7 +47,7 @@ sys.path.append(str(root))
 sys.modules["steps"] = types.SimpleNamespace(run=run)
 recorder = Recorder(str(root), json.loads(sys.argv[1]), Guard())
 recorder.env = str(root / "env.py")
-recorder.stand()
+recorder.install()
 recorder.take_sources([str(path) for path in paths])
 loaded = {path: load(path) for path in paths}
 load(root / "env.py")

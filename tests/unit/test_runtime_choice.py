@@ -8,11 +8,11 @@ from typing import Any, Final
 
 import pytest
 
-from pytest_warmstack import runtime as runtimes
-from pytest_warmstack.errors import RuntimeUnavailable
-from pytest_warmstack.identity import Service
+from pytest_warmstack import servers as runtimes
 from pytest_warmstack.redis import server as redis
-from pytest_warmstack.runtime.base import ServerSpec
+from pytest_warmstack.servers.errors import RuntimeUnavailable
+from pytest_warmstack.servers.identity import Service
+from pytest_warmstack.servers.model import ServerSpec
 from pytest_warmstack.settings import RuntimeName, environment, resolve
 
 NO_ENGINE: Final = RuntimeUnavailable.no_docker(
@@ -47,7 +47,7 @@ def chosen(
         RuntimeName.DOCKER: Runtime("docker", refusal),
         RuntimeName.EMBEDDED: Runtime("embedded"),
     }
-    monkeypatch.setattr(runtimes, "make", lambda name, household: made[name])
+    monkeypatch.setattr(runtimes, "make", lambda name, run_context: made[name])
     specs = [
         replace(
             redis.spec(resolve(environment({"WARMSTACK_REDIS_IMAGE": image}))),
@@ -55,8 +55,8 @@ def chosen(
         )
         for image in images
     ]
-    household: Any = None
-    runtime, why = runtimes.choose(RuntimeName.AUTO, household, specs, pytest.fail)
+    run_context: Any = None
+    runtime, why = runtimes.choose(RuntimeName.AUTO, run_context, specs, pytest.fail)
     return runtime.name, why
 
 
@@ -123,10 +123,10 @@ def test_another_image_needs_the_engine(monkeypatch: pytest.MonkeyPatch, image: 
 def test_an_image_named_for_the_other_service_is_recognized(name: RuntimeName, image: str) -> None:
     """Before any engine is asked: its tag would be taken for the version of an embedded server."""
     spec = redis.spec(resolve(environment({"WARMSTACK_REDIS_IMAGE": image})))
-    household: Any = None
+    run_context: Any = None
 
     with pytest.raises(RuntimeUnavailable) as caught:
-        runtimes.choose(name, household, [spec], pytest.fail)
+        runtimes.choose(name, run_context, [spec], pytest.fail)
 
     assert caught.value.image == image
     assert caught.value.what == (

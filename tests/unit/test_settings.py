@@ -8,7 +8,6 @@ from typing import Any
 
 import pytest
 
-from pytest_warmstack.errors import SettingsError
 from pytest_warmstack.settings import (
     CHOICES,
     RESERVED,
@@ -28,6 +27,7 @@ from pytest_warmstack.settings import (
     pairs,
     resolve,
 )
+from pytest_warmstack.settings_errors import SettingsError
 
 EXAMPLES: dict[Kind, tuple[object, object]] = {
     Kind.SWITCH: ("yes", True),

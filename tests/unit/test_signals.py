@@ -11,8 +11,8 @@ from collections.abc import Iterator
 
 import pytest
 
-from pytest_warmstack import signals
-from pytest_warmstack.signals import SignalWatch, Terminated
+from pytest_warmstack.suite import signals
+from pytest_warmstack.suite.signals import SignalWatch, Terminated
 
 
 @pytest.fixture(autouse=True)

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from pytest_warmstack.runtime.docker import ssh
+from pytest_warmstack.servers.docker import ssh
 
 PROGRAM = """#!{python}
 import sys

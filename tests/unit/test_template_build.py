@@ -14,14 +14,14 @@ from dataclasses import dataclass, field
 
 import pytest
 
-from pytest_warmstack.errors import TemplateFailed
-from pytest_warmstack.identity import DatabaseName, State
 from pytest_warmstack.postgres import sql
 from pytest_warmstack.postgres.admin import Database
-from pytest_warmstack.postgres.dependencies import ABSENT, Present
-from pytest_warmstack.postgres.record import ALEMBIC, Link, Portion
-from pytest_warmstack.postgres.template import Target, Template, doomed, ensure
-from pytest_warmstack.runtime.base import Endpoint
+from pytest_warmstack.postgres.template.dependencies import ABSENT, FileState
+from pytest_warmstack.postgres.template.errors import TemplateFailed
+from pytest_warmstack.postgres.template.record import ALEMBIC, BuildStep, LayerRecord
+from pytest_warmstack.postgres.template.templates import Target, Template, doomed, ensure
+from pytest_warmstack.servers.identity import DatabaseName, State
+from pytest_warmstack.servers.model import Endpoint
 
 FOLDER = "scripts:versions"
 
@@ -164,12 +164,12 @@ class Shop:
         """Return what building anew gives."""
         return [words for layer in self.layers() for words in map(layer.words, layer.steps)]
 
-    def present(self) -> Present:
+    def file_state(self) -> FileState:
         """Return its files as they are now."""
         return Files({**self.files, FOLDER: " ".join(sorted(each.file for each in self.revisions))})
 
 
-class Files(Present):
+class Files(FileState):
     """Files that exist in a test's mind alone: keys with their contents."""
 
     def __init__(self, files: dict[str, str]) -> None:
@@ -214,7 +214,7 @@ class Steps:
         """Return what decides the layer beside files."""
         return self._key
 
-    def covers(self, portion: Portion) -> bool:
+    def covers(self, portion: LayerRecord) -> bool:
         """Tell whether the steps are the same; of revisions the folder tells that."""
         names = [link.name for link in portion.links]
         return self.name == ALEMBIC or names == [each.name for each in self.steps]
@@ -225,14 +225,14 @@ class Steps:
     def discard(self) -> None:
         """Do nothing."""
 
-    def plan(self, _target: Target) -> Portion:
+    def plan(self, _target: Target) -> LayerRecord:
         """Return a link for each step, with what is known before it ran."""
-        present = self._shop.present()
-        folders = {FOLDER: present.digest(FOLDER)} if self.name == ALEMBIC else {}
+        file_state = self._shop.file_state()
+        folders = {FOLDER: file_state.digest(FOLDER)} if self.name == ALEMBIC else {}
         links = tuple(self._link(each, (each.file, *each.imports)) for each in self.steps)
-        return Portion(self.name, self._key, folders=folders, links=links)
+        return LayerRecord(self.name, self._key, folders=folders, links=links)
 
-    def apply(self, target: Target, portion: Portion) -> Portion:
+    def apply(self, target: Target, portion: LayerRecord) -> LayerRecord:
         """Apply steps; return them with all that they needed."""
         assert self._server is not None
         by_name = {each.name: each for each in self.steps}
@@ -248,9 +248,9 @@ class Steps:
             links.append(self._link(step, (step.file, *step.imports, *step.reads)))
         return portion._replace(links=tuple(links))
 
-    def _link(self, step: Step, keys: Sequence[str]) -> Link:
-        present = self._shop.present()
-        return Link(step.name, step.file, {key: present.digest(key) for key in keys})
+    def _link(self, step: Step, keys: Sequence[str]) -> BuildStep:
+        file_state = self._shop.file_state()
+        return BuildStep(step.name, step.file, {key: file_state.digest(key) for key in keys})
 
 
 def run(
@@ -272,7 +272,7 @@ def run(
     made = ensure(
         server,  # type: ignore[arg-type]
         [each.on(server) for each in shop.layers()],
-        present=shop.present(),
+        file_state=shop.file_state(),
         depends=depends,
         keep=keep,
         rebuild=rebuild,
@@ -422,7 +422,7 @@ def test_a_renamed_file_is_found_and_written_down() -> None:
     made = ensure(
         server,  # type: ignore[arg-type]
         layers,
-        present=shop.present(),
+        file_state=shop.file_state(),
         timeout=1,
         say=lambda line: None,
     )
@@ -489,7 +489,7 @@ def test_a_project_without_layers_has_an_empty_database(depends: list[str]) -> N
         made = ensure(
             server,  # type: ignore[arg-type]
             [],
-            present=Files({"glob:sql": "1"}),
+            file_state=Files({"glob:sql": "1"}),
             depends=depends,
             timeout=1,
             say=lambda line: None,
@@ -544,7 +544,7 @@ def test_a_build_that_fails_leaves_only_what_is_whole() -> None:
         ensure(
             server,  # type: ignore[arg-type]
             layers,
-            present=shop.present(),
+            file_state=shop.file_state(),
             timeout=1,
             say=lambda line: None,
         )

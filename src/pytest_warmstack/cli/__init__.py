@@ -12,8 +12,9 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Final, NoReturn
 
-from pytest_warmstack.errors import CommandFailed, NoProject, WarmstackError, did_you_mean
-from pytest_warmstack.identity import NAMESPACE
+from pytest_warmstack.cli.errors import CommandFailed, NoProject
+from pytest_warmstack.errors import WarmstackError, did_you_mean
+from pytest_warmstack.servers.identity import NAMESPACE
 from pytest_warmstack.settings import age
 
 _AGE: Final = "AGE"

@@ -10,15 +10,16 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from pytest_warmstack import specs, upkeep
+from pytest_warmstack import cleanup, server_specs
 from pytest_warmstack.background import BackgroundLoop
 from pytest_warmstack.cli import words
+from pytest_warmstack.cli.errors import CommandFailed, NoProject
 from pytest_warmstack.cli.project import Place, here, known
-from pytest_warmstack.errors import CommandFailed, NoProject, WarmstackError
-from pytest_warmstack.identity import Label, Project, Service, State
-from pytest_warmstack.processes import Process
-from pytest_warmstack.runtime.base import Found, OwnRuntime
-from pytest_warmstack.runtime.external import External
+from pytest_warmstack.errors import WarmstackError
+from pytest_warmstack.servers.external import External
+from pytest_warmstack.servers.identity import Label, Project, Service, State
+from pytest_warmstack.servers.model import OwnRuntime, ServerInfo
+from pytest_warmstack.servers.processes import Process
 
 
 @dataclass
@@ -56,7 +57,7 @@ def clean(options: argparse.Namespace) -> int:
     tally = _Tally(options.dry_run)
     background = BackgroundLoop()
     try:
-        for runtime, listed in upkeep.reachable(
+        for runtime, listed in cleanup.reachable(
             lambda name, refusal: print(f"not looked at: {name} ({refusal.why})", file=sys.stderr)
         ):
             _clean_own(runtime, listed, options, place.project, tally, background)
@@ -81,7 +82,7 @@ def _place(options: argparse.Namespace) -> Place:
         return known(here(options.project))
     except CommandFailed:
         path = os.path.realpath(options.project)
-        for _, listed in upkeep.reachable(lambda _name, _refusal: None):
+        for _, listed in cleanup.reachable(lambda _name, _refusal: None):
             if any(found.path == path for found in listed):
                 from pytest_warmstack.settings import Settings
 
@@ -91,13 +92,13 @@ def _place(options: argparse.Namespace) -> Place:
 
 def _clean_own(
     runtime: OwnRuntime,
-    listed: Sequence[Found],
+    listed: Sequence[ServerInfo],
     options: argparse.Namespace,
     project: Project,
     tally: _Tally,
     background: BackgroundLoop,
 ) -> None:
-    for found in (*listed, *runtime.scraps()):
+    for found in (*listed, *runtime.leftovers()):
         if not _is_meant(found, options, project):
             tally.others.add(found.path)
             continue
@@ -106,23 +107,23 @@ def _clean_own(
             # One that is in use is not unused for long, and so not what was asked for.
             if not _is_old_enough(runtime, found, options.older_than, background):
                 continue
-            if not options.force and upkeep.is_live(runtime, found, background):
+            if not options.force and cleanup.is_live(runtime, found, background):
                 tally.spare(name, "a run in progress uses it")
                 continue
         tally.remove(name, _removal(runtime, found))
 
 
-def _removal(runtime: OwnRuntime, found: Found) -> Callable[[], None]:
+def _removal(runtime: OwnRuntime, found: ServerInfo) -> Callable[[], None]:
     return lambda: runtime.remove(found)
 
 
-def _is_meant(found: Found, options: argparse.Namespace, project: Project) -> bool:
+def _is_meant(found: ServerInfo, options: argparse.Namespace, project: Project) -> bool:
     if options.orphans:
         return found.orphaned or found.kind == "folder" or _has_lost_its_folder(found)
     return options.all_projects or found.path == project.path
 
 
-def _has_lost_its_folder(found: Found) -> bool:
+def _has_lost_its_folder(found: ServerInfo) -> bool:
     """Tell whether a server's project is no longer there.
 
     Of one that another machine, or another container, has made, that can't be seen from here.
@@ -132,21 +133,21 @@ def _has_lost_its_folder(found: Found) -> bool:
 
 
 def _is_old_enough(
-    runtime: OwnRuntime, found: Found, seconds: float, background: BackgroundLoop
+    runtime: OwnRuntime, found: ServerInfo, seconds: float, background: BackgroundLoop
 ) -> bool:
     if not seconds or found.orphaned:
         return True
-    return upkeep.is_idle(runtime, found, seconds, background)
+    return cleanup.is_idle(runtime, found, seconds, background)
 
 
 def _clean_external(
     place: Place, options: argparse.Namespace, tally: _Tally, background: BackgroundLoop
 ) -> None:
     """Drop the databases of ours on a PostgreSQL that somebody else runs."""
-    spec = specs.make(Service.POSTGRES, place.settings, background)
+    spec = server_specs.make(Service.POSTGRES, place.settings, background)
     if not spec.url:
         return
-    server = External(upkeep.HOUSEHOLD, lambda text: print(text, file=sys.stderr)).ensure(spec)
+    server = External(cleanup.RUN_CONTEXT, lambda text: print(text, file=sys.stderr)).ensure(spec)
     project = None if options.all_projects else place.project.slug
     try:
         for name, dropped in _dropped(server.client, background, project, options):

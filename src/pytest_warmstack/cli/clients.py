@@ -13,16 +13,17 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
-from pytest_warmstack import specs, upkeep
+from pytest_warmstack import cleanup, server_specs
 from pytest_warmstack.background import BackgroundLoop
 from pytest_warmstack.cli import words
+from pytest_warmstack.cli.errors import CommandFailed
 from pytest_warmstack.cli.project import Place, needed, owned
-from pytest_warmstack.errors import CommandFailed, WarmstackError
-from pytest_warmstack.identity import DatabaseName, Service, State
+from pytest_warmstack.errors import WarmstackError
 from pytest_warmstack.postgres import sql
 from pytest_warmstack.redis import overview as redis_overview
-from pytest_warmstack.runtime.base import MAINTENANCE, USER, Endpoint, NotOurs, NotReady
-from pytest_warmstack.runtime.external import External
+from pytest_warmstack.servers.external import External
+from pytest_warmstack.servers.identity import DatabaseName, Service, State
+from pytest_warmstack.servers.model import MAINTENANCE, USER, Endpoint, NotOurs, NotReady
 from pytest_warmstack.settings import LIBPQ, RedisPlan, Settings
 
 
@@ -95,10 +96,10 @@ def _ways(
     An installed program is taken before one that lies where the server does. A project has
     several servers where its runs name different runtimes.
     """
-    spec = specs.make(service, place.settings, background)
+    spec = server_specs.make(service, place.settings, background)
     installed = shutil.which(program)
     if spec.url:
-        client = External(upkeep.HOUSEHOLD, _say).ensure(spec).client
+        client = External(cleanup.RUN_CONTEXT, _say).ensure(spec).client
         if installed is None:
             client.close()
             raise CommandFailed.no_client(program=program, looked_at=["the PATH"])
@@ -106,7 +107,7 @@ def _ways(
         return
     refused: list[str] = []
     is_found = False
-    for runtime, listed in upkeep.reachable(
+    for runtime, listed in cleanup.reachable(
         lambda name, error: refused.append(f"{name}: {error.why}")
     ):
         for found in owned(listed, place.project):

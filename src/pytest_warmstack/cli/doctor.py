@@ -11,15 +11,17 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
-from pytest_warmstack import inventory, specs, upkeep
-from pytest_warmstack import runtime as runtimes
+from pytest_warmstack import cleanup, inventory, server_specs
+from pytest_warmstack import servers as runtimes
 from pytest_warmstack.background import BackgroundLoop
 from pytest_warmstack.cli import words
+from pytest_warmstack.cli.errors import NoProject
 from pytest_warmstack.cli.project import Place, here
-from pytest_warmstack.errors import NoProject, RuntimeUnavailable, TemplateFailed
-from pytest_warmstack.identity import NAMESPACE, Service, random_password
-from pytest_warmstack.runtime import places
-from pytest_warmstack.runtime.base import Endpoint
+from pytest_warmstack.postgres.template.errors import TemplateFailed
+from pytest_warmstack.servers import places
+from pytest_warmstack.servers.errors import RuntimeUnavailable
+from pytest_warmstack.servers.identity import NAMESPACE, Service, random_password
+from pytest_warmstack.servers.model import Endpoint
 from pytest_warmstack.settings import (
     CHOICES,
     NEVER,
@@ -31,7 +33,7 @@ from pytest_warmstack.settings import (
 )
 
 if TYPE_CHECKING:
-    from pytest_warmstack.postgres.configurations import Configuration
+    from pytest_warmstack.postgres.template.configurations import Configuration
 
 _PACKAGES: Final = (
     *("pytest", "pytest-asyncio", "pytest-xdist", "anyio", "sqlalchemy", "alembic", "asyncpg"),
@@ -88,7 +90,7 @@ def verdict(settings: Settings, ways: dict[RuntimeName, bool]) -> tuple[str, int
     if all(urls.values()):
         return "a run would use the servers that somebody else runs", 0
     name = settings.runtime
-    own = [each for each in upkeep.OWN if name in {RuntimeName.AUTO, each}]
+    own = [each for each in cleanup.OWN if name in {RuntimeName.AUTO, each}]
     for each in own:
         if ways[each]:
             return f"a run would use {each}", 0
@@ -146,7 +148,7 @@ def _settings(place: Place) -> Iterator[Check]:
 
 def _alembic(place: Place) -> Iterator[Check]:
     """Yield which configurations the tests have, and whether their revisions can be read."""
-    from pytest_warmstack.postgres.configurations import Configurations
+    from pytest_warmstack.postgres.template.configurations import Configurations
 
     settings, root = place.settings, Path(place.project.path)
     try:
@@ -168,9 +170,9 @@ def _alembic(place: Place) -> Iterator[Check]:
 
 def _revisions(settings: Settings, root: Path, configuration: Configuration) -> Iterator[Check]:
     """Yield how many revisions *configuration* has, and their heads."""
-    from pytest_warmstack.postgres.builder import Builder
-    from pytest_warmstack.postgres.migrations import Migrations
-    from pytest_warmstack.postgres.template import Target
+    from pytest_warmstack.postgres.template.builder import Builder
+    from pytest_warmstack.postgres.template.migrations import Migrations
+    from pytest_warmstack.postgres.template.templates import Target
 
     builder = Builder(
         root=root,
@@ -217,7 +219,7 @@ def _external(settings: Settings) -> Iterator[Check]:
 def _docker(settings: Settings) -> Iterator[Check]:
     """Yield whether the engine answers, what it is, and whether it has the images."""
     try:
-        runtime: Any = runtimes.make(RuntimeName.DOCKER, upkeep.HOUSEHOLD)
+        runtime: Any = runtimes.make(RuntimeName.DOCKER, cleanup.RUN_CONTEXT)
     except RuntimeUnavailable as refusal:
         yield Check(BAD, "engine", _told(refusal))
         return
@@ -225,7 +227,7 @@ def _docker(settings: Settings) -> Iterator[Check]:
         for name, found in runtime.facts():
             yield Check(GOOD, name, found)
         for service in Service:
-            spec = specs.make(service, settings)
+            spec = server_specs.make(service, settings)
             if runtime.has(spec):
                 yield Check(GOOD, "image", f"{spec.image}: in the engine")
             elif refused := runtime.offer(spec):
@@ -241,7 +243,7 @@ def _docker(settings: Settings) -> Iterator[Check]:
 def _embedded(settings: Settings) -> Iterator[Check]:
     """Yield where binaries were looked for, and whether those that were found will do."""
     for service in Service:
-        spec = specs.make(service, settings)
+        spec = server_specs.make(service, settings)
         native = spec.native("")
         found = False
         for where, verdict_, fits in native.places():

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import argparse
 
-from pytest_warmstack import upkeep
+from pytest_warmstack import cleanup
 from pytest_warmstack.cli import words
+from pytest_warmstack.cli.errors import CommandFailed
 from pytest_warmstack.cli.project import needed, owned
-from pytest_warmstack.errors import CommandFailed
 
 
 def logs(options: argparse.Namespace) -> int:
@@ -15,7 +15,7 @@ def logs(options: argparse.Namespace) -> int:
     project = needed(options.project).project
     refused: list[str] = []
     told = 0
-    for runtime, listed in upkeep.reachable(
+    for runtime, listed in cleanup.reachable(
         lambda name, error: refused.append(f"{name}: {error.why}")
     ):
         for found in owned(listed, project):

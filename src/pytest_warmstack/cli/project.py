@@ -17,9 +17,10 @@ from typing import Final
 import pytest
 
 from pytest_warmstack import options
-from pytest_warmstack.errors import CommandFailed, NoProject, WarmstackError
-from pytest_warmstack.identity import Project
-from pytest_warmstack.runtime.base import Found
+from pytest_warmstack.cli.errors import CommandFailed, NoProject
+from pytest_warmstack.errors import WarmstackError
+from pytest_warmstack.servers.identity import Project
+from pytest_warmstack.servers.model import ServerInfo
 from pytest_warmstack.settings import Settings
 
 _ALONE: Final = (
@@ -145,7 +146,7 @@ def needed(folder: Path) -> Place:
     return known(place)
 
 
-def owned(listed: Sequence[Found], project: Project) -> list[Found]:
+def owned(listed: Sequence[ServerInfo], project: Project) -> list[ServerInfo]:
     """Return those of *listed* that belong to *project*, a kept one before others."""
     own = [found for found in listed if found.path == project.path]
     return sorted(own, key=lambda found: (not found.running, not found.kept, -found.since))

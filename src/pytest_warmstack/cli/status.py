@@ -11,11 +11,11 @@ from typing import Any, Final
 from pytest_warmstack import inventory, originals
 from pytest_warmstack.background import BackgroundLoop
 from pytest_warmstack.cli import words
+from pytest_warmstack.cli.errors import NoProject
 from pytest_warmstack.cli.project import here, known
-from pytest_warmstack.errors import NoProject
-from pytest_warmstack.identity import Label
 from pytest_warmstack.inventory import Entry
-from pytest_warmstack.runtime.base import Found
+from pytest_warmstack.servers.identity import Label
+from pytest_warmstack.servers.model import ServerInfo
 from pytest_warmstack.settings import RuntimeName
 
 _HEAD: Final = ("SERVER", "VERSION", "RUNTIME", "STATE", "AGE", "LAST USED", "MEMORY")
@@ -52,7 +52,7 @@ def status(options: argparse.Namespace) -> int:
     return 0
 
 
-def _place(found: Found) -> str:
+def _place(found: ServerInfo) -> str:
     """Return what a server is listed under."""
     if found.runtime == RuntimeName.EXTERNAL:
         return "servers that somebody else runs"
@@ -95,7 +95,7 @@ def _row(entry: Entry) -> list[str]:
     ]
 
 
-def _state(found: Found, users: int) -> str:
+def _state(found: ServerInfo, users: int) -> str:
     life = "" if found.kept or not found.labels.get(Label.RUN) else " for one run"
     if found.orphaned:
         life = " left behind"

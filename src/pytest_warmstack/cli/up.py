@@ -12,7 +12,7 @@ import pytest
 from pytest_warmstack import plugin, report
 from pytest_warmstack.cli.project import inside, needed
 from pytest_warmstack.errors import WarmstackError
-from pytest_warmstack.identity import Service
+from pytest_warmstack.servers.identity import Service
 
 _OFF: Final = {"numprocesses": "-n0", "no_cov": "--no-cov"}
 """The options that switch pytest-xdist and pytest-cov off, by the names that pytest has for them.
@@ -48,18 +48,18 @@ class _Up:
     def pytest_runtestloop(self, session: pytest.Session) -> bool:
         """Make everything ready, and tell of each thing as it is."""
         config = session.config
-        workbench = plugin.set_up(config, say=_say)
+        environment = plugin.set_up(config, say=_say)
         settings = config.stash[plugin.SETTINGS]
         try:
-            folders = workbench.folders()
-            workbench.start(set(Service), dict.fromkeys(folders, settings.clones_ahead))
+            folders = environment.folders()
+            environment.start(set(Service), dict.fromkeys(folders, settings.clones_ahead))
         except WarmstackError as trouble:
             print(f"warmstack: {trouble}", file=sys.stderr)
             return True
-        steps, file = workbench.ledger.steps, settings.file
+        steps, file = environment.ledger.steps, settings.file
         for line in report.header(steps, reuse=True, reuse_source="warmstack up", file=file):
             _say(line)
-        errors = workbench.errors()
+        errors = environment.errors()
         for error in errors:
             print(f"warmstack: {error}", file=sys.stderr)
         self.status = 1 if errors else 0

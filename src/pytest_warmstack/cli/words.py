@@ -5,18 +5,18 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from pytest_warmstack import originals
-from pytest_warmstack.identity import Service
-from pytest_warmstack.runtime.base import Found
+from pytest_warmstack.servers.identity import Service
+from pytest_warmstack.servers.model import ServerInfo
 
 _TITLES = {Service.POSTGRES: "PostgreSQL", Service.REDIS: "Redis"}
 
 
-def title(found: Found) -> str:
+def title(found: ServerInfo) -> str:
     """Return what a reader calls the service of a server."""
     return _TITLES.get(Service(found.service), found.service) if found.service else found.kind
 
 
-def name(found: Found) -> str:
+def name(found: ServerInfo) -> str:
     """Return a server's name, for a line that tells what was done with it."""
     return f"{found.service or found.kind} {found.name} ({found.runtime})"
 

@@ -12,15 +12,7 @@ from typing import Any, Final, NamedTuple, ParamSpec, Self, TypeVar
 
 from pytest_warmstack import originals
 from pytest_warmstack.background import BackgroundLoop
-from pytest_warmstack.errors import (
-    CloneFailed,
-    ConnectionLost,
-    ServerFailed,
-    StatementRefused,
-    TemplateFailed,
-)
-from pytest_warmstack.identity import DatabaseName, State
-from pytest_warmstack.postgres import foreign, sql
+from pytest_warmstack.postgres import external, sql
 from pytest_warmstack.postgres.connections import (
     APPLICATION,
     TITLE,
@@ -30,8 +22,12 @@ from pytest_warmstack.postgres.connections import (
     connect_patiently,
     rejection,
 )
+from pytest_warmstack.postgres.errors import CloneFailed, StatementRefused
 from pytest_warmstack.postgres.sql import literal, quote
-from pytest_warmstack.runtime.base import (
+from pytest_warmstack.postgres.template.errors import TemplateFailed
+from pytest_warmstack.servers.errors import ConnectionLost, ServerFailed
+from pytest_warmstack.servers.identity import DatabaseName, State
+from pytest_warmstack.servers.model import (
     USER,
     Endpoint,
     NotOurs,
@@ -127,7 +123,7 @@ class Admin:
             connection = await connect_patiently(endpoint, seconds)
             _see_that_it_is_new_enough(connection)
             if not fingerprint:
-                known = await foreign.greet(endpoint, connection, seconds)
+                known = await external.greet(endpoint, connection, seconds)
                 return cls(
                     known.endpoint,
                     background,

@@ -9,8 +9,10 @@ from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any, Final, NamedTuple, Protocol
 
-from pytest_warmstack.errors import CloneFailed, ConnectionLost, ServerFailed, WarmstackError
-from pytest_warmstack.identity import DatabaseName
+from pytest_warmstack.errors import WarmstackError
+from pytest_warmstack.postgres.errors import CloneFailed
+from pytest_warmstack.servers.errors import ConnectionLost, ServerFailed
+from pytest_warmstack.servers.identity import DatabaseName
 
 DROPPING: Final = 8
 """How many clones of tests that are done may wait to be dropped; more, and the tests wait."""
@@ -66,7 +68,7 @@ class Shared:
     trouble: str = ""
 
 
-class Maker(Protocol):
+class CloneBackend(Protocol):
     """What makes and drops databases, in the background; this room knows no SQL."""
 
     def prepare(self) -> Future[Clone]:
@@ -98,7 +100,7 @@ class Clones:
 
     def __init__(
         self,
-        maker: Maker,
+        maker: CloneBackend,
         *,
         ahead: int,
         expected: int,

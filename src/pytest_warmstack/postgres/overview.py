@@ -9,11 +9,11 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any, Final
 
-from pytest_warmstack.identity import DatabaseName, State
 from pytest_warmstack.postgres import sql
 from pytest_warmstack.postgres.admin import Admin
 from pytest_warmstack.postgres.connections import APPLICATION
-from pytest_warmstack.postgres.record import Record
+from pytest_warmstack.postgres.template.record import Record
+from pytest_warmstack.servers.identity import DatabaseName, State
 
 _WORDS: Final = {
     State.READY: "ready",

@@ -6,10 +6,10 @@ from collections.abc import Mapping
 from typing import Final
 
 from pytest_warmstack.background import BackgroundLoop
-from pytest_warmstack.identity import Service
 from pytest_warmstack.postgres.admin import Admin, initdb_arguments
 from pytest_warmstack.postgres.connections import TITLE
-from pytest_warmstack.runtime.base import USER, Container, Native, ServerSpec, major_of
+from pytest_warmstack.servers.identity import Service
+from pytest_warmstack.servers.model import USER, Container, Native, ServerSpec, major_of
 from pytest_warmstack.settings import INITDB_ARGS, Settings, pairs
 
 OPTIONS: Final[Mapping[str, str]] = {

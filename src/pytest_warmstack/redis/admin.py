@@ -22,8 +22,9 @@ from redis.exceptions import (
 from redis.retry import Retry
 
 from pytest_warmstack import originals
-from pytest_warmstack.errors import CommandRefused, ServerFailed
-from pytest_warmstack.runtime.base import (
+from pytest_warmstack.redis.errors import CommandRefused
+from pytest_warmstack.servers.errors import ServerFailed
+from pytest_warmstack.servers.model import (
     LOOKER,
     Endpoint,
     NotOurs,

@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 from typing import Final, TypeVar
 
 from pytest_warmstack import originals
-from pytest_warmstack.errors import CommandRefused, LeaseFailed, ServerFailed, WarmstackError
+from pytest_warmstack.errors import WarmstackError
 from pytest_warmstack.redis import server_state
 from pytest_warmstack.redis.admin import (
     ANSWER,
@@ -28,8 +28,10 @@ from pytest_warmstack.redis.admin import (
     Client,
     is_forbidden,
 )
+from pytest_warmstack.redis.errors import CommandRefused, LeaseFailed
 from pytest_warmstack.redis.server_state import Counts, Look, ServerState, Untouched
-from pytest_warmstack.runtime.base import NotOurs, NotReady, Server, redis_url
+from pytest_warmstack.servers.errors import ServerFailed
+from pytest_warmstack.servers.model import NotOurs, NotReady, Server, redis_url
 
 T = TypeVar("T")
 

@@ -10,10 +10,10 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Final, NamedTuple
 
-from pytest_warmstack.errors import RuntimeUnavailable
-from pytest_warmstack.identity import Service
 from pytest_warmstack.redis.admin import TITLE, USER, Admin
-from pytest_warmstack.runtime.base import Command, Container, Need, ServerSpec, major_of
+from pytest_warmstack.servers.errors import RuntimeUnavailable
+from pytest_warmstack.servers.identity import Service
+from pytest_warmstack.servers.model import Command, Container, Need, ServerSpec, major_of
 from pytest_warmstack.settings import Settings
 
 OPTIONS: Final[Mapping[str, str]] = {

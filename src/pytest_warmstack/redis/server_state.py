@@ -14,8 +14,8 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Final, NamedTuple
 
 from pytest_warmstack import originals
-from pytest_warmstack.errors import CommandRefused
 from pytest_warmstack.redis.admin import BUSY, NAME, SECRETS, Admin, Client
+from pytest_warmstack.redis.errors import CommandRefused
 
 STORED: Final = f"{NAME}:state"
 """The key with the server's pristine state."""
@@ -35,7 +35,7 @@ KINDS: Final[Mapping[str, Sequence[str]]] = {
 KEEPING: Final = (*KINDS["scripts"], "eval", "eval_ro")
 """The commands after which a script is there to be called by its digest."""
 
-GRACE: Final = 0.2
+LEAK_GRACE: Final = 0.2
 """Seconds that a client which a test has closed may take to be gone."""
 
 STUBBORN: Final = 5.0
@@ -273,7 +273,7 @@ def end_strays(
     Those that a test has closed may take a moment to be gone.
     """
     strays = {each.id for each in clients if _is_stray(each, is_ours)}
-    deadline = originals.monotonic() + GRACE
+    deadline = originals.monotonic() + LEAK_GRACE
     while strays and originals.monotonic() < deadline:
         originals.sleep(0.005)
         strays &= {each.id for each in admin.clients() if _is_stray(each, is_ours)}
@@ -282,7 +282,7 @@ def end_strays(
         name = f" {each.name!r}" if each.name else ""
         what = "was subscribed" if "P" in each.flags else f"was in {each.command.upper()}"
         tell(f"it left a Redis client{name} that {what}")
-    while living and originals.monotonic() < deadline + GRACE:
+    while living and originals.monotonic() < deadline + LEAK_GRACE:
         # One that is refused has gone by itself.
         admin.attempt(*(("CLIENT", "KILL", "ID", each.id) for each in living))
         # One that connects again at once is met here; one that takes its time, a test later.

@@ -1,0 +1,51 @@
+"""Have a Redis in Docker, as a run would. For places where the tests themselves can't be.
+
+Takes the image's name and a folder, which stands for the project. Prints how the server is
+reached, and removes it when its input ends.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from typing import Any
+
+from pytest_warmstack.redis import server as redis
+from pytest_warmstack.servers.docker import Docker
+from pytest_warmstack.servers.identity import Label, Project
+from pytest_warmstack.servers.model import RunContext
+from pytest_warmstack.servers.processes import Process
+from pytest_warmstack.settings import Settings
+
+
+def main(image: str, folder: str) -> None:
+    """Do it, twice, as two runs would."""
+    run_context = RunContext(
+        project=Project(path=folder),
+        run=os.urandom(5).hex(),
+        owner=Process.current(),
+        keep=True,
+        start_timeout=60,
+    )
+    spec = redis.spec(Settings(redis_image=image))
+    runtime = Docker(run_context)
+    told: dict[str, Any] = {"origins": []}
+    try:
+        for _ in range(2):
+            server = runtime.ensure(spec)
+            told["origins"].append(server.origin)
+            told["version"] = server.client.version
+            server.client.close()
+        told["host"], told["port"] = server.endpoint.host, server.endpoint.port
+        print(json.dumps(told), flush=True)
+        sys.stdin.read()
+    finally:
+        for found in runtime.list():
+            if found.labels[Label.PATH] == folder:
+                runtime.remove(found)
+        runtime.close()
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])

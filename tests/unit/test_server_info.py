@@ -1,0 +1,72 @@
+"""What the labels of a server tell, also where somebody else has written them."""
+
+from __future__ import annotations
+
+from itertools import pairwise
+
+import pytest
+
+from pytest_warmstack.cli import status, words
+from pytest_warmstack.inventory import Entry
+from pytest_warmstack.servers.identity import Label
+from pytest_warmstack.servers.model import ServerInfo
+
+
+def found(**labels: str) -> ServerInfo:
+    """Return a server with labels."""
+    return ServerInfo(
+        "docker", "1", "theirs", running=True, labels={Label[k]: v for k, v in labels.items()}
+    )
+
+
+def test_labels_of_ours_are_read() -> None:
+    """The service and the configuration, as they were written."""
+    ours = found(SERVICE="redis", CONFIG='{"image": "redis:7", "number": 2}')
+
+    assert ours.service == "redis"
+    assert ours.config == {"image": "redis:7", "number": "2"}
+    assert words.title(ours) == "Redis"
+
+
+@pytest.mark.parametrize("text", ["", "{", "7", "[1]", "null", '"text"'])
+def test_a_configuration_that_is_none_is_nothing(text: str) -> None:
+    """Anybody can give a container our labels; that stops no run and no command."""
+    assert found(CONFIG=text).config == {}
+    assert found().config == {}
+
+
+@pytest.mark.parametrize("text", ["", "mongo", "Redis", "postgres; rm"])
+def test_a_service_that_we_do_not_know_is_none(text: str) -> None:
+    """It is shown as what it is, a server, and taken for neither of ours."""
+    theirs = found(SERVICE=text)
+
+    assert theirs.service == ""
+    assert words.title(theirs) == "server"
+
+
+@pytest.mark.parametrize("text", ["", "x", "a/b/c", "host/0x7/1", "//"])
+def test_an_owner_that_is_none_has_not_ended(text: str) -> None:
+    """So nothing is removed for it."""
+    assert not found(OWNER=text, RUN="1").orphaned
+
+
+def test_a_server_is_listed_under_its_project_or_what_stands_for_one() -> None:
+    """Each heading is there once, whatever the order they were found in."""
+    external = ServerInfo(
+        "external", "", "db:5432", running=True, labels={Label.SERVICE: "postgres"}
+    )
+    servers = [
+        found(PATH="/shop", SERVICE="redis"),
+        external,
+        found(),
+        found(PATH="/shop", SERVICE="postgres"),
+    ]
+
+    lines = status.lines([Entry(found=each) for each in servers])
+
+    headings = [line for before, line in pairwise(lines) if not before]
+    assert [lines[0], *headings] == [
+        "servers that name no project",
+        "servers that somebody else runs",
+        "/shop",
+    ]
