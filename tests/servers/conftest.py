@@ -17,7 +17,7 @@ from pytest_warmstack.servers.errors import RuntimeUnavailable
 from pytest_warmstack.servers.model import ServerSpec
 from pytest_warmstack.settings import RuntimeName, Settings
 
-pytest.register_assert_rewrite("sample")
+pytest.register_assert_rewrite("projects")
 
 from projects import Bench, Images, Library, engine, lacking  # noqa: E402 - after its asserts are rewritten
 

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from projects import _UNUSED, Library, Running, assert_nothing_left, until
+from projects import _UNUSED, Library, Running, _hear_signals, assert_nothing_left, until
 
 REUSE = "--reuse-containers"
 NUMBERS = [signal.SIGTERM, signal.SIGHUP]
@@ -428,6 +428,7 @@ def test_a_closed_terminal_leaves_nothing(embedded_project: Library, workers: li
         stdin=slave,
         stdout=slave,
         stderr=slave,
+        preexec_fn=_hear_signals,
     )
     os.close(slave)
     project.runs.append(Running(process, Path(project.folder)))
