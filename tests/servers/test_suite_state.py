@@ -308,7 +308,8 @@ def test_same_and_empty(application, redis_url, redis_session_url, number):
     assert redis_url == redis_session_url
     assert application.dbsize() == 0
     application.set("number", number)
-    if number == 1:
+    # A worker of xdist would cut the other one's connection in the middle of a command.
+    if number == 1 and "PYTEST_XDIST_WORKER" not in os.environ:
         application.client_kill_filter(skipme=False, _type="normal")
 """
 
