@@ -30,7 +30,9 @@ from pytest_warmstack.postgres.template.dependencies import (
     place,
 )
 
-_OURS = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))  # noqa: PTH100, PTH120
+_OURS = os.path.abspath(os.path.join(__file__, *[os.pardir] * 4))  # noqa: PTH100, PTH118
+"""The folder of this package, whose modules are no part of a project."""
+
 _SYSTEM = ("/dev/", "/proc/", "/sys/", "/etc/", "/usr/", "/run/", "/var/run/", "/System/")
 """Where files lie that are the machine's, and no part of a project."""
 
