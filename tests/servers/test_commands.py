@@ -328,7 +328,7 @@ def test_psql_opens_a_database_by_a_part_of_its_name(kept: Library, tmp_path: Pa
     assert "--dbname=shelf_one" in told(one)
     assert (both.ret, sealed.ret) == (1, 1)
     assert "it fits shelf_one, shelf_two" in told(both)
-    assert "to a template nobody can connect" in told(sealed)
+    assert "a template accepts no connections" in told(sealed)
 
 
 def test_psql_itself_runs_against_the_server(project: Library) -> None:

@@ -33,7 +33,7 @@ class CommandFailed(WarmstackError):
         """Tell that the folder that was named is not there, and no server knows of it."""
         return cls(
             f"There is no folder {folder}.",
-            why="no such folder, and no server of ours that belongs to it",
+            why="there is no such folder, and no warmstack server belongs to it",
             looked_at=[folder],
             todo=["name a folder of the project, or see what there is: warmstack status"],
         )
@@ -74,7 +74,7 @@ class CommandFailed(WarmstackError):
         """Tell that *wanted* stands for no database that can be opened, or for several."""
         return cls(
             f"There is not one database that can be opened and is meant by {wanted!r}.",
-            why=f"it fits {listed(matching)}; to a template nobody can connect",
+            why=f"it fits {listed(matching)}; a template accepts no connections",
             looked_at=[f"the databases of the server: {listed(names)}"],
             todo=["name one of them, or a part of its name that no other has"],
         )

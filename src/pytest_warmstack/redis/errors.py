@@ -51,7 +51,7 @@ class LeaseFailed(WarmstackError):
     def not_ours(
         cls, *, databases: int, count: int, leased: int, found: Sequence[str]
     ) -> LeaseFailed:
-        """The databases of somebody else's server that no process holds are not empty.
+        """The databases of an external server that no process holds are not empty.
 
         *found* tells what is in them.
         """
@@ -70,7 +70,7 @@ class LeaseFailed(WarmstackError):
 
     @classmethod
     def not_whole(cls) -> LeaseFailed:
-        """Each process is to have a server of its own, and the server is somebody else's."""
+        """Each process is to have a server of its own, and the server is external."""
         return cls(
             "A Redis server that somebody else runs can't be had for one process alone.",
             why="a URL was given, and warmstack_redis = per-process",

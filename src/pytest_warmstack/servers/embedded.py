@@ -155,7 +155,7 @@ class Embedded:
 
     @_explained
     def ensure(self, spec: ServerSpec[C]) -> Server[C]:
-        """Return the server of *spec* in the household's one folder for it."""
+        """Return the server of *spec* in the run's one folder for it."""
         run_context = self._run_context
         name = run_context.name(spec, self.name)
         fingerprint = spec.fingerprint(self.name)

@@ -375,7 +375,7 @@ class ServerFailed(WarmstackError):
     def unreachable(
         cls, *, title: str, place: str, variable: str, seconds: float, cause: str
     ) -> ServerFailed:
-        """Tell that nothing answers where somebody else's server was said to be."""
+        """Tell that nothing answers at the URL of an external server."""
         return cls(
             f"{title} at {place} did not answer within {seconds:g} seconds.",
             why=cause,
@@ -443,7 +443,7 @@ class ServerFailed(WarmstackError):
 
     @classmethod
     def rejected(cls, *, title: str, place: str, variable: str, cause: str) -> ServerFailed:
-        """Tell that somebody else's server does not let us in."""
+        """Tell that an external server rejects the login."""
         return cls(
             f"{title} at {place} does not let us in.",
             why=cause,

@@ -416,7 +416,7 @@ class RunContext:
     start_timeout: float
 
     def labels(self, spec: ServerSpec[Any], runtime: str) -> dict[str, str]:
-        """Return the labels of a server that is made for this household."""
+        """Return the labels of a server that is made for this run."""
         return {
             Label.PROJECT: self.project.id,
             Label.PATH: self.project.path,
@@ -430,7 +430,7 @@ class RunContext:
         }
 
     def owns(self, found: ServerInfo, spec: ServerSpec[Any]) -> bool:
-        """Tell whether *found* is this household's server for *spec*, outdated or not."""
+        """Tell whether *found* is the server of this run for *spec*, outdated or not."""
         return (
             found.labels.get(Label.PROJECT) == self.project.id
             and found.labels.get(Label.SERVICE) == spec.service
@@ -453,7 +453,7 @@ class Runtime(Protocol):
         """The word for it in the settings."""
 
     def ensure(self, spec: ServerSpec[C]) -> Server[C]:
-        """Return the household's server of this *spec*, found or made.
+        """Return the run's server of this *spec*, found or made.
 
         Raises `ServerFailed` when it does not become ready, and leaves no failed one behind.
         """

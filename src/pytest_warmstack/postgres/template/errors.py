@@ -311,12 +311,12 @@ class TemplateFailed(WarmstackError):
 
     @classmethod
     def layer_failed(cls, *, layer: str, cause: str, kind: str) -> TemplateFailed:
-        """Tell that a layer of somebody else's raised."""
+        """Tell that a custom layer raised an exception."""
         return cls(
             f"The template's layer {layer} failed.",
             why=cause,
             looked_at=[f"the layer, a {kind} that pytest_warmstack_template_layers returned"],
-            todo=["mend it and run again: what comes before it is not built anew"],
+            todo=["mend it and run again: what comes before it is not rebuilt"],
         )
 
     @classmethod

@@ -94,7 +94,7 @@ class Docker:
 
     @_explained
     def ensure(self, spec: ServerSpec[C]) -> Server[C]:
-        """Return the server of *spec* in the household's one container for it."""
+        """Return the server of *spec* in the run's one container for it."""
         run_context = self._run_context
         name = run_context.name(spec, self.name)
         labels = run_context.labels(spec, self.name)
