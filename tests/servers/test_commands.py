@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 
 from projects import PATH, WAITING, Library, engine, script, until
+from pytest_warmstack.postgres import sql
 from pytest_warmstack.settings import RuntimeName
 
 REUSE = "--reuse-containers"
@@ -649,10 +650,10 @@ def opened(result: pytest.RunResult) -> str:
 
 def saved(project: Library) -> list[tuple[str, str]]:
     """Return the saved databases, oldest first, and the tests that they are saved for."""
-    comment = "shobj_description(oid, 'pg_database')"
-    condition = "datname LIKE 'warmstack_k_%' ORDER BY oid"
-    rows = project.sql(f"SELECT datname, {comment} FROM pg_database WHERE {condition}")
-    return [(name, json.loads(comment)["test"]) for name, comment in rows]
+    rows = [row for row in project.sql(sql.NAMES) if row["datname"].startswith("warmstack_k_")]
+    # Not by their numbers in PostgreSQL: clones are made beside each other, ahead of the tests.
+    rows.sort(key=lambda row: sql.noted(row["note"])["used"])
+    return [(row["datname"], json.loads(row["comment"])["test"]) for row in rows]
 
 
 def test_psql_opens_the_newest_database_of_a_test(
