@@ -12,9 +12,8 @@ import external_servers
 from external_servers import Cluster
 from projects import Library, until
 from pytest_warmstack.background import BackgroundLoop
-from pytest_warmstack.postgres import sql
+from pytest_warmstack.postgres import DatabaseName, State, sql
 from pytest_warmstack.postgres.admin import Admin
-from pytest_warmstack.servers.identity import DatabaseName, State
 
 
 @pytest.fixture(scope="module")

@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 
 from projects import Bench, Library, keeping, script, until
+from pytest_warmstack.postgres import DatabaseName, State
 from pytest_warmstack.postgres.clone_factory import BATCH
-from pytest_warmstack.servers.identity import DatabaseName, State
 from pytest_warmstack.settings import RuntimeName
 
 REUSE = "--reuse-containers"

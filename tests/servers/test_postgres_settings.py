@@ -9,8 +9,9 @@ import pytest
 
 from projects import Bench, Library
 from pytest_warmstack.background import BackgroundLoop
+from pytest_warmstack.postgres import DatabaseName, State
 from pytest_warmstack.postgres import server as postgres
-from pytest_warmstack.servers.identity import DatabaseName, Label, State
+from pytest_warmstack.servers.identity import Label
 from pytest_warmstack.settings import RuntimeName, Settings
 
 REUSE = "--reuse-containers"

@@ -9,11 +9,11 @@ from typing import Any
 import pytest
 
 from projects import Bench, Library, keeping, until, with_command, with_options
+from pytest_warmstack.postgres import DatabaseName, State
 from pytest_warmstack.postgres.clone_factory import CloneFactory
 from pytest_warmstack.postgres.connections import connect
 from pytest_warmstack.postgres.sql import MARK
 from pytest_warmstack.servers.errors import ServerFull
-from pytest_warmstack.servers.identity import DatabaseName, State
 from pytest_warmstack.servers.model import in_use
 from pytest_warmstack.settings import RuntimeName, Settings
 

@@ -9,10 +9,10 @@ from typing import Any
 
 import pytest
 
+from pytest_warmstack.postgres import DatabaseName, State
 from pytest_warmstack.postgres.clones import DROPPING, Clone, Clones, Finding, Leak
 from pytest_warmstack.postgres.errors import CloneFailed
 from pytest_warmstack.servers.errors import ConnectionLost, ServerFailed
-from pytest_warmstack.servers.identity import DatabaseName, State
 
 TEMPLATE = DatabaseName(State.TEMPLATE, "0123456789abcdef")
 LEAK = Leak("shop", "idle in transaction", "SELECT 1")
@@ -57,7 +57,7 @@ class FakeMaker:
 
     def keep(self, clone: Clone, test: str) -> Future[Clone]:
         """Return it under another name, or an error if one is due."""
-        kept = clone._replace(name=clone.name._replace(state=State.KEPT))
+        kept = clone._replace(name=clone.name._replace(state=State.SAVED))
         return done(self.fails.pop(0) if self.fails else kept)
 
     def visits(self, clone: Clone) -> Future[int]:
@@ -503,7 +503,7 @@ def test_the_last_ones_of_failed_tests_are_kept_and_told_at_the_end(
     taken = [clones.take() for _ in range(4)]
     for number, clone in enumerate(taken):
         clones.keep(clone, f"test {number}")
-    names = [each.name._replace(state=State.KEPT) for each in taken]
+    names = [each.name._replace(state=State.SAVED) for each in taken]
     assert [each.name for each in maker.drops] == names[:2]
     assert found == []
     for drop in maker.drops.values():
@@ -523,7 +523,7 @@ def test_a_test_that_is_run_again_has_one_place(
     for test, clone in zip(["one", "two", "two", "two"], taken, strict=True):
         clones.keep(clone, test)
 
-    names = [each.name._replace(state=State.KEPT) for each in taken]
+    names = [each.name._replace(state=State.SAVED) for each in taken]
     assert [each.name for each in maker.drops] == names[1:3]
 
 

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import pytest
 
-from pytest_warmstack.postgres import sql
-from pytest_warmstack.postgres.admin import Database
+from pytest_warmstack.postgres import Database, DatabaseName, State, sql
 from pytest_warmstack.postgres.template.templates import doomed
-from pytest_warmstack.servers.identity import DatabaseName, State, fingerprint
+from pytest_warmstack.servers.identity import fingerprint
 from pytest_warmstack.settings import Settings
 
 NOW = 1e9
@@ -169,7 +168,7 @@ def test_the_current_template_stays_also_where_its_use_is_not_noted() -> None:
 
 def kept(project: str, used: float) -> Database:
     """Return a database of a failed test."""
-    name = DatabaseName.new(State.KEPT, "f" * 16)
+    name = DatabaseName.new(State.SAVED, "f" * 16)
     return Database(name, sealed=False, used=used, unused=NOW - used, project=project)
 
 

@@ -7,8 +7,7 @@ from typing import Any
 
 import pytest
 
-from pytest_warmstack.postgres import sql
-from pytest_warmstack.servers.identity import DatabaseName, State
+from pytest_warmstack.postgres import DatabaseName, State, sql
 
 TEMPLATE = DatabaseName(State.TEMPLATE, "0123456789abcdef")
 US = "postgres"

@@ -14,13 +14,11 @@ from dataclasses import dataclass, field
 
 import pytest
 
-from pytest_warmstack.postgres import sql
-from pytest_warmstack.postgres.admin import Database
+from pytest_warmstack.postgres import Database, DatabaseName, State, sql
 from pytest_warmstack.postgres.template.dependencies import ABSENT, FileState
 from pytest_warmstack.postgres.template.errors import TemplateFailed
 from pytest_warmstack.postgres.template.record import ALEMBIC, BuildStep, LayerRecord
 from pytest_warmstack.postgres.template.templates import Target, Template, doomed, ensure
-from pytest_warmstack.servers.identity import DatabaseName, State
 from pytest_warmstack.servers.model import Endpoint
 
 FOLDER = "scripts:versions"

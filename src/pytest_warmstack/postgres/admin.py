@@ -8,11 +8,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Coroutine, Sequence
 from concurrent.futures import Future
-from typing import Any, Final, NamedTuple, ParamSpec, Self, TypeVar
+from typing import Any, Final, ParamSpec, Self, TypeVar
 
 from pytest_warmstack import originals
 from pytest_warmstack.background import BackgroundLoop
-from pytest_warmstack.postgres import external, sql
+from pytest_warmstack.postgres import Database, DatabaseName, State, external, sql
 from pytest_warmstack.postgres.connections import (
     APPLICATION,
     TITLE,
@@ -26,7 +26,6 @@ from pytest_warmstack.postgres.errors import CloneFailed, StatementRefused
 from pytest_warmstack.postgres.sql import literal, quote
 from pytest_warmstack.postgres.template.errors import TemplateFailed
 from pytest_warmstack.servers.errors import ConnectionLost, ServerFailed
-from pytest_warmstack.servers.identity import DatabaseName, State
 from pytest_warmstack.servers.model import (
     USER,
     Endpoint,
@@ -53,24 +52,6 @@ def initdb_arguments(major: int | None) -> list[str]:
     long, and every connection of every test would pay for the usual 4,096 rounds.
     """
     return ["--no-sync", *(["--set", "scram_iterations=1"] if (major or 0) >= 16 else [])]
-
-
-class Database(NamedTuple):
-    """A database of ours, as the server lists it; *sealed* marks a template that is complete.
-
-    *used* tells when a template was used last, in epoch seconds, and for which *project*; *unused*
-    how many seconds ago that was, by the server's own clock; *visits* how many connections there
-    have been to the database. The *comment* is not always whole: it is
-    long.
-    """
-
-    name: DatabaseName
-    sealed: bool
-    used: float = 0.0
-    comment: str = ""
-    visits: int = 0
-    project: str = ""
-    unused: float = 0.0
 
 
 class Admin:

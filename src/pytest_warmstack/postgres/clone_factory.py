@@ -14,8 +14,8 @@ from typing import Final
 
 from pytest_warmstack import originals
 from pytest_warmstack.background import sleep
-from pytest_warmstack.postgres import sql
-from pytest_warmstack.postgres.admin import Admin, Database
+from pytest_warmstack.postgres import Database, DatabaseName, State, sql
+from pytest_warmstack.postgres.admin import Admin
 from pytest_warmstack.postgres.clones import Clone, Leak
 from pytest_warmstack.postgres.connections import (
     APPLICATION,
@@ -28,7 +28,6 @@ from pytest_warmstack.postgres.connections import (
 from pytest_warmstack.postgres.errors import CloneFailed, StatementRefused
 from pytest_warmstack.postgres.sweep import sweep, unsealed_and_dropped
 from pytest_warmstack.servers.errors import ConnectionLost, ServerFull
-from pytest_warmstack.servers.identity import DatabaseName, State
 
 LEAK_GRACE: Final = 0.5
 """Seconds that a connection may take to end after its test; one that is still there is a leak.
@@ -227,7 +226,7 @@ class CloneFactory:
 
     @persistent
     async def _keep(self, clone: Clone, test: str) -> Clone:
-        name = clone.name._replace(state=State.KEPT)
+        name = clone.name._replace(state=State.SAVED)
         note = sql.note(name, used=self._admin.now(), project=self._project)
         try:
             async with self._drop_connection.turn() as janitor:

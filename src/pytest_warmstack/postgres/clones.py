@@ -10,9 +10,9 @@ from dataclasses import dataclass
 from typing import Any, Final, NamedTuple, Protocol
 
 from pytest_warmstack.errors import WarmstackError
+from pytest_warmstack.postgres import DatabaseName
 from pytest_warmstack.postgres.errors import CloneFailed
 from pytest_warmstack.servers.errors import ConnectionLost, ServerFailed
-from pytest_warmstack.servers.identity import DatabaseName
 
 DROPPING: Final = 8
 """How many clones of tests that are done may wait to be dropped; more, and the tests wait."""

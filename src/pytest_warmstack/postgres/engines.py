@@ -31,11 +31,11 @@ from sqlalchemy.pool import ConnectionPoolEntry
 from sqlalchemy.util import LRUCache
 
 from pytest_warmstack import loops, originals
+from pytest_warmstack.postgres import DatabaseName
 from pytest_warmstack.postgres.clones import Shared
 from pytest_warmstack.postgres.connections import APPLICATION, NEUTRAL, explained
 from pytest_warmstack.postgres.errors import LoopFailed, StatementRefused
 from pytest_warmstack.servers.errors import ConnectionLost
-from pytest_warmstack.servers.identity import DatabaseName
 
 _STATEMENTS: Final = 500
 """Compiled statements that are kept, as many as an engine keeps by default."""

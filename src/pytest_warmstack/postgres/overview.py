@@ -9,17 +9,16 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any, Final
 
-from pytest_warmstack.postgres import sql
+from pytest_warmstack.postgres import DatabaseName, State, sql
 from pytest_warmstack.postgres.admin import Admin
 from pytest_warmstack.postgres.connections import APPLICATION
 from pytest_warmstack.postgres.template.record import Record
-from pytest_warmstack.servers.identity import DatabaseName, State
 
 _WORDS: Final = {
     State.READY: "ready",
     State.IN_USE: "in use",
     State.BUILDING: "being built",
-    State.KEPT: "kept",
+    State.SAVED: "kept",
 }
 
 
@@ -114,7 +113,7 @@ def overview(rows: Sequence[Any], holders: dict[int, str]) -> Overview:
         state = _WORDS[name.state]
         if not holder and name.state in {State.IN_USE, State.BUILDING}:
             state = "left behind"
-        test = sql.test_of(row["comment"]) if name.state is State.KEPT else ""
+        test = sql.test_of(row["comment"]) if name.state is State.SAVED else ""
         found.clones.append(CloneFacts(str(name), state, holder, row["bytes"] or 0, test))
     found.templates.sort(key=lambda each: each.used, reverse=True)
     return found

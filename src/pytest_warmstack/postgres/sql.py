@@ -6,7 +6,7 @@ import json
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Final
 
-from pytest_warmstack.servers.identity import DatabaseName, State
+from pytest_warmstack.postgres import DatabaseName, State
 
 MARK: Final = 0x77726D73
 """The limit of connections that every database of ours is made with: `wrms`, read as letters.

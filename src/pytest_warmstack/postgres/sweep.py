@@ -8,11 +8,10 @@ from contextlib import suppress
 from typing import Final
 
 from pytest_warmstack.background import sleep
-from pytest_warmstack.postgres import sql
-from pytest_warmstack.postgres.admin import Database, databases_of
+from pytest_warmstack.postgres import Database, DatabaseName, State, sql
+from pytest_warmstack.postgres.admin import databases_of
 from pytest_warmstack.postgres.connections import IN_USE, Connection, Maintenance, retried
 from pytest_warmstack.postgres.errors import StatementRefused
-from pytest_warmstack.servers.identity import DatabaseName, State
 
 RENEWAL: Final = 0.25
 """Seconds for which a sweep spares what nobody holds: connections can be lost and made anew."""

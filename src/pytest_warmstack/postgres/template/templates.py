@@ -14,8 +14,8 @@ from functools import cached_property
 from typing import NamedTuple, Protocol
 
 from pytest_warmstack.errors import WarmstackError
-from pytest_warmstack.postgres import sql
-from pytest_warmstack.postgres.admin import Admin, Database
+from pytest_warmstack.postgres import Database, DatabaseName, State, sql
+from pytest_warmstack.postgres.admin import Admin
 from pytest_warmstack.postgres.template.build_history import Comparison
 from pytest_warmstack.postgres.template.dependencies import FileState
 from pytest_warmstack.postgres.template.record import (
@@ -27,7 +27,7 @@ from pytest_warmstack.postgres.template.record import (
     length,
     merged,
 )
-from pytest_warmstack.servers.identity import BUILD_FORMAT, DatabaseName, State, fingerprint
+from pytest_warmstack.servers.identity import BUILD_FORMAT, fingerprint
 from pytest_warmstack.servers.model import Endpoint
 from pytest_warmstack.settings import NEVER
 
@@ -521,7 +521,7 @@ def _of_failed_tests(
     """Yield of each project the *failed* last databases of failed tests, if they are no older."""
     counts: dict[str, int] = {}
     for each in sorted(databases, key=lambda each: each.used, reverse=True):
-        if each.name.state is State.KEPT and each.unused <= idle:
+        if each.name.state is State.SAVED and each.unused <= idle:
             counts[each.project] = counts.get(each.project, 0) + 1
             if counts[each.project] <= failed:
                 yield each.name
