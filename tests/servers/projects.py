@@ -26,7 +26,7 @@ import pytest
 from docker.errors import DockerException
 
 from pytest_warmstack.postgres import DatabaseName
-from pytest_warmstack.postgres.clone_factory import CloneFactory
+from pytest_warmstack.postgres.clones import CloneFactory
 from pytest_warmstack.servers import embedded, identity
 from pytest_warmstack.servers.model import (
     USER,

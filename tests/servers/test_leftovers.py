@@ -233,7 +233,7 @@ def test_a_replication_slot_does_not_keep_a_clone(bench: Bench, runtime: str) ->
 
         reader.close()
     assert asyncio.run(query(place, "SELECT * FROM pg_replication_slots")) == []
-    assert clone.name not in {each.name for each in admin.databases()}
+    assert clone.name not in {each.name for each in admin.all()}
 
 
 @pytest.mark.parametrize("runtime", [RuntimeName.EMBEDDED], indirect=True)
@@ -241,7 +241,7 @@ def test_a_drop_that_can_not_be_done_ends_with_an_error(
     bench: Bench, runtime: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Within a bound: here somebody locks the list of databases, which stands for all the rest."""
-    monkeypatch.setattr("pytest_warmstack.postgres.clone_factory.BUSY", 0.5)
+    monkeypatch.setattr("pytest_warmstack.postgres.clones.BUSY_TIMEOUT", 0.5)
     monkeypatch.setattr("pytest_warmstack.postgres.connections.STATEMENT_TIMEOUT", 0.3)
     admin, other = (bench.ensure(bench.postgres).client for _ in range(2))
     template = DatabaseName(State.TEMPLATE, "d" * 16)
@@ -256,4 +256,4 @@ def test_a_drop_that_can_not_be_done_ends_with_an_error(
 
         other._run(other.main.execute, "ROLLBACK")
         assert clone_factory.drop(clone).result(30) == []
-    assert clone.name not in {each.name for each in admin.databases()}
+    assert clone.name not in {each.name for each in admin.all()}

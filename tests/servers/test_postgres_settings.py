@@ -164,4 +164,4 @@ def test_connections_of_ours_do_not_mind_the_users_limits(
     shown = [background.call(admin.main.fetchval, f"SHOW {name}") for name in limits]
     assert shown == ["0", "0", "off"]
     admin.create(DatabaseName.new(State.BUILDING, "0123456789abcdef")).result(60)
-    assert len(admin.databases()) == 1
+    assert len(admin.all()) == 1

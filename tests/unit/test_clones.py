@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from pytest_warmstack.postgres import DatabaseName, State
-from pytest_warmstack.postgres.clones import DROPPING, Clone, Clones, Finding, Leak
+from pytest_warmstack.postgres.clones import MAX_DROPS, Clone, Clones, Finding, Leak
 from pytest_warmstack.postgres.errors import CloneFailed
 from pytest_warmstack.servers.errors import ConnectionLost, ServerFailed
 
@@ -55,7 +55,7 @@ class FakeMaker:
         self.drops[clone] = Future()
         return self.drops[clone]
 
-    def keep(self, clone: Clone, test: str) -> Future[Clone]:
+    def save(self, clone: Clone, test: str) -> Future[Clone]:
         """Return it under another name, or an error if one is due."""
         kept = clone._replace(name=clone.name._replace(state=State.SAVED))
         return done(self.fails.pop(0) if self.fails else kept)
@@ -237,7 +237,7 @@ def test_only_so_many_clones_wait_to_be_dropped(
 ) -> None:
     """The test after them waits for the first of them, and for no other."""
     clones = make()
-    given = [clones.take() for _ in range(DROPPING)]
+    given = [clones.take() for _ in range(MAX_DROPS)]
     for clone in given:
         clones.give_back(clone, "a test")
     taken = threading.Event()
@@ -254,12 +254,12 @@ def test_drops_that_have_ended_are_not_waited_for(
     """Any number of tests can come one after the other."""
     clones = make()
 
-    for _ in range(5 * DROPPING):
+    for _ in range(5 * MAX_DROPS):
         clone = clones.take()
         clones.give_back(clone, "a test")
         maker.drops[clone].set_result([])
 
-    assert len(clones._dropping) <= 1
+    assert len(clones._drops) <= 1
 
 
 def test_a_connection_that_a_test_left_open_is_told_with_its_name(
@@ -283,7 +283,7 @@ def test_a_clone_that_could_not_be_dropped_is_told(
     clone = clones.take()
     clones.give_back(clone, "a test")
 
-    maker.drops[clone].set_exception(CloneFailed.kept(name="x", seconds=10, cause="a slot"))
+    maker.drops[clone].set_exception(CloneFailed.not_dropped(name="x", seconds=10, cause="a slot"))
 
     ((test, leak, trouble, _),) = found
     assert (test, leak) == ("a test", None)
@@ -502,7 +502,7 @@ def test_the_last_ones_of_failed_tests_are_kept_and_told_at_the_end(
     clones = make(keep=2)
     taken = [clones.take() for _ in range(4)]
     for number, clone in enumerate(taken):
-        clones.keep(clone, f"test {number}")
+        clones.save(clone, f"test {number}")
     names = [each.name._replace(state=State.SAVED) for each in taken]
     assert [each.name for each in maker.drops] == names[:2]
     assert found == []
@@ -511,7 +511,7 @@ def test_the_last_ones_of_failed_tests_are_kept_and_told_at_the_end(
 
     clones.close(timeout=5)
 
-    assert found == [Finding(f"test {n}", kept=str(names[n])) for n in (2, 3)]
+    assert found == [Finding(f"test {n}", saved=str(names[n])) for n in (2, 3)]
 
 
 def test_a_test_that_is_run_again_has_one_place(
@@ -521,7 +521,7 @@ def test_a_test_that_is_run_again_has_one_place(
     clones = make(keep=2)
     taken = [clones.take() for _ in range(4)]
     for test, clone in zip(["one", "two", "two", "two"], taken, strict=True):
-        clones.keep(clone, test)
+        clones.save(clone, test)
 
     names = [each.name._replace(state=State.SAVED) for each in taken]
     assert [each.name for each in maker.drops] == names[1:3]
@@ -533,12 +533,12 @@ def test_one_that_can_not_be_kept_is_told_with_the_reason(
     """And takes no other one's place."""
     clones = make(keep=2)
     taken = [clones.take() for _ in range(3)]
-    clones.keep(taken[0], "one")
-    maker.fails = [CloneFailed.not_kept(name=str(taken[1].name), cause="it is gone")]
+    clones.save(taken[0], "one")
+    maker.fails = [CloneFailed.not_saved(name=str(taken[1].name), cause="it is gone")]
 
-    clones.keep(taken[1], "two")
-    clones.keep(taken[2], "three")
+    clones.save(taken[1], "two")
+    clones.save(taken[2], "three")
 
     assert [each.test for each in found] == ["two"]
-    assert found[0].trouble.endswith("could not be kept. it is gone")
+    assert found[0].trouble.endswith("could not be saved. it is gone")
     assert maker.drops == {}

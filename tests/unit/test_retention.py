@@ -2,14 +2,22 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from typing import Any
+
 import pytest
 
 from pytest_warmstack.postgres import Database, DatabaseName, State, sql
-from pytest_warmstack.postgres.template.templates import doomed
+from pytest_warmstack.postgres.retention import Retention
 from pytest_warmstack.servers.identity import fingerprint
 from pytest_warmstack.settings import Settings
 
 NOW = 1e9
+
+
+def doomed(databases: Sequence[Database], templates: int, **others: Any) -> list[DatabaseName]:
+    """Return what a sweep may drop where that many templates stay."""
+    return Retention(templates=templates, **others).doomed(databases)
 
 
 def template(used: float, *, sealed: bool = True, comment: str = "") -> Database:
@@ -166,7 +174,7 @@ def test_the_current_template_stays_also_where_its_use_is_not_noted() -> None:
     assert CURRENT.name not in doomed([CURRENT, *newer], 1, current={CURRENT.name})
 
 
-def kept(project: str, used: float) -> Database:
+def saved(project: str, used: float) -> Database:
     """Return a database of a failed test."""
     name = DatabaseName.new(State.SAVED, "f" * 16)
     return Database(name, sealed=False, used=used, unused=NOW - used, project=project)
@@ -174,10 +182,10 @@ def kept(project: str, used: float) -> Database:
 
 def test_of_each_project_the_last_databases_of_failed_tests_stay() -> None:
     """As many as are to be kept, whatever other projects have; none without such a wish."""
-    shop = [kept("shop", NOW - number) for number in range(5)]
-    blog = [kept("blog", NOW - number) for number in range(2)]
+    shop = [saved("shop", NOW - number) for number in range(5)]
+    blog = [saved("blog", NOW - number) for number in range(2)]
 
-    names = doomed([*shop, *blog], 4, failed=2)
+    names = doomed([*shop, *blog], 4, saved=2)
 
     assert names == [each.name for each in shop[2:]]
     assert doomed(shop, 4) == [each.name for each in shop]
@@ -185,19 +193,19 @@ def test_of_each_project_the_last_databases_of_failed_tests_stay() -> None:
 
 def test_all_databases_of_failed_tests_stay_that_the_run_itself_has_kept() -> None:
     """Each of its workers has as many as are to be kept, and tells of them at the end."""
-    old, *mine = [kept("shop", NOW - number) for number in range(5)]
-    mine = [each._replace(comment=sql.kept("test", "run")) for each in mine]
+    old, *mine = [saved("shop", NOW - number) for number in range(5)]
+    mine = [each._replace(comment=sql.saved("test", "run")) for each in mine]
 
-    assert doomed([old, *mine], 4, failed=1, run="run") == []
-    assert doomed([old, *mine], 4, failed=1, run="other") == [each.name for each in mine]
-    assert doomed([old, *mine], 4, failed=1) == [each.name for each in mine]
+    assert doomed([old, *mine], 4, saved=1, run="run") == []
+    assert doomed([old, *mine], 4, saved=1, run="other") == [each.name for each in mine]
+    assert doomed([old, *mine], 4, saved=1) == [each.name for each in mine]
 
 
 def test_a_database_of_a_failed_test_that_is_too_old_is_doomed() -> None:
     """And one whose note could not be written any more, since its run was killed."""
-    old, new, unknown = kept("shop", NOW - 100), kept("shop", NOW - 10), kept("", 0.0)
+    old, new, unknown = saved("shop", NOW - 100), saved("shop", NOW - 10), saved("", 0.0)
 
-    assert doomed([old, new, unknown], 4, failed=9, idle=50) == [old.name, unknown.name]
+    assert doomed([old, new, unknown], 4, saved=9, idle=50) == [old.name, unknown.name]
 
 
 def test_clones_of_another_template_do_not_stand_ready() -> None:

@@ -68,23 +68,24 @@ def test_a_plain_template_gives_its_copies_nothing_more() -> None:
     """Then a clone costs no other statement."""
     noted = json.dumps([[US, [f"application_name={sql.USED}1.5 shop"]]])
 
-    assert sql.dress(row(settings=noted), US) == []
+    assert sql.apply_properties(row(settings=noted), CLONE, US) == []
 
 
 def test_a_copy_gets_the_settings_grants_owner_and_limit() -> None:
     """Each with the name of the copy in it, and in an order in which PostgreSQL takes them."""
-    pairs = sql.dress(
+    statements = sql.apply_properties(
         row(
             owner="o'hara",
             datconnlimit=7,
             settings=json.dumps([["", ["app.tenant=it's"]], ["reader", ["search_path=a, b"]]]),
             grants=json.dumps([["", "CONNECT", False], ["reader", "TEMPORARY", True]]),
         ),
+        CLONE,
         US,
     )
     name = f'"{CLONE}"'
 
-    assert sql.dressing(pairs, CLONE).split("; ") == [
+    assert statements == [
         f'ALTER DATABASE {name} OWNER TO "o\'hara"',
         f"COMMENT ON DATABASE {name} IS '{sql.DRAFT}'",
         f"ALTER DATABASE {name} CONNECTION LIMIT 7",

@@ -199,7 +199,7 @@ def _database(admin: Any, wanted: str) -> str:
 def _of_test(rows: Sequence[Any], wanted: str) -> str:
     """Return the newest database of the test that *wanted* fits best; nothing if it fits none."""
     found = [
-        _OfTest(name, sql.test_of(row["comment"]), sql.noted(row["note"]).get("used", 0.0))
+        _OfTest(name, sql.test_of(row["comment"]), sql.parse_note(row["note"])[0])
         for row in rows
         if (name := DatabaseName.parse(row["datname"])) is not None
         and name.state in {State.SAVED, State.IN_USE}

@@ -17,8 +17,8 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Final
 
-from pytest_warmstack.postgres.admin import initdb_arguments
 from pytest_warmstack.postgres.connections import TITLE
+from pytest_warmstack.postgres.server import initdb_arguments
 from pytest_warmstack.servers.errors import RuntimeUnavailable, ServerFailed
 from pytest_warmstack.servers.model import USER, Command, Need
 from pytest_warmstack.settings import CHOICES, INITDB_ARGS, words

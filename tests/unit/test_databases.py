@@ -10,8 +10,8 @@ import asyncpg
 import pytest
 
 from pytest_warmstack.background import BackgroundLoop
-from pytest_warmstack.postgres import admin
-from pytest_warmstack.postgres.connections import Connection
+from pytest_warmstack.postgres import connections
+from pytest_warmstack.postgres.databases import Databases
 from pytest_warmstack.servers.model import Endpoint, NotReady
 
 
@@ -33,9 +33,19 @@ class Leaving:
         """Return the newest one."""
         return asyncpg.types.ServerVersion(18, 0, 0, "final", 0)
 
-    async def fetchrow(self, *_: object, **__: object) -> None:
+    async def fetch(self, *_: object, **__: object) -> None:
         """Fail as the driver does."""
         raise self.error
+
+    def add_termination_listener(self, _: object) -> None:
+        """Ignore it: the end is not announced."""
+
+    def is_closed(self) -> bool:
+        """Return False: the driver does not know yet."""
+        return False
+
+    def terminate(self) -> None:
+        """End it."""
 
 
 @pytest.fixture
@@ -63,11 +73,11 @@ def test_a_server_that_ends_as_it_is_greeted_is_not_ready(
 ) -> None:
     """So whoever looks at many servers goes on with the next one."""
 
-    async def connect(*_: object) -> Connection:
-        return Connection(Leaving(error))
+    async def connect(*_: object) -> Leaving:
+        return Leaving(error)
 
-    monkeypatch.setattr(admin, "connect_patiently", connect)
+    monkeypatch.setattr(connections, "connect_raw", connect)
     place = Endpoint(host="127.0.0.1", port=1, password="")
 
     with pytest.raises(NotReady, match=r"^127\.0\.0\.1:1: "):
-        admin.Admin.connect(place, "0123456789abcdef", background=background, timeout=1)
+        Databases.connect(place, "0123456789abcdef", background=background, timeout=1)
