@@ -317,7 +317,7 @@ def test_the_commands_know_it(project: Library) -> None:
     missing = project.warmstack("psql", "that_never_failed")
 
     literal = test.replace("[", "[[]")
-    status.stdout.fnmatch_lines([f"    warmstack_k_*_{number} kept, * of {literal}"])
+    status.stdout.fnmatch_lines([f"    warmstack_k_*_{number} saved, * of {literal}"])
     (clone,) = [each for each in mine["inside"]["clones"] if each["state"] == "saved"]
     assert clone["test"] == test
     assert missing.ret == 1

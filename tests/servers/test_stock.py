@@ -422,7 +422,7 @@ def test_a_full_server_is_waited_for_told_and_left_alone(
     bench: Bench, runtime: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """It is not broken: it is neither replaced nor removed, and counts as in use."""
-    monkeypatch.setattr("pytest_warmstack.postgres.connections.BUSY", 0.3)
+    monkeypatch.setattr("pytest_warmstack.postgres.connections.BUSY_TIMEOUT", 0.3)
     spec = with_command(
         with_options(bench.postgres, max_connections="5"),
         lambda words: [*words, "-c", "max_connections=5", "-c", "superuser_reserved_connections=0"],

@@ -181,7 +181,7 @@ async def retry(
     may_pass: Callable[[WarmstackError], bool],
     *,
     pause: float,
-    seconds: float = BUSY_TIMEOUT,
+    seconds: float,
 ) -> T:
     """Return what *attempt* gives; repeat it for *seconds* while its error *may_pass*."""
     deadline = originals.monotonic() + seconds
@@ -212,7 +212,9 @@ def persistent(
 
     @wraps(function)
     async def persisted(*args: P.args, **kwargs: P.kwargs) -> T:
-        return await retry(lambda: function(*args, **kwargs), may_pass, pause=0.01)
+        return await retry(
+            lambda: function(*args, **kwargs), may_pass, pause=0.01, seconds=BUSY_TIMEOUT
+        )
 
     return persisted
 
@@ -302,7 +304,7 @@ class Connection:
 
         try:
             connect = partial(connect_raw, self.endpoint, self._database, seconds)
-            return await retry(connect, may_pass, pause=0.05)
+            return await retry(connect, may_pass, pause=0.05, seconds=BUSY_TIMEOUT)
         except StatementRefused as error:
             if not _is_full(error):
                 raise
@@ -345,7 +347,12 @@ class Connection:
 
         async with self.turn():
             for statement in statements:
-                await retry(partial(self.try_to_execute, statement), is_in_use, pause=0.02)
+                await retry(
+                    partial(self.try_to_execute, statement),
+                    is_in_use,
+                    pause=0.02,
+                    seconds=BUSY_TIMEOUT,
+                )
 
     async def post(self, statement: str) -> None:
         """Send *statement* and disconnect without waiting: PostgreSQL completes it.
