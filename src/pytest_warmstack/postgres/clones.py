@@ -27,9 +27,11 @@ from pytest_warmstack.postgres.connections import (
 )
 from pytest_warmstack.postgres.databases import (
     Databases,
+    blocking,
     databases_of,
     drop_sealed,
     drop_unlocked,
+    in_background,
 )
 from pytest_warmstack.postgres.errors import CloneFailed, StatementRefused
 from pytest_warmstack.postgres.retention import Retention
@@ -306,7 +308,7 @@ class CloneFactory:
         self, databases: Databases, template: DatabaseName, project: str = "", run: str = ""
     ) -> None:
         self._databases = databases
-        self._background = databases.background
+        self.background = databases.background
         self._template = template
         self._project = project
         self._run = run
@@ -327,68 +329,47 @@ class CloneFactory:
         """
         for connection in (self._dropper, self._copier) if many else (self._dropper,):
             # If this fails, the first statement tries again, and raises.
-            self._background.submit(connection.open)
-
-    def prepare(self) -> Future[Clone]:
-        """Return a clone that this process owns: a ready one from the stock, or a new one.
-
-        The future raises `CloneFailed` or `ServerFull`.
-        """
-        return self._background.submit(self._prepare)
-
-    def drop(self, clone: Clone) -> Future[list[Leak]]:
-        """Drop a clone, whatever its test left; the future gives the connections among it.
-
-        The future raises `CloneFailed` if the clone could not be dropped.
-        """
-        return self._background.submit(self._drop, clone)
-
-    def save(self, clone: Clone, test: str) -> Future[Clone]:
-        """Rename a clone to save it for *test*, and end the connections to it.
-
-        The future raises `CloneFailed` if PostgreSQL refuses.
-        """
-        return self._background.submit(self._save, clone, test)
-
-    def name(self, clone: Clone, test: str) -> None:
-        """Note on a clone that *test* uses it, for `warmstack psql`.
-
-        Raises `StatementRefused`, for example if the database is gone.
-        """
-        self._background.call(self._main.execute, sql.comment(clone.name, sql.paused(test)))
-
-    def visits(self, clone: Clone) -> Future[int]:
-        """Return how many connections there have been to a clone."""
-        return self._background.submit(self._visits, clone)
-
-    def sweep(
-        self, retention: Retention, *, notes: Sequence[str] = ()
-    ) -> Future[list[DatabaseName]]:
-        """Drop the databases that *retention* gives up and no process has locked.
-
-        Before, execute *notes*, the statements that note which templates this run uses. The sweep
-        has a connection of its own, so that the locks of this process count as well.
-        """
-        return self._background.submit(self._sweep, retention, notes)
+            self.background.submit(connection.open)
 
     def stop(self) -> None:
         """Make no more clones; cancel those that are waiting."""
         self._stopped = True
 
-    def leave(self, unused: Sequence[Clone], *, stock: int) -> Future[None]:
-        """Leave *stock* clones ready, some of them *unused*, and close the connections.
+    @blocking
+    async def name(self, clone: Clone, test: str) -> None:
+        """Note on a clone that *test* uses it, for `warmstack psql`.
 
-        Missing clones are requested and not waited for; superfluous ones are dropped.
+        Raises `StatementRefused`, for example if the database is gone.
         """
-        return self._background.submit(self._leave, unused, stock)
+        await self._main.execute(sql.comment(clone.name, sql.paused(test)))
 
-    def holders(self) -> list[str]:
+    @in_background
+    @persistent
+    async def visits(self, clone: Clone) -> int:
+        """Return how many connections there have been to a clone."""
+        return int(await self._main.fetchval(sql.VISITS, clone.oid) or 0)
+
+    @blocking
+    async def holders(self) -> list[str]:
         """Return who holds the connections of the server, the largest number first."""
-        return self._background.call(self._holders)
+        return await self._holders()
 
-    # What follows runs on the background loop.
+    async def _holders(self) -> list[str]:
+        rows = await self._main.fetch(sql.HOLDERS)
+        return [
+            f"{row['connections']} of {row['most']}: {row['application'] or 'unnamed'},"
+            f" from {row['client']}, on {row['database']}"
+            for row in rows[:12]
+        ]
 
-    async def _prepare(self) -> Clone:
+    # Making clones
+
+    @in_background
+    async def prepare(self) -> Clone:
+        """Return a clone that this process owns: a ready one from the stock, or a new one.
+
+        Raises `CloneFailed` or `ServerFull`.
+        """
         try:
             return await self._claim_or_make()
         except ServerFull as error:
@@ -417,7 +398,8 @@ class CloneFactory:
             except StatementRefused:  # Another run has used it, or someone is connected to it.
                 await self._main.unlock(ready.lock_key)
             else:
-                return await self._complete(name)
+                await self._databases.apply_properties(self._template, name)
+                return await self._describe(name)
         return None
 
     async def _make(self) -> Clone:
@@ -428,15 +410,11 @@ class CloneFactory:
             async with self._copier.turn():
                 if self._stopped:
                     raise asyncio.CancelledError
-                await self._copier.execute(self._databases.copy_statement(self._template, name))
-            return await self._complete(name)
+                await self._databases.copy_over(self._copier, self._template, name)
+            return await self._describe(name)
         except ConnectionLost:
             self._doubtful.append(name)  # `persistent` makes another; this one may exist as well.
             raise
-        except StatementRefused as error:
-            raise CloneFailed.refused(
-                template=str(self._template), cause=error.why, looked_at=error.looked_at
-            ) from error
 
     async def _reserve_names(self) -> None:
         """Choose names for clones, and lock them before the clones exist.
@@ -447,8 +425,7 @@ class CloneFactory:
         await self._main.lock_new([name.lock_key for name in names])
         self._names.extend(names)
 
-    async def _complete(self, name: DatabaseName) -> Clone:
-        await self._databases.apply_properties(self._template, name)
+    async def _describe(self, name: DatabaseName) -> Clone:
         oid = await self._main.fetchval(sql.OID, str(name))
         return Clone(name, oid, self._databases.url(name))
 
@@ -457,8 +434,15 @@ class CloneFactory:
         rows = await self._main.fetch(sql.stock(self._template))
         return [name for row in rows if (name := DatabaseName.parse(row["datname"]))]
 
+    # Dropping and saving clones
+
+    @in_background
     @persistent
-    async def _drop(self, clone: Clone) -> list[Leak]:
+    async def drop(self, clone: Clone) -> list[Leak]:
+        """Drop a clone, whatever its test left; return the connections among it.
+
+        Raises `CloneFailed`.
+        """
         leaks = await self._find_leaks(clone)
         try:
             await self._dropper.try_to_execute(sql.drop(str(clone.name), missing_ok=False))
@@ -488,8 +472,13 @@ class CloneFactory:
         leaks = [Leak(*row) for row in rows]
         return [leak for leak in leaks if not leak.application.startswith(APPLICATION)]
 
+    @in_background
     @persistent
-    async def _save(self, clone: Clone, test: str) -> Clone:
+    async def save(self, clone: Clone, test: str) -> Clone:
+        """Rename a clone to save it for *test*, and end the connections to it.
+
+        Raises `CloneFailed`.
+        """
         name = clone.name._replace(state=State.SAVED)
         note = sql.note(name, used=self._databases.now(), project=self._project)
         try:
@@ -553,11 +542,15 @@ class CloneFactory:
                 await inside.try_to_execute(f"ALTER {subscription} SET (slot_name = NONE)")
                 await inside.try_to_execute(f"DROP {subscription}")
 
-    @persistent
-    async def _visits(self, clone: Clone) -> int:
-        return int(await self._main.fetchval(sql.VISITS, clone.oid) or 0)
+    # Between runs
 
-    async def _sweep(self, retention: Retention, notes: Sequence[str]) -> list[DatabaseName]:
+    @in_background
+    async def sweep(self, retention: Retention, *, notes: Sequence[str] = ()) -> list[DatabaseName]:
+        """Drop the databases that *retention* gives up and no process has locked.
+
+        Before, execute *notes*, the statements that note which templates this run uses. The sweep
+        does not use the main connection, so that the locks of this process count as well.
+        """
         for note in notes:
             # Another run may write the same at the same time; either is right.
             with suppress(StatementRefused):
@@ -565,7 +558,12 @@ class CloneFactory:
         databases = databases_of(await self._dropper.fetch(sql.DATABASES))
         return await drop_unlocked(self._dropper, retention.doomed(databases))
 
-    async def _leave(self, unused: Sequence[Clone], stock: int) -> None:
+    @in_background
+    async def leave(self, unused: Sequence[Clone], *, stock: int) -> None:
+        """Leave *stock* clones ready, some of them *unused*, and close the connections.
+
+        Missing clones are requested and not waited for; superfluous ones are dropped.
+        """
         for name in self._doubtful:
             await self._dropper.execute(sql.drop(str(name)))
         missing = await self._restock(unused, stock) if stock else 0
@@ -592,14 +590,6 @@ class CloneFactory:
             else:
                 await self._dropper.execute(sql.drop(str(clone.name)))
         return max(missing, 0)
-
-    async def _holders(self) -> list[str]:
-        rows = await self._main.fetch(sql.HOLDERS)
-        return [
-            f"{row['connections']} of {row['most']}: {row['application'] or 'unnamed'},"
-            f" from {row['client']}, on {row['database']}"
-            for row in rows[:12]
-        ]
 
 
 def _is_lost(error: WarmstackError) -> bool:

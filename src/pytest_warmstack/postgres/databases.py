@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Coroutine, Sequence
 from concurrent.futures import Future
 from functools import wraps
-from typing import Any, Concatenate, Final, ParamSpec, Self, TypeVar
+from typing import Any, Concatenate, Final, ParamSpec, Protocol, Self, TypeVar
 
 from pytest_warmstack import originals
 from pytest_warmstack.background import BackgroundLoop, sleep
@@ -43,13 +43,32 @@ T = TypeVar("T")
 P = ParamSpec("P")
 
 
-def blocking(
-    method: Callable[Concatenate[Databases, P], Coroutine[Any, Any, T]],
-) -> Callable[Concatenate[Databases, P], T]:
-    """Make an asynchronous method one that any thread can call: it waits for the result."""
+class _HasBackground(Protocol):
+    background: BackgroundLoop
+
+
+S = TypeVar("S", bound=_HasBackground)
+
+
+def in_background(
+    method: Callable[Concatenate[S, P], Coroutine[Any, Any, T]],
+) -> Callable[Concatenate[S, P], Future[T]]:
+    """Make an asynchronous method return a future at once; any thread can call it."""
 
     @wraps(method)
-    def call(self: Databases, /, *args: P.args, **kwargs: P.kwargs) -> T:
+    def submit(self: S, /, *args: P.args, **kwargs: P.kwargs) -> Future[T]:
+        return self.background.submit(method, self, *args, **kwargs)
+
+    return submit
+
+
+def blocking(
+    method: Callable[Concatenate[S, P], Coroutine[Any, Any, T]],
+) -> Callable[Concatenate[S, P], T]:
+    """Make an asynchronous method wait for its result; any thread can call it."""
+
+    @wraps(method)
+    def call(self: S, /, *args: P.args, **kwargs: P.kwargs) -> T:
         return self.background.call(method, self, *args, **kwargs)
 
     return call
@@ -231,15 +250,13 @@ class Databases:
 
     # Building a template
 
-    def create(self, name: DatabaseName) -> Future[None]:
+    @in_background
+    async def create(self, name: DatabaseName) -> None:
         """Begin to create an empty database that is as small as possible.
 
         PostgreSQL's own tables come with free space and maps of it, which initdb's vacuum made: a
         fifth of the files of a clone. Once rewritten, they have neither.
         """
-        return self.background.submit(self._create, name)
-
-    async def _create(self, name: DatabaseName) -> None:
         template = "template1" if await self._is_template1_changed() else "template0"
         await self.main.execute(sql.create(name, template), sql.comment(name, sql.DRAFT))
         async with Connection(self.endpoint, str(name)) as connection:
@@ -268,8 +285,14 @@ class Databases:
 
         Raises `CloneFailed`.
         """
+        await self.copy_over(self.main, source, name)
+
+    async def copy_over(
+        self, connection: Connection, source: DatabaseName, name: DatabaseName
+    ) -> None:
+        """Do what `copy` does, the long part of it over *connection*."""
         try:
-            await self.main.execute(self.copy_statement(source, name))
+            await connection.execute(self.copy_statement(source, name))
             await self.apply_properties(source, name)
         except StatementRefused as error:
             raise CloneFailed.refused(
