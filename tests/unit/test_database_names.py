@@ -18,14 +18,14 @@ NAMES = [
 
 @pytest.mark.parametrize(("name", "text"), NAMES)
 def test_a_name_is_spelt_and_read_back(name: DatabaseName, text: str) -> None:
-    """Each state has its letter, and the text tells all that the name held."""
+    """Each state has its letter, and no part of the name is lost."""
     assert str(name) == text
     assert DatabaseName.parse(text) == name
 
 
 @pytest.mark.parametrize("state", State)
 def test_a_new_name_can_be_read_back(state: State) -> None:
-    """A new name is one of ours and different each time, whatever its state."""
+    """New names are all different."""
     names = [DatabaseName.new(state, PRINT) for _ in range(20)]
 
     assert len({str(name) for name in names}) == 20
@@ -56,26 +56,26 @@ def test_a_new_name_can_be_read_back(state: State) -> None:
         f"warmstack_t_{PRINT};",
     ],
 )
-def test_a_foreign_name_is_not_ours(text: str) -> None:
-    """What is not spelt exactly as we spell it is somebody else's database."""
+def test_other_names_are_not_parsed(text: str) -> None:
+    """Only exact names are those of this package."""
     assert DatabaseName.parse(text) is None
 
 
 @pytest.mark.parametrize("state", State)
 def test_every_name_fits_into_postgresql(state: State) -> None:
-    """PostgreSQL cuts names after 63 bytes, silently."""
+    """PostgreSQL silently cuts names after 63 bytes."""
     assert len(str(DatabaseName.new(state, fingerprint("x"))).encode()) <= 63
 
 
 def test_a_lock_key_survives_a_change_of_state() -> None:
-    """The lock of a database is the same one before and after it is renamed."""
+    """A renamed database keeps its lock."""
     keys = {DatabaseName(state, PRINT, "00aa11bb22").lock_key for state in State}
 
     assert len(keys) == 1
 
 
 def test_two_databases_have_two_lock_keys() -> None:
-    """Neither a serial nor a template shares its lock with another."""
+    """Whether they are clones or templates."""
     names = [DatabaseName.new(State.IN_USE, PRINT) for _ in range(100)]
     names += [DatabaseName(State.TEMPLATE, PRINT), DatabaseName(State.TEMPLATE, "f" * 16)]
 
@@ -83,7 +83,7 @@ def test_two_databases_have_two_lock_keys() -> None:
 
 
 def test_a_lock_key_is_a_signed_64_bit_number() -> None:
-    """That is what pg_advisory_lock takes; about half of them are negative."""
+    """As pg_advisory_lock takes it; about half of them are negative."""
     keys = [DatabaseName.new(State.IN_USE, PRINT).lock_key for _ in range(200)]
 
     assert all(-(2**63) <= key < 2**63 for key in keys)

@@ -9,15 +9,7 @@ import asyncio
 import re
 import socket
 import ssl
-from collections.abc import (
-    AsyncIterator,
-    Awaitable,
-    Callable,
-    Collection,
-    Coroutine,
-    Iterator,
-    Sequence,
-)
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterator, Sequence
 from contextlib import asynccontextmanager, contextmanager, suppress
 from dataclasses import replace
 from functools import partial, wraps
@@ -60,12 +52,11 @@ OLDEST: Final = 14
 """The oldest supported version of PostgreSQL: it introduced `pg_stat_database.sessions`."""
 
 DATABASE_IN_USE: Final = "55006"
-"""SQLSTATE if somebody is connected to the database (documentation, appendix A)."""
-
 _PREPARED_ELSEWHERE: Final = frozenset({"26000", "42P05"})
-"""SQLSTATEs if one backend prepared a statement and another is to execute it.
+"""SQLSTATEs (PostgreSQL's documentation, appendix A).
 
-The statement does not exist, or exists already (documentation, appendix A).
+The latter two, "no such statement" and "duplicate statement", mean that one backend prepared a
+statement and another was to execute it.
 """
 
 _POOL_CHECKS: Final = 6
@@ -273,27 +264,22 @@ class Connection:
             pass
 
     async def _renew(self, seconds: float) -> None:
-        raw = await self._connect_patiently(seconds)
-        try:
-            if self._exclusive or self._shared:
-                for query, value in (
-                    # A server can't tell a connection that was cut from one that is silent.
-                    (sql.END_SESSION, self.pid),
-                    # A lock that another process holds by now, it took to drop the database.
-                    (sql.LOCK, sql.array(self._exclusive)),
-                    (sql.LOCK_SHARED, sql.array(self._shared)),
-                ):
-                    async with _limited(query):
-                        await raw.fetch(query, value)
-        except BaseException:
-            raw.terminate()
-            raise
-        self._raw = raw
-        self.pid = raw.get_server_pid()
+        self._raw = await self._connect_patiently(seconds)
         # "16.14", or "16.14 (Debian 16.14-1)".
-        self.version = raw.get_settings().server_version.split()[0]
-        self.major = raw.get_server_version().major
-        raw.add_termination_listener(self._renew_for_locks)
+        self.version = self._raw.get_settings().server_version.split()[0]
+        self.major = self._raw.get_server_version().major
+        if self._exclusive or self._shared:
+            try:
+                # A server can't tell a connection that was cut from one that is silent.
+                await self.fetch(sql.END_SESSION, self.pid)
+                # A lock that another process holds by now, it took to drop the database.
+                await self.fetch(sql.LOCK, sql.array(self._exclusive))
+                await self.fetch(sql.LOCK_SHARED, sql.array(self._shared))
+            except BaseException:
+                self.terminate()
+                raise
+        self.pid = self._raw.get_server_pid()
+        self._raw.add_termination_listener(self._renew_for_locks)
 
     async def _connect_patiently(self, seconds: float) -> Any:
         """Wait while the server has no connection to spare, or recovers from a crash."""
@@ -378,7 +364,7 @@ class Connection:
             held.add(key)
         return is_free
 
-    async def lock_new(self, keys: Collection[int]) -> None:
+    async def lock_new(self, keys: Sequence[int]) -> None:
         """Take advisory locks with random new *keys*, which no other process can hold."""
         self._exclusive.update(keys)
         await self.fetch(sql.LOCK, sql.array(keys))
@@ -396,14 +382,14 @@ class Connection:
 
     async def close(self) -> None:
         """Close the connection, which releases its locks. Closing twice is fine."""
-        raw, self._raw = self._raw, None
-        if raw is None or raw.is_closed():
-            return
-        try:
-            async with _limited("close the connection", CLOSE_TIMEOUT):
-                await raw.close()
-        except (ConnectionLost, StatementRefused):
-            raw.terminate()
+        self._exclusive.clear()
+        self._shared.clear()
+        if self.is_connected:
+            try:
+                async with _limited("close the connection", CLOSE_TIMEOUT):
+                    await self._raw.close()
+            except (ConnectionLost, StatementRefused):
+                self.terminate()
 
     async def __aenter__(self) -> Self:
         return self
