@@ -5,14 +5,17 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
-from pytest_warmstack.postgres import DatabaseName, State
-from pytest_warmstack.postgres.clones import MAX_DROPS, Clone, Clones, Finding, Leak
+from pytest_warmstack.background import BackgroundLoop
+from pytest_warmstack.postgres import DatabaseName, State, sql
+from pytest_warmstack.postgres.clones import MAX_DROPS, Clone, CloneFactory, Clones, Finding, Leak
 from pytest_warmstack.postgres.errors import CloneFailed
-from pytest_warmstack.servers.errors import ConnectionLost, ServerFailed
+from pytest_warmstack.servers.errors import ConnectionLost, ServerFailed, ServerFull
+from pytest_warmstack.servers.model import Endpoint
 
 TEMPLATE = DatabaseName(State.TEMPLATE, "0123456789abcdef")
 LEAK = Leak("shop", "idle in transaction", "SELECT 1")
@@ -546,3 +549,36 @@ def test_a_database_that_can_not_be_saved_is_reported_with_the_reason(
     assert [each.test for each in found] == ["two"]
     assert found[0].trouble.endswith("could not be saved. it is gone")
     assert factory.drops == {}
+
+
+# The factory
+
+
+class FullServer:
+    """A connection to a server that has no other connection to spare."""
+
+    is_connected = True
+
+    async def fetch(self, query: str) -> list[dict[str, Any]]:
+        """Return one holder; refuse other queries."""
+        if query == sql.HOLDERS:
+            holder = {"database": "shop", "application": "greedy", "client": "::1"}
+            return [{**holder, "connections": 99, "most": 100}]
+        raise ServerFull.connections(cause="sorry, too many clients", seconds=10, holders=())
+
+
+def test_a_full_server_is_reported_with_the_holders_of_its_connections() -> None:
+    """And with the reason, once."""
+    background = BackgroundLoop()
+    databases: Any = SimpleNamespace(
+        background=background,
+        main=FullServer(),
+        endpoint=Endpoint(host="127.0.0.1", port=1, password=""),
+    )
+
+    with pytest.raises(ServerFull) as caught:
+        CloneFactory(databases, TEMPLATE).prepare().result(5)
+
+    background.close()
+    assert caught.value.why == "sorry, too many clients, for 10 seconds"
+    assert caught.value.looked_at == ("99 of 100: greedy, from ::1, on shop",)
