@@ -248,12 +248,12 @@ def test_a_drop_that_can_not_be_done_ends_with_an_error(
     admin.create(template).result(30)
     with keeping(admin, template) as clone_factory:
         clone = clone_factory.prepare().result(30)
-        other._run(other.main.execute, "BEGIN; LOCK TABLE pg_database IN SHARE MODE")
+        other.background.call(other.main.execute, "BEGIN; LOCK TABLE pg_database IN SHARE MODE")
 
         with pytest.raises(CloneFailed, match="could not be dropped") as caught:
             clone_factory.drop(clone).result(30)
         assert "0.5 seconds" in str(caught.value)
 
-        other._run(other.main.execute, "ROLLBACK")
+        other.background.call(other.main.execute, "ROLLBACK")
         assert clone_factory.drop(clone).result(30) == []
     assert clone.name not in {each.name for each in admin.all()}

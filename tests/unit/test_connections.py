@@ -8,8 +8,13 @@ import asyncpg
 import pytest
 
 from pytest_warmstack.errors import WarmstackError
-from pytest_warmstack.postgres.connections import TlsRefused, explained, masked, rejection
-from pytest_warmstack.postgres.errors import StatementRefused
+from pytest_warmstack.postgres.connections import (
+    StatementRefused,
+    TlsRefused,
+    explained,
+    masked,
+    rejection,
+)
 from pytest_warmstack.servers.errors import ConnectionLost
 
 GONE = [

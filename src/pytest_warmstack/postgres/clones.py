@@ -22,6 +22,7 @@ from pytest_warmstack.postgres.connections import (
     APPLICATION,
     BUSY_TIMEOUT,
     Connection,
+    StatementRefused,
     persistent,
     retry,
 )
@@ -33,7 +34,6 @@ from pytest_warmstack.postgres.databases import (
     drop_unlocked,
     in_background,
 )
-from pytest_warmstack.postgres.errors import CloneFailed, StatementRefused
 from pytest_warmstack.postgres.retention import Retention
 from pytest_warmstack.servers.errors import ConnectionLost, ServerFailed, ServerFull
 
@@ -140,7 +140,7 @@ class Clones:
         """
         while len(self._drops) >= MAX_DROPS:
             if not wait([self._drops.popleft()], timeout=TAKE_TIMEOUT).done:
-                raise CloneFailed.drops_too_slow(seconds=TAKE_TIMEOUT)
+                raise _too_slow("the databases of earlier tests are waiting to be dropped")
         was_ahead = bool(self._ahead)
         future = self._ahead.popleft() if was_ahead else self._factory.prepare()
         self._expected -= 1
@@ -156,7 +156,7 @@ class Clones:
                 return future.result(TAKE_TIMEOUT)
         except TimeoutError as error:
             self._ahead.append(future)  # `close` takes care of it.
-            raise CloneFailed.too_slow(seconds=TAKE_TIMEOUT) from error
+            raise _too_slow("PostgreSQL has not finished the clone") from error
         except Exception:
             raise
         except BaseException:
@@ -275,6 +275,12 @@ class Clones:
         if not (self._is_lost and is_lost):
             self._found(Finding(test, trouble=_reason(error)))
         self._is_lost = is_lost
+
+
+def _too_slow(cause: str) -> WarmstackError:
+    from pytest_warmstack.postgres.errors import CloneFailed
+
+    return CloneFailed.too_slow(cause=cause, seconds=TAKE_TIMEOUT)
 
 
 def _has_failed(future: Future[Any]) -> bool:
@@ -489,6 +495,8 @@ class CloneFactory:
                     f"{sql.comment(name, sql.saved(test, self._run))}; {note}",
                 )
         except StatementRefused as error:
+            from pytest_warmstack.postgres.errors import CloneFailed
+
             # A test may have renamed it.
             await self._drop_by_force(clone)
             raise CloneFailed.not_saved(name=str(clone.name), cause=error.why) from error
@@ -514,6 +522,8 @@ class CloneFactory:
         except (StatementRefused, ConnectionLost) as error:
             if _is_lost(error):
                 raise
+            from pytest_warmstack.postgres.errors import CloneFailed
+
             raise CloneFailed.not_dropped(
                 name=name, seconds=BUSY_TIMEOUT, cause=error.why
             ) from error

@@ -24,7 +24,6 @@ from pytest_warmstack import originals
 from pytest_warmstack.background import sleep
 from pytest_warmstack.errors import WarmstackError
 from pytest_warmstack.postgres import sql
-from pytest_warmstack.postgres.errors import StatementRefused
 from pytest_warmstack.servers.errors import ConnectionLost, ServerFailed, ServerFull
 from pytest_warmstack.servers.model import LOOKER, MAINTENANCE, USER, Endpoint, NotOurs
 
@@ -88,6 +87,39 @@ NEUTRAL: Final[dict[str, Any]] = {
 """Options of asyncpg that it would otherwise read from variables, which a test may change."""
 
 
+_REFUSAL_HINTS: Final = {
+    "25006": "name a primary server in the URL: this one is read-only",
+    "42501": "give the role in the URL the missing right, or use another role",
+    "53100": "free space on the server's disk",
+    "53200": "give the server more memory",
+    "55006": "close the connections to the database",
+}
+"""What helps against a refusal, by its SQLSTATE (PostgreSQL's documentation, appendix A)."""
+
+
+class StatementRefused(WarmstackError):
+    """PostgreSQL refused a statement of this package; `state` is the SQLSTATE."""
+
+    state = ""
+
+    @classmethod
+    def by_server(cls, *, statement: str, cause: str, state: str) -> StatementRefused:
+        """PostgreSQL answered *statement* with the error *cause*."""
+        error = cls(
+            "PostgreSQL refused a statement of pytest-warmstack.",
+            why=cause,
+            looked_at=[f"{statement}\n(SQLSTATE {state or 'unknown'})"],
+            todo=[
+                *([_REFUSAL_HINTS[state]] if state in _REFUSAL_HINTS else []),
+                "check the settings, the rights and the tests on this server: one of them causes "
+                "the server's answer above",
+                "if the server is a managed one, start with a new one: warmstack clean",
+            ],
+        )
+        error.state = state
+        return error
+
+
 class TlsRefused(Exception):
     """The server does not support TLS, and the URL requires it."""
 
@@ -139,11 +171,12 @@ def explained(statement: str, seconds: float = STATEMENT_TIMEOUT) -> Iterator[No
 
 
 @asynccontextmanager
-async def _limited(statement: str, seconds: float = STATEMENT_TIMEOUT) -> AsyncIterator[None]:
-    """Do what `explained` does, and enforce *seconds*.
+async def _limited(statement: str, seconds: float = 0.0) -> AsyncIterator[None]:
+    """Do what `explained` does, and enforce *seconds*, or `STATEMENT_TIMEOUT`.
 
     asyncpg measures its own timeout by a clock that a test may have frozen.
     """
+    seconds = seconds or STATEMENT_TIMEOUT
     with explained(statement, seconds):
         async with asyncio.timeout(seconds):
             yield
@@ -307,15 +340,13 @@ class Connection:
         if raw is self._raw and (self._exclusive or self._shared):
             self._renewing = asyncio.ensure_future(renew())
 
-    async def fetch(
-        self, query: str, *values: Any, seconds: float = STATEMENT_TIMEOUT
-    ) -> Sequence[Any]:
+    async def fetch(self, query: str, *values: Any, seconds: float = 0.0) -> Sequence[Any]:
         """Return the rows of *query*. The server parses one with separate *values* only once."""
         async with self.turn(), _limited(query, seconds):
             rows: Sequence[Any] = await self._raw.fetch(query, *values)
         return rows
 
-    async def fetchval(self, query: str, *values: Any, seconds: float = STATEMENT_TIMEOUT) -> Any:
+    async def fetchval(self, query: str, *values: Any, seconds: float = 0.0) -> Any:
         """Return the first value of the first row of *query*, or None."""
         rows = await self.fetch(query, *values, seconds=seconds)
         return rows[0][0] if rows else None

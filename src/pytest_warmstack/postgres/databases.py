@@ -16,10 +16,10 @@ from pytest_warmstack.postgres.connections import (
     DATABASE_IN_USE,
     Connection,
     ServerFacts,
+    StatementRefused,
     greet,
     rejection,
 )
-from pytest_warmstack.postgres.errors import CloneFailed, StatementRefused
 from pytest_warmstack.servers.errors import ConnectionLost
 from pytest_warmstack.servers.model import (
     Endpoint,
@@ -295,6 +295,8 @@ class Databases:
             await connection.execute(self.copy_statement(source, name))
             await self.apply_properties(source, name)
         except StatementRefused as error:
+            from pytest_warmstack.postgres.errors import CloneFailed
+
             raise CloneFailed.refused(
                 template=str(source), cause=error.why, looked_at=error.looked_at
             ) from error

@@ -31,10 +31,10 @@ from sqlalchemy.pool import ConnectionPoolEntry
 from sqlalchemy.util import LRUCache
 
 from pytest_warmstack import loops, originals
+from pytest_warmstack.errors import WarmstackError
 from pytest_warmstack.postgres import DatabaseName
 from pytest_warmstack.postgres.clones import Shared
-from pytest_warmstack.postgres.connections import APPLICATION, NEUTRAL, explained
-from pytest_warmstack.postgres.errors import LoopFailed, StatementRefused
+from pytest_warmstack.postgres.connections import APPLICATION, NEUTRAL, StatementRefused, explained
 from pytest_warmstack.servers.errors import ConnectionLost
 
 _CACHE_SIZE: Final = 500
@@ -179,6 +179,8 @@ def _check_loop(connection: Any, *_: Any) -> None:
     """
     driver = connection.connection.driver_connection
     if not driver.is_closed() and not _is_here(driver):
+        from pytest_warmstack.postgres.errors import LoopFailed
+
         raise LoopFailed.transaction()
 
 
@@ -220,12 +222,14 @@ class RollbackConnection:
     def check_loop(self) -> None:
         """Raise `LoopFailed` if the current event loop can't use the connection."""
         if not self._is_closed() and not _is_here(self._connection):
+            from pytest_warmstack.postgres.errors import LoopFailed
+
             raise LoopFailed.rollback()
 
     async def leave(self, session: AsyncSession) -> None:
         """Close *session*. `end` reports what that could not undo."""
         connection = None
-        with suppress(SQLAlchemyError, LoopFailed):  # A session that failed gives none.
+        with suppress(SQLAlchemyError, WarmstackError):  # A session that failed gives none.
             connection = await session.connection() if session.in_transaction() else None
         try:
             if not self._check():

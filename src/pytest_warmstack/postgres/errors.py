@@ -1,4 +1,4 @@
-"""Errors inside a running PostgreSQL."""
+"""Errors of clones and event loops; only failures import this module."""
 
 from __future__ import annotations
 
@@ -7,42 +7,10 @@ from typing import Final
 
 from pytest_warmstack.errors import WarmstackError
 
-_REFUSAL_HINTS: Final = {
-    "25006": "name a primary server in the URL: this one is read-only",
-    "42501": "give the role in the URL the missing right, or use another role",
-    "53100": "free space on the server's disk",
-    "53200": "give the server more memory",
-    "55006": "close the connections to the database",
-}
-"""What helps against a refusal, by its SQLSTATE (PostgreSQL's documentation, appendix A)."""
-
 _OWN_LOOP: Final = (
     "or call the application in the test's own loop: httpx.AsyncClient(transport="
     "httpx.ASGITransport(app))"
 )
-
-
-class StatementRefused(WarmstackError):
-    """PostgreSQL refused a statement of this package; `state` is the SQLSTATE."""
-
-    state = ""
-
-    @classmethod
-    def by_server(cls, *, statement: str, cause: str, state: str) -> StatementRefused:
-        """PostgreSQL answered *statement* with the error *cause*."""
-        error = cls(
-            "PostgreSQL refused a statement of pytest-warmstack.",
-            why=cause,
-            looked_at=[f"{statement}\n(SQLSTATE {state or 'unknown'})"],
-            todo=[
-                *([_REFUSAL_HINTS[state]] if state in _REFUSAL_HINTS else []),
-                "check the settings, the rights and the tests on this server: one of them causes "
-                "the server's answer above",
-                "if the server is a managed one, start with a new one: warmstack clean",
-            ],
-        )
-        error.state = state
-        return error
 
 
 class CloneFailed(WarmstackError):
@@ -59,21 +27,15 @@ class CloneFailed(WarmstackError):
         )
 
     @classmethod
-    def too_slow(cls, *, seconds: float) -> CloneFailed:
-        """The clone for a test was not ready after *seconds*."""
+    def too_slow(cls, *, cause: str, seconds: float) -> CloneFailed:
+        """After *seconds* there is still no database for a test, because of *cause*."""
         return cls(
-            f"PostgreSQL did not clone the template within {seconds:g} seconds.",
-            why="the background work that makes clones has not ended",
-            todo=_SLOW,
-        )
-
-    @classmethod
-    def drops_too_slow(cls, *, seconds: float) -> CloneFailed:
-        """The databases of earlier tests were not dropped after *seconds*."""
-        return cls(
-            f"The databases of earlier tests were not dropped within {seconds:g} seconds.",
-            why="too many of them are waiting to be dropped, so this test gets no database",
-            todo=_SLOW,
+            f"There was no database for this test within {seconds:g} seconds.",
+            why=cause,
+            todo=[
+                "check what the server is doing: warmstack status, warmstack logs postgres",
+                "or start with a new server: warmstack clean",
+            ],
         )
 
     @classmethod
@@ -94,12 +56,6 @@ class CloneFailed(WarmstackError):
             looked_at=["its connections, prepared transactions, subscriptions and slots"],
             todo=["check what the test left in it; the next run tries again"],
         )
-
-
-_SLOW: Final = (
-    "check what the server is doing: warmstack status, warmstack logs postgres",
-    "or start with a new server: warmstack clean",
-)
 
 
 class LoopFailed(WarmstackError):
