@@ -29,6 +29,7 @@ from pytest_warmstack.postgres.connections import (
 from pytest_warmstack.postgres.databases import (
     Databases,
     blocking,
+    clone_errors,
     databases_of,
     drop_sealed,
     drop_unlocked,
@@ -404,8 +405,7 @@ class CloneFactory:
             except StatementRefused:  # Another run has used it, or someone is connected to it.
                 await self._main.unlock(ready.lock_key)
             else:
-                await self._databases.apply_properties(self._template, name)
-                return await self._describe(name)
+                return await self._complete(name)
         return None
 
     async def _make(self) -> Clone:
@@ -413,11 +413,12 @@ class CloneFactory:
             await self._reserve_names()
         name = self._names.popleft()
         try:
-            async with self._copier.turn():
-                if self._stopped:
-                    raise asyncio.CancelledError
-                await self._databases.copy_over(self._copier, self._template, name)
-            return await self._describe(name)
+            with clone_errors(self._template):
+                async with self._copier.turn():
+                    if self._stopped:
+                        raise asyncio.CancelledError
+                    await self._copier.execute(self._databases.copy_statement(self._template, name))
+                return await self._complete(name)
         except ConnectionLost:
             self._doubtful.append(name)  # `persistent` makes another; this one may exist as well.
             raise
@@ -431,7 +432,8 @@ class CloneFactory:
         await self._main.lock_new([name.lock_key for name in names])
         self._names.extend(names)
 
-    async def _describe(self, name: DatabaseName) -> Clone:
+    async def _complete(self, name: DatabaseName) -> Clone:
+        await self._databases.apply_properties(self._template, name)
         oid = await self._main.fetchval(sql.OID, str(name))
         return Clone(name, oid, self._databases.url(name))
 

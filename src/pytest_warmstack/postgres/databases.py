@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Coroutine, Sequence
+from collections.abc import Callable, Coroutine, Iterator, Sequence
 from concurrent.futures import Future
+from contextlib import contextmanager
 from functools import wraps
 from typing import Any, Concatenate, Final, ParamSpec, Protocol, Self, TypeVar
 
@@ -285,21 +286,9 @@ class Databases:
 
         Raises `CloneFailed`.
         """
-        await self.copy_over(self.main, source, name)
-
-    async def copy_over(
-        self, connection: Connection, source: DatabaseName, name: DatabaseName
-    ) -> None:
-        """Do what `copy` does, the long part of it over *connection*."""
-        try:
-            await connection.execute(self.copy_statement(source, name))
+        with clone_errors(source):
+            await self.main.execute(self.copy_statement(source, name))
             await self.apply_properties(source, name)
-        except StatementRefused as error:
-            from pytest_warmstack.postgres.errors import CloneFailed
-
-            raise CloneFailed.refused(
-                template=str(source), cause=error.why, looked_at=error.looked_at
-            ) from error
 
     async def apply_properties(self, source: DatabaseName, name: DatabaseName) -> None:
         """Give the copy *name* of *source* the settings and grants that PostgreSQL doesn't copy."""
@@ -355,6 +344,19 @@ class Databases:
     async def drop_unlocked(self, names: Sequence[DatabaseName]) -> list[DatabaseName]:
         """Drop the databases whose locks no process holds; return which are gone."""
         return await drop_unlocked(self.main, names)
+
+
+@contextmanager
+def clone_errors(source: DatabaseName) -> Iterator[None]:
+    """Turn a refusal to copy *source* into `CloneFailed`."""
+    try:
+        yield
+    except StatementRefused as error:
+        from pytest_warmstack.postgres.errors import CloneFailed
+
+        raise CloneFailed.refused(
+            template=str(source), cause=error.why, looked_at=error.looked_at
+        ) from error
 
 
 async def drop_unlocked(
