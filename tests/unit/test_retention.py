@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from pytest_warmstack.postgres import Database, DatabaseName, State, sql
-from pytest_warmstack.postgres.retention import Retention
+from pytest_warmstack.postgres.retention import Retention, unused
 from pytest_warmstack.servers.identity import fingerprint
 from pytest_warmstack.settings import Settings
 
@@ -233,3 +233,25 @@ def test_clones_in_use_and_builds_go_whatever_the_stock() -> None:
     assert doomed([CURRENT, *rubbish], 4, current={CURRENT.name}, stock=9) == [
         each.name for each in rubbish
     ]
+
+
+# `warmstack clean` on an external server
+
+
+def test_a_database_belongs_to_the_project_of_its_template() -> None:
+    """One without a template belongs to none."""
+    shop, blog = of("shop", NOW - 100), of("blog", NOW - 100)
+    orphan = Database(DatabaseName.new(State.IN_USE, "e" * 16), sealed=False)
+    listed = [shop, blog, ready("0", of=shop), ready("1", of=blog), orphan]
+
+    assert unused(listed, "shop", 0) == [shop.name, listed[2].name]
+    assert unused(listed, None, 0) == [each.name for each in listed]
+
+
+def test_a_database_is_as_old_as_the_last_use_of_its_template() -> None:
+    """A saved database has a time of its own; one without any time is older than all."""
+    old, new = of("shop", NOW - 100), of("shop", NOW - 10)
+    orphan = Database(DatabaseName.new(State.IN_USE, "e" * 16), sealed=False)
+    listed = [old, new, ready("0", of=old), ready("1", of=new), saved("shop", NOW - 90), orphan]
+
+    assert unused(listed, None, 50) == [listed[each].name for each in (0, 2, 4, 5)]

@@ -30,24 +30,26 @@ class Retention:
 
     def doomed(self, databases: Sequence[Database]) -> list[DatabaseName]:
         """Return the names of those that a sweep may drop if no process holds their locks."""
-        templates = list(self._kept_templates(databases))
+        templates = list(self._templates_that_stay(databases))
         # A sweep reaches a build or a clone in use only if its owner has ended.
-        kept = chain(templates, self._kept_stock(databases, templates), self._kept_saved(databases))
-        names = {each.name for each in kept}
+        staying = chain(
+            templates,
+            self._stock_that_stays(databases, templates),
+            self._saved_that_stay(databases),
+        )
+        names = {each.name for each in staying}
         return [each.name for each in databases if each.name not in names]
 
-    def _kept_templates(self, databases: Sequence[Database]) -> Iterator[Database]:
+    def _templates_that_stay(self, databases: Sequence[Database]) -> Iterator[Database]:
         """Keep the current templates, and those that each project used last.
 
         Intermediate templates are counted separately: they take no place of a state that the
         project was in.
         """
         counts: Counter[tuple[str, bool]] = Counter()
-
-        def order(each: Database) -> tuple[bool, float]:
-            return each.name in self.current, each.used
-
-        for each in sorted(databases, key=order, reverse=True):
+        for each in sorted(
+            databases, key=lambda each: (each.name in self.current, each.used), reverse=True
+        ):
             if each.name.state is not State.TEMPLATE or not each.sealed:
                 continue
             kind = each.project, each.comment.startswith(sql.LEFT)
@@ -56,7 +58,7 @@ class Retention:
                 counts[kind] += 1
                 yield each
 
-    def _kept_stock(
+    def _stock_that_stays(
         self, databases: Sequence[Database], templates: Sequence[Database]
     ) -> Iterator[Database]:
         """Keep the stock of the current templates, and of all templates of other projects.
@@ -75,7 +77,7 @@ class Retention:
                 room[fingerprint] -= 1
                 yield each
 
-    def _kept_saved(self, databases: Sequence[Database]) -> Iterator[Database]:
+    def _saved_that_stay(self, databases: Sequence[Database]) -> Iterator[Database]:
         """Keep the databases that this run saved, and those that each project saved last."""
         counts: Counter[str] = Counter()
         for each in sorted(databases, key=lambda each: each.used, reverse=True):
