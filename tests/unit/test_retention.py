@@ -240,7 +240,7 @@ def test_clones_in_use_and_builds_go_whatever_the_stock() -> None:
 
 def test_a_database_belongs_to_the_project_of_its_template() -> None:
     """One without a template belongs to none."""
-    shop, blog = of("shop", NOW - 100), of("blog", NOW - 100)
+    shop, blog = of("shop", NOW - 100), of("blog", NOW - 200)
     orphan = Database(DatabaseName.new(State.IN_USE, "e" * 16), sealed=False)
     listed = [shop, blog, ready("0", of=shop), ready("1", of=blog), orphan]
 
