@@ -211,30 +211,18 @@ class NativePostgres:
         Returns what the user has to know about it; mostly nothing.
         """
         major = _major(programs.version())
-        options = [
-            "--encoding=UTF8",
-            *initdb_arguments(major),
-            # Otherwise initdb itself needs space in /dev/shm, which may be too small.
-            *(["--set", "dynamic_shared_memory_type=mmap"] if major >= 16 else []),
-            *words(self.environment.get(INITDB_ARGS, "")),
-            # After the user's arguments, since the last ones win.
-            f"--pgdata={data}",
-            f"--username={USER}",
-            f"--pwfile={pwfile}",
-            "--auth=scram-sha-256",
-        ]
-        environment = {
-            "PATH": os.defpath,
-            "TZ": "UTC",
-            **programs.environment,
-            **self._variables(),
-        }
+        path = {"PATH": os.defpath, "TZ": "UTC"}
         for locale in self._locales(major):
             answer = _run(
-                *(programs.folder / "initdb", *locale, *options),
+                programs.folder / "initdb",
+                *locale,
+                *self._initdb_options(major),
+                # After the user's arguments, since the last ones win.
+                *(f"--pgdata={data}", f"--pwfile={pwfile}"),
+                *(f"--username={USER}", "--auth=scram-sha-256"),
                 timeout=_INITDB_TIMEOUT,
                 cwd=data,
-                env=environment,
+                env={**path, **programs.environment, **self._variables()},
                 user=user,
             )
             # The messages are English, since their locale is C; initdb has made nothing by then.
@@ -252,6 +240,15 @@ class NativePostgres:
             f"this machine has no locale {LOCALE}: lower(), ILIKE and \\w of PostgreSQL know ASCII"
             " letters only"
         )
+
+    def _initdb_options(self, major: int) -> list[str]:
+        return [
+            "--encoding=UTF8",
+            *initdb_arguments(major),
+            # Otherwise initdb itself needs space in /dev/shm, which may be too small.
+            *(["--set", "dynamic_shared_memory_type=mmap"] if major >= 16 else []),
+            *words(self.environment.get(INITDB_ARGS, "")),
+        ]
 
     def _locales(self, major: int) -> list[list[str]]:
         """Return the arguments for a locale like that of the official images, best first."""
