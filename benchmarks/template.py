@@ -24,8 +24,9 @@ from pathlib import Path
 from pytest_warmstack import servers as runtimes
 from pytest_warmstack.background import BackgroundLoop
 from pytest_warmstack.postgres import server
-from pytest_warmstack.postgres.admin import Admin
-from pytest_warmstack.postgres.clone_factory import CloneFactory
+from pytest_warmstack.postgres.clones import CloneFactory
+from pytest_warmstack.postgres.databases import Databases
+from pytest_warmstack.postgres.retention import Retention
 from pytest_warmstack.postgres.template import layers, templates
 from pytest_warmstack.postgres.template.configurations import Configurations
 from pytest_warmstack.postgres.template.dependencies import FileState
@@ -96,7 +97,7 @@ class Shop:
 
 
 @contextmanager
-def running(folder: Path) -> Iterator[Admin]:
+def running(folder: Path) -> Iterator[Databases]:
     """Yield the connection to a PostgreSQL of the benchmark's own; it is removed at the end."""
     background = BackgroundLoop()
     run_context = RunContext(
@@ -117,7 +118,7 @@ def running(folder: Path) -> Iterator[Admin]:
         background.close()
 
 
-def ensured(admin: Admin, shop: Shop, expected: str, *, rebuild: bool = False) -> float:
+def ensured(admin: Databases, shop: Shop, expected: str, *, rebuild: bool = False) -> float:
     """Return the seconds that a run needs to have the template."""
     gc.collect()
     begin = time.perf_counter()
@@ -136,7 +137,7 @@ def ensured(admin: Admin, shop: Shop, expected: str, *, rebuild: bool = False) -
     assert f"{made.origin} {made.how}".strip() == expected, made
     # As the sweep of a run does: the last used ones stay.
     clone_factory = CloneFactory(admin, made.name)
-    clone_factory.sweep(lambda listed: templates.doomed(listed, 4), used=made.used).result()
+    clone_factory.sweep(Retention(templates=4), notes=made.notes()).result()
     clone_factory.leave([], stock=0).result()
     return seconds
 
@@ -174,7 +175,7 @@ def main() -> None:
         shutil.rmtree(home)
 
 
-def measure(admin: Admin, shop: Shop, rounds: int, statements: int) -> None:
+def measure(admin: Databases, shop: Shop, rounds: int, statements: int) -> None:
     """Measure what a changed history costs, against building all of it."""
 
     def add() -> float:

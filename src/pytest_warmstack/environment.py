@@ -43,9 +43,8 @@ from pytest_warmstack.settings import NONE, RedisPlan, RuntimeName, Settings
 from pytest_warmstack.timings import Ledger, Step
 
 if TYPE_CHECKING:
-    from pytest_warmstack.postgres.admin import Admin as PostgresAdmin
-    from pytest_warmstack.postgres.clone_factory import CloneFactory
-    from pytest_warmstack.postgres.clones import Clone, Clones, Finding, Shared
+    from pytest_warmstack.postgres.clones import Clone, CloneFactory, Clones, Finding, Shared
+    from pytest_warmstack.postgres.databases import Databases
     from pytest_warmstack.postgres.template.configurations import Configuration, Configurations
     from pytest_warmstack.postgres.template.dependencies import FileState
     from pytest_warmstack.postgres.template.templates import Layer, Template
@@ -122,7 +121,7 @@ class Environment:
         }
         wait([begin[service]() for service in services])
 
-    def postgres(self) -> Server[PostgresAdmin]:
+    def postgres(self) -> Server[Databases]:
         """Return the PostgreSQL server."""
         return self._get("postgres", self._postgres)
 
@@ -179,7 +178,7 @@ class Environment:
     def give_back(self, clone: Clone, folder: Path, test: str, *, failed: Sequence[str]) -> None:
         """Take back the database of *test*, which is done; keep it for the tests that *failed*."""
         if failed and self._templates and self.settings.keep_failed:
-            self.clones(folder).keep(clone, ", ".join(failed))
+            self.clones(folder).save(clone, ", ".join(failed))
         else:
             self.clones(folder).give_back(clone, test)
         self._sweep()
@@ -367,7 +366,7 @@ class Environment:
             if made is own:
                 return made.result()
 
-    def _postgres(self, prepare: Callable[[], None] | None = None) -> Server[PostgresAdmin]:
+    def _postgres(self, prepare: Callable[[], None] | None = None) -> Server[Databases]:
         return self._once("postgres", lambda: self._ensure(self._spec(Service.POSTGRES), prepare))
 
     def _redis(self) -> Server[RedisAdmin]:
@@ -508,8 +507,7 @@ class Environment:
             )
 
     def _make_clones(self, alembic: Configuration | None) -> Clones:
-        from pytest_warmstack.postgres.clone_factory import CloneFactory
-        from pytest_warmstack.postgres.clones import Clones
+        from pytest_warmstack.postgres.clones import CloneFactory, Clones
         from pytest_warmstack.postgres.template import templates
 
         if alembic is None:
@@ -580,16 +578,15 @@ class Environment:
 
     def _sweep_again(self) -> Future[Any]:
         """Begin to drop what dead runs left; note that this run uses its templates."""
-        from pytest_warmstack.postgres.template import templates
+        from pytest_warmstack.postgres.retention import Retention
 
         settings, made = self.settings, [each for each, _ in self._templates]
         return self._templates[0][1].sweep(
-            lambda listed: templates.doomed(
-                listed,
-                settings.keep_templates,
+            Retention(
+                templates=settings.keep_templates,
                 current={each.name for each in made},
                 stock=settings.clones_ahead,
-                failed=settings.keep_failed,
+                saved=settings.keep_failed,
                 run=self.run_context.run,
                 idle=settings.max_idle,
             ),
@@ -605,8 +602,8 @@ class Environment:
             wait([self._sweep_again()], timeout=CLOSE_TIMEOUT)
 
     def _found_by_clones(self, each: Finding) -> None:
-        if each.kept:
-            self.ledger.note(Step("kept", 0.0, {"test": each.test, "name": each.kept}))
+        if each.saved:
+            self.ledger.note(Step("kept", 0.0, {"test": each.test, "name": each.saved}))
         else:
             facts = each.leak._asdict() if each.leak else {"trouble": each.trouble}
             self._found(each.test, facts)

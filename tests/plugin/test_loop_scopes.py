@@ -216,7 +216,7 @@ def test_another_backend_of_anyio_is_refused_with_the_line_that_selects_asyncio(
 
     result.assert_outcomes(passed=5, errors=3)
     text = result.stdout.str()
-    headline = "The fixtures of pytest-warmstack work on the asyncio backend of AnyIO only."
+    headline = "The fixtures of pytest-warmstack support only the asyncio backend of AnyIO."
     assert text.count(f"\n{headline}\nWhy: this test runs on trio, ") == 1
     assert text.count('\n    def anyio_backend():\n        return "asyncio"\n') == 1
     assert text.count(f"\n{headline} (Same error as above; ") == 2

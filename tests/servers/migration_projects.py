@@ -17,11 +17,11 @@ from pathlib import Path
 from typing import Any, Final
 
 from projects import keeping
-from pytest_warmstack.postgres.admin import Admin
+from pytest_warmstack.postgres import DatabaseName
+from pytest_warmstack.postgres.databases import Databases
 from pytest_warmstack.postgres.template import layers, templates
 from pytest_warmstack.postgres.template.configurations import Configurations
 from pytest_warmstack.postgres.template.dependencies import FileState
-from pytest_warmstack.servers.identity import DatabaseName
 from pytest_warmstack.servers.model import USER, Server, ServerSpec
 from pytest_warmstack.settings import Settings
 
@@ -181,16 +181,16 @@ class Shelf:
         self._dumps: dict[str, str] = {}
 
     @property
-    def admin(self) -> Admin:
+    def admin(self) -> Databases:
         """The connection that works for the tests."""
-        admin: Admin = self.server.client
+        admin: Databases = self.server.client
         return admin
 
     def ensure(
         self,
         project: Project,
         *,
-        admin: Admin | None = None,
+        admin: Databases | None = None,
         keep: bool = True,
         run: str = "",
         say: Callable[[str], object] = lambda _: None,
@@ -214,8 +214,7 @@ class Shelf:
                 say=say,
             )
         # Nothing is dropped; it is only written down that they were used.
-        with keeping(admin, made.name) as clone_factory:
-            clone_factory.sweep(lambda _: [], notes=made.notes()).result(timeout=30)
+        admin.background.call(admin.main.execute, *made.notes())
         return made
 
     def templates(self) -> list[DatabaseName]:
@@ -225,7 +224,7 @@ class Shelf:
     def leftovers(self) -> list[str]:
         """Return the databases of ours that are no templates."""
         names = {str(each) for each in self.templates()}
-        return [str(each.name) for each in self.admin.databases() if str(each.name) not in names]
+        return [str(each.name) for each in self.admin.all() if str(each.name) not in names]
 
     def remember(self) -> None:
         """Let `reset` keep the templates that are there now, as they are now."""
@@ -242,7 +241,7 @@ class Shelf:
     def drop(self, name: DatabaseName) -> None:
         """Drop a template, whoever uses it."""
         statement = f'ALTER DATABASE "{name}" IS_TEMPLATE false'
-        self.admin._run(self.admin.main.execute, statement)
+        self.admin.background.call(self.admin.main.execute, statement)
         self.admin.drop(name)
 
     def dump(self, name: DatabaseName) -> str:
@@ -281,7 +280,7 @@ class Shelf:
             "SELECT unnest(setconfig) FROM pg_db_role_setting"
             f" JOIN pg_database d ON d.oid = setdatabase WHERE datname = '{name}'"
         )
-        found = [row[0] for row in self.admin._run(self.admin.main.fetch, query)]
+        found = [row[0] for row in self.admin.background.call(self.admin.main.fetch, query)]
         return sorted(each for each in found if not each.startswith("application_name=warmstack "))
 
     def from_nothing(self, project: Project) -> str:

@@ -25,7 +25,8 @@ import docker
 import pytest
 from docker.errors import DockerException
 
-from pytest_warmstack.postgres.clone_factory import CloneFactory
+from pytest_warmstack.postgres import DatabaseName
+from pytest_warmstack.postgres.clones import CloneFactory
 from pytest_warmstack.servers import embedded, identity
 from pytest_warmstack.servers.model import (
     USER,
@@ -101,7 +102,7 @@ def until(ask: Callable[[], T], what: str, *, seconds: float = _DEADLINE) -> T:
 
 
 @contextmanager
-def keeping(admin: Any, template: identity.DatabaseName) -> Iterator[CloneFactory]:
+def keeping(admin: Any, template: DatabaseName) -> Iterator[CloneFactory]:
     """Yield what makes and drops clones of *template*, without a run around it."""
     clone_factory = CloneFactory(admin, template)
     try:

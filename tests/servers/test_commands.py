@@ -714,7 +714,7 @@ def test_the_saved_database_of_a_module_names_the_tests_that_failed(
     ((name, _),) = saved(project)
     for wanted in ("test_shared.py::test_second", "test_first", "shared"):
         assert opened(project.warmstack("psql", wanted, PATH=path)) == name
-    project.warmstack("status").stdout.fnmatch_lines([f"*{name} kept, * of {failed}"])
+    project.warmstack("status").stdout.fnmatch_lines([f"*{name} saved, * of {failed}"])
 
 
 @pytest.mark.parametrize("isolation", ["clone", "module", "rollback"])

@@ -12,9 +12,8 @@ import external_servers
 from external_servers import Cluster
 from projects import Library, until
 from pytest_warmstack.background import BackgroundLoop
-from pytest_warmstack.postgres import sql
-from pytest_warmstack.postgres.admin import Admin
-from pytest_warmstack.servers.identity import DatabaseName, State
+from pytest_warmstack.postgres import DatabaseName, State, sql
+from pytest_warmstack.postgres.databases import Databases
 
 
 @pytest.fixture(scope="module")
@@ -174,9 +173,9 @@ def test_how_a_clone_is_copied_follows_from_how_durable_the_server_is(
     template = DatabaseName(State.TEMPLATE, "0" * 16)
     with external_servers.cluster(f"fsync={fsync}") as server:
         ci = replace(server.endpoint, user="ci", password="ci")
-        admin = Admin.connect(ci, "", background=background, timeout=10)
+        admin = Databases.connect(ci, "", background=background, timeout=10)
         try:
-            statement = admin.copying(template, DatabaseName.new(State.READY, "0" * 16))
+            statement = admin.copy_statement(template, DatabaseName.new(State.READY, "0" * 16))
         finally:
             admin.close()
 

@@ -20,6 +20,7 @@ import pytest
 
 from migration_projects import ENV, INI, VERSIONS, Project, Shelf, promised
 from projects import Bench, keeping, until
+from pytest_warmstack.postgres.retention import Retention
 from pytest_warmstack.postgres.template import dependencies, templates
 from pytest_warmstack.postgres.template.errors import TemplateFailed
 from pytest_warmstack.settings import RuntimeName, Settings
@@ -1035,11 +1036,12 @@ sys.path.insert(0, sys.argv[1])
 from pathlib import Path
 from migration_projects import Project, Shelf
 from pytest_warmstack.background import BackgroundLoop
-from pytest_warmstack.postgres.admin import Admin
+from pytest_warmstack.postgres.databases import Databases
 from pytest_warmstack.servers.model import Endpoint
 told = json.loads(sys.stdin.read())
 background = BackgroundLoop()
-admin = Admin.connect(Endpoint(**told["endpoint"]), told["mark"], background=background, timeout=10)
+admin = Databases.connect(Endpoint(**told["endpoint"]), told["mark"],
+    background=background, timeout=10)
 project = Project(Path(told["folder"]), {"seed": ["seeds:sow"]})
 print(Shelf(None, None).ensure(project, admin=admin).origin)
 admin.close()
@@ -1213,7 +1215,7 @@ def test_the_templates_that_were_used_last_stay(
 
     def sweep() -> set[str]:
         with keeping(sweeper, names[0]) as clone_factory:
-            clone_factory.sweep(lambda listed: templates.doomed(listed, 2)).result(timeout=30)
+            clone_factory.sweep(Retention(templates=2)).result(timeout=30)
         return {str(each) for each in kept.templates() if each not in kept.known}
 
     assert sweep() == {str(each) for each in (in_use, names[0], names[-1])}
@@ -1233,10 +1235,9 @@ def test_the_state_before_a_day_of_edits_is_found(
         run.close()
         with keeping(kept.admin, made.name) as clone_factory:
             clone_factory.sweep(
-                lambda listed: templates.doomed(
-                    listed,
-                    kept_by_default.keep_templates,
-                    current=made.name,
+                Retention(
+                    templates=kept_by_default.keep_templates,
+                    current={made.name},
                     idle=kept_by_default.max_idle,
                 )
             ).result(timeout=30)

@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 
 from projects import Bench, Library, keeping, script, until
-from pytest_warmstack.postgres.clone_factory import BATCH
-from pytest_warmstack.servers.identity import DatabaseName, State
+from pytest_warmstack.postgres import DatabaseName, State
+from pytest_warmstack.postgres.clones import BATCH
 from pytest_warmstack.settings import RuntimeName
 
 REUSE = "--reuse-containers"
@@ -201,14 +201,14 @@ def test_no_other_run_drops_what_a_run_in_progress_keeps(standing: Bench, runtim
     admin, other = (standing.ensure(standing.postgres).client for _ in range(2))
     template = DatabaseName(State.TEMPLATE, "c" * 16)
     admin.create(template).result(30)
-    with keeping(admin, template) as clone_factory, keeping(other, template) as sweeper:
-        saved = clone_factory.keep(clone_factory.prepare().result(30), "test").result(30).name
+    with keeping(admin, template) as clone_factory:
+        saved = clone_factory.save(clone_factory.prepare().result(30), "test").result(30).name
         for _ in range(BATCH):
             clone_factory.drop(clone_factory.prepare().result(30)).result(30)
 
-        sweeper.sweep(lambda _: [saved]).result(30)
+        other.drop_unlocked([saved])
 
-        assert saved in {each.name for each in other.databases()}
+        assert saved in {each.name for each in other.all()}
     admin.drop(saved)
     admin.drop(template)
     standing.leave()
@@ -317,8 +317,8 @@ def test_the_commands_know_it(project: Library) -> None:
     missing = project.warmstack("psql", "that_never_failed")
 
     literal = test.replace("[", "[[]")
-    status.stdout.fnmatch_lines([f"    warmstack_k_*_{number} kept, * of {literal}"])
-    (clone,) = [each for each in mine["inside"]["clones"] if each["state"] == "kept"]
+    status.stdout.fnmatch_lines([f"    warmstack_k_*_{number} saved, * of {literal}"])
+    (clone,) = [each for each in mine["inside"]["clones"] if each["state"] == "saved"]
     assert clone["test"] == test
     assert missing.ret == 1
     assert f"_{number}" in "\n".join(missing.errlines)
@@ -380,7 +380,7 @@ def test_one_that_the_test_has_renamed_is_told_and_dropped(kept: Library) -> Non
 
     result = kept.run(REUSE, "test_failing.py")
 
-    result.stdout.fnmatch_lines(["warmstack: *of a test that failed could not be kept. *"])
+    result.stdout.fnmatch_lines(["warmstack: *of a failed test could not be saved. *"])
     query = "SELECT count(*) FROM pg_database WHERE datname = 'elsewhere'"
     until(lambda: kept.sql(query)[0][0] == 0, "it is dropped", seconds=10)
 

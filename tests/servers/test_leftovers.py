@@ -9,8 +9,8 @@ import pytest
 from psycopg2.extras import LogicalReplicationConnection
 
 from projects import Bench, Library, keeping, query, until, with_command, with_options
+from pytest_warmstack.postgres import DatabaseName, State
 from pytest_warmstack.postgres.errors import CloneFailed
-from pytest_warmstack.servers.identity import DatabaseName, State
 from pytest_warmstack.servers.model import USER
 from pytest_warmstack.settings import RuntimeName
 
@@ -233,7 +233,7 @@ def test_a_replication_slot_does_not_keep_a_clone(bench: Bench, runtime: str) ->
 
         reader.close()
     assert asyncio.run(query(place, "SELECT * FROM pg_replication_slots")) == []
-    assert clone.name not in {each.name for each in admin.databases()}
+    assert clone.name not in {each.name for each in admin.all()}
 
 
 @pytest.mark.parametrize("runtime", [RuntimeName.EMBEDDED], indirect=True)
@@ -241,19 +241,19 @@ def test_a_drop_that_can_not_be_done_ends_with_an_error(
     bench: Bench, runtime: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Within a bound: here somebody locks the list of databases, which stands for all the rest."""
-    monkeypatch.setattr("pytest_warmstack.postgres.clone_factory.BUSY", 0.5)
+    monkeypatch.setattr("pytest_warmstack.postgres.clones.BUSY_TIMEOUT", 0.5)
     monkeypatch.setattr("pytest_warmstack.postgres.connections.STATEMENT_TIMEOUT", 0.3)
     admin, other = (bench.ensure(bench.postgres).client for _ in range(2))
     template = DatabaseName(State.TEMPLATE, "d" * 16)
     admin.create(template).result(30)
     with keeping(admin, template) as clone_factory:
         clone = clone_factory.prepare().result(30)
-        other._run(other.main.execute, "BEGIN; LOCK TABLE pg_database IN SHARE MODE")
+        other.background.call(other.main.execute, "BEGIN; LOCK TABLE pg_database IN SHARE MODE")
 
         with pytest.raises(CloneFailed, match="could not be dropped") as caught:
             clone_factory.drop(clone).result(30)
         assert "0.5 seconds" in str(caught.value)
 
-        other._run(other.main.execute, "ROLLBACK")
+        other.background.call(other.main.execute, "ROLLBACK")
         assert clone_factory.drop(clone).result(30) == []
-    assert clone.name not in {each.name for each in admin.databases()}
+    assert clone.name not in {each.name for each in admin.all()}

@@ -168,4 +168,4 @@ def test_a_place_that_is_full_for_the_plugins_own_work_is_named(
     assert FULL in text(result)
     assert f"{place}: 200 MB" in text(result)
     assert SETTING in text(result)
-    assert "clean, which starts from nothing" not in text(result)
+    assert "start with a new server" not in text(result)

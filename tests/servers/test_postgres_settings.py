@@ -9,8 +9,9 @@ import pytest
 
 from projects import Bench, Library
 from pytest_warmstack.background import BackgroundLoop
+from pytest_warmstack.postgres import DatabaseName, State
 from pytest_warmstack.postgres import server as postgres
-from pytest_warmstack.servers.identity import DatabaseName, Label, State
+from pytest_warmstack.servers.identity import Label
 from pytest_warmstack.settings import RuntimeName, Settings
 
 REUSE = "--reuse-containers"
@@ -163,4 +164,4 @@ def test_connections_of_ours_do_not_mind_the_users_limits(
     shown = [background.call(admin.main.fetchval, f"SHOW {name}") for name in limits]
     assert shown == ["0", "0", "off"]
     admin.create(DatabaseName.new(State.BUILDING, "0123456789abcdef")).result(60)
-    assert len(admin.databases()) == 1
+    assert len(admin.all()) == 1

@@ -80,17 +80,17 @@ def test_what_is_in_template1_is_in_every_database(guest: Library, server: Clust
 FAULTS: Final = {
     "the right to create databases is gone": (
         "ALTER ROLE ci NOCREATEDB",
-        "PostgreSQL made no clone of the template",
+        "PostgreSQL could not clone the template",
         "permission denied to create database",
     ),
     "another password": (
         "ALTER ROLE ci PASSWORD 'other'",
-        "PostgreSQL made no clone of the template",
+        "PostgreSQL could not clone the template",
         'password authentication failed for user "ci"',
     ),
     "no right to log in": (
         "ALTER ROLE ci NOLOGIN",
-        "PostgreSQL made no clone of the template",
+        "PostgreSQL could not clone the template",
         'role "ci" is not permitted to log in',
     ),
     "no connection to spare": (

@@ -9,11 +9,11 @@ from typing import Any
 import pytest
 
 from projects import Bench, Library, keeping, until, with_command, with_options
-from pytest_warmstack.postgres.clone_factory import CloneFactory
-from pytest_warmstack.postgres.connections import connect
+from pytest_warmstack.postgres import DatabaseName, State
+from pytest_warmstack.postgres.clones import CloneFactory
+from pytest_warmstack.postgres.connections import connect_raw
 from pytest_warmstack.postgres.sql import MARK
 from pytest_warmstack.servers.errors import ServerFull
-from pytest_warmstack.servers.identity import DatabaseName, State
 from pytest_warmstack.servers.model import in_use
 from pytest_warmstack.settings import RuntimeName, Settings
 
@@ -251,9 +251,7 @@ def test_a_clone_that_stands_ready_is_taken_once(standing: Bench, runtime: str) 
             lambda: (
                 len(
                     found := [
-                        each.name
-                        for each in admins[0].databases()
-                        if each.name.state is State.READY
+                        each.name for each in admins[0].all() if each.name.state is State.READY
                     ]
                 )
                 == 3
@@ -267,9 +265,8 @@ def test_a_clone_that_stands_ready_is_taken_once(standing: Bench, runtime: str) 
 
     assert len({clone.name for clone in clones}) == len({clone.oid for clone in clones}) == 8
     assert {name.serial for name in names} <= {clone.name.serial for clone in clones}
-    with keeping(standing.ensure(standing.postgres).client, template) as sweeper:
-        sweeper.sweep(lambda _: [clone.name for clone in clones]).result(30)
-    assert {clone.name for clone in clones} <= {each.name for each in admins[0].databases()}
+    standing.ensure(standing.postgres).client.drop_unlocked([clone.name for clone in clones])
+    assert {clone.name for clone in clones} <= {each.name for each in admins[0].all()}
     for clone_factory, clone in zip(keepers, clones, strict=True):
         assert clone_factory.drop(clone).result(30) == []
         clone_factory.leave([], stock=0).result(30)
@@ -284,13 +281,13 @@ def test_a_clone_that_is_being_swept_is_not_taken(standing: Bench, runtime: str)
     template = DatabaseName(State.TEMPLATE, "b" * 16)
     admin.create(template).result(30)
     ready = DatabaseName.new(State.READY, template.fingerprint)
-    admin._run(admin.main.execute, admin.copying(template, ready))
+    admin.background.call(admin.main.execute, admin.copy_statement(template, ready))
     assert other.try_lock(ready)
     with keeping(admin, template) as clone_factory:
         clone = clone_factory.prepare().result(30)
 
         assert clone.name.serial != ready.serial
-        assert ready in {each.name for each in other.databases()}
+        assert ready in {each.name for each in other.all()}
 
         other.unlock(ready)
         assert clone_factory.drop(clone).result(30) == []
@@ -310,22 +307,21 @@ def test_a_sweep_spares_the_clone_of_one_who_connects_anew(
     owner, other = (standing.ensure(standing.postgres).client for _ in range(2))
     template = DatabaseName(State.TEMPLATE, "c" * 16)
     owner.create(template).result(30)
-    with keeping(owner, template) as clone_factory, keeping(other, template) as sweeper:
+    with keeping(owner, template) as clone_factory:
         clone = clone_factory.prepare().result(30)
-        sweeper.sweep(lambda _: []).result(30)  # It has its connection by now.
 
         async def slowly(*args: Any, **kwargs: Any) -> Any:
             await asyncio.sleep(0.05)
-            return await connect(*args, **kwargs)
+            return await connect_raw(*args, **kwargs)
 
-        monkeypatch.setattr("pytest_warmstack.postgres.connections.connect", slowly)
-        lost = owner.main._pid
-        other._run(other.main.fetch, f"SELECT pg_terminate_backend({lost}, 5000)")
-        sweeper.sweep(lambda _: [clone.name]).result(30)
-        sweeper.sweep(lambda _: [clone.name]).result(30)
+        monkeypatch.setattr("pytest_warmstack.postgres.connections.connect_raw", slowly)
+        lost = owner.main.pid
+        other.background.call(other.main.fetch, f"SELECT pg_terminate_backend({lost}, 5000)")
+        other.drop_unlocked([clone.name])
+        other.drop_unlocked([clone.name])
 
-        assert clone.name in {each.name for each in other.databases()}
-        assert owner.main._pid != lost
+        assert clone.name in {each.name for each in other.all()}
+        assert owner.main.pid != lost
         assert clone_factory.drop(clone).result(30) == []
     owner.drop(template)
     standing.leave()
@@ -426,7 +422,7 @@ def test_a_full_server_is_waited_for_told_and_left_alone(
     bench: Bench, runtime: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """It is not broken: it is neither replaced nor removed, and counts as in use."""
-    monkeypatch.setattr("pytest_warmstack.postgres.connections.BUSY", 0.3)
+    monkeypatch.setattr("pytest_warmstack.postgres.connections.BUSY_TIMEOUT", 0.3)
     spec = with_command(
         with_options(bench.postgres, max_connections="5"),
         lambda words: [*words, "-c", "max_connections=5", "-c", "superuser_reserved_connections=0"],

@@ -18,6 +18,7 @@ import pytest
 
 from projects import Bench, Library, keeping, until
 from pytest_warmstack.postgres import sql
+from pytest_warmstack.postgres.retention import Retention
 from pytest_warmstack.postgres.template import templates
 from pytest_warmstack.postgres.template.dependencies import FileState
 from pytest_warmstack.postgres.template.layers import Foreign
@@ -541,11 +542,9 @@ def test_only_the_templates_that_were_used_last_stay(standing: Bench) -> None:
     sweeper = standing.ensure(standing.postgres).client
     note = sql.note(names[0], used=time.time(), project="")
     with keeping(sweeper, names[0]) as clone_factory:
-        clone_factory.sweep(lambda listed: templates.doomed(listed, 4), notes=[note]).result(
-            timeout=30
-        )
+        clone_factory.sweep(Retention(templates=4), notes=[note]).result(timeout=30)
 
-    left = {each.name for each in sweeper.databases()}
+    left = {each.name for each in sweeper.all()}
     assert left == {used_by_another, names[0], *names[-3:]}
     assert built == list(range(7))
     standing.leave()

@@ -18,7 +18,7 @@ import pytest
 from docker.errors import ImageNotFound
 
 from projects import Bench, Images, Library, engine, left
-from pytest_warmstack.postgres import admin as postgres_admin
+from pytest_warmstack.postgres import connections
 from pytest_warmstack.redis import admin as redis_admin
 from pytest_warmstack.servers.errors import ServerFailed
 from pytest_warmstack.settings import RuntimeName
@@ -277,7 +277,7 @@ def test_a_project_runs_on_every_redis(
 @pytest.mark.parametrize(
     ("service", "room", "oldest", "wanted"),
     [
-        ("postgres", postgres_admin, 99, "it needs PostgreSQL 99 or newer"),
+        ("postgres", connections, 99, "it needs PostgreSQL 99 or newer"),
         ("redis", redis_admin, (99, 0), "it needs Redis 6.2 or newer"),
     ],
 )

@@ -9,12 +9,13 @@ import pytest
 from redis.connection import parse_url
 from sqlalchemy import make_url
 
+from pytest_warmstack.postgres import DatabaseName, State
 from pytest_warmstack.postgres.clones import Clone
 from pytest_warmstack.postgres.template.builder import Builder
 from pytest_warmstack.redis.leases import Lease
 from pytest_warmstack.server_specs import make
 from pytest_warmstack.servers.external import endpoint_of
-from pytest_warmstack.servers.identity import DatabaseName, Service, State
+from pytest_warmstack.servers.identity import Service
 from pytest_warmstack.servers.model import (
     Endpoint,
     ServerHandle,

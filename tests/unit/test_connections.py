@@ -1,4 +1,4 @@
-"""The one place where errors of asyncpg become errors of this package."""
+"""Errors of asyncpg become errors of this package."""
 
 from __future__ import annotations
 
@@ -8,8 +8,13 @@ import asyncpg
 import pytest
 
 from pytest_warmstack.errors import WarmstackError
-from pytest_warmstack.postgres.connections import TlsRefused, explained, masked, rejection
-from pytest_warmstack.postgres.errors import StatementRefused
+from pytest_warmstack.postgres.connections import (
+    StatementRefused,
+    TlsRefused,
+    explained,
+    masked,
+    rejection,
+)
 from pytest_warmstack.servers.errors import ConnectionLost
 
 GONE = [
@@ -26,7 +31,7 @@ GONE = [
 
 @pytest.mark.parametrize("cause", GONE, ids=lambda error: type(error).__name__)
 def test_a_connection_that_is_gone(cause: Exception) -> None:
-    """The error names the statement and the cause; without a text it is the deadline."""
+    """The error names the statement and the cause; an error without a text is a timeout."""
     with pytest.raises(ConnectionLost) as caught, explained("DROP DATABASE shop", 7):
         raise cause
 
@@ -39,7 +44,7 @@ def test_a_connection_that_is_gone(cause: Exception) -> None:
     "kind", [asyncpg.InsufficientPrivilegeError, asyncpg.DiskFullError, asyncpg.ObjectInUseError]
 )
 def test_a_statement_that_is_refused(kind: type[asyncpg.PostgresError]) -> None:
-    """The error has PostgreSQL's own words, its SQLSTATE, and a hint of its own if there is one."""
+    """The error has PostgreSQL's words, the SQLSTATE and a hint for it."""
     with pytest.raises(StatementRefused) as caught, explained("CREATE DATABASE shop"):
         raise kind("not for you")
 
@@ -49,8 +54,8 @@ def test_a_statement_that_is_refused(kind: type[asyncpg.PostgresError]) -> None:
     assert len(caught.value.todo) == 3
 
 
-def test_an_error_that_is_none_of_them_is_left_alone() -> None:
-    """A mistake in this package is not to look like one of the server's."""
+def test_other_errors_pass_through() -> None:
+    """A mistake in this package does not look like one of the server."""
     with pytest.raises(ZeroDivisionError), explained("SELECT 1"):
         raise ZeroDivisionError
 
@@ -66,8 +71,8 @@ def test_an_error_that_is_none_of_them_is_left_alone() -> None:
         (asyncpg.CannotConnectNowError("starting up"), ""),
     ],
 )
-def test_what_will_be_the_same_at_the_next_attempt(cause: Exception, expected: str) -> None:
-    """A password stays wrong; a server that is starting does not stay so."""
+def test_a_rejection_is_told_from_what_may_pass(cause: Exception, expected: str) -> None:
+    """A password stays wrong; a starting server will answer."""
     error = WarmstackError("It failed.", why="so", todo=["mend it"])
     error.__cause__ = cause
 
@@ -87,5 +92,5 @@ def test_what_will_be_the_same_at_the_next_attempt(cause: Exception, expected: s
     ],
 )
 def test_a_statement_shows_no_secret_and_is_short(statement: str, expected: str) -> None:
-    """The values of settings are the project's own, and may be anything."""
+    """The values of a project's settings may be secret."""
     assert masked(statement) == expected

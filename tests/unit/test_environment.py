@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any
 
 import pytest
 
 from pytest_warmstack.environment import Environment
-from pytest_warmstack.postgres.admin import Database
+from pytest_warmstack.postgres import Database, DatabaseName, State
+from pytest_warmstack.postgres.retention import Retention
 from pytest_warmstack.postgres.template.templates import Template
-from pytest_warmstack.servers.identity import DatabaseName, Project, State, fingerprint
+from pytest_warmstack.servers.identity import Project, fingerprint
 from pytest_warmstack.servers.model import RunContext
 from pytest_warmstack.servers.processes import Process
 from pytest_warmstack.servers.remembered import RememberedServers
@@ -106,8 +106,8 @@ def test_a_sweep_spares_the_templates_of_all_services_of_the_run(environment: En
     class Sweeping:
         """A keeper that writes down what it is to drop, and the notes."""
 
-        def sweep(self, doomed: Callable[..., Any], *, notes: Sequence[str]) -> None:
-            swept.append((doomed(listed), notes))
+        def sweep(self, retention: Retention, *, notes: Sequence[str]) -> None:
+            swept.append((retention.doomed(listed), notes))
 
     environment._templates = [
         (Template(name, "found", "", (name,), now=1.0), Sweeping())  # type: ignore[misc]

@@ -6,23 +6,9 @@ import re
 
 import pytest
 
-from pytest_warmstack.servers.identity import (
-    DatabaseName,
-    Label,
-    Project,
-    State,
-    changes,
-    fingerprint,
-    random_password,
-)
+from pytest_warmstack.servers.identity import Label, Project, changes, fingerprint, random_password
 
 PRINT = "0123456789abcdef"
-NAMES = [
-    (DatabaseName(State.TEMPLATE, PRINT), f"warmstack_t_{PRINT}"),
-    (DatabaseName(State.BUILDING, PRINT, "00aa11bb22"), f"warmstack_b_{PRINT}_00aa11bb22"),
-    (DatabaseName(State.IN_USE, PRINT, "fffffffff0"), f"warmstack_u_{PRINT}_fffffffff0"),
-    (DatabaseName(State.READY, PRINT, "0000000000"), f"warmstack_r_{PRINT}_0000000000"),
-]
 
 
 # Fingerprints
@@ -63,83 +49,6 @@ def test_other_parts_have_another_fingerprint(
 def test_text_and_its_bytes_are_the_same_part() -> None:
     """Text counts as its UTF-8."""
     assert fingerprint("\u00e9") == fingerprint(b"\xc3\xa9")
-
-
-# Names of databases
-
-
-@pytest.mark.parametrize(("name", "text"), NAMES)
-def test_a_name_is_spelt_and_read_back(name: DatabaseName, text: str) -> None:
-    """Each state has its letter, and the text tells all that the name held."""
-    assert str(name) == text
-    assert DatabaseName.parse(text) == name
-
-
-@pytest.mark.parametrize("state", State)
-def test_a_new_name_can_be_read_back(state: State) -> None:
-    """A new name is one of ours and different each time, whatever its state."""
-    names = [DatabaseName.new(state, PRINT) for _ in range(20)]
-
-    assert len({str(name) for name in names}) == 20
-    if state is not State.TEMPLATE:
-        assert [DatabaseName.parse(str(name)) for name in names] == names
-
-
-@pytest.mark.parametrize(
-    "text",
-    [
-        "",
-        "postgres",
-        "warmstack",
-        "warmstack_u",
-        "warmstack_prod",
-        f"warmstack_x_{PRINT}_00aa11bb22",
-        f"warmstack_u_{PRINT}",
-        f"warmstack_b_{PRINT}",
-        f"warmstack_t_{PRINT}_00aa11bb22",
-        f"warmstack_u_{PRINT[1:]}_00aa11bb22",
-        f"warmstack_u_{PRINT}_00aa11bb2",
-        f"warmstack_u_{PRINT}_00aa11bb223",
-        f"warmstack_u_{PRINT.upper()}_00aa11bb22",
-        f"my_warmstack_t_{PRINT}",
-        f"warmstack_t_{PRINT}_old",
-        f"warmstack_t_{PRINT}\n",
-        f" warmstack_t_{PRINT}",
-        f"warmstack_t_{PRINT};",
-    ],
-)
-def test_a_foreign_name_is_not_ours(text: str) -> None:
-    """What is not spelt exactly as we spell it is somebody else's database."""
-    assert DatabaseName.parse(text) is None
-
-
-@pytest.mark.parametrize("state", State)
-def test_every_name_fits_into_postgresql(state: State) -> None:
-    """PostgreSQL cuts names after 63 bytes, silently."""
-    assert len(str(DatabaseName.new(state, fingerprint("x"))).encode()) <= 63
-
-
-def test_a_lock_key_survives_a_change_of_state() -> None:
-    """The lock of a database is the same one before and after it is renamed."""
-    keys = {DatabaseName(state, PRINT, "00aa11bb22").lock_key for state in State}
-
-    assert len(keys) == 1
-
-
-def test_two_databases_have_two_lock_keys() -> None:
-    """Neither a serial nor a template shares its lock with another."""
-    names = [DatabaseName.new(State.IN_USE, PRINT) for _ in range(100)]
-    names += [DatabaseName(State.TEMPLATE, PRINT), DatabaseName(State.TEMPLATE, "f" * 16)]
-
-    assert len({name.lock_key for name in names}) == len(names)
-
-
-def test_a_lock_key_is_a_signed_64_bit_number() -> None:
-    """That is what pg_advisory_lock takes; about half of them are negative."""
-    keys = [DatabaseName.new(State.IN_USE, PRINT).lock_key for _ in range(200)]
-
-    assert all(-(2**63) <= key < 2**63 for key in keys)
-    assert min(keys) < 0 < max(keys)
 
 
 # Projects

@@ -1,4 +1,4 @@
-"""What the user's settings and variables make of a PostgreSQL of ours."""
+"""How the user's settings and variables change the PostgreSQL server."""
 
 from __future__ import annotations
 
@@ -19,19 +19,19 @@ RUNTIMES = ("docker", "embedded")
 
 @pytest.fixture(scope="module")
 def background() -> Iterator[BackgroundLoop]:
-    """The background loop that a description needs; nothing here connects."""
+    """A background loop for the descriptions; nothing here connects."""
     background = BackgroundLoop()
     yield background
     background.close()
 
 
 def described(background: BackgroundLoop, *args: str, env: tuple[str, ...] = ()) -> ServerSpec[Any]:
-    """Return the description of a PostgreSQL with *args* and *env* of the user's."""
+    """Return the description of a server with the user's *args* and *env*."""
     return server.spec(Settings(postgres_args=args, postgres_env=env), background)
 
 
 def options(spec: ServerSpec[Any]) -> list[str]:
-    """Return what the server in a container is started with, as NAME=VALUE."""
+    """Return the options of the server in a container, as NAME=VALUE."""
     arguments = spec.container("secret", "0123456789abcdef").arguments
     assert set(arguments[::2]) == {"-c"}
     reached, options = list(arguments[1:4:2]), list(arguments[5::2])
@@ -39,15 +39,15 @@ def options(spec: ServerSpec[Any]) -> list[str]:
     return options
 
 
-def test_the_users_value_takes_the_place_of_ours(background: BackgroundLoop) -> None:
-    """A name is given once, with the user's value; names that we do not have are added."""
-    ours = options(described(background))
+def test_the_users_value_overrides_the_default(background: BackgroundLoop) -> None:
+    """Each name is given once; new names are added."""
+    defaults = options(described(background))
 
     both = options(described(background, "max_connections=500", "work_mem=8MB"))
 
-    assert "max_connections=300" in ours
-    assert set(both) - set(ours) == {"max_connections=500", "work_mem=8MB"}
-    assert set(ours) - set(both) == {"max_connections=300"}
+    assert "max_connections=300" in defaults
+    assert set(both) - set(defaults) == {"max_connections=500", "work_mem=8MB"}
+    assert set(defaults) - set(both) == {"max_connections=300"}
     names = [option.partition("=")[0] for option in both]
     assert len(names) == len(set(names))
 
@@ -56,7 +56,7 @@ def test_the_users_value_takes_the_place_of_ours(background: BackgroundLoop) -> 
 def test_settings_and_variables_are_part_of_the_fingerprint(
     background: BackgroundLoop, runtime: str
 ) -> None:
-    """Each value counts; without any the fingerprint is what it was before they could be given."""
+    """Each value counts."""
     specs = [
         described(background),
         described(background, "work_mem=8MB"),
@@ -75,10 +75,10 @@ def test_settings_and_variables_are_part_of_the_fingerprint(
 
 
 @pytest.mark.parametrize("runtime", RUNTIMES)
-def test_the_configuration_tells_no_value_of_a_variable(
+def test_the_configuration_hides_the_values_of_variables(
     background: BackgroundLoop, runtime: str
 ) -> None:
-    """It is written on a label, which everybody can read who may ask the engine."""
+    """It is a label of the container, which all users of the engine can read."""
     spec = described(background, env=("TOKEN=hunter2", "POSTGRES_INITDB_ARGS=--data-checksums"))
 
     text = json.dumps(spec.config(runtime))
@@ -89,8 +89,8 @@ def test_the_configuration_tells_no_value_of_a_variable(
     assert "hunter2" not in repr(spec)
 
 
-def test_what_differs_is_told_without_a_variables_value(background: BackgroundLoop) -> None:
-    """Settings show both values; of variables it is said that they were changed, set or unset."""
+def test_a_difference_hides_the_values_of_variables(background: BackgroundLoop) -> None:
+    """It shows the values of settings only."""
     old = described(background, "work_mem=8MB", env=("A=hunter2", "B=hunter2", "C=1"))
     new = described(background, "work_mem=9MB", env=("A=swordfish", "C=1", "D=swordfish"))
 
@@ -102,17 +102,17 @@ def test_what_differs_is_told_without_a_variables_value(background: BackgroundLo
     ]
 
 
-def test_a_container_has_the_users_variables_and_ours(background: BackgroundLoop) -> None:
-    """What initdb is told by the user follows what it is told by us."""
+def test_a_container_has_the_variables_of_user_and_plugin(background: BackgroundLoop) -> None:
+    """The user's arguments of initdb come last."""
     plain = described(background).container("secret", "0123456789abcdef").environment
     spec = described(background, env=("TZ=UTC", "POSTGRES_INITDB_ARGS=--locale-provider=icu"))
 
     environment = spec.container("secret", "0123456789abcdef").environment
 
-    ours = "--no-sync --set scram_iterations=1"
-    assert plain["POSTGRES_INITDB_ARGS"] == ours
+    defaults = "--no-sync --set scram_iterations=1"
+    assert plain["POSTGRES_INITDB_ARGS"] == defaults
     assert environment == {
         **plain,
         "TZ": "UTC",
-        "POSTGRES_INITDB_ARGS": f"{ours} --locale-provider=icu",
+        "POSTGRES_INITDB_ARGS": f"{defaults} --locale-provider=icu",
     }

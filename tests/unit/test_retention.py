@@ -1,16 +1,23 @@
-"""Which databases a sweep of a kept server may drop."""
+"""Which databases of a kept server stay, and which a sweep may drop."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from typing import Any
+
 import pytest
 
-from pytest_warmstack.postgres import sql
-from pytest_warmstack.postgres.admin import Database
-from pytest_warmstack.postgres.template.templates import doomed
-from pytest_warmstack.servers.identity import DatabaseName, State, fingerprint
+from pytest_warmstack.postgres import Database, DatabaseName, State, sql
+from pytest_warmstack.postgres.retention import Retention, unused
+from pytest_warmstack.servers.identity import fingerprint
 from pytest_warmstack.settings import Settings
 
 NOW = 1e9
+
+
+def doomed(databases: Sequence[Database], templates: int, **others: Any) -> list[DatabaseName]:
+    """Return what a sweep may drop if *templates* of each project stay."""
+    return Retention(templates=templates, **others).doomed(databases)
 
 
 def template(used: float, *, sealed: bool = True, comment: str = "") -> Database:
@@ -20,12 +27,12 @@ def template(used: float, *, sealed: bool = True, comment: str = "") -> Database
 
 
 def test_an_empty_server_has_nothing_to_drop() -> None:
-    """Of no databases, none is doomed."""
+    """Without databases there is nothing to drop."""
     assert doomed([], 4) == []
 
 
-def test_as_many_templates_stay_as_are_to_be_kept() -> None:
-    """That many branches of a project can be worked on in turn without building anew."""
+def test_the_given_number_of_templates_stays() -> None:
+    """By default one can switch between eight branches without a build."""
     assert Settings().keep_templates == 8
     for keep in range(1, 9):
         assert doomed([template(number) for number in range(keep)], keep) == []
@@ -34,29 +41,29 @@ def test_as_many_templates_stay_as_are_to_be_kept() -> None:
 
 @pytest.mark.parametrize("order", [[1, 2, 3, 4, 5, 6], [6, 5, 4, 3, 2, 1], [2, 6, 1, 5, 3, 4]])
 def test_all_but_the_last_used_templates_are_doomed(order: list[int]) -> None:
-    """The time of the last use counts, not the order in which the server lists them."""
+    """The time of the last use counts, not the order of the list."""
     names = doomed([template(1e9 + number) for number in order], 4)
 
     assert set(names) == {template(1e9 + number).name for number in (1, 2)}
 
 
-def test_the_doomed_are_told_in_the_order_of_the_list() -> None:
-    """Whoever drops them one after the other does so as the server listed them."""
+def test_the_order_of_the_list_stays() -> None:
+    """The sweep drops databases in the order in which the server lists them."""
     listed = [template(number) for number in (2, 6, 1, 5)]
 
     assert doomed(listed, 1) == [template(number).name for number in (2, 1, 5)]
 
 
 def test_an_old_template_that_was_just_used_stays() -> None:
-    """What is in use from day to day is not dropped for being old."""
+    """The age of a template does not count."""
     oldest = Database(DatabaseName(State.TEMPLATE, "0" * 16), sealed=True, used=100.0)
     newer = [template(number) for number in (1, 2, 3)]
 
     assert doomed([oldest, *newer], 3) == [template(1).name]
 
 
-def test_a_template_that_nobody_has_used_goes_first() -> None:
-    """One without a time, which died before it could be used, is the first to go."""
+def test_a_template_that_was_never_used_goes_first() -> None:
+    """Its run ended before it could use it."""
     odd = Database(DatabaseName(State.TEMPLATE, "e" * 16), sealed=True)
     whole = [template(number) for number in range(1, 5)]
 
@@ -64,7 +71,7 @@ def test_a_template_that_nobody_has_used_goes_first() -> None:
     assert doomed([odd, *whole[1:]], 4) == []
 
 
-def test_those_that_were_left_for_the_next_edit_are_counted_by_themselves() -> None:
+def test_intermediate_templates_are_counted_separately() -> None:
     """They take no place of a state that the project was in."""
     whole = [template(number) for number in range(10, 14)]
     left = [template(number, comment=sql.LEFT) for number in range(20, 26)]
@@ -75,7 +82,7 @@ def test_those_that_were_left_for_the_next_edit_are_counted_by_themselves() -> N
 
 
 def test_a_template_without_a_seal_is_doomed_and_takes_no_place() -> None:
-    """A build that died before its end is rubbish, however new it is."""
+    """Its build did not end, however new it is."""
     whole = [template(number) for number in range(4)]
     broken = template(100, sealed=False)
 
@@ -85,7 +92,7 @@ def test_a_template_without_a_seal_is_doomed_and_takes_no_place() -> None:
 @pytest.mark.parametrize("state", [State.BUILDING, State.IN_USE])
 @pytest.mark.parametrize("sealed", [False, True])
 def test_builds_and_clones_are_doomed_and_take_no_place(state: State, *, sealed: bool) -> None:
-    """Those that somebody still owns are locked, which is for the sweep to see."""
+    """The sweep spares those whose owner still holds the lock."""
     whole = [template(number) for number in range(4)]
     others = [Database(DatabaseName.new(state, "f" * 16), sealed, 100.0) for _ in range(3)]
 
@@ -96,13 +103,13 @@ CURRENT = template(100.0)
 
 
 def ready(serial: str, *, of: Database = CURRENT, visits: int = 0) -> Database:
-    """Return a clone that stands ready."""
+    """Return a ready clone of a template."""
     name = DatabaseName(State.READY, of.name.fingerprint, serial * 10)
     return Database(name, sealed=False, visits=visits)
 
 
-def test_as_many_clones_of_the_current_template_stand_ready_as_asked() -> None:
-    """Those beyond are dropped; without a stock, all of them are."""
+def test_the_stock_of_the_current_template_stays() -> None:
+    """Other ready clones are dropped; without a stock, all of them."""
     listed = [CURRENT, *map(ready, "0123")]
 
     for stock in range(5):
@@ -112,12 +119,12 @@ def test_as_many_clones_of_the_current_template_stand_ready_as_asked() -> None:
 
 
 def of(project: str, used: float) -> Database:
-    """Return a template of another project than those above."""
+    """Return a template of *project*."""
     return template(used)._replace(project=project)
 
 
 def test_each_project_keeps_its_own_templates() -> None:
-    """On a server that many projects share, none drops the templates of another."""
+    """Projects that share a server don't drop each other's templates."""
     shop = [of("shop", number) for number in (1, 2, 3)]
     blog = [of("blog", number) for number in (7, 8, 9)]
 
@@ -126,8 +133,8 @@ def test_each_project_keeps_its_own_templates() -> None:
     assert names == [shop[0].name, blog[0].name]
 
 
-def test_a_stock_of_another_project_stands_ready() -> None:
-    """Its clones are somebody else's, as long as its template stays."""
+def test_the_stock_of_another_project_stays() -> None:
+    """As long as its template stays."""
     blog, old = of("blog", NOW), of("blog", NOW - 100)
     listed = [CURRENT, blog, old, ready("0", of=blog), ready("1", of=blog), ready("2", of=old)]
 
@@ -139,8 +146,8 @@ def test_a_stock_of_another_project_stands_ready() -> None:
     ]
 
 
-def test_all_the_current_ones_stay_with_their_stock() -> None:
-    """A run of several services uses a template of each, however few are kept."""
+def test_all_current_templates_stay_with_their_stock() -> None:
+    """A run may use a template of each of several services."""
     templates = [template(number) for number in range(4)]
     current = {each.name for each in templates[:3]}
     clones = [ready("0", of=each) for each in templates]
@@ -151,8 +158,8 @@ def test_all_the_current_ones_stay_with_their_stock() -> None:
     ]
 
 
-def test_a_template_that_was_not_used_for_long_is_doomed_but_for_the_current_one() -> None:
-    """Nobody else cleans a server that somebody else runs."""
+def test_a_template_that_was_not_used_for_long_goes_unless_it_is_current() -> None:
+    """No other command cleans an external server."""
     stale, fresh = of("blog", NOW - 100), of("blog", NOW - 50)
     listed = [CURRENT, stale, fresh]
 
@@ -160,64 +167,64 @@ def test_a_template_that_was_not_used_for_long_is_doomed_but_for_the_current_one
     assert doomed(listed, 4, current={CURRENT.name}) == []
 
 
-def test_the_current_template_stays_also_where_its_use_is_not_noted() -> None:
-    """Another role's template can't always be written to."""
+def test_the_current_template_stays_without_a_note() -> None:
+    """A role can't always write notes on the template of another role."""
     newer = [template(CURRENT.used + number) for number in (1, 2)]
 
     assert CURRENT.name not in doomed([CURRENT, *newer], 1, current={CURRENT.name})
 
 
-def kept(project: str, used: float) -> Database:
+def saved(project: str, used: float) -> Database:
     """Return a database of a failed test."""
-    name = DatabaseName.new(State.KEPT, "f" * 16)
+    name = DatabaseName.new(State.SAVED, "f" * 16)
     return Database(name, sealed=False, used=used, unused=NOW - used, project=project)
 
 
-def test_of_each_project_the_last_databases_of_failed_tests_stay() -> None:
-    """As many as are to be kept, whatever other projects have; none without such a wish."""
-    shop = [kept("shop", NOW - number) for number in range(5)]
-    blog = [kept("blog", NOW - number) for number in range(2)]
+def test_the_last_saved_databases_of_each_project_stay() -> None:
+    """Without a number, none stays."""
+    shop = [saved("shop", NOW - number) for number in range(5)]
+    blog = [saved("blog", NOW - number) for number in range(2)]
 
-    names = doomed([*shop, *blog], 4, failed=2)
+    names = doomed([*shop, *blog], 4, saved=2)
 
     assert names == [each.name for each in shop[2:]]
     assert doomed(shop, 4) == [each.name for each in shop]
 
 
-def test_all_databases_of_failed_tests_stay_that_the_run_itself_has_kept() -> None:
-    """Each of its workers has as many as are to be kept, and tells of them at the end."""
-    old, *mine = [kept("shop", NOW - number) for number in range(5)]
-    mine = [each._replace(comment=sql.kept("test", "run")) for each in mine]
+def test_all_databases_that_the_run_itself_saved_stay() -> None:
+    """Each of its workers saves up to the given number, and reports them."""
+    old, *mine = [saved("shop", NOW - number) for number in range(5)]
+    mine = [each._replace(comment=sql.saved("test", "run")) for each in mine]
 
-    assert doomed([old, *mine], 4, failed=1, run="run") == []
-    assert doomed([old, *mine], 4, failed=1, run="other") == [each.name for each in mine]
-    assert doomed([old, *mine], 4, failed=1) == [each.name for each in mine]
-
-
-def test_a_database_of_a_failed_test_that_is_too_old_is_doomed() -> None:
-    """And one whose note could not be written any more, since its run was killed."""
-    old, new, unknown = kept("shop", NOW - 100), kept("shop", NOW - 10), kept("", 0.0)
-
-    assert doomed([old, new, unknown], 4, failed=9, idle=50) == [old.name, unknown.name]
+    assert doomed([old, *mine], 4, saved=1, run="run") == []
+    assert doomed([old, *mine], 4, saved=1, run="other") == [each.name for each in mine]
+    assert doomed([old, *mine], 4, saved=1) == [each.name for each in mine]
 
 
-def test_clones_of_another_template_do_not_stand_ready() -> None:
-    """A template that was followed by another one has no stock any more, though it stays."""
+def test_a_saved_database_that_is_too_old_goes() -> None:
+    """As does one without a note, because its run was killed."""
+    old, new, unknown = saved("shop", NOW - 100), saved("shop", NOW - 10), saved("", 0.0)
+
+    assert doomed([old, new, unknown], 4, saved=9, idle=50) == [old.name, unknown.name]
+
+
+def test_a_template_that_is_not_current_has_no_stock() -> None:
+    """Though the template itself stays."""
     old = template(50.0)
     listed = [old, CURRENT, ready("0", of=old), ready("1")]
 
     assert doomed(listed, 4, current={CURRENT.name}, stock=2) == [listed[2].name]
 
 
-def test_a_clone_that_somebody_has_looked_into_does_not_stand_ready() -> None:
-    """It may have been changed; it takes no other one's place."""
+def test_a_clone_with_visits_is_not_part_of_the_stock() -> None:
+    """A visitor may have changed it."""
     listed = [CURRENT, ready("0", visits=1), ready("1"), ready("2")]
 
     assert doomed(listed, 4, current={CURRENT.name}, stock=2) == [listed[1].name]
 
 
-def test_clones_in_use_and_builds_are_dropped_whatever_the_stock() -> None:
-    """A sweep gets only those whose owner is gone."""
+def test_clones_in_use_and_builds_go_whatever_the_stock() -> None:
+    """The sweep drops them only if their owner has ended."""
     rubbish = [
         Database(DatabaseName.new(state, CURRENT.name.fingerprint), sealed=False)
         for state in (State.IN_USE, State.BUILDING)
@@ -226,3 +233,25 @@ def test_clones_in_use_and_builds_are_dropped_whatever_the_stock() -> None:
     assert doomed([CURRENT, *rubbish], 4, current={CURRENT.name}, stock=9) == [
         each.name for each in rubbish
     ]
+
+
+# `warmstack clean` on an external server
+
+
+def test_a_database_belongs_to_the_project_of_its_template() -> None:
+    """One without a template belongs to none."""
+    shop, blog = of("shop", NOW - 100), of("blog", NOW - 200)
+    orphan = Database(DatabaseName.new(State.IN_USE, "e" * 16), sealed=False)
+    listed = [shop, blog, ready("0", of=shop), ready("1", of=blog), orphan]
+
+    assert unused(listed, "shop", 0) == [shop.name, listed[2].name]
+    assert unused(listed, None, 0) == [each.name for each in listed]
+
+
+def test_a_database_is_as_old_as_the_last_use_of_its_template() -> None:
+    """A saved database has a time of its own; one without any time is older than all."""
+    old, new = of("shop", NOW - 100), of("shop", NOW - 10)
+    orphan = Database(DatabaseName.new(State.IN_USE, "e" * 16), sealed=False)
+    listed = [old, new, ready("0", of=old), ready("1", of=new), saved("shop", NOW - 90), orphan]
+
+    assert unused(listed, None, 50) == [listed[each].name for each in (0, 2, 4, 5)]

@@ -14,13 +14,12 @@ from dataclasses import dataclass, field
 
 import pytest
 
-from pytest_warmstack.postgres import sql
-from pytest_warmstack.postgres.admin import Database
+from pytest_warmstack.postgres import Database, DatabaseName, State, sql
+from pytest_warmstack.postgres.retention import Retention
 from pytest_warmstack.postgres.template.dependencies import ABSENT, FileState
 from pytest_warmstack.postgres.template.errors import TemplateFailed
 from pytest_warmstack.postgres.template.record import ALEMBIC, BuildStep, LayerRecord
-from pytest_warmstack.postgres.template.templates import Target, Template, doomed, ensure
-from pytest_warmstack.servers.identity import DatabaseName, State
+from pytest_warmstack.postgres.template.templates import Target, Template, ensure
 from pytest_warmstack.servers.model import Endpoint
 
 FOLDER = "scripts:versions"
@@ -131,7 +130,7 @@ class Server:
         """Drop what is not to be kept, as a run does at its end."""
         self.touch(made.used)
         self.used.update(dict.fromkeys(map(str, made.past), 0.0))
-        for name in doomed(self.templates(), keep):
+        for name in Retention(templates=keep).doomed(self.templates()):
             if name not in made.used:
                 self.drop(name)
 

@@ -16,8 +16,9 @@ from pytest_warmstack.cli import words
 from pytest_warmstack.cli.errors import CommandFailed, NoProject
 from pytest_warmstack.cli.project import Place, here, known
 from pytest_warmstack.errors import WarmstackError
+from pytest_warmstack.postgres import State
 from pytest_warmstack.servers.external import External
-from pytest_warmstack.servers.identity import Label, Project, Service, State
+from pytest_warmstack.servers.identity import Label, Project, Service
 from pytest_warmstack.servers.model import OwnRuntime, ServerInfo
 from pytest_warmstack.servers.processes import Process
 
@@ -150,7 +151,7 @@ def _clean_external(
     server = External(cleanup.RUN_CONTEXT, lambda text: print(text, file=sys.stderr)).ensure(spec)
     project = None if options.all_projects else place.project.slug
     try:
-        for name, dropped in _dropped(server.client, background, project, options):
+        for name, dropped in _dropped(server.client, project, options):
             what = f"database {name} (external, {server.endpoint.place})"
             if dropped:
                 tally.remove(what, lambda: None)
@@ -161,21 +162,16 @@ def _clean_external(
 
 
 def _dropped(
-    admin: Any, background: BackgroundLoop, project: str | None, options: argparse.Namespace
+    databases: Any, project: str | None, options: argparse.Namespace
 ) -> Iterator[tuple[str, bool]]:
     """Drop what is meant, unless in a dry run; yield each with whether it was free."""
-    from pytest_warmstack.postgres.connections import Maintenance
-    from pytest_warmstack.postgres.sweep import meant, sweep
+    from pytest_warmstack.postgres.retention import unused
 
-    wanted = meant(admin.databases(), project, options.older_than)
+    wanted = unused(databases.all(), project, options.older_than)
     if options.dry_run:
-        held = admin.held()
-        gone = [name for name in wanted if name.lock_key not in held]
+        locked = databases.locked()
+        gone = [name for name in wanted if name.lock_key not in locked]
     else:
-        janitor = Maintenance(admin.endpoint)
-        try:
-            gone = background.call(sweep, janitor, lambda listed: [*wanted])
-        finally:
-            background.call(janitor.close)
+        gone = databases.drop_unlocked(wanted)
     for name in sorted(wanted, key=lambda each: (each.state is not State.TEMPLATE, str(each))):
         yield str(name), name in gone

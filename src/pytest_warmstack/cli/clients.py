@@ -19,10 +19,10 @@ from pytest_warmstack.cli import words
 from pytest_warmstack.cli.errors import CommandFailed
 from pytest_warmstack.cli.project import Place, needed, owned
 from pytest_warmstack.errors import WarmstackError
-from pytest_warmstack.postgres import sql
+from pytest_warmstack.postgres import DatabaseName, State, sql
 from pytest_warmstack.redis import overview as redis_overview
 from pytest_warmstack.servers.external import External
-from pytest_warmstack.servers.identity import DatabaseName, Service, State
+from pytest_warmstack.servers.identity import Service
 from pytest_warmstack.servers.model import MAINTENANCE, USER, Endpoint, NotOurs, NotReady
 from pytest_warmstack.settings import LIBPQ, RedisPlan, Settings
 
@@ -159,7 +159,7 @@ class _OfTest(NamedTuple):
     @property
     def when(self) -> str:
         """When the test failed, in words."""
-        return words.ago(self.saved) if self.name.state is State.KEPT else "running"
+        return words.ago(self.saved) if self.name.state is State.SAVED else "running"
 
     def fit(self, wanted: str) -> int:
         """Return how well *wanted* names the test: 3 by its id, 2 by its function, 1 by a part."""
@@ -199,10 +199,10 @@ def _database(admin: Any, wanted: str) -> str:
 def _of_test(rows: Sequence[Any], wanted: str) -> str:
     """Return the newest database of the test that *wanted* fits best; nothing if it fits none."""
     found = [
-        _OfTest(name, sql.test_of(row["comment"]), sql.noted(row["note"]).get("used", 0.0))
+        _OfTest(name, sql.test_of(row["comment"]), sql.parse_note(row["note"])[0])
         for row in rows
         if (name := DatabaseName.parse(row["datname"])) is not None
-        and name.state in {State.KEPT, State.IN_USE}
+        and name.state in {State.SAVED, State.IN_USE}
     ]
     best = max((each.fit(wanted) for each in found), default=0)
     if not best:

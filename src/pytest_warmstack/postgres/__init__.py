@@ -1,1 +1,72 @@
-"""What happens inside a running PostgreSQL: the template, and a clone for every test."""
+"""What happens inside a running PostgreSQL, and what its databases are called."""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from enum import StrEnum
+from typing import NamedTuple, Self
+
+from pytest_warmstack import originals
+
+
+class State(StrEnum):
+    """What a database is for; the letter is part of its name."""
+
+    BUILDING = "b"
+    TEMPLATE = "t"
+    READY = "r"
+    IN_USE = "u"
+    SAVED = "k"
+
+
+class DatabaseName(NamedTuple):
+    """The name of a database of this package: its state, its template's fingerprint, its serial.
+
+    A template has no serial. The process that holds the advisory lock `lock_key` owns the
+    database; the key does not change with the state.
+    """
+
+    state: State
+    fingerprint: str
+    serial: str = ""
+
+    @classmethod
+    def new(cls, state: State, fingerprint: str) -> Self:
+        """Return a name that no other database has."""
+        return cls(state, fingerprint, originals.urandom(5).hex())
+
+    @classmethod
+    def parse(cls, text: str) -> Self | None:
+        """Return the name that *text* spells, or None if this package makes no such names."""
+        match = re.fullmatch(r"warmstack_([btruk])_([0-9a-f]{16})(?:_([0-9a-f]{10}))?", text)
+        if match is None or (match[1] == State.TEMPLATE) != (match[3] is None):
+            return None
+        return cls(State(match[1]), match[2], match[3] or "")
+
+    def __str__(self) -> str:
+        serial = f"_{self.serial}" if self.serial else ""
+        return f"warmstack_{self.state}_{self.fingerprint}{serial}"
+
+    @property
+    def lock_key(self) -> int:
+        """A signed 64-bit number, as pg_advisory_lock takes it."""
+        digest = hashlib.blake2b(f"{self.fingerprint}_{self.serial}".encode(), digest_size=8)
+        return int.from_bytes(digest.digest(), "big", signed=True)
+
+
+class Database(NamedTuple):
+    """A database of this package, as the server lists it.
+
+    A *sealed* one is a complete template. *used* is the time of its last use in seconds since the
+    epoch, *project* who used it then, and *unused* the seconds since, by the server's clock.
+    *visits* counts the connections made to it. A long *comment* may be cut off.
+    """
+
+    name: DatabaseName
+    sealed: bool
+    used: float = 0.0
+    comment: str = ""
+    visits: int = 0
+    project: str = ""
+    unused: float = 0.0

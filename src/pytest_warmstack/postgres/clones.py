@@ -1,33 +1,66 @@
-"""A database for every test: made ahead of it, dropped behind it, and always few at a time."""
+"""A database for each test: cloned before the test needs it, dropped after the test.
+
+`Clones` decides when; `CloneFactory` does it with SQL, in the background.
+"""
 
 from __future__ import annotations
 
+import asyncio
 from collections import deque
 from collections.abc import Callable, Sequence
 from concurrent.futures import CancelledError, Future, wait
 from contextlib import suppress
 from dataclasses import dataclass
-from typing import Any, Final, NamedTuple, Protocol
+from functools import partial
+from typing import Any, Final, NamedTuple
 
+from pytest_warmstack import originals
+from pytest_warmstack.background import sleep
 from pytest_warmstack.errors import WarmstackError
-from pytest_warmstack.postgres.errors import CloneFailed
-from pytest_warmstack.servers.errors import ConnectionLost, ServerFailed
-from pytest_warmstack.servers.identity import DatabaseName
+from pytest_warmstack.postgres import DatabaseName, State, sql
+from pytest_warmstack.postgres.connections import (
+    APPLICATION,
+    BUSY_TIMEOUT,
+    Connection,
+    StatementRefused,
+    persistent,
+    retry,
+)
+from pytest_warmstack.postgres.databases import (
+    Databases,
+    blocking,
+    clone_errors,
+    databases_of,
+    drop_sealed,
+    drop_unlocked,
+    in_background,
+)
+from pytest_warmstack.postgres.retention import Retention
+from pytest_warmstack.servers.errors import ConnectionLost, ServerFailed, ServerFull
 
-DROPPING: Final = 8
-"""How many clones of tests that are done may wait to be dropped; more, and the tests wait."""
+MAX_DROPS: Final = 8
+"""How many clones may wait to be dropped before tests wait for the drops."""
 
 TAKE_TIMEOUT: Final = 180.0
-"""Seconds that a test waits for its clone, or for the drop of others, at most.
+"""Seconds that a test waits for its clone, or for the drop of others.
 
-Each step of the work in the background has a shorter deadline, and says what it waited for.
+Each step of the background work has a shorter timeout, and its error says what it waited for.
 """
+
+LEAK_GRACE: Final = 0.5
+"""Seconds that a connection may take to end after its test; afterwards it is a leak.
+
+A backend needs a millisecond or two, and longer on a busy machine.
+"""
+
+BATCH: Final = 16
+"""How many locks are taken, or released, at once: each call takes time from a test."""
 
 
 class Clone(NamedTuple):
-    """A database of a test's own: its name, its SQLAlchemy URL, and the server's number for it.
+    """A test's own database: its name, oid and SQLAlchemy URL.
 
-    The number stays when a test gives its database another name.
+    The oid stays when a test renames the database.
     """
 
     name: DatabaseName
@@ -36,7 +69,7 @@ class Clone(NamedTuple):
 
 
 class Leak(NamedTuple):
-    """A connection that a test left open: as what it announced itself, and what it was doing."""
+    """A connection that a test left open: its application_name, state and last query."""
 
     application: str
     state: str
@@ -44,23 +77,24 @@ class Leak(NamedTuple):
 
 
 class Finding(NamedTuple):
-    """What a *test* left behind: a leak, or why its database could not be used again or dropped.
+    """What a *test* left behind.
 
-    Or what its database is called now, since it is *kept*.
+    A leak, or why its database could not be used again or dropped, or the name of its *saved*
+    database.
     """
 
     test: str
     leak: Leak | None = None
     trouble: str = ""
-    kept: str = ""
+    saved: str = ""
 
 
 @dataclass
 class Shared:
-    """A clone that tests use one after the other, each undoing what it did.
+    """A clone that tests use one after the other; each of them rolls back.
 
-    `connections` counts those that were made to undo what went over them; any other one may have
-    committed. `trouble` is why the clone can't be used again after the test at hand.
+    `connections` counts those that were made for the rollback. Other connections may have
+    committed. `trouble` is why the clone can't be used again after the current test.
     """
 
     clone: Clone
@@ -68,39 +102,17 @@ class Shared:
     trouble: str = ""
 
 
-class CloneBackend(Protocol):
-    """What makes and drops databases, in the background; this room knows no SQL."""
-
-    def prepare(self) -> Future[Clone]:
-        """Return a clone that this process owns, and that no test had."""
-
-    def drop(self, clone: Clone) -> Future[list[Leak]]:
-        """Drop a clone whatever its test left; give the connections among it."""
-
-    def keep(self, clone: Clone, test: str) -> Future[Clone]:
-        """Give a clone the name of one that is kept, of the *test* that failed with it."""
-
-    def visits(self, clone: Clone) -> Future[int]:
-        """Return how many connections there have been to a clone since it was made."""
-
-    def stop(self) -> None:
-        """Begin to make no more clones; those that were asked for are cancelled."""
-
-    def leave(self, unused: Sequence[Clone], *, stock: int) -> Future[None]:
-        """Leave *stock* clones ready for the next run, some of them *unused* ones."""
-
-
 class Clones:
-    """The clones of one template that this process uses.
+    """The clones of one template in this process.
 
-    *ahead* of them are kept ready, and no more than *expected*, the number of tests that will ask
-    for one. *stock* is how many the next run is to find ready, *keep* how many of failed tests
-    stay. *found* is told what tests left behind, from another thread.
+    *ahead* of them are kept ready, but not more than *expected*, the number of tests that will ask
+    for one. *stock* is how many the next run finds ready, *keep* how many databases of failed
+    tests are saved. *found* is called with findings, from another thread.
     """
 
     def __init__(
         self,
-        maker: CloneBackend,
+        factory: CloneFactory,
         *,
         ahead: int,
         expected: int,
@@ -108,94 +120,92 @@ class Clones:
         keep: int = 0,
         found: Callable[[Finding], None],
     ) -> None:
-        self._maker = maker
+        self._factory = factory
         self._limit = ahead
         self._expected = expected
         self._stock = stock
         self._keep = keep
         self._found = found
-        self._kept: dict[str, Future[Clone]] = {}
+        self._saved: dict[str, Future[Clone]] = {}
         self._ahead: deque[Future[Clone]] = deque()
-        self._dropping: deque[Future[list[Leak]]] = deque()
+        self._drops: deque[Future[list[Leak]]] = deque()
         self._shared: Shared | None = None
         self._last: tuple[str, Future[int]] | None = None
         self._is_lost = False
         self._fill()
 
     def take(self) -> Clone:
-        """Return a clone that no other test has, had or will have.
+        """Return a clone that no other test gets.
 
-        Raises `CloneFailed` with PostgreSQL's own words or after `TAKE_TIMEOUT` seconds,
-        `ServerFull` or `ServerFailed`.
+        Raises `CloneFailed`, also after `TAKE_TIMEOUT`, `ServerFull` or `ServerFailed`.
         """
-        while len(self._dropping) >= DROPPING:
-            oldest = self._dropping.popleft()
-            if not wait([oldest], timeout=TAKE_TIMEOUT).done:
-                raise CloneFailed.not_dropped_in_time(seconds=TAKE_TIMEOUT)
+        while len(self._drops) >= MAX_DROPS:
+            if not wait([self._drops.popleft()], timeout=TAKE_TIMEOUT).done:
+                raise _too_slow("the databases of earlier tests are waiting to be dropped")
         was_ahead = bool(self._ahead)
-        future = self._ahead.popleft() if was_ahead else self._maker.prepare()
+        future = self._ahead.popleft() if was_ahead else self._factory.prepare()
         self._expected -= 1
         self._fill()
         try:
             try:
                 return future.result(TAKE_TIMEOUT)
             except ServerFailed as error:
-                # A server that was restarted meanwhile refused then, and may be there now.
+                # The server refused while it was restarted, and may be back now.
                 if not (was_ahead and isinstance(error.__cause__, ConnectionRefusedError)):
                     raise
-                future = self._maker.prepare()
+                future = self._factory.prepare()
                 return future.result(TAKE_TIMEOUT)
         except TimeoutError as error:
-            self._ahead.append(future)  # It may come yet, and is closed with the others.
-            raise CloneFailed.too_slow(seconds=TAKE_TIMEOUT) from error
-        except BaseException as error:
-            if not isinstance(error, Exception):
-                # An interruption, such as Ctrl-C or a timeout of the test: no test had the clone.
-                self._ahead.appendleft(future)
+            self._ahead.append(future)  # `close` takes care of it.
+            raise _too_slow("PostgreSQL has not finished the clone") from error
+        except Exception:
+            raise
+        except BaseException:
+            # Ctrl-C, or a timeout of the test: the next test can have the clone.
+            self._ahead.appendleft(future)
             raise
 
     def give_back(self, clone: Clone, test: str) -> None:
-        """Have the clone of *test*, which is done, dropped in the background."""
-        while self._dropping and self._dropping[0].done():
-            self._dropping.popleft()
-        future = self._maker.drop(clone)
-        future.add_done_callback(lambda done: self._tell(done, test))
-        self._dropping.append(future)
+        """Drop the clone of *test* in the background."""
+        while self._drops and self._drops[0].done():
+            self._drops.popleft()
+        future = self._factory.drop(clone)
+        future.add_done_callback(partial(self._report_drop, test))
+        self._drops.append(future)
 
-    def keep(self, clone: Clone, test: str) -> None:
-        """Have the clone of *test*, which failed, kept, and the oldest dropped if there are many.
+    def save(self, clone: Clone, test: str) -> None:
+        """Save the clone of *test*, which failed, and drop the oldest one if there are too many.
 
-        It takes the place of the one that the same test failed with before it was run again. One
-        that can't be kept takes no place, and is swept by the next run.
+        It replaces the one of an earlier run of the same test. A clone that can't be saved takes
+        no place; the next run sweeps it.
         """
-        future = self._maker.keep(clone, test)
-        future.add_done_callback(lambda done: self._tell_not_kept(done, test))
-        self._release(test)
-        self._kept = {whose: kept for whose, kept in self._kept.items() if not _failed(kept)}
-        self._kept[test] = future
-        while len(self._kept) > self._keep:
-            self._release(next(iter(self._kept)))
+        future = self._factory.save(clone, test)
+        future.add_done_callback(partial(self._report_not_saved, test))
+        self._drop_saved(test)
+        self._saved = {test: each for test, each in self._saved.items() if not _has_failed(each)}
+        self._saved[test] = future
+        while len(self._saved) > self._keep:
+            self._drop_saved(next(iter(self._saved)))
 
     @property
     def has_saved(self) -> bool:
-        """Whether there is a database of a failed test that stays."""
-        return bool(self._kept)
+        """Whether a failed test's database stays."""
+        return bool(self._saved)
 
-    def _release(self, test: str) -> None:
-        """Have the kept clone of *test* dropped, if there is one."""
-        if (kept := self._kept.pop(test, None)) is not None:
-            with suppress(Exception):  # It was told if it could not be kept.
-                self.give_back(kept.result(TAKE_TIMEOUT), test)
+    def _drop_saved(self, test: str) -> None:
+        if (saved := self._saved.pop(test, None)) is not None:
+            with suppress(Exception):  # `_report_not_saved` has reported it.
+                self.give_back(saved.result(TAKE_TIMEOUT), test)
 
     @property
     def is_shared(self) -> bool:
-        """Whether there is a clone already for the next test that undoes what it does."""
-        self._look()
+        """Whether the next test that rolls back finds a clone."""
+        self._check_last_test()
         return self._shared is not None
 
     def borrow(self) -> Shared:
-        """Return the clone of the tests that undo what they did; a new one if one did not."""
-        self._look()
+        """Return the clone of the tests that roll back; a new one if a test did not."""
+        self._check_last_test()
         if self._shared is None:
             self._shared = Shared(self.take())
         return self._shared
@@ -203,82 +213,397 @@ class Clones:
     def restore(self, shared: Shared, test: str) -> None:
         """Take the shared clone back after *test*.
 
-        Whether the test connected to it without db_engine is asked in the background.
+        The background work finds out whether the test connected to it without db_engine.
         """
-        self._last = test, self._maker.visits(shared.clone)
+        self._last = test, self._factory.visits(shared.clone)
         if shared.trouble:
-            self._replace(test, shared.trouble)
+            self._replace_shared(test, shared.trouble)
 
     def close(self, *, timeout: float) -> None:
-        """End it, waiting up to *timeout* seconds; the next run sweeps what is left then."""
-        self._look()
+        """End the background work, waiting *timeout* seconds; the next run sweeps the rest."""
+        self._check_last_test()
         if self._shared is not None:
             self.give_back(self._shared.clone, "")
-        self._maker.stop()
+        self._factory.stop()
         wait(self._ahead, timeout=timeout)
-        wait(self._kept.values(), timeout=timeout)
-        wait(self._dropping, timeout=timeout)
-        for test, future in self._kept.items():
-            with suppress(WarmstackError, CancelledError, TimeoutError):
-                self._found(Finding(test, kept=str(future.result(timeout=0).name)))
-        unused = []
-        for future in self._ahead:
-            with suppress(WarmstackError, CancelledError, TimeoutError):
-                unused.append(future.result(timeout=0))
-        wait([self._maker.leave(unused, stock=self._stock)], timeout=timeout)
+        wait(self._saved.values(), timeout=timeout)
+        wait(self._drops, timeout=timeout)
+        for test, future in self._saved.items():
+            for clone in _finished([future]):
+                self._found(Finding(test, saved=str(clone.name)))
+        wait([self._factory.leave(_finished(self._ahead), stock=self._stock)], timeout=timeout)
 
     def _fill(self) -> None:
         while len(self._ahead) < min(self._limit, self._expected):
-            self._ahead.append(self._maker.prepare())
+            self._ahead.append(self._factory.prepare())
 
-    def _look(self) -> None:
-        """See what came of the question whether the last test connected without db_engine."""
+    def _check_last_test(self) -> None:
+        """Replace the shared clone if the last test connected to it without db_engine."""
         if self._last is None or self._shared is None:
             return
         test, visits = self._last
         self._last = None
         try:
-            # Fewer is not known yet: PostgreSQL 14 counts late, our own connections as well.
+            # Fewer proves nothing: PostgreSQL 14 counts late, the rollback connections as well.
             if visits.result(TAKE_TIMEOUT) > self._shared.connections:
-                self._replace(test, "it connected to its database without db_engine")
+                self._replace_shared(test, "it connected to its database without db_engine")
         except Exception as error:
-            why = _why(error)
-            self._replace(test, f"whether it connected without db_engine is not known: {why}")
+            why = _reason(error)
+            self._replace_shared(
+                test, f"whether it connected without db_engine is not known: {why}"
+            )
 
-    def _replace(self, test: str, trouble: str) -> None:
-        """Let the next test have another shared clone."""
+    def _replace_shared(self, test: str, trouble: str) -> None:
         self._found(Finding(test, trouble=f"{trouble}; its database was not used again"))
         if self._shared is not None:
             self.give_back(self._shared.clone, test)
         self._shared = self._last = None
 
-    def _tell_not_kept(self, future: Future[Clone], test: str) -> None:
-        """Report why a clone could not be kept; `close` reports those that are there at the end."""
+    def _report_not_saved(self, test: str, future: Future[Clone]) -> None:
         if not future.cancelled() and (error := future.exception()) is not None:
-            self._found(Finding(test, trouble=_why(error)))
+            self._found(Finding(test, trouble=_reason(error)))
 
-    def _tell(self, future: Future[list[Leak]], test: str) -> None:
-        """Tell what the drop of a clone has shown."""
+    def _report_drop(self, test: str, future: Future[list[Leak]]) -> None:
         if future.cancelled():
             return
         error = future.exception()
-        if error is not None:
-            # Whoever asks for the next clone of a server that is gone gets the error.
-            if not (self._is_lost and isinstance(error, ConnectionLost)):
-                self._found(Finding(test, trouble=_why(error)))
-            self._is_lost = isinstance(error, ConnectionLost)
+        if error is None:
+            for leak in future.result():
+                self._found(Finding(test, leak))
             return
-        for leak in future.result():
-            self._found(Finding(test, leak))
+        # If the server is gone, one finding is enough: the next test gets the error.
+        is_lost = isinstance(error, ConnectionLost)
+        if not (self._is_lost and is_lost):
+            self._found(Finding(test, trouble=_reason(error)))
+        self._is_lost = is_lost
 
 
-def _failed(future: Future[Any]) -> bool:
-    """Tell whether what was begun has come to nothing."""
+def _too_slow(cause: str) -> WarmstackError:
+    from pytest_warmstack.postgres.errors import CloneFailed
+
+    return CloneFailed.too_slow(cause=cause, seconds=TAKE_TIMEOUT)
+
+
+def _has_failed(future: Future[Any]) -> bool:
     return future.done() and (future.cancelled() or future.exception() is not None)
 
 
-def _why(error: BaseException) -> str:
-    """Return what went wrong in the background, in one line; whatever it was, it is shown."""
+def _finished(futures: Sequence[Future[Clone]] | deque[Future[Clone]]) -> list[Clone]:
+    """Return the clones of those *futures* that have one now."""
+    clones = []
+    for future in futures:
+        with suppress(WarmstackError, CancelledError, TimeoutError):
+            clones.append(future.result(timeout=0))
+    return clones
+
+
+def _reason(error: BaseException) -> str:
+    """Return what went wrong in the background, in one line."""
     if isinstance(error, WarmstackError):
         return f"{error.what} {error.why}"
     return f"its database could not be dropped: {type(error).__name__}: {error}"
+
+
+class CloneFactory:
+    """Makes and drops clones of *template* in the background; its methods return at once.
+
+    The lock of a clone tells which process owns it. It hangs on the main connection; the slow
+    statements run on two others, one that copies and one that drops.
+    """
+
+    def __init__(
+        self, databases: Databases, template: DatabaseName, project: str = "", run: str = ""
+    ) -> None:
+        self._databases = databases
+        self.background = databases.background
+        self._template = template
+        self._project = project
+        self._run = run
+        self._main = databases.main
+        self._copier = Connection(databases.endpoint)
+        self._dropper = Connection(databases.endpoint)
+        self._listing = asyncio.Lock()
+        self._stock: deque[DatabaseName] | None = None
+        self._names: deque[DatabaseName] = deque()
+        self._dropped_keys: list[int] = []
+        self._doubtful: list[DatabaseName] = []
+        self._stopped = False
+
+    def open(self, *, many: bool) -> None:
+        """Begin to connect, before a test changes its world.
+
+        With *many* tests the stock is not enough, and clones have to be made.
+        """
+        for connection in (self._dropper, self._copier) if many else (self._dropper,):
+            # If this fails, the first statement tries again, and raises.
+            self.background.submit(connection.open)
+
+    def stop(self) -> None:
+        """Make no more clones; cancel those that are waiting."""
+        self._stopped = True
+
+    @blocking
+    async def name(self, clone: Clone, test: str) -> None:
+        """Note on a clone that *test* uses it, for `warmstack psql`.
+
+        Raises `StatementRefused`, for example if the database is gone.
+        """
+        await self._main.execute(sql.comment(clone.name, sql.paused(test)))
+
+    @in_background
+    @persistent
+    async def visits(self, clone: Clone) -> int:
+        """Return how many connections there have been to a clone."""
+        return int(await self._main.fetchval(sql.VISITS, clone.oid) or 0)
+
+    @blocking
+    async def holders(self) -> list[str]:
+        """Return who holds the connections of the server, the largest number first."""
+        return await self._holders()
+
+    async def _holders(self) -> list[str]:
+        rows = await self._main.fetch(sql.HOLDERS)
+        return [
+            f"{row['connections']} of {row['most']}: {row['application'] or 'unnamed'},"
+            f" from {row['client']}, on {row['database']}"
+            for row in rows[:12]
+        ]
+
+    # Making clones
+
+    @in_background
+    async def prepare(self) -> Clone:
+        """Return a clone that this process owns: a ready one from the stock, or a new one.
+
+        Raises `CloneFailed` or `ServerFull`.
+        """
+        try:
+            return await self._claim_or_make()
+        except ServerFull as error:
+            # Only a connection that is there can ask for the others.
+            if self._main.is_connected:
+                error.looked_at = tuple(await self._holders()) or error.looked_at
+            raise
+
+    @persistent
+    async def _claim_or_make(self) -> Clone:
+        return await self._claim() or await self._make()
+
+    async def _claim(self) -> Clone | None:
+        """Take a ready clone; return None if there is none, or others were faster."""
+        async with self._listing:
+            if self._stock is None:
+                self._stock = deque(await self._ready())
+        while self._stock:
+            ready = self._stock.popleft()
+            if not await self._main.lock(ready.lock_key):
+                continue
+            name = ready._replace(state=State.IN_USE)
+            try:
+                # First the name: if the next step fails, no run takes the clone for a ready one.
+                await self._main.try_to_execute(sql.rename(ready, name))
+            except StatementRefused:  # Another run has used it, or someone is connected to it.
+                await self._main.unlock(ready.lock_key)
+            else:
+                return await self._complete(name)
+        return None
+
+    async def _make(self) -> Clone:
+        if not self._names:
+            await self._reserve_names()
+        name = self._names.popleft()
+        try:
+            with clone_errors(self._template):
+                async with self._copier.turn():
+                    if self._stopped:
+                        raise asyncio.CancelledError
+                    await self._copier.execute(self._databases.copy_statement(self._template, name))
+                return await self._complete(name)
+        except ConnectionLost:
+            self._doubtful.append(name)  # `persistent` makes another; this one may exist as well.
+            raise
+
+    async def _reserve_names(self) -> None:
+        """Choose names for clones, and lock them before the clones exist.
+
+        A sweep drops a clone in use without a lock.
+        """
+        names = [DatabaseName.new(State.IN_USE, self._template.fingerprint) for _ in range(BATCH)]
+        await self._main.lock_new([name.lock_key for name in names])
+        self._names.extend(names)
+
+    async def _complete(self, name: DatabaseName) -> Clone:
+        await self._databases.apply_properties(self._template, name)
+        oid = await self._main.fetchval(sql.OID, str(name))
+        return Clone(name, oid, self._databases.url(name))
+
+    async def _ready(self) -> list[DatabaseName]:
+        """Return the names of the ready clones on the server."""
+        rows = await self._main.fetch(sql.stock(self._template))
+        return [name for row in rows if (name := DatabaseName.parse(row["datname"]))]
+
+    # Dropping and saving clones
+
+    @in_background
+    @persistent
+    async def drop(self, clone: Clone) -> list[Leak]:
+        """Drop a clone, whatever its test left; return the connections among it.
+
+        Raises `CloneFailed`.
+        """
+        leaks = await self._find_leaks(clone)
+        try:
+            await self._dropper.try_to_execute(sql.drop(str(clone.name), missing_ok=False))
+        except (StatementRefused, ConnectionLost) as error:
+            if _is_lost(error):
+                raise
+            # Even if it does not exist: a test may have renamed it.
+            await self._drop_by_force(clone)
+        self._dropped_keys.append(clone.name.lock_key)
+        if len(self._dropped_keys) >= BATCH:
+            keys, self._dropped_keys = self._dropped_keys, []
+            await self._main.unlock(*keys)
+        return leaks
+
+    async def _find_leaks(self, clone: Clone) -> list[Leak]:
+        """Return the connections that do not end by themselves; the drop will end them."""
+        if self._databases.pooled:
+            return []  # The pooler keeps connections open that the test has closed.
+        deadline = originals.monotonic() + LEAK_GRACE
+        # By then most have ended, and one query is enough.
+        await sleep(pause := 0.003)
+        while rows := await self._dropper.fetch(sql.SESSIONS, clone.oid):
+            if originals.monotonic() > deadline:
+                break
+            await sleep(pause)
+            pause = min(pause * 2, 0.05)
+        leaks = [Leak(*row) for row in rows]
+        return [leak for leak in leaks if not leak.application.startswith(APPLICATION)]
+
+    @in_background
+    @persistent
+    async def save(self, clone: Clone, test: str) -> Clone:
+        """Rename a clone to save it for *test*, and end the connections to it.
+
+        Raises `CloneFailed`.
+        """
+        name = clone.name._replace(state=State.SAVED)
+        note = sql.note(name, used=self._databases.now(), project=self._project)
+        try:
+            async with self._dropper.turn():
+                await self._dropper.fetch(sql.END_SESSIONS, clone.oid)
+                await self._dropper.execute(
+                    sql.rename(clone.name, name),
+                    f"{sql.comment(name, sql.saved(test, self._run))}; {note}",
+                )
+        except StatementRefused as error:
+            from pytest_warmstack.postgres.errors import CloneFailed
+
+            # A test may have renamed it.
+            await self._drop_by_force(clone)
+            raise CloneFailed.not_saved(name=str(clone.name), cause=error.why) from error
+        # Its lock stays, so that no sweep drops it while this process lives.
+        return Clone(name, clone.oid, self._databases.url(name))
+
+    async def _drop_by_force(self, clone: Clone) -> None:
+        """Drop a clone that was renamed or sealed, or that more than connections hold."""
+        name = str(clone.name)
+
+        async def attempt() -> None:
+            nonlocal name
+            while (found := await self._dropper.fetchval(sql.NAME_OF, clone.oid)) is not None:
+                name = found
+                await self._unblock_drop(name, clone.oid)
+                async with self._dropper.turn():
+                    await drop_sealed(self._dropper, name)
+
+        try:
+            await retry(
+                attempt, lambda error: not _is_lost(error), pause=0.05, seconds=BUSY_TIMEOUT
+            )
+        except (StatementRefused, ConnectionLost) as error:
+            if _is_lost(error):
+                raise
+            from pytest_warmstack.postgres.errors import CloneFailed
+
+            raise CloneFailed.not_dropped(
+                name=name, seconds=BUSY_TIMEOUT, cause=error.why
+            ) from error
+
+    async def _unblock_drop(self, name: str, oid: int) -> None:
+        """End what blocks the drop of a database although nobody is connected to it.
+
+        These are active replication slots, prepared transactions and subscriptions (PostgreSQL's
+        documentation, "DROP DATABASE"). The latter two can be ended only from inside.
+        """
+        await self._dropper.fetch(sql.END_REPLICATION, oid)
+        prepared = await self._dropper.fetch(sql.PREPARED_TRANSACTIONS, name)
+        subscriptions = await self._dropper.fetch(sql.SUBSCRIPTIONS, oid)
+        if not prepared and not subscriptions:
+            return
+        await self._dropper.try_to_execute(
+            f"ALTER DATABASE {sql.quote(name)} ALLOW_CONNECTIONS true CONNECTION LIMIT -1"
+        )
+        async with Connection(self._databases.endpoint, name) as inside:
+            for row in prepared:
+                await inside.try_to_execute(f"ROLLBACK PREPARED {sql.literal(row['gid'])}")
+            for row in subscriptions:
+                subscription = f"SUBSCRIPTION {sql.quote(row['subname'])}"
+                await inside.try_to_execute(f"ALTER {subscription} DISABLE")
+                # The slot on the other side stays: it may belong to others.
+                await inside.try_to_execute(f"ALTER {subscription} SET (slot_name = NONE)")
+                await inside.try_to_execute(f"DROP {subscription}")
+
+    # Between runs
+
+    @in_background
+    async def sweep(self, retention: Retention, *, notes: Sequence[str] = ()) -> list[DatabaseName]:
+        """Drop the databases that *retention* gives up and no process has locked.
+
+        Before, execute *notes*, the statements that note which templates this run uses. The sweep
+        does not use the main connection, so that the locks of this process count as well.
+        """
+        for note in notes:
+            # Another run may write the same at the same time; either is right.
+            with suppress(StatementRefused):
+                await self._dropper.execute(note)
+        databases = databases_of(await self._dropper.fetch(sql.DATABASES))
+        return await drop_unlocked(self._dropper, retention.doomed(databases))
+
+    @in_background
+    async def leave(self, unused: Sequence[Clone], *, stock: int) -> None:
+        """Leave *stock* clones ready, some of them *unused*, and close the connections.
+
+        Missing clones are requested and not waited for; superfluous ones are dropped.
+        """
+        for name in self._doubtful:
+            await self._dropper.execute(sql.drop(str(name)))
+        missing = await self._restock(unused, stock) if stock else 0
+        connections = [self._copier, self._dropper]
+        connections += [
+            Connection(self._databases.endpoint) for _ in range(missing - len(connections))
+        ]
+        for connection in connections[:missing]:
+            name = DatabaseName.new(State.READY, self._template.fingerprint)
+            await connection.post(self._databases.copy_statement(self._template, name))
+        for connection in connections:
+            await connection.close()
+
+    async def _restock(self, unused: Sequence[Clone], stock: int) -> int:
+        """Add unused clones to the stock while it has room; return how many are missing."""
+        # Only one worker may: several that end at once would fill the stock several times.
+        gate = DatabaseName(State.READY, self._template.fingerprint, "gate")
+        missing = stock - len(await self._ready()) if await self._main.lock(gate.lock_key) else 0
+        for clone in unused:
+            if missing > 0:
+                ready = clone.name._replace(state=State.READY)
+                await self._main.execute(sql.rename(clone.name, ready))
+                missing -= 1
+            else:
+                await self._dropper.execute(sql.drop(str(clone.name)))
+        return max(missing, 0)
+
+
+def _is_lost(error: WarmstackError) -> bool:
+    """Return whether the connection is gone, and does not only wait for a slow answer."""
+    return isinstance(error, ConnectionLost) and not error.timed_out

@@ -1,6 +1,6 @@
-"""Connections to PostgreSQL and the locks on them: used in turns, renewed when they are lost.
+"""Connections to PostgreSQL, and the advisory locks that hang on them.
 
-asyncpg's errors end here: `explained` turns each into one of this package.
+The errors of asyncpg end here: `explained` turns each into an error of this package.
 """
 
 from __future__ import annotations
@@ -9,18 +9,11 @@ import asyncio
 import re
 import socket
 import ssl
-from collections.abc import (
-    AsyncIterator,
-    Awaitable,
-    Callable,
-    Collection,
-    Coroutine,
-    Iterator,
-    Sequence,
-)
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterator, Sequence
 from contextlib import asynccontextmanager, contextmanager, suppress
-from functools import wraps
-from typing import Any, Final, ParamSpec, TypeVar
+from dataclasses import replace
+from functools import partial, wraps
+from typing import Any, Final, NamedTuple, ParamSpec, Self, TypeVar
 
 import asyncpg
 
@@ -31,9 +24,8 @@ from pytest_warmstack import originals
 from pytest_warmstack.background import sleep
 from pytest_warmstack.errors import WarmstackError
 from pytest_warmstack.postgres import sql
-from pytest_warmstack.postgres.errors import StatementRefused
-from pytest_warmstack.servers.errors import ConnectionLost, ServerFull
-from pytest_warmstack.servers.model import LOOKER, MAINTENANCE, USER, Endpoint
+from pytest_warmstack.servers.errors import ConnectionLost, ServerFailed, ServerFull
+from pytest_warmstack.servers.model import LOOKER, MAINTENANCE, USER, Endpoint, NotOurs
 
 T = TypeVar("T")
 P = ParamSpec("P")
@@ -41,16 +33,33 @@ P = ParamSpec("P")
 TITLE: Final = "PostgreSQL"
 
 APPLICATION: Final = "pytest-warmstack"
-"""What the application_name of every connection of this package begins with, unless it looks."""
+"""Beginning of the application_name of each connection of this package that uses a server."""
 
-BUSY: Final = 10.0
-"""Seconds for which a refusal because of somebody's connection is tried again."""
+BUSY_TIMEOUT: Final = 10.0
+"""Seconds to try again while PostgreSQL refuses because of another connection."""
 
 STATEMENT_TIMEOUT: Final = 60.0
 """Seconds that one statement may take."""
 
 CLOSE_TIMEOUT: Final = 2.0
-"""Seconds that a connection may take to end."""
+"""Seconds that a connection may take to close."""
+
+POOL_TIMEOUT: Final = 10.0
+"""Seconds that a pooler may take to provide a second backend."""
+
+OLDEST: Final = 14
+"""The oldest supported version of PostgreSQL: it introduced `pg_stat_database.sessions`."""
+
+DATABASE_IN_USE: Final = "55006"
+_PREPARED_ELSEWHERE: Final = frozenset({"26000", "42P05"})
+"""SQLSTATEs (PostgreSQL's documentation, appendix A).
+
+The latter two, "no such statement" and "duplicate statement", mean that one backend prepared a
+statement and another was to execute it.
+"""
+
+_POOL_CHECKS: Final = 6
+"""How often two connections ask in turn which backend serves them."""
 
 _SETTINGS: Final = {
     "statement_timeout": "0",
@@ -60,19 +69,14 @@ _SETTINGS: Final = {
 }
 """What these connections rely on, whatever the user has set for the server or a database.
 
-Only what older servers know as well: the plugin refuses them in its own words, and has to connect
-for that.
+Only settings that unsupported versions know as well: the error about such a version needs a
+connection.
 """
 
-IN_USE: Final = "55006"
-"""SQLSTATE of a refusal since somebody is connected to a database (documentation, appendix A)."""
+_SECRET_VALUE: Final = re.compile(r"( TO |\bPASSWORD )'(?:[^']|'')*'")
 
-_VALUE: Final = re.compile(r"( TO |\bPASSWORD )'(?:[^']|'')*'")
-"""The value of a setting or a password, in a statement."""
-
-_SHOWN: Final = 300
-"""Characters of a statement that an error shows: the comment of a template is long."""
-
+_SHOWN_LENGTH: Final = 300
+"""Characters of a statement that an error shows: a template's comment is long."""
 
 NEUTRAL: Final[dict[str, Any]] = {
     "direct_tls": False,
@@ -80,45 +84,78 @@ NEUTRAL: Final[dict[str, Any]] = {
     "krbsrvname": "postgres",
     "gsslib": "gssapi",
 }
-"""What asyncpg would else read in the environment, which a test may change."""
+"""Options of asyncpg that it would otherwise read from variables, which a test may change."""
+
+
+_REFUSAL_HINTS: Final = {
+    "25006": "name a primary server in the URL: this one is read-only",
+    "42501": "give the role in the URL the missing right, or use another role",
+    "53100": "free space on the server's disk",
+    "53200": "give the server more memory",
+    "55006": "close the connections to the database",
+}
+"""What helps against a refusal, by its SQLSTATE (PostgreSQL's documentation, appendix A)."""
+
+
+class StatementRefused(WarmstackError):
+    """PostgreSQL refused a statement of this package; `state` is the SQLSTATE."""
+
+    state = ""
+
+    @classmethod
+    def by_server(cls, *, statement: str, cause: str, state: str) -> StatementRefused:
+        """PostgreSQL answered *statement* with the error *cause*."""
+        error = cls(
+            "PostgreSQL refused a statement of pytest-warmstack.",
+            why=cause,
+            looked_at=[f"{statement}\n(SQLSTATE {state or 'unknown'})"],
+            todo=[
+                *([_REFUSAL_HINTS[state]] if state in _REFUSAL_HINTS else []),
+                "check the settings, the rights and the tests on this server: one of them causes "
+                "the server's answer above",
+                "if the server is a managed one, start with a new one: warmstack clean",
+            ],
+        )
+        error.state = state
+        return error
 
 
 class TlsRefused(Exception):
-    """The server speaks no TLS, and the URL demands it."""
+    """The server does not support TLS, and the URL requires it."""
 
 
-REJECTED: Final = (
+_REJECTED: Final = (
     asyncpg.InvalidPasswordError,
     asyncpg.InvalidAuthorizationSpecificationError,
     # The maintenance database is missing, or closed to this role.
     asyncpg.InvalidCatalogNameError,
     asyncpg.InsufficientPrivilegeError,
-    # What the URL says about TLS can't be done.
+    # The server can't meet what the URL says about TLS.
     asyncpg.ClientConfigurationError,
     ssl.SSLError,
     TlsRefused,
 )
-"""Causes of a `ConnectionLost` which will be the same at the next attempt."""
+"""Causes that the next attempt to connect would meet again."""
 
 _LOST: Final = (
-    OSError,  # TimeoutError is one.
+    OSError,  # Includes TimeoutError.
     asyncpg.InterfaceError,
     asyncpg.PostgresConnectionError,
     asyncpg.AdminShutdownError,
     asyncpg.CrashShutdownError,
     asyncpg.CannotConnectNowError,
-    # A statement on a connection that is just being told that it has ended.
+    # A statement on a connection that learns at the same moment that it has ended.
     asyncpg.InternalClientError,
 )
-"""What asyncpg raises when a connection, or the server behind it, is gone."""
+"""What asyncpg raises if the connection, or the server behind it, is gone."""
 
 
 @contextmanager
 def explained(statement: str, seconds: float = STATEMENT_TIMEOUT) -> Iterator[None]:
-    """Turn every error of asyncpg into one of this package. No other code does.
+    """Turn errors of asyncpg into errors of this package.
 
-    Raises `ConnectionLost` when the connection is gone or has not answered within *seconds*, and
-    `StatementRefused` when PostgreSQL refuses *statement*.
+    Raises `ConnectionLost` if the connection is gone or did not answer within *seconds*, and
+    `StatementRefused` if PostgreSQL refuses *statement*.
     """
     try:
         yield
@@ -129,327 +166,390 @@ def explained(statement: str, seconds: float = STATEMENT_TIMEOUT) -> Iterator[No
         ) from error
     except asyncpg.PostgresError as error:
         raise StatementRefused.by_server(
-            title=TITLE, statement=masked(statement), cause=str(error), state=error.sqlstate or ""
+            statement=masked(statement), cause=str(error), state=error.sqlstate or ""
         ) from error
 
 
+@asynccontextmanager
+async def _limited(statement: str, seconds: float = 0.0) -> AsyncIterator[None]:
+    """Do what `explained` does, and enforce *seconds*, or `STATEMENT_TIMEOUT`.
+
+    asyncpg measures its own timeout by a clock that a test may have frozen.
+    """
+    seconds = seconds or STATEMENT_TIMEOUT
+    with explained(statement, seconds):
+        async with asyncio.timeout(seconds):
+            yield
+
+
 def masked(statement: str) -> str:
-    """Return *statement* for an error: without the values of settings, which may be secret.
+    """Return *statement* for an error, without the values of settings, which may be secret.
 
     >>> masked("ALTER ROLE a SET app.key TO 'hunter2'")
     "ALTER ROLE a SET app.key TO '***'"
     """
-    hidden = _VALUE.sub(r"\1'***'", statement)
-    return f"{hidden[:_SHOWN]} ..." if len(hidden) > _SHOWN else hidden
-
-
-class Connection:
-    """A connection to PostgreSQL on the background loop, whose errors are those of `explained`.
-
-    Every statement has *seconds* to end, or `STATEMENT_TIMEOUT` if nothing is said.
-    """
-
-    def __init__(self, raw: Any) -> None:
-        self._raw = raw
-        self.pid: int = raw.get_server_pid()
-        # "16.14", or "16.14 (Debian 16.14-1)": the server's own words, known since it greeted us.
-        self.version: str = raw.get_settings().server_version.split()[0]
-        self.major: int = raw.get_server_version().major
-
-    async def fetch(self, query: str, *values: Any, seconds: float = 0.0) -> Sequence[Any]:
-        """Return the rows of *query*; one with *values* apart is parsed by the server once."""
-        rows: Sequence[Any] = await self._run(query, seconds, self._raw.fetch, *values)
-        return rows
-
-    async def fetchrow(self, query: str, *values: Any, seconds: float = 0.0) -> Any:
-        """Return the first row of *query*."""
-        return await self._run(query, seconds, self._raw.fetchrow, *values)
-
-    async def fetchval(self, query: str, *values: Any, seconds: float = 0.0) -> Any:
-        """Return the first value of the first row of *query*."""
-        return await self._run(query, seconds, self._raw.fetchval, *values)
-
-    async def execute(self, statement: str, *, seconds: float = 0.0) -> None:
-        """Execute *statement*, or several that are divided by `;` in one transaction."""
-        await self._run(statement, seconds, self._raw.execute)
-
-    async def _run(
-        self, statement: str, seconds: float, do: Callable[..., Awaitable[Any]], *values: Any
-    ) -> Any:
-        seconds = seconds or STATEMENT_TIMEOUT
-        # asyncpg has a deadline too, which it measures by a clock that a test may have frozen.
-        with explained(statement, seconds):
-            async with asyncio.timeout(seconds):
-                return await do(statement, *values)
-
-    def when_ended(self, listener: Callable[[], None]) -> None:
-        """Have *listener* called when the connection has ended, whoever ended it."""
-        self._raw.add_termination_listener(lambda _: listener())
-
-    @property
-    def is_closed(self) -> bool:
-        """Whether it has ended."""
-        return bool(self._raw.is_closed())
-
-    def terminate(self) -> None:
-        """End it without a word."""
-        self._raw.terminate()
-
-    async def close(self) -> None:
-        """End it within `CLOSE_TIMEOUT`. Closing twice is fine."""
-        try:
-            with explained("close the connection", CLOSE_TIMEOUT):
-                async with asyncio.timeout(CLOSE_TIMEOUT):
-                    await self._raw.close()
-        except (ConnectionLost, StatementRefused):
-            self.terminate()
-
-
-async def connect(
-    endpoint: Endpoint, database: str = MAINTENANCE, seconds: float = BUSY
-) -> Connection:
-    """Return a connection to *database*, made within *seconds*; to a managed server it is plain.
-
-    Its name tells which process is behind it, and on which machine. Raises `ConnectionLost` and
-    `StatementRefused`, as when the server has no connection to spare.
-    """
-    options: dict[str, Any] = {
-        "host": endpoint.host,
-        "port": endpoint.port,
-        "user": endpoint.user or USER,
-        # Never None: asyncpg would look for it in the environment and in files.
-        "password": endpoint.password,
-        "database": database,
-        "ssl": endpoint.query.removeprefix("sslmode=") or False,
-        **NEUTRAL,
-        # asyncpg would ask the event loop policy, and a deadline of the loop's is around it.
-        "loop": asyncio.get_running_loop(),
-        "timeout": None,
-    }
-    who = LOOKER if endpoint.looks else APPLICATION
-    name = {"application_name": f"{who} {originals.getpid()}@{_host()}"}
-    try:
-        with explained(f"connect to {endpoint.place}", seconds):
-            async with asyncio.timeout(seconds):
-                try:
-                    raw = await _connect(**options, server_settings={**_SETTINGS, **name})
-                except asyncpg.ProtocolViolationError:
-                    # A pooler takes few of them at the start of a connection.
-                    raw = await _connect(**options, server_settings=name)
-                    try:
-                        await raw.execute(sql.settings(_SETTINGS))
-                    except BaseException:
-                        raw.terminate()
-                        raise
-    except ConnectionLost as error:
-        # asyncpg has no class of its own for that.
-        if isinstance(error.__cause__, ConnectionError) and "rejected SSL" in str(error.__cause__):
-            error.__cause__ = TlsRefused(str(error.__cause__))
-        raise
-    return Connection(raw)
-
-
-async def connect_patiently(
-    endpoint: Endpoint, seconds: float = BUSY, *, recovering: bool = False
-) -> Connection:
-    """Return a connection to the maintenance database, as soon as the server has one to spare.
-
-    With *recovering*, also as soon as it has recovered from the crash of one of its processes.
-    Raises `ServerFull` when it has none within `BUSY` seconds; *seconds* are for one attempt.
-    """
-    deadline = originals.monotonic() + BUSY
-    while True:
-        try:
-            return await connect(endpoint, seconds=seconds)
-        except StatementRefused as error:
-            if not isinstance(error.__cause__, asyncpg.TooManyConnectionsError):
-                raise
-            if originals.monotonic() > deadline:
-                raise ServerFull.connections(cause=error.why, seconds=BUSY, holders=()) from error
-        except ConnectionLost as error:
-            starting = isinstance(error.__cause__, asyncpg.CannotConnectNowError)
-            if not (starting and recovering) or originals.monotonic() > deadline:
-                raise
-        await sleep(0.05)
-
-
-def _host() -> str:
-    # PostgreSQL cuts names off at 63 bytes, and everything but ASCII is replaced.
-    return socket.gethostname()[:32]
+    hidden = _SECRET_VALUE.sub(r"\1'***'", statement)
+    return f"{hidden[:_SHOWN_LENGTH]} ..." if len(hidden) > _SHOWN_LENGTH else hidden
 
 
 def rejection(error: WarmstackError) -> str:
-    """Return why the server does not let us in; nothing when it may at the next attempt."""
+    """Return why the server rejects this client; nothing if the next attempt may succeed."""
     cause = error.__cause__
     if isinstance(cause, asyncpg.InvalidPasswordError):
         return f"it does not take the password: {cause}"
-    return str(cause) if isinstance(cause, REJECTED) else ""
+    return str(cause) if isinstance(cause, _REJECTED) else ""
+
+
+async def retry(
+    attempt: Callable[[], Awaitable[T]],
+    may_pass: Callable[[WarmstackError], bool],
+    *,
+    pause: float,
+    seconds: float,
+) -> T:
+    """Return what *attempt* gives; repeat it for *seconds* while its error *may_pass*."""
+    deadline = originals.monotonic() + seconds
+    while True:
+        try:
+            return await attempt()
+        except WarmstackError as error:
+            if not may_pass(error) or originals.monotonic() > deadline:
+                raise
+        await sleep(pause)
 
 
 def persistent(
     function: Callable[P, Coroutine[Any, Any, T]],
 ) -> Callable[P, Coroutine[Any, Any, T]]:
-    """Repeat *function* for `BUSY` seconds when it loses a connection; the next one is new.
+    """Repeat *function* for `BUSY_TIMEOUT` while it loses connections; it then gets new ones.
 
     A test may end all connections, and the next test again. A server that is gone refuses.
     """
 
+    def may_pass(error: WarmstackError) -> bool:
+        return (
+            isinstance(error, ConnectionLost)
+            and not error.timed_out
+            and not isinstance(error.__cause__, ConnectionRefusedError)
+            and not rejection(error)
+        )
+
     @wraps(function)
-    async def done(*args: P.args, **kwargs: P.kwargs) -> T:
-        deadline = originals.monotonic() + BUSY
-        while True:
-            try:
-                return await function(*args, **kwargs)
-            except ConnectionLost as error:
-                is_final = error.timed_out or isinstance(error.__cause__, ConnectionRefusedError)
-                if is_final or rejection(error) or originals.monotonic() > deadline:
-                    raise
-            await sleep(0.01)
+    async def persisted(*args: P.args, **kwargs: P.kwargs) -> T:
+        return await retry(
+            lambda: function(*args, **kwargs), may_pass, pause=0.01, seconds=BUSY_TIMEOUT
+        )
 
-    return done
+    return persisted
 
 
-class Maintenance:
-    """One connection to the maintenance database; those who use it wait for their turn.
+class Connection:
+    """A connection to one database that its users share in turns, on the background loop.
 
     It is made when it is first needed, and made again when it was lost: a test may end every
-    connection that there is. If locks hung on it, that is done at once, and they are taken again.
+    connection. If locks hang on it, it is made again at once, and takes them again. All methods
+    raise the errors of `explained`, and `ServerFull` where they connect.
     """
 
-    def __init__(self, endpoint: Endpoint, connection: Connection | None = None) -> None:
-        self._endpoint = endpoint
-        self._connection: Connection | None = None
-        self._pid = 0
-        self._turn = asyncio.Lock()
-        self._alone: set[int] = set()
+    version = ""
+    major = 0
+    pid = 0
+
+    def __init__(self, endpoint: Endpoint, database: str = MAINTENANCE) -> None:
+        self.endpoint = endpoint
+        self._database = database
+        self._raw: Any = None
+        self._turns = asyncio.Lock()
+        self._user: asyncio.Task[Any] | None = None
+        self._exclusive: set[int] = set()
         self._shared: set[int] = set()
         self._renewing: asyncio.Future[None] | None = None
-        if connection is not None:
-            self._adopt(connection)
 
     @property
     def is_connected(self) -> bool:
         """Whether the connection is there now."""
-        return self._connection is not None and not self._connection.is_closed
+        return self._raw is not None and not self._raw.is_closed()
 
     @asynccontextmanager
-    async def turn(self) -> AsyncIterator[Connection]:
-        """Give the connection to one user at a time."""
-        async with self._turn:
-            connection = self._connection
-            if connection is None or connection.is_closed:
-                connection = await self._renewed()
+    async def turn(self, seconds: float = BUSY_TIMEOUT) -> AsyncIterator[None]:
+        """Give the connection to the calling task alone; connect within *seconds* if necessary."""
+        task = asyncio.current_task()
+        if self._user is task:
+            yield
+            return
+        async with self._turns:
+            self._user = task
             try:
-                yield connection
+                if not self.is_connected:
+                    await self._renew(seconds)
+                yield
             except ConnectionLost:
-                # It may not know yet that it is lost; or it waits for an answer that never comes.
-                connection.terminate()
+                # It may not know yet that it is lost, or it waits for an answer that never comes.
+                self.terminate()
                 raise
-
-    async def _renewed(self) -> Connection:
-        connection = await connect_patiently(self._endpoint, recovering=self._pid != 0)
-        try:
-            if self._alone or self._shared:
-                await self._lock_again(connection)
-        except BaseException:
-            connection.terminate()
-            raise
-        self._adopt(connection)
-        return connection
-
-    async def _lock_again(self, connection: Connection) -> None:
-        # A server can't tell a connection that was cut from one that is silent.
-        await connection.fetch(sql.END, self._pid)
-        # What another process holds by now, it took to drop what it stands for.
-        await connection.fetch(sql.LOCK, sql.numbers(self._alone))
-        await connection.fetch(sql.LOCK_SHARED, sql.numbers(self._shared))
-
-    def _adopt(self, connection: Connection) -> None:
-        self._connection, self._pid = connection, connection.pid
-        connection.when_ended(lambda: self._ended(connection))
-
-    def _ended(self, connection: Connection) -> None:
-        if connection is self._connection and (self._alone or self._shared):
-            self._renewing = asyncio.ensure_future(self._renew())
-
-    async def _renew(self) -> None:
-        # If this fails, the next one who needs the connection tries again, and raises.
-        with suppress(WarmstackError):
-            await self.connected()
+            finally:
+                self._user = None
 
     @persistent
-    async def connected(self) -> None:
-        """Make the connection now, if there is none."""
+    async def open(self) -> None:
+        """Connect now, if there is no connection."""
         async with self.turn():
             pass
 
-    async def lock(self, key: int, *, shared: bool = False) -> bool:
-        """Take an advisory lock if it is free, alone or *shared*; tell whether it was.
+    async def _renew(self, seconds: float) -> None:
+        self._raw = await self._connect_patiently(seconds)
+        # "16.14", or "16.14 (Debian 16.14-1)".
+        self.version = self._raw.get_settings().server_version.split()[0]
+        self.major = self._raw.get_server_version().major
+        if self._exclusive or self._shared:
+            try:
+                # A server can't tell a connection that was cut from one that is silent.
+                await self.fetch(sql.END_SESSION, self.pid)
+                # A lock that another process holds by now, it took to drop the database.
+                await self.fetch(sql.LOCK, sql.array(self._exclusive))
+                await self.fetch(sql.LOCK_SHARED, sql.array(self._shared))
+            except BaseException:
+                self.terminate()
+                raise
+        self.pid = self._raw.get_server_pid()
+        self._raw.add_termination_listener(self._renew_for_locks)
 
-        It is held until `unlock`, or as long as the process lives.
-        """
-        query, held = (sql.LOCK_SHARED, self._shared) if shared else (sql.LOCK, self._alone)
-        taken = bool(await self.fetchval(query, sql.numbers([key])))
-        if taken:
-            held.add(key)
-        return taken
+    async def _connect_patiently(self, seconds: float) -> Any:
+        """Wait while the server has no connection to spare, or recovers from a crash."""
 
-    async def lock_new(self, keys: Collection[int]) -> None:
-        """Take advisory locks that nobody else can want, since their keys were just made up."""
-        self._alone.update(keys)
-        await self.fetch(sql.LOCK, sql.numbers(keys))
+        def may_pass(error: WarmstackError) -> bool:
+            is_starting = isinstance(error.__cause__, asyncpg.CannotConnectNowError)
+            return _is_full(error) or (is_starting and self.pid != 0)
 
-    async def unlock(self, *keys: int, shared: bool = False) -> None:
-        """Let go of advisory locks."""
-        query, held = (sql.UNLOCK_SHARED, self._shared) if shared else (sql.UNLOCK, self._alone)
-        held.difference_update(keys)
-        await self.fetch(query, sql.numbers(keys))
+        try:
+            connect = partial(connect_raw, self.endpoint, self._database, seconds)
+            return await retry(connect, may_pass, pause=0.05, seconds=BUSY_TIMEOUT)
+        except StatementRefused as error:
+            if not _is_full(error):
+                raise
+            raise ServerFull.connections(
+                cause=error.why, seconds=BUSY_TIMEOUT, holders=()
+            ) from error
 
-    async def fetch(self, query: str, *values: Any) -> Sequence[Any]:
-        """Return the rows of *query*; one with *values* apart is parsed by the server once."""
-        async with self.turn() as connection:
-            return await connection.fetch(query, *values)
+    def _renew_for_locks(self, raw: Any) -> None:
+        async def renew() -> None:
+            # If this fails, the next user of the connection tries again, and raises.
+            with suppress(WarmstackError):
+                await self.open()
 
-    async def fetchval(self, query: str, *values: Any) -> Any:
-        """Return the first value of the first row of *query*."""
-        async with self.turn() as connection:
-            return await connection.fetchval(query, *values)
+        if raw is self._raw and (self._exclusive or self._shared):
+            self._renewing = asyncio.ensure_future(renew())
+
+    async def fetch(self, query: str, *values: Any, seconds: float = 0.0) -> Sequence[Any]:
+        """Return the rows of *query*. The server parses one with separate *values* only once."""
+        async with self.turn(), _limited(query, seconds):
+            rows: Sequence[Any] = await self._raw.fetch(query, *values)
+        return rows
+
+    async def fetchval(self, query: str, *values: Any, seconds: float = 0.0) -> Any:
+        """Return the first value of the first row of *query*, or None."""
+        rows = await self.fetch(query, *values, seconds=seconds)
+        return rows[0][0] if rows else None
+
+    async def try_to_execute(self, statement: str) -> None:
+        """Execute *statement* once; several, divided by `;`, run in one transaction."""
+        async with self.turn(), _limited(statement):
+            await self._raw.execute(statement)
 
     async def execute(self, *statements: str) -> None:
-        """Execute *statements* one by one."""
-        async with self.turn() as connection:
+        """Execute *statements*; repeat each while others are leaving the database it changes."""
+
+        def is_in_use(error: WarmstackError) -> bool:
+            return isinstance(error, StatementRefused) and error.state == DATABASE_IN_USE
+
+        async with self.turn():
             for statement in statements:
-                await retried(connection, statement)
+                await retry(
+                    partial(self.try_to_execute, statement),
+                    is_in_use,
+                    pause=0.02,
+                    seconds=BUSY_TIMEOUT,
+                )
 
     async def post(self, statement: str) -> None:
-        """Send *statement* and leave: PostgreSQL completes it, and nobody hears its answer.
+        """Send *statement* and disconnect without waiting: PostgreSQL completes it.
 
         A server looks at its client again only when the statement is done (PostgreSQL's
         documentation, "client_connection_check_interval", which is 0).
         """
-        async with self.turn() as connection:
-            sending = asyncio.ensure_future(connection.execute(statement))
-            await sleep(0)  # The transport writes as soon as the statement is begun.
-            connection.terminate()
-            with suppress(ConnectionLost, StatementRefused):
+        async with self.turn():
+            sending = asyncio.ensure_future(self._raw.execute(statement))
+            await sleep(0)  # The transport writes as soon as the statement begins.
+            self.terminate()
+            with suppress(ConnectionLost, StatementRefused), explained(statement):
                 await sending
 
+    async def lock(self, key: int, *, shared: bool = False) -> bool:
+        """Take an advisory lock, exclusive or *shared*, if it is free; return whether it was.
+
+        It is held until `unlock`, or as long as the process lives.
+        """
+        query, held = (sql.LOCK_SHARED, self._shared) if shared else (sql.LOCK, self._exclusive)
+        is_free = bool(await self.fetchval(query, sql.array([key])))
+        if is_free:
+            held.add(key)
+        return is_free
+
+    async def lock_new(self, keys: Sequence[int]) -> None:
+        """Take advisory locks with random new *keys*, which no other process can hold."""
+        self._exclusive.update(keys)
+        await self.fetch(sql.LOCK, sql.array(keys))
+
+    async def unlock(self, *keys: int, shared: bool = False) -> None:
+        """Release advisory locks."""
+        held = self._shared if shared else self._exclusive
+        held.difference_update(keys)
+        await self.fetch(sql.UNLOCK_SHARED if shared else sql.UNLOCK, sql.array(keys))
+
+    def terminate(self) -> None:
+        """End the connection at once, without telling the server."""
+        if self._raw is not None:
+            self._raw.terminate()
+
     async def close(self) -> None:
-        """End the connection, and with it the locks that hang on it. Closing twice is fine."""
-        connection, self._connection = self._connection, None
-        if connection is not None and not connection.is_closed:
-            await connection.close()
+        """Close the connection, which releases its locks. Closing twice is fine."""
+        self._exclusive.clear()
+        self._shared.clear()
+        if self.is_connected:
+            try:
+                async with _limited("close the connection", CLOSE_TIMEOUT):
+                    await self._raw.close()
+            except (ConnectionLost, StatementRefused):
+                self.terminate()
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self.close()
 
 
-async def retried(connection: Connection, statement: str) -> None:
-    """Execute *statement*, and again while somebody is still leaving the database it is about."""
-    deadline = originals.monotonic() + BUSY
-    while True:
-        try:
-            await connection.execute(statement)
-        except StatementRefused as error:
-            if error.state != IN_USE or originals.monotonic() > deadline:
-                raise
-            await sleep(0.02)
-        else:
-            return
+async def connect_raw(endpoint: Endpoint, database: str, seconds: float) -> Any:
+    """Return a connection of asyncpg, made within *seconds*; without TLS to a managed server.
+
+    Its application_name tells the process and the machine.
+    """
+    options: dict[str, Any] = {
+        "host": endpoint.host,
+        "port": endpoint.port,
+        "user": endpoint.user or USER,
+        # Never None: asyncpg would search the environment and files.
+        "password": endpoint.password,
+        "database": database,
+        "ssl": endpoint.query.removeprefix("sslmode=") or False,
+        **NEUTRAL,
+        # asyncpg would ask the event loop policy; `_limited` enforces the timeout.
+        "loop": asyncio.get_running_loop(),
+        "timeout": None,
+    }
+    # PostgreSQL cuts names off at 63 bytes.
+    who = LOOKER if endpoint.looks else APPLICATION
+    name = {"application_name": f"{who} {originals.getpid()}@{socket.gethostname()[:32]}"}
+    try:
+        async with _limited(f"connect to {endpoint.place}", seconds):
+            try:
+                return await _connect(**options, server_settings={**_SETTINGS, **name})
+            except asyncpg.ProtocolViolationError:
+                # A pooler accepts few settings in the startup message.
+                raw = await _connect(**options, server_settings=name)
+                try:
+                    await raw.execute(sql.settings(_SETTINGS))
+                except BaseException:
+                    raw.terminate()
+                    raise
+                return raw
+    except ConnectionLost as error:
+        # asyncpg has no class for that.
+        if isinstance(error.__cause__, ConnectionError) and "rejected SSL" in str(error.__cause__):
+            error.__cause__ = TlsRefused(str(error.__cause__))
+        raise
+
+
+def _is_full(error: WarmstackError) -> bool:
+    return isinstance(error.__cause__, asyncpg.TooManyConnectionsError)
+
+
+class ServerFacts(NamedTuple):
+    """What the first connection to a server shows.
+
+    *role* is the role of this client, *now* the server's time in seconds since the epoch. A
+    *durable* server waits for the disk. A *pooled* one is behind a pooler, which keeps connections
+    open after their users closed them.
+    """
+
+    role: str
+    durable: bool
+    now: float
+    pooled: bool = False
+
+
+async def greet(connection: Connection, fingerprint: str, seconds: float) -> ServerFacts:
+    """Return facts about the server with this *fingerprint*, or about an external one without.
+
+    Raises `NotOurs` for another server, and `ServerFailed` if the server can't be used: it is too
+    old, or an external one that is a standby, does not let the role create databases, or is behind
+    a pooler that shares connections or has too few.
+    """
+    if connection.major < OLDEST:
+        raise ServerFailed.unsupported(
+            title=TITLE,
+            found=connection.version,
+            wanted=f"PostgreSQL {OLDEST} or newer, which counts the connections to a database",
+        )
+    if not fingerprint:
+        return await _greet_external(connection, seconds)
+    (row,) = await connection.fetch(sql.MANAGED_FACTS, seconds=seconds)
+    if row["name"] != f"warmstack-{fingerprint}":
+        raise NotOurs(f"it calls itself {row['name']!r}")
+    return ServerFacts(USER, row["fsync"] == "on", row["now"])
+
+
+async def _greet_external(connection: Connection, seconds: float) -> ServerFacts:
+    place = connection.endpoint.place
+    try:
+        (row,) = await connection.fetch(sql.EXTERNAL_FACTS, seconds=seconds)
+    except StatementRefused as error:
+        if error.state not in _PREPARED_ELSEWHERE:
+            raise
+        raise ServerFailed.pooled(place=place, cause=error.why) from error
+    # PostgreSQL tells a client the number of its backend (documentation, "BackendKeyData"); a
+    # pooler tells a number that it made up.
+    pooled = row["pid"] != connection.pid
+    if pooled:
+        await _check_that_backends_stay(connection)
+    if row["standby"]:
+        raise ServerFailed.read_only(place=place)
+    if not row["creates"]:
+        raise ServerFailed.no_right(place=place, role=row["role"])
+    if not row["tls"] and not pooled:
+        # To ask for TLS each time costs a round trip. Behind a pooler, the server knows only how
+        # the pooler is connected.
+        connection.endpoint = replace(connection.endpoint, query="")
+    return ServerFacts(row["role"], row["fsync"] == "on", row["now"], pooled)
+
+
+async def _check_that_backends_stay(connection: Connection) -> None:
+    """Raise `ServerFailed` unless two connections keep their backends, as in session mode."""
+    place = connection.endpoint.place
+    backends: list[tuple[int, int]] = []
+    other = Connection(connection.endpoint)
+    try:
+        async with other.turn(POOL_TIMEOUT):
+            for _ in range(_POOL_CHECKS):
+                first = await connection.fetchval(sql.BACKEND, seconds=POOL_TIMEOUT)
+                backends.append((first, await other.fetchval(sql.BACKEND, seconds=POOL_TIMEOUT)))
+    except ConnectionLost as error:
+        if not error.timed_out:
+            raise
+        raise ServerFailed.pool_too_small(place=place, seconds=POOL_TIMEOUT) from error
+    finally:
+        other.terminate()
+    if len(set(backends)) > 1 or backends[0][0] == backends[0][1]:
+        numbers = ", ".join(map(str, sorted({pid for pair in backends for pid in pair})))
+        cause = f"two connections were answered by the same backends in turn ({numbers})"
+        raise ServerFailed.pooled(place=place, cause=cause)

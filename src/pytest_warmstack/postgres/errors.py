@@ -1,114 +1,99 @@
-"""What goes wrong inside a running PostgreSQL."""
+"""Errors of clones and event loops; only failures import this module."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from typing import Final
 
 from pytest_warmstack.errors import WarmstackError
 
-
-class StatementRefused(WarmstackError):
-    """A server refused a statement of this package; `state` is the SQLSTATE."""
-
-    state = ""
-
-    @classmethod
-    def by_server(cls, *, title: str, statement: str, cause: str, state: str) -> StatementRefused:
-        """Tell what the server called *title* answered to *statement*."""
-        error = cls(
-            f"{title} refused a statement of pytest-warmstack.",
-            why=cause,
-            looked_at=[f"{statement}\n(SQLSTATE {state or 'unknown'})"],
-            todo=[
-                *_refusal_hints(state),
-                "see the server's answer above: a setting, a right or a test on this server "
-                "stands in the way",
-                "if the server is a managed one, warmstack clean starts it from nothing",
-            ],
-        )
-        error.state = state
-        return error
+_OWN_LOOP: Final = (
+    "or call the application in the test's own loop: httpx.AsyncClient(transport="
+    "httpx.ASGITransport(app))"
+)
 
 
 class CloneFailed(WarmstackError):
-    """A clone could not be made for a test."""
+    """A clone could not be made, saved or dropped."""
 
     @classmethod
     def refused(cls, *, template: str, cause: str, looked_at: Iterable[str]) -> CloneFailed:
-        """PostgreSQL refused to clone the template."""
+        """PostgreSQL refused to clone the *template*."""
         return cls(
-            f"PostgreSQL made no clone of the template {template}.",
+            f"PostgreSQL could not clone the template {template}.",
             why=cause,
             looked_at=looked_at,
-            todo=["run again; when it persists: warmstack clean, which starts from nothing"],
+            todo=["run again; if it happens again, start with a new server: warmstack clean"],
         )
 
     @classmethod
-    def too_slow(cls, *, seconds: float) -> CloneFailed:
-        """PostgreSQL has not made a clone within *seconds*."""
+    def too_slow(cls, *, cause: str, seconds: float) -> CloneFailed:
+        """After *seconds* there is still no database for a test, because of *cause*."""
         return cls(
-            f"PostgreSQL made no clone of the template within {seconds:g} seconds.",
-            why="the background work that makes clones has not ended",
-            todo=[
-                "see what the server is doing: warmstack status, warmstack logs postgres",
-                "or start from nothing: warmstack clean",
-            ],
-        )
-
-    @classmethod
-    def not_dropped_in_time(cls, *, seconds: float) -> CloneFailed:
-        """PostgreSQL has not dropped the databases of earlier tests within *seconds*."""
-        return cls(
-            f"The databases of earlier tests were not dropped within {seconds:g} seconds.",
-            why="so many of them wait to be dropped that this test gets none",
-            todo=[
-                "see what the server is doing: warmstack status, warmstack logs postgres",
-                "or start from nothing: warmstack clean",
-            ],
-        )
-
-    @classmethod
-    def not_kept(cls, *, name: str, cause: str) -> CloneFailed:
-        """PostgreSQL refused to give the database of a failed test the name of a kept one."""
-        return cls(
-            f"The database {name} of a test that failed could not be kept.",
+            f"There was no database for this test within {seconds:g} seconds.",
             why=cause,
-            looked_at=["PostgreSQL's answer to its new name"],
-            todo=["see whether the test gave it another name, then run the test again"],
+            todo=[
+                "check what the server is doing: warmstack status, warmstack logs postgres",
+                "or start with a new server: warmstack clean",
+            ],
         )
 
     @classmethod
-    def kept(cls, *, name: str, seconds: float, cause: str) -> CloneFailed:
-        """PostgreSQL refused to drop the database of a test that is done."""
+    def not_saved(cls, *, name: str, cause: str) -> CloneFailed:
+        """PostgreSQL refused to rename the database of a failed test."""
         return cls(
-            f"The database {name} of a test that is done could not be dropped.",
+            f"The database {name} of a failed test could not be saved.",
+            why=cause,
+            todo=["check whether the test renamed the database, then run the test again"],
+        )
+
+    @classmethod
+    def not_dropped(cls, *, name: str, seconds: float, cause: str) -> CloneFailed:
+        """PostgreSQL refused for *seconds* to drop the database of a finished test."""
+        return cls(
+            f"The database {name} of a finished test could not be dropped.",
             why=f"{cause}, for {seconds:g} seconds",
             looked_at=["its connections, prepared transactions, subscriptions and slots"],
-            todo=["see what the test left in it; the next run tries again"],
+            todo=["check what the test left in it; the next run tries again"],
         )
 
 
 class LoopFailed(WarmstackError):
-    """A connection is used in another event loop than its own."""
+    """Asynchronous code runs in the wrong event loop, or was not awaited."""
 
     @classmethod
     def rollback(cls) -> LoopFailed:
-        """Tell that code in another event loop than the test's asks for the one connection."""
+        """Code in another event loop than the test's asks for the test's one connection."""
         return cls(
             "Rollback isolation does not work across event loops.",
             why="its one connection belongs to the event loop of the test, and this code runs in "
             "another loop or thread, as under a TestClient, asyncio.run or async_to_sync",
             todo=[
-                'give this test a database of its own: @pytest.mark.warmstack_isolation("clone")',
+                'give this test its own database: @pytest.mark.warmstack_isolation("clone")',
+                _OWN_LOOP,
+            ],
+        )
+
+    @classmethod
+    def transaction(cls) -> LoopFailed:
+        """Two event loops use a session or connection within one transaction."""
+        return cls(
+            "This session or connection has a transaction open in another event loop.",
+            why="a transaction belongs to one connection, and a connection to the event loop that "
+            "opened it; a TestClient that is not entered with `with` has a new loop for each "
+            "request",
+            todo=[
+                "commit or roll back before the other loop uses the session",
+                "or give the application db_engine, and let it open a session for each request",
                 _OWN_LOOP,
             ],
         )
 
     @classmethod
     def backend(cls, *, name: str) -> LoopFailed:
-        """AnyIO's plugin runs the test on another backend, called *name*."""
+        """AnyIO's plugin runs the test on the backend *name*."""
         return cls(
-            "The fixtures of pytest-warmstack work on the asyncio backend of AnyIO only.",
+            "The fixtures of pytest-warmstack support only the asyncio backend of AnyIO.",
             why=f"this test runs on {name}, and asyncpg and redis-py need asyncio",
             todo=[
                 'select it, in conftest.py:\n@pytest.fixture(scope="session")\n'
@@ -119,7 +104,7 @@ class LoopFailed(WarmstackError):
 
     @classmethod
     def forgotten(cls, *, names: Sequence[str]) -> LoopFailed:
-        """The test, or a fixture of it, called *names* and did not await them."""
+        """The test, or a fixture of it, called the methods *names* and did not await them."""
         client = names[0].partition(".")[0]
         plain = (
             "Session(create_engine(db_url.replace('+asyncpg', '+psycopg'))), which needs psycopg"
@@ -128,44 +113,9 @@ class LoopFailed(WarmstackError):
             plain = "redis.Redis.from_url(redis_url)"
         return cls(
             f"The test never awaited {', '.join(dict.fromkeys(names))}.",
-            why=f"{client} is asynchronous: what its methods return does nothing until it is "
-            "awaited, so nothing of this happened",
+            why=f"{client} is asynchronous: its methods do nothing until you await them",
             todo=[
                 f"await it, in an async def: await {names[0]}",
-                f"or, in a def, use what is not asynchronous: {plain}",
+                f"or, in a def, use a synchronous client: {plain}",
             ],
         )
-
-    @classmethod
-    def transaction(cls) -> LoopFailed:
-        """Tell that a session or connection is used in two event loops within one transaction."""
-        return cls(
-            "This session or connection has a transaction open in another event loop.",
-            why="a transaction belongs to one connection, and a connection to the event loop that "
-            "opened it; each request of a TestClient that is not entered by `with` has a new loop",
-            todo=[
-                "commit or roll back before the other loop uses the session",
-                "or give the application db_engine, with a session of its own for each request",
-                _OWN_LOOP,
-            ],
-        )
-
-
-def _refusal_hints(state: str) -> list[str]:
-    """Return what helps against a refusal, known by its SQLSTATE.
-
-    (PostgreSQL's documentation, appendix "PostgreSQL Error Codes".)
-    """
-    return {
-        "42501": ["give the role in the URL the right that is missing, or name another role"],
-        "53100": ["free space where the server keeps its data"],
-        "53200": ["give the server more memory"],
-        "55006": ["end the sessions that are connected to the database"],
-        "25006": ["name a primary server in the URL: this one is read-only"],
-    }.get(state, [])
-
-
-_OWN_LOOP = (
-    "or call the application in the test's own loop: httpx.AsyncClient(transport="
-    "httpx.ASGITransport(app))"
-)

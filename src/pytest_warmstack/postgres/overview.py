@@ -1,7 +1,4 @@
-"""What is on a PostgreSQL of ours, for whoever wants to see it: read off the maintenance database.
-
-No template is connected to, and nothing is changed.
-"""
+"""What is on a PostgreSQL server, read from the maintenance database without changing anything."""
 
 from __future__ import annotations
 
@@ -9,23 +6,22 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any, Final
 
-from pytest_warmstack.postgres import sql
-from pytest_warmstack.postgres.admin import Admin
+from pytest_warmstack.postgres import DatabaseName, State, sql
 from pytest_warmstack.postgres.connections import APPLICATION
+from pytest_warmstack.postgres.databases import Databases
 from pytest_warmstack.postgres.template.record import Record
-from pytest_warmstack.servers.identity import DatabaseName, State
 
 _WORDS: Final = {
     State.READY: "ready",
     State.IN_USE: "in use",
     State.BUILDING: "being built",
-    State.KEPT: "kept",
+    State.SAVED: "saved",
 }
 
 
 @dataclass(frozen=True)
 class TemplateFacts:
-    """A template: for which project, what it holds, its bytes, when it was used (epoch seconds)."""
+    """A template: its project, what it holds, its bytes, its last use (seconds since the epoch)."""
 
     name: str
     project: str
@@ -36,10 +32,10 @@ class TemplateFacts:
 
 @dataclass(frozen=True)
 class CloneFacts:
-    """Another database of ours: what it is for, and by whom it is held, if by anybody.
+    """Another database: its purpose, and the process that holds it.
 
-    One that should be held by a process and is not, is `left behind`. One that is `kept` is that
-    of a *test* which failed.
+    One that a process should hold and none does is `left behind`. A `saved` one belongs to a
+    *test* that failed.
     """
 
     name: str
@@ -51,76 +47,64 @@ class CloneFacts:
 
 @dataclass(frozen=True)
 class Overview:
-    """The databases of ours on one server."""
+    """The databases of this package on one server."""
 
     templates: list[TemplateFacts] = field(default_factory=list)
     clones: list[CloneFacts] = field(default_factory=list)
 
     def plain(self) -> dict[str, Any]:
-        """Return it as what JSON can hold."""
+        """Return the overview for JSON."""
         return asdict(self)
 
     def lines(self, ago: Any, size: Any) -> list[str]:
-        """Return it in words; *ago* and *size* write a time and a number of bytes."""
-        told = [
+        """Return the overview in words; *ago* and *size* format a time and a number of bytes."""
+        lines = [
             f"template of {each.holds}, {size(each.bytes)}, used {ago(each.used)}"
             for each in self.templates
         ] or ["no template yet"]
         groups: dict[str, list[CloneFacts]] = {}
-        kept = [each for each in self.clones if each.test]
         for each in self.clones:
-            if each.test:
-                continue
-            groups.setdefault(each.state, []).append(each)
-        told += [
-            f"{len(group)} {'clone' if len(group) == 1 else 'clones'} {state}{_by(group)},"
-            f" {size(sum(each.bytes for each in group))}"
-            for state, group in groups.items()
+            if not each.test:
+                groups.setdefault(each.state, []).append(each)
+        for state, group in groups.items():
+            clones = "1 clone" if len(group) == 1 else f"{len(group)} clones"
+            holders = ", ".join(sorted({each.holder for each in group} - {""}))
+            by = f" by process {holders}" if holders else ""
+            lines.append(f"{clones} {state}{by}, {size(sum(each.bytes for each in group))}")
+        return lines + [
+            f"{each.name} saved, {size(each.bytes)}, of {each.test}"
+            for each in self.clones
+            if each.test
         ]
-        told += [f"{each.name} kept, {size(each.bytes)}, of {each.test}" for each in kept]
-        return told
 
 
-def look(admin: Admin) -> Overview:
-    """Return what is on the server that *admin* is connected to."""
-    rows = admin.ask(sql.OVERVIEW)
-    holders: dict[int, str] = {}
-    for row in admin.ask(sql.HELD_BY):
-        holders[row["key"]] = row["application"].removeprefix(f"{APPLICATION} ")
-    return overview(rows, holders)
+def look(databases: Databases) -> Overview:
+    """Return what is on the server of *databases*."""
+    holders = {
+        row["key"]: row["application"].removeprefix(f"{APPLICATION} ")
+        for row in databases.ask(sql.LOCKS)
+    }
+    return overview(databases.ask(sql.OVERVIEW), holders)
 
 
 def overview(rows: Sequence[Any], holders: dict[int, str]) -> Overview:
-    """Return what *rows* of `sql.OVERVIEW` tell; *holders* tells who holds which lock."""
+    """Return what *rows* of `sql.OVERVIEW` show; *holders* maps lock keys to their holders."""
     found = Overview()
     for row in rows:
-        name = DatabaseName.parse(row["datname"])
+        name, size = DatabaseName.parse(row["datname"]), row["bytes"] or 0
         if name is None:
             continue
         if name.state is State.TEMPLATE:
             if row["sealed"] and (record := Record.read(row["comment"])) is not None:
-                facts = sql.noted(row["note"])
+                used, project = sql.parse_note(row["note"])
                 found.templates.append(
-                    TemplateFacts(
-                        str(name),
-                        facts.get("project", ""),
-                        record.text,
-                        row["bytes"] or 0,
-                        facts.get("used", record.built),
-                    )
+                    TemplateFacts(str(name), project, record.text, size, used or record.built)
                 )
             continue
-        holder = holders.get(name.lock_key, "")
-        state = _WORDS[name.state]
+        holder, state = holders.get(name.lock_key, ""), _WORDS[name.state]
         if not holder and name.state in {State.IN_USE, State.BUILDING}:
             state = "left behind"
-        test = sql.test_of(row["comment"]) if name.state is State.KEPT else ""
-        found.clones.append(CloneFacts(str(name), state, holder, row["bytes"] or 0, test))
+        test = sql.test_of(row["comment"]) if name.state is State.SAVED else ""
+        found.clones.append(CloneFacts(str(name), state, holder, size, test))
     found.templates.sort(key=lambda each: each.used, reverse=True)
     return found
-
-
-def _by(group: Sequence[CloneFacts]) -> str:
-    """Return who holds the clones of a *group*."""
-    holders = sorted({each.holder for each in group if each.holder})
-    return f" by process {', '.join(holders)}" if holders else ""

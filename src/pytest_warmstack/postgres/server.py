@@ -1,4 +1,4 @@
-"""What a PostgreSQL of ours looks like, in Docker and as a native process."""
+"""The PostgreSQL server that this package runs, in Docker or as a native process."""
 
 from __future__ import annotations
 
@@ -6,8 +6,8 @@ from collections.abc import Mapping
 from typing import Final
 
 from pytest_warmstack.background import BackgroundLoop
-from pytest_warmstack.postgres.admin import Admin, initdb_arguments
 from pytest_warmstack.postgres.connections import TITLE
+from pytest_warmstack.postgres.databases import Databases
 from pytest_warmstack.servers.identity import Service
 from pytest_warmstack.servers.model import USER, Container, Native, ServerSpec, major_of
 from pytest_warmstack.settings import INITDB_ARGS, Settings, pairs
@@ -19,35 +19,69 @@ OPTIONS: Final[Mapping[str, str]] = {
     "full_page_writes": "off",
     "wal_level": "minimal",
     "max_wal_senders": "0",
-    # asyncpg asks for types on every new engine, with queries that are not worth compiling.
+    # asyncpg queries types on every new engine; compiling these queries is not worth it.
     "jit": "off",
-    # Each test has an engine with a pool of its own, and each worker two connections of ours.
+    # Each test has an engine with a pool, and each worker a few connections of this package.
     "max_connections": "300",
-    # An application may commit in two phases; what a test left prepared is rolled back.
+    # For applications that commit in two phases; what a test left prepared is rolled back.
     "max_prepared_transactions": "64",
-    # A clone does not live for long enough, and a worker in it would hold its drop up.
+    # A clone does not live long enough for it, and its worker would delay the drop.
     "autovacuum": "off",
-    # A clone per test means many databases, and migrations touch many tables in a transaction.
+    # There are many databases, and migrations change many tables in one transaction.
     "max_locks_per_transaction": "256",
     "timezone": "UTC",
 }
-"""Settings of the server, the same for every runtime, unless the user gives it others."""
-
-_REACHED: Final = ("-c", "listen_addresses=*", "-c", "port=5432")
-"""How a server in a container is reached, whatever the image's own configuration says."""
+"""Settings of the server for every runtime; those of the user override them."""
 
 _SHM_SIZE: Final = 256 * 1024 * 1024
 """Bytes of /dev/shm in a container: with Docker's 64 MiB a parallel query can fail."""
 
 
-def spec(settings: Settings, background: BackgroundLoop) -> ServerSpec[Admin]:
-    """Return the description of the PostgreSQL that *settings* ask for."""
+def spec(settings: Settings, background: BackgroundLoop) -> ServerSpec[Databases]:
+    """Return the description of the PostgreSQL server that *settings* ask for."""
     tagged = major_of(settings.postgres_image)
-    # Whoever names programs has named the version with them; the image is for Docker.
+    # The programs decide the version; the image is for Docker only.
     major = None if settings.postgres_bin else tagged
-    # The user's own settings win.
     options = {**OPTIONS, **pairs(settings.postgres_args)}
     environment = pairs(settings.postgres_env)
+
+    def arguments(fingerprint: str) -> list[str]:
+        # The server tells its fingerprint as its cluster_name.
+        named = {**options, "cluster_name": f"warmstack-{fingerprint}"}
+        return [part for name, value in named.items() for part in ("-c", f"{name}={value}")]
+
+    def container(password: str, fingerprint: str) -> Container:
+        # The official image and those like it understand this.
+        initdb = [*initdb_arguments(tagged), environment.get(INITDB_ARGS, "")]
+        return Container(
+            environment={
+                **environment,
+                "POSTGRES_USER": USER,
+                "POSTGRES_PASSWORD": password,
+                "POSTGRES_DB": "postgres",
+                INITDB_ARGS: " ".join(filter(None, initdb)),
+            },
+            # First the address, which the image's own configuration must not change.
+            arguments=["-c", "listen_addresses=*", "-c", "port=5432", *arguments(fingerprint)],
+            contract="the password as POSTGRES_PASSWORD, and settings as arguments (-c NAME=VALUE)",
+            data="/var/lib/postgresql/data",
+            data_variable="PGDATA",
+            shm_size=_SHM_SIZE,
+        )
+
+    def native(fingerprint: str) -> Native:
+        from pytest_warmstack.postgres.native import NativePostgres
+
+        return NativePostgres(
+            major=settings.postgres_version or major,
+            named=settings.postgres_bin,
+            setting=settings.place("postgres_bin"),
+            version_setting=settings.place("postgres_version"),
+            why="" if settings.postgres_version else " (as the image's tag says)",
+            environment=environment,
+            arguments=arguments(fingerprint),
+        )
+
     return ServerSpec(
         service=Service.POSTGRES,
         title=TITLE,
@@ -63,60 +97,18 @@ def spec(settings: Settings, background: BackgroundLoop) -> ServerSpec[Admin]:
         options=options,
         environment=environment,
         port=5432,
-        container=lambda password, fingerprint: _container(
-            password, tagged, environment, _arguments(options, fingerprint)
-        ),
-        native=lambda fingerprint: _native(
-            settings,
-            settings.postgres_version or major,
-            environment,
-            _arguments(options, fingerprint),
-        ),
-        connect=lambda endpoint, fingerprint, seconds: Admin.connect(
+        container=container,
+        native=native,
+        connect=lambda endpoint, fingerprint, seconds: Databases.connect(
             endpoint, fingerprint, background=background, timeout=seconds
         ),
     )
 
 
-def _arguments(options: Mapping[str, str], fingerprint: str) -> list[str]:
-    """Return *options* as arguments; the server tells its fingerprint as its cluster_name."""
-    named = {**options, "cluster_name": f"warmstack-{fingerprint}"}
-    return [part for name, value in named.items() for part in ("-c", f"{name}={value}")]
+def initdb_arguments(major: int | None) -> list[str]:
+    """Return arguments for initdb in every runtime.
 
-
-def _native(
-    settings: Settings, major: int | None, environment: Mapping[str, str], arguments: list[str]
-) -> Native:
-    """Return how to run PostgreSQL's own programs; only now their room is imported."""
-    from pytest_warmstack.postgres.native import NativePostgres
-
-    return NativePostgres(
-        major=major,
-        named=settings.postgres_bin,
-        setting=settings.place("postgres_bin"),
-        version_setting=settings.place("postgres_version"),
-        why="" if settings.postgres_version else " (as the image's tag says)",
-        environment=environment,
-        arguments=arguments,
-    )
-
-
-def _container(
-    password: str, major: int | None, environment: Mapping[str, str], arguments: list[str]
-) -> Container:
-    """Return what the official image takes, and all that are made from it or like it."""
-    initdb = [*initdb_arguments(major), environment.get(INITDB_ARGS, "")]
-    return Container(
-        environment={
-            **environment,
-            "POSTGRES_USER": USER,
-            "POSTGRES_PASSWORD": password,
-            "POSTGRES_DB": "postgres",
-            INITDB_ARGS: " ".join(filter(None, initdb)),
-        },
-        arguments=[*_REACHED, *arguments],
-        contract="the password as POSTGRES_PASSWORD, and settings as arguments (-c NAME=VALUE)",
-        data="/var/lib/postgresql/data",
-        data_variable="PGDATA",
-        shm_size=_SHM_SIZE,
-    )
+    One round of hashing for the password, where the server has the setting: the password is random
+    and long, and every connection of every test would pay for the usual 4,096 rounds.
+    """
+    return ["--no-sync", *(["--set", "scram_iterations=1"] if (major or 0) >= 16 else [])]

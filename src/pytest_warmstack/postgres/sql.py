@@ -1,74 +1,72 @@
-"""The texts of our SQL, and the only room where names and values are quoted into it. Pure."""
+"""SQL texts. Names and values are quoted into SQL here only. Pure."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from typing import Any, Final
 
-from pytest_warmstack.servers.identity import DatabaseName, State
+from pytest_warmstack.postgres import DatabaseName, State
 
 MARK: Final = 0x77726D73
-"""The limit of connections that every database of ours is made with: `wrms`, read as letters.
+"""The connection limit of each database that this package makes: the letters `wrms`.
 
-A name alone is no proof that a database is ours, and a mark that is set afterwards is missing if
-we are killed in between. This one comes with CREATE DATABASE itself, and is never reached.
+It proves who made a database, which a name alone does not. CREATE DATABASE itself sets it, so
+that no crash can leave a database without it, and no test reaches it.
 """
 
 USED: Final = "warmstack "
-"""How the note begins that tells when a template was used last, by whom, and for what.
+"""Beginning of a note: when a template was last used, and by which project.
 
-It is the application_name of a role in the template, which nobody can connect to: the one text
-beside its comment that a role without SUPERUSER may leave with a database. The comment is long,
-and would be written anew on every run.
+The note is the application_name of a role in the template, where nobody can connect. Next to the
+comment it is the only text that a role without SUPERUSER can attach to a database. The comment is
+long; writing it in each run would take too much time.
 """
 
 _CLOCK: Final = "extract(epoch FROM clock_timestamp())::float8 AS now"
-"""The server's time of day, in seconds since the epoch: tests freeze their own."""
+"""The server's time in seconds since the epoch: tests freeze the clock of their process."""
 
-NAME: Final = (
+MANAGED_FACTS: Final = (
     f"SELECT current_setting('cluster_name') AS name, current_setting('fsync') AS fsync, {_CLOCK}"
 )
 
-GREETING: Final = (
+EXTERNAL_FACTS: Final = (
     "SELECT current_setting('fsync') AS fsync, r.rolcreatedb OR r.rolsuper AS creates,"
     " pg_is_in_recovery() AS standby, pg_backend_pid() AS pid,"
     " coalesce((SELECT s.ssl FROM pg_stat_ssl s WHERE s.pid = pg_backend_pid()), false) AS tls,"
     f" current_user AS role, {_CLOCK}"
     " FROM pg_roles r WHERE r.rolname = current_user"
 )
-"""What has to be known of a server that is not ours."""
 
 BACKEND: Final = "SELECT pg_backend_pid()"
 
 SIGNATURE: Final = '{"warmstack":'
-"""How the comments of our databases begin, those that have one."""
+"""Beginning of the comments that this package writes on databases."""
 
 LEFT: Final = f'{SIGNATURE}"left"'
-"""How the comment of a template begins that was made on the way to another."""
+"""Beginning of the comment of an intermediate template."""
 
 DRAFT: Final = f'{SIGNATURE}"draft"}}'
 RETIRED: Final = f'{SIGNATURE}"retired"}}'
-"""What the comments of such databases of ours say that are no template, or no longer."""
+"""Comments of databases that are not a template yet, or not any more."""
 
 _SEALED: Final = "datistemplate AND NOT datallowconn"
 _VISITS: Final = "coalesce((SELECT sessions FROM pg_stat_database s WHERE s.datid = d.oid), 0)"
-"""How many connections there have been to a database."""
-
 _COMMENT: Final = "coalesce(shobj_description(d.oid, 'pg_database'), '')"
+
 _NOTE: Final = (
     "coalesce((SELECT max(each) FROM pg_db_role_setting s, unnest(s.setconfig) each"
     f" WHERE s.setdatabase = d.oid AND each LIKE 'application\\_name={USED}%'), '')"
 )
-"""The note of a template; of several roles' the latest, since it begins with the time."""
+"""The note of a template. If several roles wrote one, the latest: it begins with the time."""
 
 _OURS: Final = (
     f"(datconnlimit IN ({MARK}, -2) OR shobj_description(d.oid, 'pg_database') LIKE '{SIGNATURE}%')"
 )
-"""A limit of -2 marks a database whose drop was interrupted (PostgreSQL's pg_database.h)."""
+"""This package made the database. -2 marks an interrupted drop (PostgreSQL's pg_database.h)."""
 
 _CHANGEABLE: Final = "pg_has_role(d.datdba, 'USAGE')"
-"""We own it, or have the rights of the role that does, as a superuser has."""
+"""This role owns the database, or has the rights of its owner, as a superuser has."""
 
 DATABASES: Final = (
     f"SELECT datname, {_SEALED} AS sealed, {_NOTE} AS note, {_VISITS} AS visits, {_CLOCK},"
@@ -76,17 +74,14 @@ DATABASES: Final = (
     f" ELSE left({_COMMENT}, {len(LEFT)}) END AS comment"
     rf" FROM pg_database d WHERE datname LIKE 'warmstack\_%' AND {_OURS} AND {_CHANGEABLE}"
 )
-"""Asked of the server as a whole: nothing of ours ever connects to a template.
-
-What belongs to another role is that one's to drop.
-"""
+"""The databases that this role can drop. The query never connects to a template."""
 
 TEMPLATES: Final = (
     f"SELECT datname, {_SEALED} AS sealed, {_NOTE} AS note, {_COMMENT} AS comment"
     rf" FROM pg_database d WHERE datname LIKE 'warmstack\_t\_%'"
     f" AND {_SEALED} AND {_OURS} AND {_CHANGEABLE}"
 )
-"""Those that we can use: what is in a clone of another role's belongs to that role."""
+"""The templates that this role can use: what a clone holds belongs to the template's owner."""
 
 _PROPERTIES: Final = (
     f"SELECT {_SEALED} AS sealed, pg_get_userbyid(d.datdba) AS owner, datconnlimit,"
@@ -112,7 +107,7 @@ OWN_TABLES: Final = (
     "SELECT string_agg(oid::regclass::text, ', ') FROM pg_class"
     " WHERE relkind = 'r' AND relnamespace = 'pg_catalog'::regnamespace AND NOT relisshared"
 )
-"""PostgreSQL's own tables in a database, but for those that all databases share."""
+"""PostgreSQL's own tables in a database, except those that all databases share."""
 
 IS_CHANGED: Final = (
     "SELECT EXISTS (SELECT FROM pg_namespace WHERE oid >= 16384 UNION ALL"
@@ -123,10 +118,9 @@ IS_CHANGED: Final = (
     " OR (SELECT (encoding, datcollate, datctype) FROM pg_database WHERE datname = 'template0')"
     " <> (SELECT (encoding, datcollate, datctype) FROM pg_database WHERE datname = 'template1')"
 )
-"""Whether the database that is connected to holds what initdb did not make.
+"""Whether the connected database holds what initdb did not make, or template1 was replaced.
 
-Or whether template1 was replaced, with another encoding or locale. Smaller numbers are PostgreSQL's
-own (FirstNormalObjectId in its access/transam.h).
+Smaller numbers are PostgreSQL's own (FirstNormalObjectId in its access/transam.h).
 """
 
 SESSIONS: Final = (
@@ -134,61 +128,75 @@ SESSIONS: Final = (
     " FROM pg_stat_activity WHERE datid = $1"
     " AND backend_type IN ('client backend', 'walsender') ORDER BY pid"
 )
-"""Who is connected to a database, by its oid: a test may have given it another name."""
+"""Who is connected to a database, by its oid: a test may have renamed it."""
+
+ACTIVITY: Final = (
+    "SELECT pid, state, coalesce(wait_event_type || ': ' || wait_event, '') AS waits,"
+    " pg_blocking_pids(pid) AS blockers,"
+    " extract(epoch FROM now() - query_start)::int AS seconds, query"
+    " FROM pg_stat_activity WHERE datname = $1 AND state IS NOT NULL"
+)
 
 OID: Final = "SELECT oid FROM pg_database WHERE datname = $1"
-
+NAME_OF: Final = "SELECT datname FROM pg_database WHERE oid = $1"
+VISITS: Final = "SELECT sessions FROM pg_stat_database WHERE datid = $1"
 IS_TEMPLATE: Final = "SELECT datistemplate FROM pg_database WHERE datname = $1"
 
 _KEYS: Final = "FROM unnest($1::text::bigint[]) key"
-"""A list of numbers as a text: an array would have asyncpg ask for its type first."""
+"""A text from `array`: with an array, asyncpg would first query its type."""
 
 LOCK: Final = f"SELECT pg_try_advisory_lock(key) {_KEYS}"
 LOCK_SHARED: Final = f"SELECT pg_try_advisory_lock_shared(key) {_KEYS}"
 UNLOCK: Final = f"SELECT pg_advisory_unlock(key) {_KEYS}"
 UNLOCK_SHARED: Final = f"SELECT pg_advisory_unlock_shared(key) {_KEYS}"
-"""Take advisory locks that are free, and let go of them. The parameter is made by `numbers`."""
 
-HELD: Final = (
-    "SELECT classid::bigint << 32 | objid::bigint AS key FROM pg_locks"
-    " WHERE locktype = 'advisory' AND objsubid = 1 AND granted AND database ="
-    " (SELECT oid FROM pg_database WHERE datname = current_database())"
+LOCKS: Final = (
+    "SELECT l.classid::bigint << 32 | l.objid::bigint AS key,"
+    " coalesce(a.application_name, '') AS application, a.client_addr, a.backend_start"
+    " FROM pg_locks l LEFT JOIN pg_stat_activity a USING (pid)"
+    " WHERE l.locktype = 'advisory' AND l.objsubid = 1 AND l.granted"
+    " AND l.database = (SELECT oid FROM pg_database WHERE datname = current_database())"
 )
-"""The advisory locks that somebody holds; a 64-bit key is shown as its two halves."""
+"""The advisory locks and who holds them. pg_locks shows a 64-bit key as its two halves."""
+
+USERS: Final = (
+    "SELECT count(DISTINCT pid) FROM pg_stat_activity"
+    " WHERE starts_with(application_name, $1) AND pid <> pg_backend_pid()"
+)
+"""How many other connections have an application_name with this beginning."""
 
 NAMES: Final = (
     f"SELECT datname, {_COMMENT} AS comment, {_NOTE} AS note FROM pg_database d ORDER BY oid"
 )
-"""All databases, whoever has made them, with their comments and notes."""
+"""All databases, also those that this package did not make."""
 
 OVERVIEW: Final = (
     f"SELECT datname, {_SEALED} AS sealed, {_NOTE} AS note, {_COMMENT} AS comment,"
     " CASE WHEN has_database_privilege(d.oid, 'CONNECT') THEN pg_database_size(d.oid) END AS bytes"
     rf" FROM pg_database d WHERE datname LIKE 'warmstack\_%' AND {_OURS} ORDER BY oid"
 )
-"""All that there is of ours, with the bytes that each takes."""
 
-HELD_BY: Final = (
-    "SELECT l.classid::bigint << 32 | l.objid::bigint AS key, a.application_name AS application"
-    " FROM pg_locks l JOIN pg_stat_activity a USING (pid)"
-    " WHERE l.locktype = 'advisory' AND l.objsubid = 1 AND l.granted"
-)
-"""Who holds which of our locks."""
-
-END: Final = (
+END_SESSION: Final = (
     "SELECT pg_terminate_backend(pid, 10000) FROM pg_stat_activity"
     " WHERE pid = $1 AND application_name = current_setting('application_name')"
 )
-"""End a connection like the one that asks, by its backend's number, and wait until it has ended.
+"""End an earlier connection of this process by its pid, and wait for it.
 
-The name as well, since the number may be another backend's by now.
+The name must match, because another backend may have the pid by now.
 """
 
-END_ALL: Final = (
+END_SESSIONS: Final = (
     "SELECT pg_terminate_backend(pid, 5000) FROM pg_stat_activity"
     " WHERE datid = $1 AND backend_type = 'client backend'"
 )
-"""End all connections to a database, by its oid, and wait until they have ended."""
+"""End all connections to a database, by its oid, and wait for them."""
+
+END_REPLICATION: Final = (
+    "SELECT pg_terminate_backend(active_pid) FROM pg_replication_slots WHERE datoid = $1 AND active"
+)
+PREPARED_TRANSACTIONS: Final = "SELECT gid FROM pg_prepared_xacts WHERE database = $1"
+SUBSCRIPTIONS: Final = "SELECT subname FROM pg_subscription WHERE subdbid = $1"
+"""What keeps a database from being dropped (PostgreSQL's documentation, "DROP DATABASE")."""
 
 HOLDERS: Final = (
     "SELECT coalesce(datname, '') AS database, application_name AS application,"
@@ -200,40 +208,40 @@ HOLDERS: Final = (
 """Who holds the connections of the server."""
 
 
-def kept(test: str, run: str) -> str:
-    """Return the comment of a database that is kept: whose it is, and which run tells of it."""
-    return json.dumps({"warmstack": "kept", "test": test, "run": run}, separators=(",", ":"))
+def saved(test: str, run: str) -> str:
+    """Return the comment of the database that *run* saved after *test* failed."""
+    return json.dumps({"warmstack": "saved", "test": test, "run": run}, separators=(",", ":"))
 
 
 def paused(test: str) -> str:
-    """Return the comment of a database in use by *test*, which is in a debugger."""
+    """Return the comment of the database of *test*, which is paused in a debugger."""
     return json.dumps({"warmstack": "paused", "test": test}, separators=(",", ":"))
 
 
 def test_of(comment: str) -> str:
-    """Return the test that a database's comment names; nothing when it names none."""
-    return _named(comment, "test")
+    """Return the test that a database's comment names, or nothing."""
+    return _value_of(comment, "test")
 
 
 def run_of(comment: str) -> str:
-    """Return the run that a kept database's comment names; nothing when it names none."""
-    return _named(comment, "run")
+    """Return the run that the comment of a saved database names, or nothing."""
+    return _value_of(comment, "run")
 
 
-def _named(comment: str, what: str) -> str:
+def _value_of(comment: str, key: str) -> str:
     try:
-        return str(json.loads(comment)[what])
+        return str(json.loads(comment)[key])
     except (ValueError, TypeError, KeyError):
         return ""
 
 
-def noted(note: str) -> dict[str, Any]:
-    """Return what the note of a template tells: `used`, `project`; nothing if it is none."""
+def parse_note(note: str) -> tuple[float, str]:
+    """Return the time (seconds since the epoch) and project of a note; (0.0, "") without one."""
     used, _, project = note.partition(USED)[2].partition(" ")
     try:
-        return {"used": float(used), "project": project}
+        return float(used), project
     except ValueError:
-        return {}
+        return 0.0, ""
 
 
 def quote(name: str) -> str:
@@ -252,66 +260,65 @@ def literal(text: str) -> str:
     return f"'{escaped}'"
 
 
-def numbers(keys: Iterable[int]) -> str:
-    """Return *keys* as the text of an array.
+def array(numbers: Iterable[int]) -> str:
+    """Return *numbers* as the text of an array.
 
-    >>> numbers([1, -2])
+    >>> array([1, -2])
     '{1,-2}'
     """
-    return f"{{{','.join(map(str, keys))}}}"
+    return f"{{{','.join(map(str, numbers))}}}"
 
 
 def settings(values: Mapping[str, str]) -> str:
-    """Return the statements that give a connection settings of its own."""
+    """Return the statements that change settings of a connection."""
     return "; ".join(f"SET {_setting(name)} TO {literal(value)}" for name, value in values.items())
 
 
 def create(name: DatabaseName, template: str) -> str:
-    """Return the statement that makes a database like PostgreSQL's own *template*."""
+    """Return the statement that creates a database from PostgreSQL's own *template*."""
     return f"CREATE DATABASE {quote(str(name))} TEMPLATE {template} CONNECTION LIMIT {MARK}"
 
 
 def copy(source: DatabaseName, name: DatabaseName, *, by_file: bool) -> str:
     """Return the statement that copies a database, *by_file* instead of block by block."""
     strategy = " STRATEGY FILE_COPY" if by_file else ""
-    return (
-        f"CREATE DATABASE {quote(str(name))} TEMPLATE {quote(str(source))}"
-        f" CONNECTION LIMIT {MARK}{strategy}"
-    )
+    return f"{create(name, quote(str(source)))}{strategy}"
 
 
 def note(name: DatabaseName, *, used: float, project: str) -> str:
-    """Return the statement that notes on a template when it was used last, and for what."""
+    """Return the statement that notes when a template was last used, and by which project."""
     text = literal(f"{USED}{used:.3f} {project}")
     return f"ALTER ROLE CURRENT_USER IN DATABASE {quote(str(name))} SET application_name TO {text}"
 
 
 def comment(name: DatabaseName, text: str) -> str:
-    """Return the statement that gives a database a comment."""
+    """Return the statement that sets the comment of a database."""
     return f"COMMENT ON DATABASE {quote(str(name))} IS {literal(text)}"
 
 
 def rename(old: DatabaseName, new: DatabaseName) -> str:
-    """Return the statement that gives a database another name."""
+    """Return the statement that renames a database."""
     return f"ALTER DATABASE {quote(str(old))} RENAME TO {quote(str(new))}"
 
 
+def seal(name: DatabaseName) -> str:
+    """Return the statement that makes a database a template without connections."""
+    return f"ALTER DATABASE {quote(str(name))} IS_TEMPLATE true ALLOW_CONNECTIONS false"
+
+
+def unseal(name: str) -> str:
+    """Return the statement after which a template can be dropped."""
+    return f"ALTER DATABASE {quote(name)} IS_TEMPLATE false"
+
+
 def drop(name: str, *, missing_ok: bool = True) -> str:
-    """Return the statement that drops a database, whoever is connected to it."""
+    """Return the statement that drops a database and ends the connections to it."""
     condition = "IF EXISTS " if missing_ok else ""
     return f"DROP DATABASE {condition}{quote(name)} WITH (FORCE)"
 
 
-def unseal(name: str) -> str:
-    """Return the statement that makes a template one that can be dropped."""
-    return f"ALTER DATABASE {quote(name)} IS_TEMPLATE false"
-
-
 def stock(template: DatabaseName) -> str:
-    """Return the query for the clones of *template* that stand ready and nobody has looked into.
-
-    A limit of -2 marks one whose drop was interrupted (PostgreSQL's pg_database.h).
-    """
+    """Return the query for the ready clones of *template* to which nobody has connected."""
     beginning = str(DatabaseName(State.READY, template.fingerprint)).replace("_", r"\_")
     return (
         f"SELECT datname FROM pg_database d WHERE datname LIKE {literal(beginning + '%')}"
@@ -320,46 +327,41 @@ def stock(template: DatabaseName) -> str:
 
 
 def properties(name: DatabaseName) -> str:
-    """Return the query for what belongs to a database and is not copied with it.
+    """Return the query for the properties of a database that a copy does not get.
 
     (PostgreSQL's documentation, "CREATE DATABASE".)
     """
     return _PROPERTIES.format(name=literal(str(name)))
 
 
-def dress(row: Mapping[str, Any], us: str) -> list[tuple[str, str]]:
-    """Return what makes a copy like its source, from the source's row of `properties`.
+def apply_properties(properties: Mapping[str, Any], name: DatabaseName, role: str) -> list[str]:
+    """Return the statements that give the copy *name*, made by *role*, its source's *properties*.
 
-    Each statement is the text before the copy's name, and the one after it. *us* is the role that
-    makes the copy.
+    *properties* is the source's row of `properties`.
     """
+    copy = quote(str(name))
+    owner, limit, grants = (properties[key] for key in ("owner", "datconnlimit", "grants"))
     statements = []
-    if row["owner"] != us:
-        statements.append(("ALTER DATABASE ", f" OWNER TO {quote(row['owner'])}"))
-    if row["datconnlimit"] != MARK:
-        # With a limit of the project's own, a comment takes the place of our mark.
-        statements.append(("COMMENT ON DATABASE ", f" IS {literal(DRAFT)}"))
-        statements.append(("ALTER DATABASE ", f" CONNECTION LIMIT {row['datconnlimit']}"))
-    for role, settings in json.loads(row["settings"] or "[]"):
+    if owner != role:
+        statements.append(f"ALTER DATABASE {copy} OWNER TO {quote(owner)}")
+    if limit != MARK:
+        # The project has set a limit of its own; a comment takes the place of the mark.
+        statements.append(comment(name, DRAFT))
+        statements.append(f"ALTER DATABASE {copy} CONNECTION LIMIT {limit}")
+    for user, settings in json.loads(properties["settings"] or "[]"):
+        whom = f"ALTER ROLE {quote(user)} IN DATABASE" if user else "ALTER DATABASE"
         for setting in settings:
-            name, _, value = setting.partition("=")
+            key, _, value = setting.partition("=")
             if not setting.startswith(f"application_name={USED}"):
-                to = f" SET {_setting(name)} TO {_value(name, value)}"
-                whom = f"ALTER ROLE {quote(role)} IN DATABASE " if role else "ALTER DATABASE "
-                statements.append((whom, to))
-    if row["grants"] is not None:
-        # Grants that were never touched are no grants here; with the first, all are listed.
-        statements += [("REVOKE ALL ON DATABASE ", f" FROM PUBLIC, {quote(row['owner'])}")]
-        for grantee, privilege, grantable in json.loads(row["grants"]):
-            option = " WITH GRANT OPTION" if grantable and grantee != row["owner"] else ""
-            to = f" TO {quote(grantee) if grantee else 'PUBLIC'}{option}"
-            statements.append((f"GRANT {privilege} ON DATABASE ", to))
+                statements.append(f"{whom} {copy} SET {_setting(key)} TO {_value(key, value)}")
+    if grants is not None:
+        # PostgreSQL lists no grants until the first one is changed, and then all of them.
+        statements.append(f"REVOKE ALL ON DATABASE {copy} FROM PUBLIC, {quote(owner)}")
+        for grantee, privilege, grantable in json.loads(grants):
+            to = quote(grantee) if grantee else "PUBLIC"
+            option = " WITH GRANT OPTION" if grantable and grantee != owner else ""
+            statements.append(f"GRANT {privilege} ON DATABASE {copy} TO {to}{option}")
     return statements
-
-
-def dressing(pairs: Sequence[tuple[str, str]], name: DatabaseName) -> str:
-    """Return the statements of `dress` for the copy *name*."""
-    return "; ".join(f"{before}{quote(str(name))}{after}" for before, after in pairs)
 
 
 def _setting(name: str) -> str:

@@ -6,7 +6,7 @@ revisions, the seed's scripts), in order, each with the digests of all that it r
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import wait
 from contextlib import suppress
 from dataclasses import dataclass
@@ -14,8 +14,8 @@ from functools import cached_property
 from typing import NamedTuple, Protocol
 
 from pytest_warmstack.errors import WarmstackError
-from pytest_warmstack.postgres import sql
-from pytest_warmstack.postgres.admin import Admin, Database
+from pytest_warmstack.postgres import DatabaseName, State, sql
+from pytest_warmstack.postgres.databases import Databases
 from pytest_warmstack.postgres.template.build_history import Comparison
 from pytest_warmstack.postgres.template.dependencies import FileState
 from pytest_warmstack.postgres.template.record import (
@@ -27,9 +27,8 @@ from pytest_warmstack.postgres.template.record import (
     length,
     merged,
 )
-from pytest_warmstack.servers.identity import BUILD_FORMAT, DatabaseName, State, fingerprint
+from pytest_warmstack.servers.identity import BUILD_FORMAT, fingerprint
 from pytest_warmstack.servers.model import Endpoint
-from pytest_warmstack.settings import NEVER
 
 
 class Target(NamedTuple):
@@ -155,7 +154,7 @@ class _Known:
 
 
 def ensure(
-    admin: Admin,
+    admin: Databases,
     layers: Sequence[Layer],
     *,
     file_state: FileState,
@@ -205,7 +204,7 @@ class _Bench:
 
     def __init__(
         self,
-        admin: Admin,
+        admin: Databases,
         layers: Sequence[Layer],
         file_state: FileState,
         *,
@@ -468,60 +467,3 @@ class _Bench:
 
 def _sizes(portions: Sequence[LayerRecord]) -> list[int]:
     return [len(each.links) for each in portions]
-
-
-def doomed(
-    databases: Sequence[Database],
-    keep: int,
-    *,
-    current: Collection[DatabaseName] = (),
-    stock: int = 0,
-    failed: int = 0,
-    run: str = "",
-    idle: float = NEVER,
-) -> list[DatabaseName]:
-    """Return what a sweep may drop if no process holds its lock.
-
-    Of each project the *keep* templates stay that were used last, and as many of those that were
-    left on the way to others, but for those that were not used for *idle* seconds. The *current*
-    ones stay in any case. Of these, and of those of other projects, up to *stock* clones stay that
-    stand ready and that nobody has looked into; and of each project the *failed* last databases of
-    failed tests, with all those that the run called *run* tells of at its end: each worker of xdist
-    has as many. Builds and clones without an owner are rubbish.
-    """
-    own = next((each.project for each in databases if each.name in current), None)
-    stays: dict[tuple[str, bool], list[Database]] = {}
-    for each in sorted(databases, key=lambda e: (e.name in current, e.used), reverse=True):
-        mine = stays.setdefault((each.project, each.comment.startswith(sql.LEFT)), [])
-        is_current = each.name in current
-        is_fresh = is_current or each.unused <= idle
-        is_template = each.name.state is State.TEMPLATE and each.sealed
-        if is_template and is_fresh and (is_current or len(mine) < keep):
-            mine.append(each)
-    kept = {each.name for mine in stays.values() for each in mine}
-    kept.update(_of_failed_tests(databases, failed, idle))
-    kept.update(each.name for each in databases if run and sql.run_of(each.comment) == run)
-    room = {
-        each.name.fingerprint: stock
-        for mine in stays.values()
-        for each in mine
-        if each.name in current or each.project != own
-    }
-    for each in databases:
-        wanted = room.get(each.name.fingerprint, 0)
-        if each.name.state is State.READY and wanted and not each.visits:
-            kept.add(each.name)
-            room[each.name.fingerprint] -= 1
-    return [each.name for each in databases if each.name not in kept]
-
-
-def _of_failed_tests(
-    databases: Sequence[Database], failed: int, idle: float
-) -> Iterator[DatabaseName]:
-    """Yield of each project the *failed* last databases of failed tests, if they are no older."""
-    counts: dict[str, int] = {}
-    for each in sorted(databases, key=lambda each: each.used, reverse=True):
-        if each.name.state is State.KEPT and each.unused <= idle:
-            counts[each.project] = counts.get(each.project, 0) + 1
-            if counts[each.project] <= failed:
-                yield each.name

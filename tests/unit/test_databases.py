@@ -1,4 +1,4 @@
-"""How a server that is on its way out is told, where only the driver can make the fault."""
+"""A server that ends while this process connects to it."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ import asyncpg
 import pytest
 
 from pytest_warmstack.background import BackgroundLoop
-from pytest_warmstack.postgres import admin
-from pytest_warmstack.postgres.connections import Connection
+from pytest_warmstack.postgres import connections
+from pytest_warmstack.postgres.databases import Databases
 from pytest_warmstack.servers.model import Endpoint, NotReady
 
 
@@ -22,20 +22,30 @@ class Leaving:
         self.error = error
 
     def get_settings(self) -> Any:
-        """Return what the server said of itself."""
+        """Return the version as text."""
         return SimpleNamespace(server_version="18.0")
 
     def get_server_pid(self) -> int:
-        """Return the number of its backend."""
+        """Return a pid."""
         return 1
 
     def get_server_version(self) -> Any:
-        """Return the newest one."""
+        """Return the version."""
         return asyncpg.types.ServerVersion(18, 0, 0, "final", 0)
 
-    async def fetchrow(self, *_: object, **__: object) -> None:
-        """Fail as the driver does."""
+    async def fetch(self, *_: object, **__: object) -> None:
+        """Fail like asyncpg."""
         raise self.error
+
+    def add_termination_listener(self, _: object) -> None:
+        """Do nothing."""
+
+    def is_closed(self) -> bool:
+        """Return False: asyncpg does not know yet."""
+        return False
+
+    def terminate(self) -> None:
+        """Do nothing."""
 
 
 @pytest.fixture
@@ -53,7 +63,7 @@ def background() -> Iterator[BackgroundLoop]:
         TimeoutError(),
         asyncpg.ConnectionDoesNotExistError("closed in the middle"),
         asyncpg.InterfaceError("connection is closed"),
-        # Met when `warmstack status` looked at a server that another run was just removing.
+        # As when another run removes the server that `warmstack status` connects to.
         asyncpg.InternalClientError("cannot switch to state 12; another operation (2)"),
     ],
     ids=lambda error: type(error).__name__,
@@ -61,13 +71,13 @@ def background() -> Iterator[BackgroundLoop]:
 def test_a_server_that_ends_as_it_is_greeted_is_not_ready(
     background: BackgroundLoop, monkeypatch: pytest.MonkeyPatch, error: Exception
 ) -> None:
-    """So whoever looks at many servers goes on with the next one."""
+    """`warmstack status` then goes on with the next server."""
 
-    async def connect(*_: object) -> Connection:
-        return Connection(Leaving(error))
+    async def connect(*_: object) -> Leaving:
+        return Leaving(error)
 
-    monkeypatch.setattr(admin, "connect_patiently", connect)
+    monkeypatch.setattr(connections, "connect_raw", connect)
     place = Endpoint(host="127.0.0.1", port=1, password="")
 
     with pytest.raises(NotReady, match=r"^127\.0\.0\.1:1: "):
-        admin.Admin.connect(place, "0123456789abcdef", background=background, timeout=1)
+        Databases.connect(place, "0123456789abcdef", background=background, timeout=1)

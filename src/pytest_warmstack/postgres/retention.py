@@ -1,0 +1,105 @@
+"""Which databases of a kept server stay, and which a sweep may drop. Pure."""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Collection, Iterator, Sequence
+from dataclasses import dataclass
+from itertools import chain
+
+from pytest_warmstack.postgres import Database, DatabaseName, State, sql
+from pytest_warmstack.settings import NEVER
+
+
+@dataclass(frozen=True, kw_only=True)
+class Retention:
+    """How many databases stay, for each project, and how long (*idle* seconds without use).
+
+    *templates* is the number of templates, *stock* the number of ready clones of each *current*
+    template, which are those that this run uses, and *saved* the number of databases of failed
+    tests. All that this *run* saved stay: each worker of xdist may save that many.
+    """
+
+    templates: int
+    current: Collection[DatabaseName] = ()
+    stock: int = 0
+    saved: int = 0
+    run: str = ""
+    idle: float = NEVER
+
+    def doomed(self, databases: Sequence[Database]) -> list[DatabaseName]:
+        """Return the names of those that a sweep may drop if no process holds their locks."""
+        templates = list(self._templates_that_stay(databases))
+        # A sweep reaches a build or a clone in use only if its owner has ended.
+        staying = chain(
+            templates,
+            self._stock_that_stays(databases, templates),
+            self._saved_that_stay(databases),
+        )
+        names = {each.name for each in staying}
+        return [each.name for each in databases if each.name not in names]
+
+    def _templates_that_stay(self, databases: Sequence[Database]) -> Iterator[Database]:
+        """Keep the current templates, and those that each project used last.
+
+        Intermediate templates are counted separately: they take no place of a state that the
+        project was in.
+        """
+        counts: Counter[tuple[str, bool]] = Counter()
+        for each in sorted(
+            databases, key=lambda each: (each.name in self.current, each.used), reverse=True
+        ):
+            if each.name.state is not State.TEMPLATE or not each.sealed:
+                continue
+            kind = each.project, each.comment.startswith(sql.LEFT)
+            is_recent = each.unused <= self.idle and counts[kind] < self.templates
+            if is_recent or each.name in self.current:
+                counts[kind] += 1
+                yield each
+
+    def _stock_that_stays(
+        self, databases: Sequence[Database], templates: Sequence[Database]
+    ) -> Iterator[Database]:
+        """Keep the stock of the current templates, and of all templates of other projects.
+
+        A clone that someone has connected to may be changed, and is not part of a stock.
+        """
+        own = next((each.project for each in databases if each.name in self.current), None)
+        room = {
+            each.name.fingerprint: self.stock
+            for each in templates
+            if each.name in self.current or each.project != own
+        }
+        for each in databases:
+            fingerprint = each.name.fingerprint
+            if each.name.state is State.READY and not each.visits and room.get(fingerprint, 0):
+                room[fingerprint] -= 1
+                yield each
+
+    def _saved_that_stay(self, databases: Sequence[Database]) -> Iterator[Database]:
+        """Keep the databases that this run saved, and those that each project saved last."""
+        counts: Counter[str] = Counter()
+        for each in sorted(databases, key=lambda each: each.used, reverse=True):
+            if each.name.state is State.SAVED:
+                is_recent = each.unused <= self.idle and counts[each.project] < self.saved
+                counts[each.project] += each.unused <= self.idle
+                if is_recent or (self.run and sql.run_of(each.comment) == self.run):
+                    yield each
+
+
+def unused(databases: Sequence[Database], project: str | None, idle: float) -> list[DatabaseName]:
+    """Return the databases of *project*, or of all, that were not used for *idle* seconds.
+
+    A clone belongs to its template's project; without its template it belongs to none.
+    """
+    templates = {
+        each.name.fingerprint: each for each in databases if each.name.state is State.TEMPLATE
+    }
+
+    def is_unused(each: Database) -> bool:
+        origin = each if each.used else templates.get(each.name.fingerprint)
+        whose, seconds = (origin.project, origin.unused) if origin else (None, math.inf)
+        return project in {None, whose} and seconds >= idle
+
+    return [each.name for each in databases if is_unused(each)]
