@@ -27,6 +27,7 @@ from docker.errors import DockerException
 
 from pytest_warmstack.postgres.clone_factory import CloneFactory
 from pytest_warmstack.servers import embedded, identity
+from pytest_warmstack.servers.identity import Process
 from pytest_warmstack.servers.model import (
     USER,
     Command,
@@ -38,7 +39,6 @@ from pytest_warmstack.servers.model import (
     Server,
     ServerSpec,
 )
-from pytest_warmstack.servers.processes import Process
 from pytest_warmstack.settings import RuntimeName
 
 T = TypeVar("T")
@@ -369,7 +369,7 @@ class Library:
     def servers(self) -> list[str]:
         """Return the ids of the project's servers that are there now, in order."""
         records = [json.loads((each / "server.json").read_text()) for each in self.folders()]
-        own = [each["process"] for each in records]
+        own = [each["id"] for each in records]
         return sorted([*(each["Id"] for each in self.containers()), *own])
 
     def containers(self) -> list[Any]:
@@ -387,7 +387,7 @@ class Library:
     def kept(self, service: str) -> Endpoint:
         """Return where the project's kept server answers."""
         hint = json.loads(self.hint_file(service).read_text())
-        return Endpoint(host=hint["host"], port=hint["port"], password=hint["password"])
+        return Endpoint(**hint["server"]["endpoint"])
 
     def sql(self, *statements: str, database: str = "postgres") -> list[Any]:
         """Return the rows that the last statement gives on the kept PostgreSQL."""
@@ -408,7 +408,7 @@ class Library:
         for folder in self.folders():
             record = json.loads((folder / "server.json").read_text())
             if record["labels"][identity.Label.SERVICE] == service:
-                process = Process.parse(record["process"])
+                process = Process.parse(record["id"])
                 assert process is not None
                 os.kill(process.pid, number)
                 until(process.is_gone, "the server has ended")

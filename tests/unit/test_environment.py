@@ -12,10 +12,9 @@ import pytest
 from pytest_warmstack.environment import Environment
 from pytest_warmstack.postgres.admin import Database
 from pytest_warmstack.postgres.template.templates import Template
-from pytest_warmstack.servers.identity import DatabaseName, Project, State, fingerprint
+from pytest_warmstack.servers import RememberedServers
+from pytest_warmstack.servers.identity import DatabaseName, Process, Project, State, fingerprint
 from pytest_warmstack.servers.model import RunContext
-from pytest_warmstack.servers.processes import Process
-from pytest_warmstack.servers.remembered import RememberedServers
 from pytest_warmstack.settings import Settings
 
 

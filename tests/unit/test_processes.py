@@ -6,11 +6,10 @@ import os
 import subprocess
 import sys
 from collections.abc import Iterator
-from dataclasses import replace
 
 import pytest
 
-from pytest_warmstack.servers.processes import Process
+from pytest_warmstack.servers.identity import Process
 
 
 @pytest.fixture
@@ -69,14 +68,14 @@ def test_a_process_of_another_machine_is_never_called_gone() -> None:
         process = Process.of(child.pid)
 
     assert process.is_gone()
-    assert not replace(process, host="elsewhere").is_gone()
+    assert not process._replace(host="elsewhere").is_gone()
 
 
 def test_a_process_whose_id_was_given_out_again_is_gone() -> None:
     """The same id with another start time is another process."""
     own = Process.current()
 
-    assert replace(own, started=f"{own.started}0").is_gone()
+    assert own._replace(started=f"{own.started}0").is_gone()
 
 
 def test_a_process_is_spelt_and_read_back() -> None:

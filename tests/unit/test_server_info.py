@@ -14,9 +14,8 @@ from pytest_warmstack.servers.model import ServerInfo
 
 def found(**labels: str) -> ServerInfo:
     """Return a server with labels."""
-    return ServerInfo(
-        "docker", "1", "theirs", running=True, labels={Label[k]: v for k, v in labels.items()}
-    )
+    named = {Label[key]: value for key, value in labels.items()}
+    return ServerInfo(runtime="docker", id="1", name="theirs", labels=named)
 
 
 def test_labels_of_ours_are_read() -> None:
@@ -53,7 +52,7 @@ def test_an_owner_that_is_none_has_not_ended(text: str) -> None:
 def test_a_server_is_listed_under_its_project_or_what_stands_for_one() -> None:
     """Each heading is there once, whatever the order they were found in."""
     external = ServerInfo(
-        "external", "", "db:5432", running=True, labels={Label.SERVICE: "postgres"}
+        runtime="external", id="", name="db:5432", labels={Label.SERVICE: "postgres"}
     )
     servers = [
         found(PATH="/shop", SERVICE="redis"),

@@ -25,7 +25,11 @@ from pytest_warmstack.postgres.connections import (
 from pytest_warmstack.postgres.errors import CloneFailed, StatementRefused
 from pytest_warmstack.postgres.sql import literal, quote
 from pytest_warmstack.postgres.template.errors import TemplateFailed
-from pytest_warmstack.servers.errors import ConnectionLost, ServerFailed
+from pytest_warmstack.servers.errors import (
+    ConnectionLost,
+    ServerFailed,
+    raise_if_out_of_resources,
+)
 from pytest_warmstack.servers.identity import DatabaseName, State
 from pytest_warmstack.servers.model import (
     USER,
@@ -33,7 +37,6 @@ from pytest_warmstack.servers.model import (
     NotOurs,
     NotReady,
     postgres_url,
-    see_that_it_is_the_server,
 )
 
 OLDEST: Final = 14
@@ -137,7 +140,7 @@ class Admin:
         except (ConnectionLost, StatementRefused) as error:
             if why := rejection(error):
                 raise NotOurs(why) from error
-            see_that_it_is_the_server(error)
+            raise_if_out_of_resources(error)
             raise NotReady(f"{endpoint.place}: {error.why}") from error
         if name != f"warmstack-{fingerprint}":
             connection.terminate()

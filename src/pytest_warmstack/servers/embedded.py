@@ -1,9 +1,9 @@
-"""Servers as native processes: the same life as a container's, with a folder that bears the labels.
+"""Servers as native processes, each with a folder that holds its files and its record.
 
-A server's folder lies in memory where there is a `/dev/shm`, and holds its data, its log and its
-record: the labels, the process, the port and the password, readable by its owner only. Whoever
-starts, judges or removes a server holds the lock on its folder. Where another place has to serve,
-a link leads there, so that all processes find it under the one name.
+The folder lies in memory where there is a `/dev/shm`. It contains the data, the log and the record
+`server.json`, which only its owner can read. Whoever starts, judges or removes a server holds the
+lock on its folder. If the files have to be elsewhere, the folder is a link to them, so that all
+processes find the server under one name.
 """
 
 from __future__ import annotations
@@ -15,22 +15,31 @@ import os
 import pwd
 import shutil
 import signal
-import socket
 import subprocess
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import asdict, dataclass, replace
+from dataclasses import replace
 from functools import wraps
 from pathlib import Path
-from typing import Any, Final, ParamSpec, Self, TypeVar
+from typing import Any, Final, ParamSpec, TypeVar
 
 from pytest_warmstack import originals
 from pytest_warmstack.servers import places
-from pytest_warmstack.servers.errors import ConnectionLost, RuntimeUnavailable, ServerFailed
-from pytest_warmstack.servers.identity import Label, random_password
+from pytest_warmstack.servers.errors import (
+    ConnectionLost,
+    RuntimeUnavailable,
+    ServerFailed,
+    raise_if_out_of_resources,
+)
+from pytest_warmstack.servers.identity import Daemon, Process, random_password, write_private
+from pytest_warmstack.servers.lifecycle import (
+    POLL_INTERVAL,
+    check_version,
+    remove_outdated,
+    wait_ready,
+)
 from pytest_warmstack.servers.model import (
     ANSWER_TIMEOUT,
-    POLL_INTERVAL,
     C,
     Command,
     Endpoint,
@@ -40,11 +49,7 @@ from pytest_warmstack.servers.model import (
     Server,
     ServerInfo,
     ServerSpec,
-    remove_outdated,
-    see_that_it_is_the_server,
-    wait_ready,
 )
-from pytest_warmstack.servers.processes import Process
 from pytest_warmstack.settings import RuntimeName
 
 P = ParamSpec("P")
@@ -53,66 +58,19 @@ T = TypeVar("T")
 _LOG_LINES: Final = 30
 _HOST: Final = "127.0.0.1"
 _PORTS: Final = 5
-"""How many free ports are tried: between our look and the server's bind another may take one."""
+"""Free ports to try: another process may take one before the server binds it."""
 
 _FULL: Final = (os.strerror(errno.ENOSPC), os.strerror(errno.EDQUOT))
 
 _WAL_SEGMENT: Final = 16 * 1024 * 1024
-"""Bytes that PostgreSQL needs at a time; without them it ends, and tells its clients nothing."""
+"""Bytes that PostgreSQL allocates at a time; if it can't, it ends without telling its clients."""
 
-_STOP: Final = 10.0
-"""Seconds that a server has to end before it is killed."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class _Record:
-    """What a server's folder says about it."""
-
-    labels: dict[str, str]
-    process: str
-    port: int
-    password: str
-    since: float
-    program: str
-    note: str = ""
-
-    @classmethod
-    def read(cls, folder: Path) -> Self | None:
-        """Return the record in *folder*, or None when there is none that can be understood."""
-        try:
-            return cls(**json.loads((folder / "server.json").read_bytes()))
-        except (OSError, ValueError, TypeError) as error:
-            see_that_it_is_the_server(error)
-            return None
-
-    def write(self, folder: Path) -> None:
-        """Put the record into *folder*; it can be read by its owner only."""
-        draft = folder / "server.json.new"
-        with os.fdopen(os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "w") as file:
-            json.dump(asdict(self), file)
-        draft.replace(folder / "server.json")
-
-    @property
-    def runs(self) -> bool:
-        """Whether the server's process still lives."""
-        process = Process.parse(self.process)
-        return process is not None and not process.is_gone()
-
-    @property
-    def endpoint(self) -> Endpoint:
-        """Where the server answers."""
-        return Endpoint(host=_HOST, port=self.port, password=self.password)
-
-
-class _Daemon(subprocess.Popen[bytes]):
-    """A process that is meant to outlive this object, and perhaps this interpreter."""
-
-    def __del__(self) -> None:
-        """Say nothing: the usual warning about a process that still runs is not for a server."""
+_STOP_TIMEOUT: Final = 10.0
+"""Seconds that a server may take to end before it is killed."""
 
 
 def _explained(method: Callable[P, T]) -> Callable[P, T]:
-    """Have *method*, one of `Embedded`, raise errors of this package only."""
+    """Turn the operating system's errors in *method* into `RuntimeUnavailable`."""
 
     @wraps(method)
     def explained(*args: P.args, **kwargs: P.kwargs) -> T:
@@ -130,8 +88,7 @@ def _explained(method: Callable[P, T]) -> Callable[P, T]:
 
 
 def _cause(error: BaseException) -> str:
-    """Return the words of *error*, which mostly is one of the operating system's."""
-    # Of several files that could not be copied, the first one tells.
+    """Return the text of *error*; of several files that could not be copied, that of the first."""
     return str(error.args[0][0][2] if isinstance(error, shutil.Error) else error)
 
 
@@ -145,125 +102,96 @@ class Embedded:
 
     @_explained
     def check(self, specs: Sequence[ServerSpec[Any]], say: Callable[[str], None]) -> None:
-        """Raise `RuntimeUnavailable` unless here are the programs and the room for all *specs*."""
+        """Raise `RuntimeUnavailable` unless there are programs and space for all *specs*."""
         for spec in specs:
-            native = spec.native(spec.fingerprint(self.name))
-            native.check()
-            # One that is there needs no place any more.
-            if not os.path.lexists(_root() / self._run_context.name(spec, self.name)):
-                places.choose(native.need(), spec.title, spec.folder)
+            spec.native("").check()
+            # A server that exists already needs no more space.
+            if not os.path.lexists(self._folder(spec)):
+                _choose_place(spec)
 
     @_explained
     def ensure(self, spec: ServerSpec[C]) -> Server[C]:
-        """Return the server of *spec* in the household's one folder for it."""
-        run_context = self._run_context
-        name = run_context.name(spec, self.name)
-        fingerprint = spec.fingerprint(self.name)
-        outdated, trouble = remove_outdated(self, run_context, spec)
-
-        def place() -> Path:
-            return places.choose(spec.native(fingerprint).need(), spec.title, spec.folder)
-
-        with _locked(_root() / name, spec.title, run_context.start_timeout, place) as folder:
-            record = _Record.read(folder)
+        """Return the server for *spec* in its folder; start it if need be."""
+        outdated, trouble = remove_outdated(self, self._run_context, spec)
+        lock = _locked(
+            self._folder(spec),
+            spec.title,
+            self._run_context.start_timeout,
+            lambda: _choose_place(spec),
+        )
+        with lock as folder:
+            found = _read(folder)
             client = None
             origin, reason = ("replaced", outdated) if outdated else ("started", "")
-            if record is not None and record.runs:
+            if found is not None and found.running:
                 try:
-                    client = spec.connect(record.endpoint, fingerprint, ANSWER_TIMEOUT)
-                    spec.check_version(client, self.name)
-                    origin, reason = "reused" if run_context.keep else "shared", ""
-                # Not when it is full: others use it. Nor when this process lacks something.
+                    client = _connect(spec, found, self.name)
+                    origin, reason = "reused" if self._run_context.keep else "shared", ""
+                # Other errors leave the server alone: it is full, or this process lacks something.
                 except (NotReady, NotOurs, ServerFailed) as failure:
                     origin, reason = "replaced", f"the old one was broken: {failure}"
-                    _stop(record)
-            elif record is not None:
+                    _stop(found)
+            elif found is not None:
                 origin, reason = "started again", "its process had ended"
-            home = folder.resolve().parent.parent
-            elsewhere = folder.is_symlink() and not spec.folder
-            why = places.passed_by(spec.native(fingerprint).need()) if elsewhere else ""
-            where = f"its files are in {home}: {why}" if elsewhere else ""
-            if record is None or client is None:
+            where = _place_reason(spec, folder)
+            if found is None or client is None:
                 _empty(folder)
-                record, client = self._start(spec, folder)
-        return Server(
-            service=spec.service,
-            title=spec.title,
-            runtime=self.name,
-            id=record.process,
-            fingerprint=fingerprint,
-            endpoint=record.endpoint,
-            client=client,
-            what=f"process {record.process.split('/')[1]} of {_short(record.program)}",
-            origin=origin,
-            reason="; ".join(filter(None, (reason, trouble, record.note, where))),
-            since=record.since,
+                found, client = self._start(spec, folder)
+        number = found.id.split("/")[1]
+        what = f"process {number} of {_short(found.what)}"
+        return replace(found, what=what, state="running").ready(
+            spec, client, origin, "; ".join(filter(None, (reason, trouble, found.note, where)))
         )
 
     @_explained
     def list(self) -> list[ServerInfo]:
         """Return every embedded server of this user on this machine."""
-        found = []
-        for folder in _folders():
-            record = _Record.read(folder)
-            if record is not None:
-                found.append(
-                    ServerInfo(
-                        runtime=self.name,
-                        id=record.process,
-                        name=folder.name,
-                        running=record.runs,
-                        labels=record.labels,
-                        what=_short(record.program) if record.program else "not started yet",
-                        state="running" if record.runs else "ended",
-                        since=record.since,
-                    )
-                )
-        return found
+        listed = filter(None, map(_read, _folders()))
+        return [replace(each, what=_short(each.what) or "not started yet") for each in listed]
 
     @_explained
     def remove(self, found: ServerInfo) -> None:
         """Stop the server's process and remove its folder."""
-        with _locked(_root() / found.name, found.name, _STOP) as folder:
-            record = _Record.read(folder)
-            if record is not None and found.kind == "folder":
-                return  # A server has been started in it since it was looked at.
-            if record is not None and record.runs:
-                _stop(record)
+        with _locked(_root() / found.name, found.name, _STOP_TIMEOUT) as folder:
+            current = _read(folder)
+            if current is not None:
+                if found.kind == "folder":
+                    return  # A server was started in it after it was listed.
+                _stop(current)
             _remove(folder)
-        # The root goes with its last server; it is in use by another one otherwise.
+        # This succeeds for the last server only.
         with suppress(OSError):
             _root().rmdir()
 
     def close(self) -> None:
-        """Do nothing: there is no engine to let go of."""
+        """Do nothing: there is no engine."""
 
     @_explained
     def connect(self, spec: ServerSpec[C], found: ServerInfo) -> C:
-        """Return a client that looks at the server that was found."""
-        record = _Record.read(_root() / found.name)
-        if record is None:
+        """Return a client of *found* that doesn't count as a user."""
+        current = _read(_root() / found.name)
+        if current is None:
             raise NotReady(f"the folder {found.name} is gone")
-        endpoint = replace(record.endpoint, looks=True)
-        return spec.connect(endpoint, found.labels.get(Label.FINGERPRINT, "none"), ANSWER_TIMEOUT)
+        endpoint = replace(current.endpoint, looks=True)
+        return spec.connect(endpoint, found.fingerprint or "none", ANSWER_TIMEOUT)
 
     @_explained
     def memory(self, found: ServerInfo) -> int:
-        """Return how many bytes a server takes: its folder, and what its processes have alone."""
+        """Return the bytes of a server's folder and of its processes' own memory."""
         process = Process.parse(found.id)
         own = process.family_memory() if process is not None else 0
-        return _taken(_root() / found.name) + own
+        return _disk_usage(_root() / found.name) + own
 
     def log(self, found: ServerInfo, lines: int, *, follow: bool = False) -> Iterator[str]:
-        """Yield the last *lines* that a server wrote, and with *follow* what comes then."""
+        """Yield the last *lines* of a server's log, and with *follow* new ones as they come."""
         folder = _root() / found.name
-        record = _Record.read(folder)
-        password = record.password if record is not None else ""
+        current = _read(folder)
+        password = current.endpoint.password if current is not None else ""
         try:
             with (folder / "log").open(encoding="utf-8", errors="replace") as log:
                 last = log.readlines()[-lines:] if lines else []
                 yield from (_without(password, line.rstrip("\n")) for line in last)
-                while follow and record is not None and record.runs:
+                while follow and current is not None and not _is_gone(current):
                     while line := log.readline():
                         yield _without(password, line.rstrip("\n"))
                     originals.sleep(POLL_INTERVAL)
@@ -273,58 +201,52 @@ class Embedded:
     def client(
         self, _spec: ServerSpec[Any], found: ServerInfo, program: str
     ) -> tuple[Sequence[str], Endpoint] | None:
-        """Return how to call a client that lies beside the server's own program."""
-        record = _Record.read(_root() / found.name)
-        path = Path(record.program).with_name(program) if record is not None else None
-        if record is None or path is None or not os.access(path, os.X_OK):
+        """Return the path of *program* beside the server's own, and the server's address."""
+        current = _read(_root() / found.name)
+        if current is None or not current.what:
             return None
-        return [str(path)], record.endpoint
+        path = Path(current.what).with_name(program)
+        return ([str(path)], current.endpoint) if os.access(path, os.X_OK) else None
 
     @_explained
     def leftovers(self) -> Sequence[ServerInfo]:
-        """Return the folders that have no record: nobody knows any more what they were for."""
+        """Return the folders without a record: nothing tells what they were for."""
         return [
             ServerInfo(
-                runtime=self.name,
-                id=str(folder),
-                name=folder.name,
-                running=False,
-                labels={},
-                kind="folder",
+                runtime=self.name, id=str(folder), name=folder.name, labels={}, kind="folder"
             )
             for folder in _folders()
-            if _Record.read(folder) is None
+            if _read(folder) is None
         ]
 
-    def _start(self, spec: ServerSpec[C], folder: Path) -> tuple[_Record, C]:
-        """Start the server in the empty *folder* and wait until it answers."""
-        run_context = self._run_context
-        fingerprint = spec.fingerprint(self.name)
+    def _folder(self, spec: ServerSpec[Any]) -> Path:
+        return _root() / self._run_context.name(spec, self.name)
+
+    def _start(self, spec: ServerSpec[C], folder: Path) -> tuple[ServerInfo, C]:
+        """Start the server in the empty *folder*; return its record and its client."""
         password = random_password()
-        record = _Record(
-            labels=run_context.labels(spec, self.name),
-            process="",
-            port=0,
-            password=password,
+        record = ServerInfo(
+            runtime=self.name,
+            id="",
+            name=folder.name,
+            labels=self._run_context.labels(spec, self.name),
+            endpoint=Endpoint(host=_HOST, port=0, password=password),
             since=originals.now(),
-            program="",
         )
         try:
-            # Before anything is done: whoever finds the folder after a kill knows whose it was.
-            record.write(folder)
-            command_for = spec.native(fingerprint).prepare(folder.resolve(), password)
-            attempts = _PORTS
-            while True:
-                attempts -= 1
+            # First of all, so that the folder's owner is known even after a kill.
+            _write(folder, record)
+            command_for = spec.native(record.fingerprint).prepare(folder.resolve(), password)
+            for _ in range(_PORTS - 1):
                 try:
                     return self._attempt(spec, folder, record, command_for)
                 except ServerFailed as failure:
-                    # Between our look and its bind, another process took the port.
-                    if attempts == 0 or "in use" not in str(failure):
+                    if "in use" not in str(failure):
                         raise
+            return self._attempt(spec, folder, record, command_for)
         except BaseException as failure:
             full = no_space(failure, spec.title, folder)
-            with suppress(OSError):  # What went wrong at first is what counts.
+            with suppress(OSError):  # The first failure is the one to report.
                 _remove(folder)
                 _root().rmdir()
             if full is not None:
@@ -335,28 +257,31 @@ class Embedded:
         self,
         spec: ServerSpec[C],
         folder: Path,
-        record: _Record,
+        record: ServerInfo,
         command_for: Callable[[int], Command],
-    ) -> tuple[_Record, C]:
+    ) -> tuple[ServerInfo, C]:
         """Start the server on a port that is free now, and wait until it answers."""
         port = _free_port()
         command = command_for(port)
         daemon = _launch(command, folder)
-        process = str(Process.of(daemon.pid))
         record = replace(
-            record, process=process, port=port, program=command.arguments[0], note=command.note
+            record,
+            id=str(Process.of(daemon.pid)),
+            endpoint=replace(record.endpoint, port=port),
+            what=command.arguments[0],
+            note=command.note,
         )
-        # Before it is ready, so that whoever finds the folder after a kill can stop it.
-        record.write(folder)
+        # Before it is ready, so that the process can be stopped even after a kill.
+        _write(folder, record)
         try:
             client = wait_ready(
                 spec,
                 record.endpoint,
-                spec.fingerprint(self.name),
+                record.fingerprint,
                 runtime=self.name,
                 seconds=self._run_context.start_timeout,
                 death=lambda: _death(daemon),
-                log=lambda: _log(folder, record.password),
+                log=lambda: _log(folder, record.endpoint.password),
             )
         except NotOurs as failure:
             _stop(record)
@@ -368,37 +293,58 @@ class Embedded:
         return record, client
 
 
-def _launch(command: Command, folder: Path) -> _Daemon:
-    """Start *command* in a session of its own, so that the terminal's Ctrl-C passes it by."""
+def _read(folder: Path) -> ServerInfo | None:
+    """Return the record in *folder* with the state of its process; None if it isn't readable."""
+    try:
+        record = ServerInfo.from_plain(json.loads((folder / "server.json").read_bytes()))
+    except (OSError, ValueError, TypeError, KeyError) as error:
+        raise_if_out_of_resources(error)
+        return None
+    return replace(record, state="ended" if _is_gone(record) else "running")
+
+
+def _write(folder: Path, record: ServerInfo) -> None:
+    write_private(folder / "server.json", json.dumps(record.to_plain()))
+
+
+def _is_gone(record: ServerInfo) -> bool:
+    process = Process.parse(record.id)
+    return process is None or process.is_gone()
+
+
+def _connect(spec: ServerSpec[C], found: ServerInfo, runtime: str) -> C:
+    """Return the client of a server that runs, if it is the right one."""
+    client = spec.connect(found.endpoint, spec.fingerprint(runtime), ANSWER_TIMEOUT)
+    check_version(spec, client, runtime)
+    return client
+
+
+def _launch(command: Command, folder: Path) -> Daemon:
+    """Start *command*, whose log is in *folder*."""
     privileges: dict[str, Any] = {}
     if command.user is not None:
         user = pwd.getpwnam(command.user)
         privileges = {"user": user.pw_uid, "group": user.pw_gid, "extra_groups": []}
     with (folder / "log").open("ab") as log:
-        return _Daemon(
-            list(command.arguments),
-            stdin=subprocess.DEVNULL,
-            stdout=log,
-            stderr=subprocess.STDOUT,
+        return Daemon(
+            command.arguments,
+            log,
             cwd=folder,
-            # Nothing of ours: PostgreSQL's and Redis' programs read settings from there too.
+            # PostgreSQL's and Redis' programs read settings from the environment too.
             env={"PATH": os.defpath, "TZ": "UTC", **command.environment},
-            start_new_session=True,
             **privileges,
         )
 
 
-def _death(daemon: _Daemon) -> str | None:
-    """Return how the process ended, or None while it runs."""
+def _death(daemon: Daemon) -> str | None:
+    """Return how the process ended, None while it runs."""
     status = daemon.poll()
-    if status is None:
-        return None
-    return f"its process ended with exit status {status}"
+    return None if status is None else f"its process ended with exit status {status}"
 
 
-def _stop(record: _Record) -> None:
-    """End the server's process: at once, since its data is thrown away."""
-    process = Process.parse(record.process)
+def _stop(record: ServerInfo) -> None:
+    """End the server's process at once: its data is thrown away."""
+    process = Process.parse(record.id)
     if process is None or process.is_gone():
         return
     # SIGINT is PostgreSQL's fast shutdown, which waits for no client (documentation, "Shutting
@@ -406,16 +352,16 @@ def _stop(record: _Record) -> None:
     for number in (signal.SIGINT, signal.SIGKILL):
         with suppress(ProcessLookupError):
             os.kill(process.pid, number)
-            # One that was stopped (SIGSTOP, a debugger) hears it only now.
+            # A stopped process (SIGSTOP, a debugger) receives the signal only now.
             os.kill(process.pid, signal.SIGCONT)
-        deadline = originals.monotonic() + _STOP
+        deadline = originals.monotonic() + _STOP_TIMEOUT
         while originals.monotonic() < deadline:
             if process.is_gone():
                 return
             with suppress(ChildProcessError):
                 os.waitpid(process.pid, os.WNOHANG)
             originals.sleep(POLL_INTERVAL / 5)
-    cause = f"process {process.pid} did not end within {_STOP:g} seconds of SIGKILL"
+    cause = f"process {process.pid} did not end within {_STOP_TIMEOUT:g} seconds of SIGKILL"
     raise RuntimeUnavailable.by_system(cause=cause, number=0)
 
 
@@ -433,38 +379,49 @@ def _without(password: str, text: str) -> str:
 
 
 def _short(program: str) -> str:
-    """Return the end of a path, enough to know the program by."""
+    """Return the end of a program's path."""
     return "/".join(Path(program).parts[-3:])
 
 
 def _free_port() -> int:
-    """Return a port that nobody listens on at this moment."""
-    with socket.socket() as probe:
+    with originals.Socket() as probe:
         probe.bind((_HOST, 0))
         return int(probe.getsockname()[1])
 
 
-def place_of(process: str) -> Path | None:
-    """Return the folder of the server whose first process is *process*."""
-    for folder in _folders():
-        record = _Record.read(folder)
-        if record is not None and record.process == process:
-            return folder
-    return None
-
-
 def no_space(error: BaseException, title: str, folder: Path) -> ServerFailed | None:
-    """Return what to tell of *error*, if the files of the server in *folder* found no room."""
+    """Return the error to report if the files of the server in *folder* caused *error*."""
     place = places.look(folder.resolve().parent.parent)
-    told = _cause(error).splitlines()
-    full = [line.strip() for line in told if any(words in line for words in _FULL)]
+    lines = _cause(error).splitlines()
+    full = [line.strip() for line in lines if any(words in line for words in _FULL)]
     if not full and isinstance(error, ConnectionLost) and place.free < _WAL_SEGMENT:
         full = [error.why]
     return ServerFailed.no_space(title=title, place=str(place), cause=full[0]) if full else None
 
 
+def place_of(process: str) -> Path | None:
+    """Return the folder of the server whose first process is *process*."""
+    for folder in _folders():
+        record = _read(folder)
+        if record is not None and record.id == process:
+            return folder
+    return None
+
+
+def _choose_place(spec: ServerSpec[Any]) -> Path:
+    return places.choose(spec.native("").need(), spec.title, spec.folder)
+
+
+def _place_reason(spec: ServerSpec[Any], folder: Path) -> str:
+    """Return why the server's files are in an unusual place, or nothing."""
+    if spec.folder or not folder.is_symlink():
+        return ""
+    home = folder.resolve().parent.parent
+    return f"its files are in {home}: {places.passed_by(spec.native('').need())}"
+
+
 def _root() -> Path:
-    """Return the folder in which every embedded server of this user is found; it may not exist."""
+    """Return the folder that contains this user's embedded servers; it may not exist."""
     return places.within(places.usual())
 
 
@@ -476,12 +433,12 @@ def _folders() -> list[Path]:
         return []
 
 
-def _made(root: Path) -> None:
-    """Make the *root* if need be; raise `RuntimeUnavailable` when it belongs to another user.
+def _make_root(root: Path) -> None:
+    """Make the folder *root*; raise `RuntimeUnavailable` if another user controls it.
 
-    It lies where everybody may write, under a name that everybody can guess.
+    Its parent is writable for everyone, and its name can be guessed.
     """
-    # Others may pass through, to a folder whose name they know: PostgreSQL does, as nobody.
+    # Others may pass through to a folder whose name they know: PostgreSQL runs as nobody.
     root.mkdir(mode=0o711, exist_ok=True)
     found = root.lstat()
     if (
@@ -497,18 +454,18 @@ def _made(root: Path) -> None:
 
 
 def _make(folder: Path, place: Callable[[], Path]) -> None:
-    """Make *folder* where there is none: itself, or a link to one in another *place*."""
+    """Make *folder*, or a link to one in *place* if that is elsewhere."""
     if not os.path.lexists(folder):
         elsewhere = places.within(place())
-        _made(folder.parent)
+        _make_root(folder.parent)
         if elsewhere == folder.parent:
             folder.mkdir(mode=0o711)
         else:
-            # Before what it leads to: of several processes one makes it, and all follow it.
+            # The link comes first: of several processes one makes it, and all follow it.
             folder.symlink_to(elsewhere / folder.name)
     if folder.is_symlink():
         elsewhere = folder.readlink()
-        _made(elsewhere.parent)
+        _make_root(elsewhere.parent)
         elsewhere.mkdir(mode=0o711, exist_ok=True)
 
 
@@ -516,9 +473,9 @@ def _make(folder: Path, place: Callable[[], Path]) -> None:
 def _locked(
     folder: Path, title: str, seconds: float, place: Callable[[], Path] = places.usual
 ) -> Iterator[Path]:
-    """Hold the lock on *folder*, making it in *place* if need be; it ends with the process.
+    """Hold the lock on *folder*, made in *place* if need be; it ends with the process.
 
-    Raises `ServerFailed` when another process holds it for longer than *seconds*.
+    Raises `ServerFailed` if another process holds it for longer than *seconds*.
     """
     deadline = originals.monotonic() + seconds
     while True:
@@ -527,13 +484,13 @@ def _locked(
         try:
             handle = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
         except FileNotFoundError:
-            # Another process removed it, as the last one.
+            # Another process has just removed it.
             if originals.monotonic() > deadline:
                 raise
             continue
         try:
             fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            # The one who held it before may have removed the folder, and another made it anew.
+            # The last holder may have removed the folder, and another process may have made it.
             if folder.is_dir() and os.path.samestat(os.fstat(handle), folder.stat()):
                 break
         except BlockingIOError:
@@ -549,13 +506,13 @@ def _locked(
 
 
 def _remove(folder: Path) -> None:
-    """Remove *folder* with all that is in it, also while others do, such as children of a server.
+    """Remove *folder* and its contents, even while a server's children remove files too.
 
-    Raises OSError when that does not succeed within `_STOP` seconds.
+    Raises OSError if that doesn't succeed within `_STOP_TIMEOUT` seconds.
     """
-    deadline = originals.monotonic() + _STOP
+    deadline = originals.monotonic() + _STOP_TIMEOUT
     home = folder.resolve()
-    while True:
+    while home.exists():
         try:
             _empty(home)
             # Before the folder that it leads to: what remains after a kill is empty.
@@ -563,20 +520,15 @@ def _remove(folder: Path) -> None:
                 folder.unlink()
             home.rmdir()
         except OSError as error:
-            if not home.exists():
-                break
             passing = error.errno in {errno.ENOENT, errno.ENOTEMPTY}
             if not passing or originals.monotonic() > deadline:
                 raise
-        else:
-            break
     if home.parent != folder.parent:
         with suppress(OSError):  # Other servers are there.
             home.parent.rmdir()
 
 
 def _empty(folder: Path) -> None:
-    """Remove all that is in *folder*."""
     for path in folder.iterdir():
         if path.is_dir() and not path.is_symlink():
             shutil.rmtree(path)
@@ -584,12 +536,12 @@ def _empty(folder: Path) -> None:
             path.unlink()
 
 
-def _taken(folder: Path) -> int:
-    """Return how many bytes the files below *folder* take; a server at work removes some."""
-    taken = 0
+def _disk_usage(folder: Path) -> int:
+    """Return the bytes that the files in *folder* occupy; the server may remove some meanwhile."""
+    total = 0
     for path, _, names in os.walk(folder):
         for name in names:
             with suppress(OSError):
-                # st_blocks counts in 512 bytes, whatever the file system's own (stat(2)).
-                taken += Path(path, name).lstat().st_blocks * 512
-    return taken
+                # st_blocks counts 512 bytes, whatever the file system's block size (stat(2)).
+                total += Path(path, name).lstat().st_blocks * 512
+    return total
