@@ -202,8 +202,7 @@ class Environment:
             return None
         from pytest_warmstack.servers import embedded
 
-        folder = embedded.place_of(server.id)
-        return embedded.no_space(error, server.title, folder) if folder is not None else None
+        return embedded.no_space(error, server.title, server.name)
 
     def _telling_place(self, make: Callable[[], T]) -> T:
         """Return what *make* gives; an error for want of space names the place."""

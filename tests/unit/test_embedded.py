@@ -1,8 +1,9 @@
-"""Embedded servers, as far as that takes no server: their records, and the port for one."""
+"""Embedded servers, as far as that takes no server: their records and processes."""
 
 from __future__ import annotations
 
 import json
+import os
 import socket
 from dataclasses import replace
 from pathlib import Path
@@ -49,6 +50,14 @@ def test_a_record_has_the_password_and_no_representation_shows_it(tmp_path: Path
     assert json.loads((tmp_path / "server.json").read_text())["endpoint"]["password"] == "hunter2"
     assert (tmp_path / "server.json").stat().st_mode & 0o077 == 0
     assert "hunter2" not in repr(RECORD)
+
+
+def test_a_process_of_another_machine_gets_no_signal(monkeypatch: pytest.MonkeyPatch) -> None:
+    """After a reboot, or in another container, its id may be that of any process."""
+    process = Process.current()._replace(host="another-boot")
+    monkeypatch.setattr(os, "kill", lambda *_: pytest.fail("a signal is sent"))
+
+    embedded._stop(replace(RECORD, id=str(process)))
 
 
 def test_a_port_is_found_while_a_test_blocks_sockets(monkeypatch: pytest.MonkeyPatch) -> None:

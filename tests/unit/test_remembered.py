@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from pytest_warmstack.redis import server as redis
-from pytest_warmstack.servers import PAUSE, Remembered, RememberedServers, asked
+from pytest_warmstack.servers import PAUSE, RememberedServers, asked
 from pytest_warmstack.servers.identity import Label, Project, Service
 from pytest_warmstack.servers.model import Endpoint, NotReady, ServerInfo
 from pytest_warmstack.settings import RuntimeName, Settings, environment, resolve
@@ -37,6 +37,7 @@ SERVER = ServerInfo(
 )
 OTHER = replace(SERVER, endpoint=replace(ENDPOINT, port=1))
 WHY = "Docker is not running"
+NOTHING = (None, "")
 
 
 @pytest.fixture
@@ -60,16 +61,16 @@ def test_a_server_is_read_as_it_was_written(remembered: RememberedServers, folde
     """The next run, which is another process, finds all that this one knew."""
     remembered.write(Service.POSTGRES, SERVER, WHY)
 
-    assert RememberedServers(folder).read(Service.POSTGRES) == Remembered(SERVER, WHY)
+    assert RememberedServers(folder).read(Service.POSTGRES) == (SERVER, WHY)
 
 
 def test_each_server_is_remembered_by_itself(remembered: RememberedServers) -> None:
     """What is known of one server says nothing of the other."""
     remembered.write(Service.POSTGRES, SERVER, WHY)
-    assert remembered.read(Service.REDIS) is None
+    assert remembered.read(Service.REDIS) == NOTHING
 
     remembered.write(Service.REDIS, OTHER, "")
-    assert remembered.read(Service.POSTGRES) == Remembered(SERVER, WHY)
+    assert remembered.read(Service.POSTGRES) == (SERVER, WHY)
 
 
 def test_only_the_owner_can_read_the_file(remembered: RememberedServers, folder: Path) -> None:
@@ -104,7 +105,7 @@ def test_a_new_file_replaces_the_old_one_as_a_whole(
         old = json.load(reader)
 
     assert old["server"] == SERVER.to_plain()
-    assert remembered.read(Service.POSTGRES) == Remembered(OTHER, WHY)
+    assert remembered.read(Service.POSTGRES) == (OTHER, WHY)
     assert written(folder) == [file]
 
 
@@ -147,24 +148,24 @@ def test_an_invalid_file_is_ignored(
     remembered.write(Service.POSTGRES, SERVER, WHY)
     written(folder)[0].write_bytes(content)
 
-    assert remembered.read(Service.POSTGRES) is None
+    assert remembered.read(Service.POSTGRES) == NOTHING
     remembered.write(Service.POSTGRES, SERVER, WHY)
-    assert remembered.read(Service.POSTGRES) == Remembered(SERVER, WHY)
+    assert remembered.read(Service.POSTGRES) == (SERVER, WHY)
 
 
 def test_a_file_that_cannot_be_read_is_ignored(remembered: RememberedServers, folder: Path) -> None:
     """Something else in its place is left as it is, without an error."""
     (folder / "postgres.json").mkdir(parents=True)
 
-    assert remembered.read(Service.POSTGRES) is None
+    assert remembered.read(Service.POSTGRES) == NOTHING
     remembered.write(Service.POSTGRES, SERVER, WHY)
-    assert remembered.read(Service.POSTGRES) is None
+    assert remembered.read(Service.POSTGRES) == NOTHING
     assert written(folder) == [folder / "postgres.json"]
 
 
 def test_without_the_folder_nothing_is_found(remembered: RememberedServers, folder: Path) -> None:
     """Reading makes nothing."""
-    assert remembered.read(Service.POSTGRES) is None
+    assert remembered.read(Service.POSTGRES) == NOTHING
     assert not folder.exists()
 
 
@@ -177,7 +178,7 @@ def test_a_folder_that_cannot_be_made_is_no_error(
 
     remembered.write(Service.POSTGRES, SERVER, WHY)
 
-    assert remembered.read(Service.POSTGRES) is None
+    assert remembered.read(Service.POSTGRES) == NOTHING
 
 
 def test_without_a_cache_nothing_is_remembered() -> None:
@@ -186,7 +187,7 @@ def test_without_a_cache_nothing_is_remembered() -> None:
 
     remembered.write(Service.POSTGRES, SERVER, WHY)
 
-    assert remembered.read(Service.POSTGRES) is None
+    assert remembered.read(Service.POSTGRES) == NOTHING
 
 
 CHANGED = {
@@ -206,10 +207,10 @@ def test_a_changed_setting_makes_another_question(what: str, folder: Path) -> No
     RememberedServers(folder, asked(Settings(), {})).write(Service.POSTGRES, SERVER, WHY)
     changed = RememberedServers(folder, asked(CHANGED[what], {}))
 
-    assert changed.read(Service.POSTGRES) is None
+    assert changed.read(Service.POSTGRES) == NOTHING
     changed.write(Service.POSTGRES, SERVER, WHY)
-    assert changed.read(Service.POSTGRES) is not None
-    assert RememberedServers(folder, asked(Settings(), {})).read(Service.POSTGRES) is None
+    assert changed.read(Service.POSTGRES) == (SERVER, WHY)
+    assert RememberedServers(folder, asked(Settings(), {})).read(Service.POSTGRES) == NOTHING
 
 
 def test_an_image_that_is_named_makes_another_question() -> None:
@@ -280,7 +281,7 @@ def test_a_copied_checkout_does_not_get_the_other_ones_server(
     def refuse(*_: object) -> Any:
         raise NotReady
 
-    assert connect(remembered, Project("/copy")) == (None, "")
-    assert connect(remembered, options={"databases": "3"}) == (None, "")
-    assert connect(remembered, url="redis://db") == (None, "")
-    assert remembered.connect(replace(SPEC, connect=refuse), PROJECT) == (None, "")
+    assert connect(remembered, Project("/copy")) == NOTHING
+    assert connect(remembered, options={"databases": "3"}) == NOTHING
+    assert connect(remembered, url="redis://db") == NOTHING
+    assert remembered.connect(replace(SPEC, connect=refuse), PROJECT) == NOTHING

@@ -8,9 +8,9 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from pathlib import Path
-from typing import Any, Final, NamedTuple
+from typing import Any, Final
 
 from pytest_warmstack import originals
 from pytest_warmstack.servers.errors import RuntimeUnavailable
@@ -69,13 +69,6 @@ def asked(settings: Settings, environ: Mapping[str, str]) -> str:
     return fingerprint(*choices, *(environ.get(name, "") for name in _ENGINE))
 
 
-class Remembered(NamedTuple):
-    """A kept server, and *why* it is in its runtime and not in another."""
-
-    server: ServerInfo
-    why: str = ""
-
-
 class RememberedServers:
     """The kept servers of one project, each in a file in pytest's cache folder.
 
@@ -89,7 +82,7 @@ class RememberedServers:
 
     def connect(self, spec: ServerSpec[C], project: Project) -> tuple[Server[C] | None, str]:
         """Return the server for *spec* if it still answers, and why it is in its runtime."""
-        found, why = self.read(spec.key) or (None, "")
+        found, why = self.read(spec.key)
         # The project is compared because who copies a checkout copies pytest's cache with it.
         if (
             found is None
@@ -104,14 +97,13 @@ class RememberedServers:
             return None, ""
         return found.ready(spec, client, "reused"), why
 
-    def read(self, key: str) -> Remembered | None:
-        """Return the server remembered as *key*, such as `redis`; None if its file isn't valid."""
-        try:
+    def read(self, key: str) -> tuple[ServerInfo | None, str]:
+        """Return what is remembered as *key*, such as `redis`; None if its file isn't valid."""
+        with suppress(OSError, ValueError, TypeError, KeyError):
             plain = json.loads(self._path(f"{key}.json").read_bytes())
-            found = Remembered(ServerInfo.from_plain(plain["server"]), plain["why"])
-            return found if plain["asked"] == self._asked else None
-        except (OSError, ValueError, TypeError, KeyError):
-            return None
+            if plain["asked"] == self._asked:
+                return ServerInfo.from_plain(plain["server"]), plain["why"]
+        return None, ""
 
     def write(self, key: str, server: ServerInfo, why: str) -> None:
         """Remember *server* for the next run, unless the folder can't be written."""
@@ -188,14 +180,18 @@ def choose(
     refusals: list[RuntimeUnavailable] = []
     for candidate in names:
         try:
-            return _checked(candidate, run_context, specs, say), "; ".join(
-                refusal.brief_reason for refusal in refusals
-            )
+            with ExitStack() as stack:
+                runtime = make(candidate, run_context)
+                stack.callback(runtime.close)
+                runtime.check(specs, say)
+                stack.pop_all()
         except RuntimeUnavailable as refusal:
             if name is not RuntimeName.AUTO:
                 raise
             _check_images_replaceable(specs, refusal)
             refusals.append(refusal)
+        else:
+            return runtime, "; ".join(refusal.brief_reason for refusal in refusals)
     raise RuntimeUnavailable.nothing(refusals)
 
 
@@ -211,22 +207,6 @@ def _check_image_name(spec: ServerSpec[Any]) -> None:
             variable=spec.image_variable,
             source=spec.image_source,
         )
-
-
-def _checked(
-    name: str,
-    run_context: RunContext,
-    specs: Sequence[ServerSpec[Any]],
-    say: Callable[[str], None],
-) -> OwnRuntime:
-    """Return the runtime called *name*, which can run *specs*."""
-    runtime = make(name, run_context)
-    try:
-        runtime.check(specs, say)
-    except BaseException:
-        runtime.close()
-        raise
-    return runtime
 
 
 def _check_images_replaceable(

@@ -15,13 +15,13 @@ import os
 import pwd
 import shutil
 import signal
+import stat
 import subprocess
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import replace
-from functools import wraps
 from pathlib import Path
-from typing import Any, Final, ParamSpec, TypeVar
+from typing import Any, Final
 
 from pytest_warmstack import originals
 from pytest_warmstack.servers import places
@@ -52,9 +52,6 @@ from pytest_warmstack.servers.model import (
 )
 from pytest_warmstack.settings import RuntimeName
 
-P = ParamSpec("P")
-T = TypeVar("T")
-
 _LOG_LINES: Final = 30
 _HOST: Final = "127.0.0.1"
 _PORTS: Final = 5
@@ -69,22 +66,18 @@ _STOP_TIMEOUT: Final = 10.0
 """Seconds that a server may take to end before it is killed."""
 
 
-def _explained(method: Callable[P, T]) -> Callable[P, T]:
-    """Turn the operating system's errors in *method* into `RuntimeUnavailable`."""
-
-    @wraps(method)
-    def explained(*args: P.args, **kwargs: P.kwargs) -> T:
-        try:
-            return method(*args, **kwargs)
-        except OSError as error:
-            cause = _cause(error)
-            number = error.errno or next((n for n in errno.errorcode if f"[Errno {n}]" in cause), 0)
-            raise RuntimeUnavailable.by_system(cause=cause, number=number) from error
-        except subprocess.TimeoutExpired as error:
-            cause = f"{error.cmd[0]} did not end within {error.timeout:g} seconds"
-            raise RuntimeUnavailable.by_system(cause=cause, number=0) from error
-
-    return explained
+@contextmanager
+def _explained() -> Iterator[None]:
+    """Turn the operating system's errors into `RuntimeUnavailable`."""
+    try:
+        yield
+    except OSError as error:
+        cause = _cause(error)
+        number = error.errno or next((n for n in errno.errorcode if f"[Errno {n}]" in cause), 0)
+        raise RuntimeUnavailable.by_system(cause=cause, number=number) from error
+    except subprocess.TimeoutExpired as error:
+        cause = f"{error.cmd[0]} did not end within {error.timeout:g} seconds"
+        raise RuntimeUnavailable.by_system(cause=cause, number=0) from error
 
 
 def _cause(error: BaseException) -> str:
@@ -100,35 +93,32 @@ class Embedded:
     def __init__(self, run_context: RunContext) -> None:
         self._run_context = run_context
 
-    @_explained
+    @_explained()
     def check(self, specs: Sequence[ServerSpec[Any]], say: Callable[[str], None]) -> None:
         """Raise `RuntimeUnavailable` unless there are programs and space for all *specs*."""
         for spec in specs:
             spec.native("").check()
             # A server that exists already needs no more space.
             if not os.path.lexists(self._folder(spec)):
-                _choose_place(spec)
+                _place(spec)
 
-    @_explained
+    @_explained()
     def ensure(self, spec: ServerSpec[C]) -> Server[C]:
         """Return the server for *spec* in its folder; start it if need be."""
+        keep, seconds = self._run_context.keep, self._run_context.start_timeout
         outdated, trouble = remove_outdated(self, self._run_context, spec)
-        lock = _locked(
-            self._folder(spec),
-            spec.title,
-            self._run_context.start_timeout,
-            lambda: _choose_place(spec),
-        )
-        with lock as folder:
+        origin, reason = ("replaced", outdated) if outdated else ("started", "")
+        client = None
+        with _locked(self._folder(spec), spec.title, seconds, lambda: _place(spec)) as folder:
             found = _read(folder)
-            client = None
-            origin, reason = ("replaced", outdated) if outdated else ("started", "")
             if found is not None and found.running:
                 try:
-                    client = _connect(spec, found, self.name)
-                    origin, reason = "reused" if self._run_context.keep else "shared", ""
+                    client = spec.connect(found.endpoint, found.fingerprint, ANSWER_TIMEOUT)
+                    check_version(spec, client, self.name)
+                    origin, reason = "reused" if keep else "shared", ""
                 # Other errors leave the server alone: it is full, or this process lacks something.
                 except (NotReady, NotOurs, ServerFailed) as failure:
+                    client = None
                     origin, reason = "replaced", f"the old one was broken: {failure}"
                     _stop(found)
             elif found is not None:
@@ -137,19 +127,17 @@ class Embedded:
             if found is None or client is None:
                 _empty(folder)
                 found, client = self._start(spec, folder)
-        number = found.id.split("/")[1]
-        what = f"process {number} of {_short(found.what)}"
-        return replace(found, what=what, state="running").ready(
-            spec, client, origin, "; ".join(filter(None, (reason, trouble, found.note, where)))
-        )
+        what = f"process {found.id.split('/')[1]} of {_short(found.what)}"
+        reason = "; ".join(filter(None, (reason, trouble, found.note, where)))
+        return replace(found, what=what, state="running").ready(spec, client, origin, reason)
 
-    @_explained
+    @_explained()
     def list(self) -> list[ServerInfo]:
         """Return every embedded server of this user on this machine."""
         listed = filter(None, map(_read, _folders()))
         return [replace(each, what=_short(each.what) or "not started yet") for each in listed]
 
-    @_explained
+    @_explained()
     def remove(self, found: ServerInfo) -> None:
         """Stop the server's process and remove its folder."""
         with _locked(_root() / found.name, found.name, _STOP_TIMEOUT) as folder:
@@ -166,7 +154,7 @@ class Embedded:
     def close(self) -> None:
         """Do nothing: there is no engine."""
 
-    @_explained
+    @_explained()
     def connect(self, spec: ServerSpec[C], found: ServerInfo) -> C:
         """Return a client of *found* that doesn't count as a user."""
         current = _read(_root() / found.name)
@@ -175,7 +163,7 @@ class Embedded:
         endpoint = replace(current.endpoint, looks=True)
         return spec.connect(endpoint, found.fingerprint or "none", ANSWER_TIMEOUT)
 
-    @_explained
+    @_explained()
     def memory(self, found: ServerInfo) -> int:
         """Return the bytes of a server's folder and of its processes' own memory."""
         process = Process.parse(found.id)
@@ -191,7 +179,7 @@ class Embedded:
             with (folder / "log").open(encoding="utf-8", errors="replace") as log:
                 last = log.readlines()[-lines:] if lines else []
                 yield from (_without(password, line.rstrip("\n")) for line in last)
-                while follow and current is not None and not _is_gone(current):
+                while follow and _process_of(current) is not None:
                     while line := log.readline():
                         yield _without(password, line.rstrip("\n"))
                     originals.sleep(POLL_INTERVAL)
@@ -208,7 +196,7 @@ class Embedded:
         path = Path(current.what).with_name(program)
         return ([str(path)], current.endpoint) if os.access(path, os.X_OK) else None
 
-    @_explained
+    @_explained()
     def leftovers(self) -> Sequence[ServerInfo]:
         """Return the folders without a record: nothing tells what they were for."""
         return [
@@ -237,15 +225,16 @@ class Embedded:
             # First of all, so that the folder's owner is known even after a kill.
             _write(folder, record)
             command_for = spec.native(record.fingerprint).prepare(folder.resolve(), password)
-            for _ in range(_PORTS - 1):
+            attempts = 0
+            while True:
+                attempts += 1
                 try:
                     return self._attempt(spec, folder, record, command_for)
                 except ServerFailed as failure:
-                    if "in use" not in str(failure):
+                    if attempts == _PORTS or "in use" not in str(failure):
                         raise
-            return self._attempt(spec, folder, record, command_for)
         except BaseException as failure:
-            full = no_space(failure, spec.title, folder)
+            full = no_space(failure, spec.title, folder.name)
             with suppress(OSError):  # The first failure is the one to report.
                 _remove(folder)
                 _root().rmdir()
@@ -281,7 +270,7 @@ class Embedded:
                 runtime=self.name,
                 seconds=self._run_context.start_timeout,
                 death=lambda: _death(daemon),
-                log=lambda: _log(folder, record.endpoint.password),
+                log=lambda: "\n".join(self.log(record, _LOG_LINES)),
             )
         except NotOurs as failure:
             _stop(record)
@@ -300,23 +289,17 @@ def _read(folder: Path) -> ServerInfo | None:
     except (OSError, ValueError, TypeError, KeyError) as error:
         raise_if_out_of_resources(error)
         return None
-    return replace(record, state="ended" if _is_gone(record) else "running")
+    return replace(record, state="running" if _process_of(record) else "ended")
 
 
 def _write(folder: Path, record: ServerInfo) -> None:
     write_private(folder / "server.json", json.dumps(record.to_plain()))
 
 
-def _is_gone(record: ServerInfo) -> bool:
-    process = Process.parse(record.id)
-    return process is None or process.is_gone()
-
-
-def _connect(spec: ServerSpec[C], found: ServerInfo, runtime: str) -> C:
-    """Return the client of a server that runs, if it is the right one."""
-    client = spec.connect(found.endpoint, spec.fingerprint(runtime), ANSWER_TIMEOUT)
-    check_version(spec, client, runtime)
-    return client
+def _process_of(record: ServerInfo | None) -> Process | None:
+    """Return the server's first process, if it runs."""
+    process = Process.parse(record.id) if record is not None else None
+    return None if process is None or process.is_gone() else process
 
 
 def _launch(command: Command, folder: Path) -> Daemon:
@@ -344,8 +327,9 @@ def _death(daemon: Daemon) -> str | None:
 
 def _stop(record: ServerInfo) -> None:
     """End the server's process at once: its data is thrown away."""
-    process = Process.parse(record.id)
-    if process is None or process.is_gone():
+    process = _process_of(record)
+    # After a reboot, or in another container, the same id is another process.
+    if process is None or not process.is_near:
         return
     # SIGINT is PostgreSQL's fast shutdown, which waits for no client (documentation, "Shutting
     # Down the Server"), and Redis' ordinary one.
@@ -365,13 +349,10 @@ def _stop(record: ServerInfo) -> None:
     raise RuntimeUnavailable.by_system(cause=cause, number=0)
 
 
-def _log(folder: Path, password: str) -> str:
-    """Return the last lines of the server's log, without its password."""
-    try:
-        text = (folder / "log").read_text(encoding="utf-8", errors="replace")
-    except OSError as error:
-        return str(error)
-    return _without(password, "\n".join(text.splitlines()[-_LOG_LINES:]))
+def _free_port() -> int:
+    with originals.Socket() as probe:
+        probe.bind((_HOST, 0))
+        return int(probe.getsockname()[1])
 
 
 def _without(password: str, text: str) -> str:
@@ -383,15 +364,9 @@ def _short(program: str) -> str:
     return "/".join(Path(program).parts[-3:])
 
 
-def _free_port() -> int:
-    with originals.Socket() as probe:
-        probe.bind((_HOST, 0))
-        return int(probe.getsockname()[1])
-
-
-def no_space(error: BaseException, title: str, folder: Path) -> ServerFailed | None:
-    """Return the error to report if the files of the server in *folder* caused *error*."""
-    place = places.look(folder.resolve().parent.parent)
+def no_space(error: BaseException, title: str, name: str) -> ServerFailed | None:
+    """Return the error to report if *error* comes from a lack of space for the server *name*."""
+    place = places.look((_root() / name).resolve().parent.parent)
     lines = _cause(error).splitlines()
     full = [line.strip() for line in lines if any(words in line for words in _FULL)]
     if not full and isinstance(error, ConnectionLost) and place.free < _WAL_SEGMENT:
@@ -399,16 +374,7 @@ def no_space(error: BaseException, title: str, folder: Path) -> ServerFailed | N
     return ServerFailed.no_space(title=title, place=str(place), cause=full[0]) if full else None
 
 
-def place_of(process: str) -> Path | None:
-    """Return the folder of the server whose first process is *process*."""
-    for folder in _folders():
-        record = _read(folder)
-        if record is not None and record.id == process:
-            return folder
-    return None
-
-
-def _choose_place(spec: ServerSpec[Any]) -> Path:
+def _place(spec: ServerSpec[Any]) -> Path:
     return places.choose(spec.native("").need(), spec.title, spec.folder)
 
 
@@ -441,12 +407,7 @@ def _make_root(root: Path) -> None:
     # Others may pass through to a folder whose name they know: PostgreSQL runs as nobody.
     root.mkdir(mode=0o711, exist_ok=True)
     found = root.lstat()
-    if (
-        found.st_uid != os.getuid()
-        or found.st_mode & 0o022
-        or not root.is_dir()
-        or root.is_symlink()
-    ):
+    if found.st_uid != os.getuid() or found.st_mode & 0o022 or not stat.S_ISDIR(found.st_mode):
         raise RuntimeUnavailable.unsafe_folder(
             folder=str(root),
             cause=f"it belongs to user {found.st_uid}, with mode {found.st_mode & 0o7777:o}",

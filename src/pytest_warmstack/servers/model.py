@@ -71,11 +71,9 @@ class Endpoint:
 
     def authority(self, user: str = "") -> str:
         """Return the part of a URL between `//` and the path; *user* is the default user."""
-        user = self.user or user
-        if not user and not self.password:
-            return self.place
         password = f":{quote(self.password, safe='')}" if self.password else ""
-        return f"{quote(user, safe='')}{password}@{self.place}"
+        login = f"{quote(self.user or user, safe='')}{password}"
+        return f"{login}@{self.place}" if login else self.place
 
 
 NOWHERE: Final = Endpoint(host="", port=0, password="")
@@ -221,18 +219,16 @@ class ServerSpec(Generic[C]):
         if runtime == RuntimeName.DOCKER:
             origin = {"image": self.image}
         else:
-            named = {"programs": self.programs, "folder": self.folder}
             origin = {"version": str(self.wanted_major(runtime) or "any")}
-            origin |= {key: value for key, value in named.items() if value}
-        number = {"number": str(self.number)} if self.number else {}
-        variables = digest(self.environment)
-        return {"format": SERVER_FORMAT, **origin, **number, **self.options, **variables}
+            origin |= {"programs": self.programs, "folder": self.folder}
+        number = str(self.number) if self.number else ""
+        named = {key: value for key, value in {**origin, "number": number}.items() if value}
+        return {"format": SERVER_FORMAT, **named, **self.options, **digest(self.environment)}
 
     def fingerprint(self, runtime: str) -> str:
         """Return the fingerprint of `config`."""
-        return fingerprint(
-            json.dumps([self.service, runtime, self.config(runtime)], sort_keys=True)
-        )
+        parts = [self.service, runtime, self.config(runtime)]
+        return fingerprint(json.dumps(parts, sort_keys=True))
 
     def wanted_major(self, runtime: str) -> int | None:
         """Return the major version wanted from *runtime*; None for any."""
@@ -342,16 +338,10 @@ class Server(ServerInfo, Generic[C_co]):
 
     def facts(self, why: str) -> dict[str, str]:
         """Return what the run's header reports; *why* explains the choice of the runtime."""
-        return {
-            "title": f"{self.title} {version_of(self.client)}",
-            "place": self.endpoint.place,
-            "runtime": self.runtime,
-            "why": why,
-            "what": self.what,
-            "origin": self.origin,
-            "reason": self.reason,
-            "since": str(self.since) if self.since else "",
-        }
+        own = {name: getattr(self, name) for name in ("runtime", "what", "origin", "reason")}
+        title = f"{self.title} {version_of(self.client)}"
+        since = str(self.since) if self.since else ""
+        return {**own, "title": title, "place": self.endpoint.place, "why": why, "since": since}
 
     def handle(self, database: int = 0) -> ServerHandle:
         """Return the server as a test gets it; the URL of a Redis leads to *database*."""
@@ -444,12 +434,9 @@ class RunContext:
 
     def owns(self, found: ServerInfo, spec: ServerSpec[Any]) -> bool:
         """Tell whether *found* is this run's server for *spec*, outdated or not."""
-        return (
-            found.labels.get(Label.PROJECT) == self.project.id
-            and found.labels.get(Label.SERVICE) == spec.service
-            and found.labels.get(Label.NUMBER, "0") == str(spec.number)
-            and found.labels.get(Label.RUN) == self.label
-        )
+        own = self.labels(spec, found.runtime)
+        keys = (Label.PROJECT, Label.SERVICE, Label.NUMBER, Label.RUN)
+        return all(found.labels.get(key) == own[key] for key in keys)
 
     def name(self, spec: ServerSpec[Any], runtime: str) -> str:
         """Return the server's only possible name, so that two are never made."""
