@@ -18,7 +18,6 @@ from pytest_warmstack.background import BackgroundLoop
 from pytest_warmstack.errors import WarmstackError
 from pytest_warmstack.servers.errors import RuntimeUnavailable
 from pytest_warmstack.servers.identity import Daemon, Label, Process, Project
-from pytest_warmstack.servers.lifecycle import in_use
 from pytest_warmstack.servers.model import NotOurs, NotReady, OwnRuntime, RunContext, ServerInfo
 from pytest_warmstack.settings import NEVER, RuntimeName, Settings
 
@@ -141,6 +140,8 @@ def is_live(runtime: OwnRuntime, found: ServerInfo, background: BackgroundLoop) 
     """Tell whether a run that may still be in progress owns the server, or uses it."""
     if not found.kept:
         return not found.orphaned
+    from pytest_warmstack.servers.lifecycle import in_use
+
     return in_use(runtime, server_specs.make(found.service, Settings(), background), found)
 
 

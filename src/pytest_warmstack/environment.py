@@ -407,10 +407,10 @@ class Environment:
         """Return the one runtime for all the servers of this process, and why it is this one."""
         name = self.settings.runtime
         if spec.url:
-            return self._once(
-                f"external {spec.service}",
-                lambda: (runtimes.elsewhere(self.run_context, self.say), ""),
-            )
+            from pytest_warmstack.servers.external import External
+
+            external = f"external {spec.service}"
+            return self._once(external, lambda: (External(self.run_context, self.say), ""))
         wanted = {each.service: each for each in (*self._specs.values(), spec) if not each.url}
 
         def choose() -> tuple[OwnRuntime, str]:

@@ -21,7 +21,6 @@ from pytest_warmstack.servers.model import (
     NotReady,
     OwnRuntime,
     RunContext,
-    Runtime,
     Server,
     ServerInfo,
     ServerSpec,
@@ -149,13 +148,6 @@ def make(name: str, run_context: RunContext) -> OwnRuntime:
     from pytest_warmstack.servers.embedded import Embedded
 
     return Embedded(run_context)
-
-
-def elsewhere(run_context: RunContext, say: Callable[[str], None]) -> Runtime:
-    """Return the runtime for external servers; *say* reports that one takes long to answer."""
-    from pytest_warmstack.servers.external import External
-
-    return External(run_context, say)
 
 
 def choose(

@@ -128,8 +128,8 @@ class Embedded:
                 _empty(folder)
                 found, client = self._start(spec, folder)
         what = f"process {found.id.split('/')[1]} of {_short(found.what)}"
-        reason = "; ".join(filter(None, (reason, trouble, found.note, where)))
-        return replace(found, what=what, state="running").ready(spec, client, origin, reason)
+        server = replace(found, what=what, state="running")
+        return server.ready(spec, client, origin, reason, trouble, found.note, where)
 
     @_explained()
     def list(self) -> list[ServerInfo]:
@@ -157,10 +157,7 @@ class Embedded:
     @_explained()
     def connect(self, spec: ServerSpec[C], found: ServerInfo) -> C:
         """Return a client of *found* that doesn't count as a user."""
-        current = _read(_root() / found.name)
-        if current is None:
-            raise NotReady(f"the folder {found.name} is gone")
-        endpoint = replace(current.endpoint, looks=True)
+        endpoint = replace(found.endpoint, looks=True)
         return spec.connect(endpoint, found.fingerprint or "none", ANSWER_TIMEOUT)
 
     @_explained()
@@ -172,14 +169,12 @@ class Embedded:
 
     def log(self, found: ServerInfo, lines: int, *, follow: bool = False) -> Iterator[str]:
         """Yield the last *lines* of a server's log, and with *follow* new ones as they come."""
-        folder = _root() / found.name
-        current = _read(folder)
-        password = current.endpoint.password if current is not None else ""
+        password = found.endpoint.password
         try:
-            with (folder / "log").open(encoding="utf-8", errors="replace") as log:
+            with (_root() / found.name / "log").open(encoding="utf-8", errors="replace") as log:
                 last = log.readlines()[-lines:] if lines else []
                 yield from (_without(password, line.rstrip("\n")) for line in last)
-                while follow and _process_of(current) is not None:
+                while follow and _process_of(found) is not None:
                     while line := log.readline():
                         yield _without(password, line.rstrip("\n"))
                     originals.sleep(POLL_INTERVAL)
@@ -296,9 +291,9 @@ def _write(folder: Path, record: ServerInfo) -> None:
     write_private(folder / "server.json", json.dumps(record.to_plain()))
 
 
-def _process_of(record: ServerInfo | None) -> Process | None:
+def _process_of(record: ServerInfo) -> Process | None:
     """Return the server's first process, if it runs."""
-    process = Process.parse(record.id) if record is not None else None
+    process = Process.parse(record.id)
     return None if process is None or process.is_gone() else process
 
 

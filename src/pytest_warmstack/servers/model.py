@@ -109,10 +109,10 @@ C_co = TypeVar("C_co", bound=Client, covariant=True)
 class Container:
     """The settings of a container, for the entrypoint of its image.
 
-    *arguments* are the server's. *takers* are programs and scripts known to accept them; others
-    read them from the environment variable *variable*, separated by spaces. *data* is the data
-    folder if the image declares neither a volume nor *data_variable*. *shm_size* is in bytes.
-    *contract* explains in an error how an image can accept the password and the settings.
+    *takers* are the programs and scripts that accept the server's *arguments*; others read them
+    from *variable*, separated by spaces. *data* is the data folder if the image declares neither a
+    volume nor *data_variable*. *shm_size* is in bytes. *contract* tells in an error how an image
+    can accept the password and the settings.
     """
 
     environment: Mapping[str, str] = field(repr=False)
@@ -127,10 +127,7 @@ class Container:
 
 @dataclass(frozen=True, kw_only=True)
 class Command:
-    """The command of a native server; *user* is set if it runs as another user.
-
-    *environment* is added to a path and a time zone. *note* is shown to the user.
-    """
+    """The command of a native server, and the *user* to run it as; *note* is for the reader."""
 
     arguments: Sequence[str]
     user: str | None = None
@@ -141,8 +138,7 @@ class Command:
 class Need(NamedTuple):
     """The space that an embedded server needs: *least* bytes, better *wanted*, and *files*.
 
-    *user* is set if the server runs as another user. With *executes*, its program is copied there
-    and executed.
+    *user* is who runs it, if not you; *executes* is set if its program is copied there too.
     """
 
     least: int = 0
@@ -178,12 +174,11 @@ class Native(Protocol):
 class ServerSpec(Generic[C]):
     """The server that the settings ask for, whichever runtime runs it.
 
-    *url* is that of an external server; then the rest only tells how to connect. *image_source*
+    A *url* is that of an external server; then the rest only tells how to connect. *image_source*
     is the setting that names the image, empty for the default. *major* is the wanted version, None
     for any; *native_major* replaces it for embedded servers. *programs* and *folder* are folders
-    that the user names: of the server's binaries, and for its files. *options* are the server's
-    settings, *environment* its variables. *port* is its port in a container. *number* tells
-    several servers of a service apart, from 1; 0 is the shared one.
+    that the user names: for the server's binaries, and for its files. *number* tells several
+    servers of a service apart, from 1; 0 is the shared one.
 
     *container* takes a password and a fingerprint, *native* a fingerprint. *connect* takes an
     endpoint, the expected fingerprint (empty for an external server) and a timeout in seconds;
@@ -238,12 +233,12 @@ class ServerSpec(Generic[C]):
 
 @dataclass(frozen=True, kw_only=True)
 class ServerInfo:
-    """What is known of a server: the one record, in lists and in the files of servers.
+    """What is known of a server: the one record, in lists and in files.
 
-    *id* is a container's id or a `Process`. *labels* say whose server it is and what it was made
-    from (see `Label`). *what* is its image or its program, *state* is `running` or what its runtime
-    calls it, *since* the time when it was made, in seconds since the epoch. *note* is shown to the
-    user. A *kind* other than `server` is a leftover: a volume, a network, a folder.
+    *id* is a container's id or a `Process`. *labels* tell whose server it is and what it was made
+    from (see `Label`), *what* its image or program. *state* is `running` or the runtime's word,
+    *since* is in seconds since the epoch. *note* is for the reader. A *kind* other than `server` is
+    a leftover: a volume, a network, a folder.
     """
 
     runtime: str
@@ -267,8 +262,9 @@ class ServerInfo:
         plain = {each.name: getattr(self, each.name) for each in fields(ServerInfo)}
         return {**plain, "endpoint": asdict(self.endpoint)}
 
-    def ready(self, spec: ServerSpec[Any], client: C, origin: str, reason: str = "") -> Server[C]:
+    def ready(self, spec: ServerSpec[Any], client: C, origin: str, *reasons: str) -> Server[C]:
         """Return this server, which has answered *client*; see `Server`."""
+        reason = "; ".join(filter(None, reasons))
         return Server(**vars(self), title=spec.title, client=client, origin=origin, reason=reason)
 
     @property

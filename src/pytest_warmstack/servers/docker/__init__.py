@@ -111,7 +111,7 @@ class Docker:
                 what=f"image {spec.image}",
                 state="running",
                 since=container.since(),
-            ).ready(spec, client, origin, "; ".join(filter(None, (reason, trouble))))
+            ).ready(spec, client, origin, reason, trouble)
 
     def _running(self, container: ServerContainer, outdated: str) -> tuple[Any, str, str]:
         """Bring *container* to answer; return its client, and how and why it came to."""
