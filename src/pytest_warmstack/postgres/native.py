@@ -20,6 +20,7 @@ from typing import Final
 from pytest_warmstack.postgres.admin import initdb_arguments
 from pytest_warmstack.postgres.connections import TITLE
 from pytest_warmstack.servers.errors import RuntimeUnavailable, ServerFailed
+from pytest_warmstack.servers.identity import write_private
 from pytest_warmstack.servers.model import USER, Command, Need
 from pytest_warmstack.settings import CHOICES, INITDB_ARGS, words
 
@@ -180,8 +181,7 @@ class NativePostgres:
         data = folder / "data"
         data.mkdir(mode=0o700)
         pwfile = folder / "pwfile"
-        with os.fdopen(os.open(pwfile, os.O_WRONLY | os.O_CREAT, 0o600), "w") as file:
-            file.write(password)
+        write_private(pwfile, password)
         if user is not None:
             shutil.chown(data, user)
             shutil.chown(pwfile, user)
