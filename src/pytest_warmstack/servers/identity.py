@@ -112,67 +112,6 @@ def write_private(path: Path, text: str) -> None:
         raise
 
 
-class Project(NamedTuple):
-    """A checkout, identified by the real path of its root."""
-
-    path: str
-
-    @property
-    def id(self) -> str:
-        """12 hexadecimal digits, the same in every run of this checkout."""
-        return fingerprint(self.path)[:12]
-
-    @property
-    def slug(self) -> str:
-        """The folder's name, reduced to what the name of a container may contain."""
-        return re.sub(r"[^a-z0-9]+", "-", self.path.rsplit("/", 1)[-1].lower()).strip("-")[:24]
-
-
-class State(StrEnum):
-    """The purpose of a database; the letter is part of its name."""
-
-    BUILDING = "b"
-    TEMPLATE = "t"
-    READY = "r"
-    IN_USE = "u"
-    KEPT = "k"
-
-
-class DatabaseName(NamedTuple):
-    """The name of a database of this plugin: its state, its template's fingerprint, its serial.
-
-    A template has no serial. Any other database belongs to the session that holds the advisory
-    lock `lock_key`, which doesn't change when the state does.
-    """
-
-    state: State
-    fingerprint: str
-    serial: str = ""
-
-    @classmethod
-    def new(cls, state: State, fingerprint: str) -> Self:
-        """Return a name that no other database has."""
-        return cls(state, fingerprint, originals.urandom(5).hex())
-
-    @classmethod
-    def parse(cls, text: str) -> Self | None:
-        """Return the name that *text* spells, None if it isn't a name of this plugin."""
-        match = re.fullmatch(r"warmstack_([btruk])_([0-9a-f]{16})(?:_([0-9a-f]{10}))?", text)
-        if match is None or (match[1] == State.TEMPLATE) != (match[3] is None):
-            return None
-        return cls(State(match[1]), match[2], match[3] or "")
-
-    def __str__(self) -> str:
-        serial = f"_{self.serial}" if self.serial else ""
-        return f"warmstack_{self.state}_{self.fingerprint}{serial}"
-
-    @property
-    def lock_key(self) -> int:
-        """A signed 64-bit number for pg_advisory_lock."""
-        digest = hashlib.blake2b(f"{self.fingerprint}_{self.serial}".encode(), digest_size=8)
-        return int.from_bytes(digest.digest(), "big", signed=True)
-
-
 class Process(NamedTuple):
     """A process, running or ended: *host* it runs on, *pid*, and when it *started*.
 
@@ -285,3 +224,64 @@ def _started(pid: int) -> str | None:
         timeout=5,
     ).stdout.split(maxsplit=1)
     return answer[1].strip() if len(answer) == 2 and not answer[0].startswith("Z") else None
+
+
+class Project(NamedTuple):
+    """A checkout, identified by the real path of its root."""
+
+    path: str
+
+    @property
+    def id(self) -> str:
+        """12 hexadecimal digits, the same in every run of this checkout."""
+        return fingerprint(self.path)[:12]
+
+    @property
+    def slug(self) -> str:
+        """The folder's name, reduced to what the name of a container may contain."""
+        return re.sub(r"[^a-z0-9]+", "-", self.path.rsplit("/", 1)[-1].lower()).strip("-")[:24]
+
+
+class State(StrEnum):
+    """What a database of ours is for; the letter is part of its name."""
+
+    BUILDING = "b"
+    TEMPLATE = "t"
+    READY = "r"
+    IN_USE = "u"
+    KEPT = "k"
+
+
+class DatabaseName(NamedTuple):
+    """The name of a database of ours: its state, its template's fingerprint, its serial.
+
+    A template has no serial. The owner of the others is whoever holds the advisory lock with
+    the number `lock_key`, which does not change when the state does.
+    """
+
+    state: State
+    fingerprint: str
+    serial: str = ""
+
+    @classmethod
+    def new(cls, state: State, fingerprint: str) -> Self:
+        """Return a name that no other database has."""
+        return cls(state, fingerprint, originals.urandom(5).hex())
+
+    @classmethod
+    def parse(cls, text: str) -> Self | None:
+        """Return the name that *text* spells, or None when it is not one of ours."""
+        match = re.fullmatch(r"warmstack_([btruk])_([0-9a-f]{16})(?:_([0-9a-f]{10}))?", text)
+        if match is None or (match[1] == State.TEMPLATE) != (match[3] is None):
+            return None
+        return cls(State(match[1]), match[2], match[3] or "")
+
+    def __str__(self) -> str:
+        serial = f"_{self.serial}" if self.serial else ""
+        return f"warmstack_{self.state}_{self.fingerprint}{serial}"
+
+    @property
+    def lock_key(self) -> int:
+        """A signed 64-bit number, as pg_advisory_lock takes it."""
+        digest = hashlib.blake2b(f"{self.fingerprint}_{self.serial}".encode(), digest_size=8)
+        return int.from_bytes(digest.digest(), "big", signed=True)
