@@ -61,7 +61,7 @@ def choose(need: Need, title: str, named: str = "") -> Path:
     If the user *named* a folder, only that counts. Raises `RuntimeUnavailable` if the server called
     *title* can use none.
     """
-    places = looked(need, named)
+    places = candidates(need, named)
     fit = [place for place in places if not place.lacks]
     if not fit:
         raise RuntimeUnavailable.no_place(
@@ -74,9 +74,9 @@ def choose(need: Need, title: str, named: str = "") -> Path:
     return max(fit, key=lambda place: min(place.free, need.wanted)).folder
 
 
-def looked(need: Need, named: str = "") -> list[Place]:
+def candidates(need: Need, named: str = "") -> list[Place]:
     """Return the candidates in order of preference; only *named*, if there is one."""
-    return [look(folder, need) for folder in _candidates(named)]
+    return [look(folder, need) for folder in _folders(named)]
 
 
 def look(folder: Path, need: Need = Need()) -> Place:  # noqa: B008 - it is immutable
@@ -101,13 +101,13 @@ def look(folder: Path, need: Need = Need()) -> Place:  # noqa: B008 - it is immu
         lacks = f"{_TOO_SMALL}{limit}"
     # Some file systems have no fixed number, and say 0.
     elif found.f_files and found.f_favail < need.files:
-        lacks = f"it has room for {found.f_favail} more files only (inodes)"
+        lacks = f"it has room for only {found.f_favail} more files (inodes)"
     elif need.user is not None and not _may_enter(need.user, mounted):
         lacks = f"{need.user}, who runs the server, may not enter it"
     return Place(folder, size, free, lacks)
 
 
-def _candidates(named: str) -> Iterator[Path]:
+def _folders(named: str) -> Iterator[Path]:
     if named:
         yield Path(named)
         return
