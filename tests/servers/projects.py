@@ -27,6 +27,7 @@ from docker.errors import DockerException
 
 from pytest_warmstack.postgres.clone_factory import CloneFactory
 from pytest_warmstack.servers import embedded, identity
+from pytest_warmstack.servers.folders import existing
 from pytest_warmstack.servers.identity import Process
 from pytest_warmstack.servers.model import (
     USER,
@@ -173,7 +174,7 @@ def listeners() -> list[Listener]:
 def folders(path: Path) -> list[Path]:
     """Return the folders of the embedded servers of the project in *path*."""
     project = identity.Project(path=str(path))
-    return [folder for folder in embedded._folders() if project.id in folder.name]
+    return [folder for folder in existing() if project.id in folder.name]
 
 
 def processes(path: Path) -> list[str]:

@@ -2,20 +2,17 @@
 
 The folder lies in memory where there is a `/dev/shm`. It contains the data, the log and the record
 `server.json`, which only its owner can read. Whoever starts, judges or removes a server holds the
-lock on its folder. If the files have to be elsewhere, the folder is a link to them, so that all
-processes find the server under one name.
+lock on its folder (see `folders`).
 """
 
 from __future__ import annotations
 
 import errno
-import fcntl
 import json
 import os
 import pwd
 import shutil
 import signal
-import stat
 import subprocess
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
@@ -24,7 +21,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from pytest_warmstack import originals
-from pytest_warmstack.servers import places
+from pytest_warmstack.servers import folders, places
 from pytest_warmstack.servers.errors import (
     ConnectionLost,
     RuntimeUnavailable,
@@ -109,7 +106,8 @@ class Embedded:
         outdated, trouble = remove_outdated(self, self._run_context, spec)
         origin, reason = ("replaced", outdated) if outdated else ("started", "")
         client = None
-        with _locked(self._folder(spec), spec.title, seconds, lambda: _place(spec)) as folder:
+        folder = self._folder(spec)
+        with folders.locked(folder, spec.title, seconds, lambda: _place(spec)):
             found = _read(folder)
             if found is not None and found.running:
                 try:
@@ -125,7 +123,7 @@ class Embedded:
                 origin, reason = "started again", "its process had ended"
             where = _place_reason(spec, folder)
             if found is None or client is None:
-                _empty(folder)
+                folders.empty(folder)
                 found, client = self._start(spec, folder)
         what = f"process {found.id.split('/')[1]} of {_short(found.what)}"
         server = replace(found, what=what, state="running")
@@ -134,22 +132,20 @@ class Embedded:
     @_explained()
     def list(self) -> list[ServerInfo]:
         """Return every embedded server of this user on this machine."""
-        listed = filter(None, map(_read, _folders()))
+        listed = filter(None, map(_read, folders.existing()))
         return [replace(each, what=_short(each.what) or "not started yet") for each in listed]
 
     @_explained()
     def remove(self, found: ServerInfo) -> None:
         """Stop the server's process and remove its folder."""
-        with _locked(_root() / found.name, found.name, _STOP_TIMEOUT) as folder:
+        folder = _folder(found)
+        with folders.locked(folder, found.name, _STOP_TIMEOUT):
             current = _read(folder)
             if current is not None:
                 if found.kind == "folder":
                     return  # A server was started in it after it was listed.
                 _stop(current)
-            _remove(folder)
-        # This succeeds for the last server only.
-        with suppress(OSError):
-            _root().rmdir()
+            folders.remove(folder)
 
     def close(self) -> None:
         """Do nothing: there is no engine."""
@@ -165,13 +161,13 @@ class Embedded:
         """Return the bytes of a server's folder and of its processes' own memory."""
         process = Process.parse(found.id)
         own = process.family_memory() if process is not None else 0
-        return _disk_usage(_root() / found.name) + own
+        return folders.disk_usage(_folder(found)) + own
 
     def log(self, found: ServerInfo, lines: int, *, follow: bool = False) -> Iterator[str]:
         """Yield the last *lines* of a server's log, and with *follow* new ones as they come."""
         password = found.endpoint.password
         try:
-            with (_root() / found.name / "log").open(encoding="utf-8", errors="replace") as log:
+            with (_folder(found) / "log").open(encoding="utf-8", errors="replace") as log:
                 last = log.readlines()[-lines:] if lines else []
                 yield from (_without(password, line.rstrip("\n")) for line in last)
                 while follow and _process_of(found) is not None:
@@ -185,7 +181,7 @@ class Embedded:
         self, _spec: ServerSpec[Any], found: ServerInfo, program: str
     ) -> tuple[Sequence[str], Endpoint] | None:
         """Return the path of *program* beside the server's own, and the server's address."""
-        current = _read(_root() / found.name)
+        current = _read(_folder(found))
         if current is None or not current.what:
             return None
         path = Path(current.what).with_name(program)
@@ -198,12 +194,12 @@ class Embedded:
             ServerInfo(
                 runtime=self.name, id=str(folder), name=folder.name, labels={}, kind="folder"
             )
-            for folder in _folders()
+            for folder in folders.existing()
             if _read(folder) is None
         ]
 
     def _folder(self, spec: ServerSpec[Any]) -> Path:
-        return _root() / self._run_context.name(spec, self.name)
+        return folders.root() / self._run_context.name(spec, self.name)
 
     def _start(self, spec: ServerSpec[C], folder: Path) -> tuple[ServerInfo, C]:
         """Start the server in the empty *folder*; return its record and its client."""
@@ -231,8 +227,7 @@ class Embedded:
         except BaseException as failure:
             full = no_space(failure, spec.title, folder.name)
             with suppress(OSError):  # The first failure is the one to report.
-                _remove(folder)
-                _root().rmdir()
+                folders.remove(folder)
             if full is not None:
                 raise full from failure
             raise
@@ -275,6 +270,10 @@ class Embedded:
             _stop(record)
             raise
         return record, client
+
+
+def _folder(found: ServerInfo) -> Path:
+    return folders.root() / found.name
 
 
 def _read(folder: Path) -> ServerInfo | None:
@@ -361,7 +360,7 @@ def _short(program: str) -> str:
 
 def no_space(error: BaseException, title: str, name: str) -> ServerFailed | None:
     """Return the error to report if *error* comes from a lack of space for the server *name*."""
-    place = places.look((_root() / name).resolve().parent.parent)
+    place = places.look((folders.root() / name).resolve().parent.parent)
     lines = _cause(error).splitlines()
     full = [line.strip() for line in lines if any(words in line for words in _FULL)]
     if not full and isinstance(error, ConnectionLost) and place.free < _WAL_SEGMENT:
@@ -379,125 +378,3 @@ def _place_reason(spec: ServerSpec[Any], folder: Path) -> str:
         return ""
     home = folder.resolve().parent.parent
     return f"its files are in {home}: {places.passed_by(spec.native('').need())}"
-
-
-def _root() -> Path:
-    """Return the folder that contains this user's embedded servers; it may not exist."""
-    return places.within(places.usual())
-
-
-def _folders() -> list[Path]:
-    """Return the folders of this user's embedded servers."""
-    try:
-        return sorted(path for path in _root().iterdir() if path.is_dir() or path.is_symlink())
-    except FileNotFoundError:
-        return []
-
-
-def _make_root(root: Path) -> None:
-    """Make the folder *root*; raise `RuntimeUnavailable` if another user controls it.
-
-    Its parent is writable for everyone, and its name can be guessed.
-    """
-    # Others may pass through to a folder whose name they know: PostgreSQL runs as nobody.
-    root.mkdir(mode=0o711, exist_ok=True)
-    found = root.lstat()
-    if found.st_uid != os.getuid() or found.st_mode & 0o022 or not stat.S_ISDIR(found.st_mode):
-        raise RuntimeUnavailable.unsafe_folder(
-            folder=str(root),
-            cause=f"it belongs to user {found.st_uid}, with mode {found.st_mode & 0o7777:o}",
-        )
-
-
-def _make(folder: Path, place: Callable[[], Path]) -> None:
-    """Make *folder*, or a link to one in *place* if that is elsewhere."""
-    if not os.path.lexists(folder):
-        elsewhere = places.within(place())
-        _make_root(folder.parent)
-        if elsewhere == folder.parent:
-            folder.mkdir(mode=0o711)
-        else:
-            # The link comes first: of several processes one makes it, and all follow it.
-            folder.symlink_to(elsewhere / folder.name)
-    if folder.is_symlink():
-        elsewhere = folder.readlink()
-        _make_root(elsewhere.parent)
-        elsewhere.mkdir(mode=0o711, exist_ok=True)
-
-
-@contextmanager
-def _locked(
-    folder: Path, title: str, seconds: float, place: Callable[[], Path] = places.usual
-) -> Iterator[Path]:
-    """Hold the lock on *folder*, made in *place* if need be; it ends with the process.
-
-    Raises `ServerFailed` if another process holds it for longer than *seconds*.
-    """
-    deadline = originals.monotonic() + seconds
-    while True:
-        with suppress(FileExistsError, FileNotFoundError):
-            _make(folder, place)
-        try:
-            handle = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
-        except FileNotFoundError:
-            # Another process has just removed it.
-            if originals.monotonic() > deadline:
-                raise
-            continue
-        try:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            # The last holder may have removed the folder, and another process may have made it.
-            if folder.is_dir() and os.path.samestat(os.fstat(handle), folder.stat()):
-                break
-        except BlockingIOError:
-            if originals.monotonic() > deadline:
-                os.close(handle)
-                raise ServerFailed.locked(title=title, seconds=seconds, place=str(folder)) from None
-            originals.sleep(POLL_INTERVAL)
-        os.close(handle)
-    try:
-        yield folder
-    finally:
-        os.close(handle)
-
-
-def _remove(folder: Path) -> None:
-    """Remove *folder* and its contents, even while a server's children remove files too.
-
-    Raises OSError if that doesn't succeed within `_STOP_TIMEOUT` seconds.
-    """
-    deadline = originals.monotonic() + _STOP_TIMEOUT
-    home = folder.resolve()
-    while home.exists():
-        try:
-            _empty(home)
-            # Before the folder that it leads to: what remains after a kill is empty.
-            if folder.is_symlink():
-                folder.unlink()
-            home.rmdir()
-        except OSError as error:
-            passing = error.errno in {errno.ENOENT, errno.ENOTEMPTY}
-            if not passing or originals.monotonic() > deadline:
-                raise
-    if home.parent != folder.parent:
-        with suppress(OSError):  # Other servers are there.
-            home.parent.rmdir()
-
-
-def _empty(folder: Path) -> None:
-    for path in folder.iterdir():
-        if path.is_dir() and not path.is_symlink():
-            shutil.rmtree(path)
-        else:
-            path.unlink()
-
-
-def _disk_usage(folder: Path) -> int:
-    """Return the bytes that the files in *folder* occupy; the server may remove some meanwhile."""
-    total = 0
-    for path, _, names in os.walk(folder):
-        for name in names:
-            with suppress(OSError):
-                # st_blocks counts 512 bytes, whatever the file system's block size (stat(2)).
-                total += Path(path, name).lstat().st_blocks * 512
-    return total
