@@ -284,7 +284,7 @@ class Environment:
                 last.callback(runtime.close)
                 if tidy:
                     last.callback(self._tidy, runtime)
-            elif tidy and self.remembered.is_due("upkeep"):
+            elif tidy and self.remembered.is_due("cleanup"):
                 from pytest_warmstack import cleanup
 
                 # A run that reuses its servers asks no engine anything.

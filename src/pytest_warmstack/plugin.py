@@ -543,7 +543,7 @@ def _tidy(config: pytest.Config, workers: Sequence[dict[str, Any] | None]) -> No
     idle = config.stash[SETTINGS].max_idle
     for line in cleanup.tidy_all(used, maybe, _run_context(config), idle):
         config.stash[LEDGER].note(Step("left", 0.0, {"test": "at the end", "trouble": line}))
-    if not used and not maybe and _remembered(config).is_due("upkeep"):
+    if not used and not maybe and _remembered(config).is_due("cleanup"):
         cleanup.begin(idle)
 
 

@@ -75,7 +75,7 @@ def test_a_run_that_reuses_its_servers_looks_as_well(
     """Once in an hour, by a process of its own: it asks no engine anything."""
     project = embedded_project
     project.run(REUSE, *READER).assert_outcomes(passed=1, deselected=4)
-    stamp = project.folder / ".pytest_cache" / "d" / "warmstack" / "upkeep.stamp"
+    stamp = project.folder / ".pytest_cache" / "d" / "warmstack" / "cleanup.stamp"
     assert not stamp.exists()
 
     project.run(REUSE, OLD, *READER, *workers).assert_outcomes(passed=1)
@@ -182,7 +182,7 @@ def test_what_a_killed_run_left_is_removed_at_once(
     until((project.folder / "running").exists, "the test runs")
     running.kill()
     assert len(project.folders()) == 1
-    stamp = kept.hint_file("redis").with_name("upkeep.stamp")
+    stamp = kept.hint_file("redis").with_name("cleanup.stamp")
     stamp.unlink(missing_ok=True)
 
     kept.run(REUSE, *READER).assert_outcomes(passed=1, deselected=4)

@@ -231,19 +231,19 @@ def test_what_is_due_is_due_once_in_a_while(tmp_path: Path) -> None:
     """The first time, and again when the pause is over; each thing by itself."""
     remembered = RememberedServers(tmp_path / "new")
 
-    assert [remembered.is_due("upkeep") for _ in range(3)] == [True, False, False]
+    assert [remembered.is_due("cleanup") for _ in range(3)] == [True, False, False]
     assert remembered.is_due("another")
-    stamp = tmp_path / "new" / "upkeep.stamp"
+    stamp = tmp_path / "new" / "cleanup.stamp"
     os.utime(stamp, (time.time() - PAUSE - 1,) * 2)
-    assert [remembered.is_due("upkeep") for _ in range(2)] == [True, False]
+    assert [remembered.is_due("cleanup") for _ in range(2)] == [True, False]
 
 
 def test_nothing_is_due_where_nothing_can_be_noted(tmp_path: Path) -> None:
     """Else it would be done in every run."""
     (tmp_path / "file").touch()
 
-    assert not RememberedServers(None).is_due("upkeep")
-    assert not RememberedServers(tmp_path / "file").is_due("upkeep")
+    assert not RememberedServers(None).is_due("cleanup")
+    assert not RememberedServers(tmp_path / "file").is_due("cleanup")
 
 
 @dataclass
