@@ -31,9 +31,8 @@ from pytest_warmstack.postgres.template import layers, templates
 from pytest_warmstack.postgres.template.configurations import Configurations
 from pytest_warmstack.postgres.template.dependencies import FileState
 from pytest_warmstack.servers.embedded import Embedded
-from pytest_warmstack.servers.identity import Project
+from pytest_warmstack.servers.identity import Process, Project
 from pytest_warmstack.servers.model import RunContext
-from pytest_warmstack.servers.processes import Process
 from pytest_warmstack.settings import Settings
 
 REVISIONS = 200

@@ -1,17 +1,15 @@
-"""What is removed without being asked for: servers of runs that were killed, and unused ones.
+"""What is removed without being asked for: servers of killed runs, and unused servers.
 
-The look at all that there is on an engine, and the removal of what nobody has used for days, is
-done by a process of its own: no run waits for it, and a run that reuses its servers imports
-nothing for it.
+A process of its own lists everything and removes what was unused for days: no run waits for it,
+and a run that reuses its servers imports nothing for it.
 """
 
 from __future__ import annotations
 
 import signal
-import subprocess
 import sys
 from collections.abc import Callable, Collection, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import closing, suppress
 from typing import Final
 
 from pytest_warmstack import originals, server_specs
@@ -19,16 +17,8 @@ from pytest_warmstack import servers as runtimes
 from pytest_warmstack.background import BackgroundLoop
 from pytest_warmstack.errors import WarmstackError
 from pytest_warmstack.servers.errors import RuntimeUnavailable
-from pytest_warmstack.servers.identity import Label, Project
-from pytest_warmstack.servers.model import (
-    NotOurs,
-    NotReady,
-    OwnRuntime,
-    RunContext,
-    ServerInfo,
-    in_use,
-)
-from pytest_warmstack.servers.processes import Process
+from pytest_warmstack.servers.identity import Daemon, Label, Process, Project
+from pytest_warmstack.servers.model import NotOurs, NotReady, OwnRuntime, RunContext, ServerInfo
 from pytest_warmstack.settings import NEVER, RuntimeName, Settings
 
 OWN: Final = (RuntimeName.DOCKER, RuntimeName.EMBEDDED)
@@ -37,20 +27,23 @@ OWN: Final = (RuntimeName.DOCKER, RuntimeName.EMBEDDED)
 RUN_CONTEXT: Final = RunContext(
     project=Project(path=""), run="", owner=Process.current(), keep=False, start_timeout=10.0
 )
-"""For whom a runtime works that only looks and removes: nobody."""
+"""The context of a runtime that only lists and removes servers."""
 
 REMOVE_TIMEOUT: Final = 60.0
-"""Seconds that the servers of a run may take to be removed at its end."""
+"""Seconds that the removal of a run's servers may take at its end."""
 
-_DEADLINE: Final = 120
-"""Seconds that the process in the background may take for all."""
+_SWEEP_TIMEOUT: Final = 120
+"""Seconds after which the process in the background is killed."""
+
+Refused = Callable[[str, WarmstackError], None]
+"""A function that takes the name of a runtime which can't be reached, and why."""
 
 
 def tidy(runtime: OwnRuntime, run: str, idle: float) -> list[str]:
-    """Remove the servers of *run*, and those of runs whose owner has ended without doing so.
+    """Remove the servers of *run*, and those of runs whose owner was killed.
 
-    Returns a line for each that could not be removed: that is no failure of the tests. Kept servers
-    that may have been unused for *idle* seconds are looked at in the background.
+    Returns a line for each server that could not be removed: that doesn't fail the tests. If kept
+    servers may be unused for *idle* seconds, begin to look at them in the background.
     """
     try:
         listed = runtime.list()
@@ -68,7 +61,7 @@ def tidy(runtime: OwnRuntime, run: str, idle: float) -> list[str]:
         else:
             del troubles[found.name]
 
-    # Side by side: to stop one takes an engine a few tenths of a second.
+    # All at once: an engine takes some tenths of a second to stop a server.
     threads = [originals.Thread(target=remove, args=(found,), daemon=True) for found in doomed]
     for thread in threads:
         thread.start()
@@ -83,9 +76,9 @@ def tidy(runtime: OwnRuntime, run: str, idle: float) -> list[str]:
 def tidy_all(
     used: Collection[str], maybe: Collection[str], run_context: RunContext, idle: float
 ) -> list[str]:
-    """Do `tidy` for the run of *run_context* on each runtime that it *used*, or *maybe* has.
+    """Call `tidy` for each runtime that the run *used*, and for those that it *maybe* used.
 
-    Of the latter, one that can't be reached is no trouble.
+    Of the latter, one that can't be reached is not reported.
     """
     troubles = []
     for name in sorted({*used, *maybe}):
@@ -95,63 +88,40 @@ def tidy_all(
             if name in used:
                 troubles.append(f"could not look for servers to remove: {refusal.line}")
             continue
-        try:
+        with closing(runtime):
             troubles += tidy(runtime, run_context.run, idle)
-        finally:
-            runtime.close()
     return troubles
 
 
 def begin(idle: float) -> None:
-    """Begin to remove, in the background, what is orphaned or was not used for *idle* seconds.
-
-    The process has its own group, so that it is not interrupted with the run, and a deadline.
-    """
-    if idle == NEVER:
-        return
-    with suppress(OSError):
-        _Background(
-            [sys.executable, "-P", "-m", __name__, str(idle)],
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.DEVNULL,
-            cwd="/",
-            start_new_session=True,
-        )
-
-
-class _Background(subprocess.Popen[bytes]):
-    """A process that may outlive this one."""
-
-    def __del__(self) -> None:
-        """Say nothing: the usual warning about a process that still runs is not for this one."""
+    """Begin to `sweep` in a process in the background."""
+    if idle != NEVER:
+        with suppress(OSError):
+            Daemon([sys.executable, "-P", "-m", __name__, str(idle)], cwd="/")
 
 
 def sweep(idle: float) -> None:
     """Remove every server that is orphaned, or kept and not used for *idle* seconds."""
-    background = BackgroundLoop()
-    try:
+    with closing(BackgroundLoop()) as background:
         for runtime, listed in reachable(lambda _name, _refusal: None):
             for found in listed:
-                # The next one is not to suffer from what is wrong with this one.
+                # What is wrong with one server must not stop the others' removal.
                 with suppress(WarmstackError):
                     if found.orphaned or (found.kept and is_idle(runtime, found, idle, background)):
                         runtime.remove(found)
-    finally:
-        background.close()
 
 
 def is_old(found: ServerInfo, seconds: float) -> bool:
-    """Tell whether a server was made more than *seconds* ago: else it can't be unused so long."""
+    """Tell whether a server was made more than *seconds* ago, so that it can be unused so long."""
     return originals.now() - found.since > seconds
 
 
 def is_idle(
     runtime: OwnRuntime, found: ServerInfo, seconds: float, background: BackgroundLoop
 ) -> bool:
-    """Tell whether nobody uses a kept server, and nobody has for *seconds*.
+    """Tell whether a kept server has no users now and had none for *seconds*.
 
-    One that has stopped has lost its data, and is as old as it is. One that runs and does not
+    A server that has ended has lost its data: only its age counts. A server that runs and doesn't
     answer may be in use.
     """
     if not is_old(found, seconds):
@@ -162,53 +132,42 @@ def is_idle(
         client = runtime.connect(server_specs.make(found.service, Settings(), background), found)
     except (NotReady, NotOurs, WarmstackError):
         return False
-    try:
+    with closing(client):
         return not client.users() and originals.now() - (client.used() or found.since) > seconds
-    finally:
-        client.close()
 
 
 def is_live(runtime: OwnRuntime, found: ServerInfo, background: BackgroundLoop) -> bool:
     """Tell whether a run that may still be in progress owns the server, or uses it."""
     if not found.kept:
         return not found.orphaned
+    from pytest_warmstack.servers.lifecycle import in_use
+
     return in_use(runtime, server_specs.make(found.service, Settings(), background), found)
 
 
-def reachable(
-    refused: Callable[[str, WarmstackError], None],
-) -> Iterator[tuple[OwnRuntime, Sequence[ServerInfo]]]:
-    """Yield each runtime that can be asked here, with its servers; tell *refused* of the others."""
+def reachable(refused: Refused) -> Iterator[tuple[OwnRuntime, Sequence[ServerInfo]]]:
+    """Yield each runtime that answers, with its servers; call *refused* for the others."""
     for name in OWN:
         try:
             runtime = runtimes.make(name, RUN_CONTEXT)
         except WarmstackError as refusal:
             refused(name, refusal)
             continue
-        try:
+        with closing(runtime):
             try:
                 listed = runtime.list()
             except WarmstackError as refusal:
                 refused(name, refusal)
-                continue
-            yield runtime, listed
-        finally:
-            runtime.close()
-
-
-@contextmanager
-def _deadline(seconds: int) -> Iterator[None]:
-    """End this process, whatever it is doing, after *seconds*: nobody looks after it."""
-    signal.signal(signal.SIGALRM, signal.SIG_DFL)
-    signal.alarm(seconds)
-    yield
-    signal.alarm(0)
+            else:
+                yield runtime, listed
 
 
 def main(arguments: Sequence[str]) -> None:
-    """Do what `begin` has begun."""
-    with _deadline(_DEADLINE):
-        sweep(float(arguments[0]))
+    """Sweep, or end after `_SWEEP_TIMEOUT` whatever happens: nothing else watches this process."""
+    signal.signal(signal.SIGALRM, signal.SIG_DFL)
+    signal.alarm(_SWEEP_TIMEOUT)
+    sweep(float(arguments[0]))
+    signal.alarm(0)
 
 
 if __name__ == "__main__":

@@ -23,22 +23,17 @@ from pytest_warmstack import servers as runtimes
 from pytest_warmstack.background import BackgroundLoop
 from pytest_warmstack.errors import WarmstackError
 from pytest_warmstack.postgres.template.errors import TemplateFailed
+from pytest_warmstack.servers import CONNECT_TIMEOUT, RememberedServers
 from pytest_warmstack.servers.errors import RuntimeUnavailable, ServerFailed
-from pytest_warmstack.servers.identity import Service
+from pytest_warmstack.servers.identity import Process, Service
 from pytest_warmstack.servers.model import (
-    Endpoint,
-    NotOurs,
-    NotReady,
     OwnRuntime,
     RunContext,
     Runtime,
     Server,
     ServerHandle,
     ServerSpec,
-    called,
 )
-from pytest_warmstack.servers.processes import Process
-from pytest_warmstack.servers.remembered import RememberedServer, RememberedServers
 from pytest_warmstack.settings import NONE, RedisPlan, RuntimeName, Settings
 from pytest_warmstack.timings import Ledger, Step
 
@@ -52,9 +47,6 @@ if TYPE_CHECKING:
     from pytest_warmstack.redis.leases import Lease, Leases
 
 T = TypeVar("T")
-
-CONNECT_TIMEOUT: Final = 1.0
-"""Seconds that a server at a hinted address may take to answer."""
 
 REDIS_SERVERS: Final = 64
 """How many servers of its own kind there may be where each process has one."""
@@ -209,8 +201,7 @@ class Environment:
             return None
         from pytest_warmstack.servers import embedded
 
-        folder = embedded.place_of(server.id)
-        return embedded.no_space(error, server.title, folder) if folder is not None else None
+        return embedded.no_space(error, server.title, server.name)
 
     def _telling_place(self, make: Callable[[], T]) -> T:
         """Return what *make* gives; an error for want of space names the place."""
@@ -292,7 +283,7 @@ class Environment:
                 last.callback(runtime.close)
                 if tidy:
                     last.callback(self._tidy, runtime)
-            elif tidy and self.remembered.is_due("upkeep"):
+            elif tidy and self.remembered.is_due("cleanup"):
                 from pytest_warmstack import cleanup
 
                 # A run that reuses its servers asks no engine anything.
@@ -398,71 +389,27 @@ class Environment:
         *prepare* is called before the runtime starts it.
         """
         begin = originals.monotonic()
-        server, why = self._knock(spec)
+        server, why = self.remembered.connect(spec, self.run_context.project)
         if server is None:
             runtime, why = self._runtime(spec)
             if prepare is not None:
                 prepare()
             server = runtime.ensure(spec)
-            if self.run_context.keep and not server.foreign:
-                self.remembered.write(spec.key, _hint(server, why, self.run_context.project.id))
+            if self.run_context.keep and not server.external:
+                self.remembered.write(spec.key, server, why)
         self._stack.callback(server.client.close)
-        self.ledger.note(
-            Step(
-                str(spec.service),
-                originals.monotonic() - begin,
-                {
-                    "title": f"{server.title} {called(server.client)}",
-                    "place": server.endpoint.place,
-                    "runtime": server.runtime,
-                    "why": why,
-                    "what": server.what,
-                    "origin": server.origin,
-                    "reason": server.reason,
-                    "since": "" if server.foreign else str(server.since),
-                },
-            )
-        )
+        seconds = originals.monotonic() - begin
+        self.ledger.note(Step(str(spec.service), seconds, server.facts(why)))
         return server
-
-    def _knock(self, spec: ServerSpec[Any]) -> tuple[Server[Any] | None, str]:
-        """Return the kept server at the hinted address, if it is still the one asked for.
-
-        Then no engine is asked, and nothing that speaks to one is imported.
-        """
-        hint = self.remembered.read(spec.key) if self.run_context.keep and not spec.url else None
-        # The project as well: who copies a checkout copies pytest's cache with it.
-        if hint is None or hint.project != self.run_context.project.id:
-            return None, ""
-        if hint.fingerprint != spec.fingerprint(hint.runtime):
-            return None, ""
-        endpoint = Endpoint(host=hint.host, port=hint.port, password=hint.password)
-        try:
-            client = spec.connect(endpoint, hint.fingerprint, CONNECT_TIMEOUT)
-        except (NotReady, NotOurs):
-            return None, ""
-        server = Server(
-            service=spec.service,
-            title=spec.title,
-            runtime=hint.runtime,
-            id=hint.id,
-            fingerprint=hint.fingerprint,
-            endpoint=endpoint,
-            client=client,
-            what=hint.what,
-            origin="reused",
-            since=hint.since,
-        )
-        return server, hint.why
 
     def _runtime(self, spec: ServerSpec[Any]) -> tuple[Runtime, str]:
         """Return the one runtime for all the servers of this process, and why it is this one."""
         name = self.settings.runtime
         if spec.url:
-            return self._once(
-                f"external {spec.service}",
-                lambda: (runtimes.elsewhere(self.run_context, self.say), ""),
-            )
+            from pytest_warmstack.servers.external import External
+
+            external = f"external {spec.service}"
+            return self._once(external, lambda: (External(self.run_context, self.say), ""))
         wanted = {each.service: each for each in (*self._specs.values(), spec) if not each.url}
 
         def choose() -> tuple[OwnRuntime, str]:
@@ -520,7 +467,7 @@ class Environment:
         settings, run_context = self.settings, self.run_context
         layers = self._layers(alembic)
         # Somebody else's server stays, and what stands ready on it serves the next run, of anybody.
-        keep = run_context.keep or server.foreign
+        keep = run_context.keep or server.external
         made = templates.ensure(
             admin,
             layers,
@@ -686,22 +633,6 @@ class Environment:
 def _of(alembic: Configuration | None) -> str:
     """Return what tells things apart that each Alembic configuration has."""
     return f" {alembic.name}" if alembic else ""
-
-
-def _hint(server: Server[Any], why: str, project: str) -> RememberedServer:
-    """Return what the next run needs to find *server*, and why it is in this runtime."""
-    return RememberedServer(
-        runtime=server.runtime,
-        fingerprint=server.fingerprint,
-        host=server.endpoint.host,
-        port=server.endpoint.port,
-        password=server.endpoint.password,
-        id=server.id,
-        what=server.what,
-        since=server.since,
-        why=why,
-        project=project,
-    )
 
 
 def _settle(future: Future[T], make: Callable[[], T]) -> None:

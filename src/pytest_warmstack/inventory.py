@@ -1,4 +1,4 @@
-"""Every server of ours that can be seen from here, with what it tells of itself. Read only."""
+"""All servers that can be seen from here, and what each reports about itself. Read only."""
 
 from __future__ import annotations
 
@@ -18,16 +18,16 @@ from pytest_warmstack.servers.model import NotOurs, NotReady, OwnRuntime, Server
 from pytest_warmstack.settings import RuntimeName, Settings
 
 _AT_ONCE: Final = 8
-"""Servers that are asked at once."""
+"""Servers to ask at once."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Entry:
-    """A server: as its labels describe it, and as it describes itself, if it answers.
+    """A server, with what it reports if it answers; *trouble* is why it doesn't.
 
-    *trouble* is why it does not. *used* is in epoch seconds, 0 if it can't tell; *users* counts
-    the processes of ours that are connected; *memory* is in bytes, 0 when not known; *inside* is
-    an `Overview` of PostgreSQL or of Redis.
+    *used* is in seconds since the epoch, *memory* in bytes; 0 means unknown. *users* is the number
+    of processes with this plugin that are connected. *inside* is an `Overview` of PostgreSQL or
+    Redis.
     """
 
     found: ServerInfo
@@ -39,16 +39,15 @@ class Entry:
     trouble: str = ""
 
 
-Refused = Callable[[str, WarmstackError], None]
-
-
-def entries(background: BackgroundLoop, refused: Refused, only: str = "") -> Iterator[Entry]:
+def entries(
+    background: BackgroundLoop, refused: cleanup.Refused, only: str = ""
+) -> Iterator[Entry]:
     """Yield every managed server, or those of the project in the folder *only*.
 
-    Tell *refused* of runtimes that don't answer.
+    *refused* is called for each runtime that doesn't answer.
     """
     for runtime, listed in cleanup.reachable(refused):
-        # An engine takes up to a second to tell what memory a container has.
+        # An engine takes up to a second to report the memory of a container.
         with ThreadPoolExecutor(_AT_ONCE) as pool:
             meant = [found for found in listed if only in {"", found.path}]
             yield from pool.map(partial(_entry, runtime, background), meant)
@@ -60,18 +59,20 @@ def _entry(runtime: OwnRuntime, background: BackgroundLoop, found: ServerInfo) -
     memory = 0
     try:
         memory = runtime.memory(found)
-        client = runtime.connect(server_specs.make(found.service, Settings(), background), found)
-    except (NotReady, NotOurs) as error:
-        return Entry(found=found, memory=memory, trouble=str(error))
-    except ServerFull as error:
-        return Entry(found=found, memory=memory, trouble=error.what)
-    except WarmstackError as error:
-        return Entry(found=found, memory=memory, trouble=error.line)
-    return looked_into(found, client, memory)
+        spec = server_specs.make(found.service, Settings(), background)
+        return _inspect(found, runtime.connect(spec, found), memory)
+    except (NotReady, NotOurs, WarmstackError) as error:
+        return Entry(found=found, memory=memory, trouble=_reason(error))
 
 
-def looked_into(found: ServerInfo, client: Any, memory: int = 0) -> Entry:
-    """Return what the server behind *client* tells of itself; the client is then closed."""
+def _reason(error: Exception) -> str:
+    if isinstance(error, ServerFull):
+        return error.what
+    return error.line if isinstance(error, WarmstackError) else str(error)
+
+
+def _inspect(found: ServerInfo, client: Any, memory: int = 0) -> Entry:
+    """Return what the server behind *client* reports; close the client."""
     try:
         return Entry(
             found=found,
@@ -81,8 +82,6 @@ def looked_into(found: ServerInfo, client: Any, memory: int = 0) -> Entry:
             memory=memory,
             inside=server_specs.look(found.service, client),
         )
-    except WarmstackError as error:
-        return Entry(found=found, memory=memory, trouble=error.line)
     finally:
         client.close()
 
@@ -90,7 +89,7 @@ def looked_into(found: ServerInfo, client: Any, memory: int = 0) -> Entry:
 def external(
     settings: Settings, background: BackgroundLoop, say: Callable[[str], None]
 ) -> Iterator[Entry]:
-    """Yield the servers that somebody else runs, as *settings* name them."""
+    """Yield the external servers that *settings* name."""
     for service in Service:
         spec = server_specs.make(service, settings, background)
         if not spec.url:
@@ -99,14 +98,11 @@ def external(
             runtime=RuntimeName.EXTERNAL,
             id="",
             name="",
-            running=True,
             labels={Label.SERVICE: service},
             state="running",
         )
         try:
-            server = External(cleanup.RUN_CONTEXT, say).ensure(spec)
+            found = server = External(cleanup.RUN_CONTEXT, say).ensure(spec)
+            yield _inspect(server, server.client)
         except WarmstackError as error:
             yield Entry(found=found, trouble=error.line)
-        else:
-            found = found._replace(name=server.endpoint.place, what=server.what)
-            yield looked_into(found, server.client)

@@ -22,9 +22,9 @@ from pytest_warmstack.settings import Isolation, Leaks, RuntimeName, Settings
 
 if TYPE_CHECKING:
     from pytest_warmstack.environment import Environment
+    from pytest_warmstack.servers import RememberedServers
     from pytest_warmstack.servers.identity import Service
     from pytest_warmstack.servers.model import RunContext
-    from pytest_warmstack.servers.remembered import RememberedServers
     from pytest_warmstack.suite.signals import SignalWatch
     from pytest_warmstack.timings import Ledger
 
@@ -454,7 +454,7 @@ def _tests(items: Iterable[pytest.Item]) -> Counter[Path]:
 def _run(config: pytest.Config) -> dict[str, str]:
     """Return the id of this run and its owner: the process that outlives all the others."""
     if config.stash.get(RUN, None) is None:
-        from pytest_warmstack.servers.processes import Process
+        from pytest_warmstack.servers.identity import Process
 
         own = {"id": originals.urandom(5).hex(), "owner": str(Process.current())}
         config.stash[RUN] = getattr(config, "workerinput", {}).get(_WORD, own)
@@ -463,9 +463,8 @@ def _run(config: pytest.Config) -> dict[str, str]:
 
 def _run_context(config: pytest.Config) -> RunContext:
     """Return for whom the servers of this run are."""
-    from pytest_warmstack.servers.identity import Project
+    from pytest_warmstack.servers.identity import Process, Project
     from pytest_warmstack.servers.model import RunContext
-    from pytest_warmstack.servers.processes import Process
 
     run, settings = _run(config), config.stash[SETTINGS]
     return RunContext(
@@ -479,7 +478,7 @@ def _run_context(config: pytest.Config) -> RunContext:
 
 def _remembered(config: pytest.Config) -> RememberedServers:
     """Return where the hints of the project's kept servers are; none for a run that keeps none."""
-    from pytest_warmstack.servers.remembered import RememberedServers, asked
+    from pytest_warmstack.servers import RememberedServers, asked
 
     has_cache = config.stash[SETTINGS].reuse and config.pluginmanager.hasplugin("cacheprovider")
     cache = config.cache if has_cache else None
@@ -544,7 +543,7 @@ def _tidy(config: pytest.Config, workers: Sequence[dict[str, Any] | None]) -> No
     idle = config.stash[SETTINGS].max_idle
     for line in cleanup.tidy_all(used, maybe, _run_context(config), idle):
         config.stash[LEDGER].note(Step("left", 0.0, {"test": "at the end", "trouble": line}))
-    if not used and not maybe and _remembered(config).is_due("upkeep"):
+    if not used and not maybe and _remembered(config).is_due("cleanup"):
         cleanup.begin(idle)
 
 

@@ -1,4 +1,4 @@
-"""What the server of a service looks like; only the driver that it takes is imported."""
+"""The spec of a service's server, and what is on such a server; imports only its driver."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ from pytest_warmstack.settings import Settings
 def make(
     service: str, settings: Settings, background: BackgroundLoop | None = None, *, number: int = 0
 ) -> ServerSpec[Any]:
-    """Return the description of the server of *service* that *settings* ask for.
+    """Return the spec of the server of *service* that *settings* ask for.
 
-    *background* is where PostgreSQL's connections live; one of its own is made when there is none.
-    *number* is that of a Redis that one process has to itself.
+    *background* runs PostgreSQL's connections; without one, a new one is made. *number* is that
+    of a Redis server that one process has for itself.
     """
     if service == Service.POSTGRES:
         from pytest_warmstack.postgres import server as postgres
@@ -28,11 +28,11 @@ def make(
 
 
 def look(service: str, client: Any) -> Any:
-    """Return the `Overview` of what is on the server of *service* behind *client*."""
+    """Return the `Overview` of what is on the server behind *client*."""
     if service == Service.POSTGRES:
-        from pytest_warmstack.postgres import overview
+        from pytest_warmstack.postgres import overview as postgres
 
-        return overview.look(client)
-    from pytest_warmstack.redis import overview as of_redis
+        return postgres.look(client)
+    from pytest_warmstack.redis import overview as redis
 
-    return of_redis.look(client)
+    return redis.look(client)

@@ -9,10 +9,10 @@ from typing import Any
 
 import pytest
 
-from pytest_warmstack.servers.embedded import Embedded, _root
-from pytest_warmstack.servers.identity import Label, Project
+from pytest_warmstack.servers.embedded import Embedded
+from pytest_warmstack.servers.folders import root as _root
+from pytest_warmstack.servers.identity import Label, Process, Project
 from pytest_warmstack.servers.model import RunContext, ServerInfo
-from pytest_warmstack.servers.processes import Process
 
 Run = Callable[..., pytest.RunResult]
 

@@ -28,6 +28,8 @@ from docker.errors import DockerException
 from pytest_warmstack.postgres import DatabaseName
 from pytest_warmstack.postgres.clones import CloneFactory
 from pytest_warmstack.servers import embedded, identity
+from pytest_warmstack.servers.folders import existing
+from pytest_warmstack.servers.identity import Process
 from pytest_warmstack.servers.model import (
     USER,
     Command,
@@ -39,7 +41,6 @@ from pytest_warmstack.servers.model import (
     Server,
     ServerSpec,
 )
-from pytest_warmstack.servers.processes import Process
 from pytest_warmstack.settings import RuntimeName
 
 T = TypeVar("T")
@@ -174,7 +175,7 @@ def listeners() -> list[Listener]:
 def folders(path: Path) -> list[Path]:
     """Return the folders of the embedded servers of the project in *path*."""
     project = identity.Project(path=str(path))
-    return [folder for folder in embedded._folders() if project.id in folder.name]
+    return [folder for folder in existing() if project.id in folder.name]
 
 
 def processes(path: Path) -> list[str]:
@@ -370,7 +371,7 @@ class Library:
     def servers(self) -> list[str]:
         """Return the ids of the project's servers that are there now, in order."""
         records = [json.loads((each / "server.json").read_text()) for each in self.folders()]
-        own = [each["process"] for each in records]
+        own = [each["id"] for each in records]
         return sorted([*(each["Id"] for each in self.containers()), *own])
 
     def containers(self) -> list[Any]:
@@ -388,7 +389,7 @@ class Library:
     def kept(self, service: str) -> Endpoint:
         """Return where the project's kept server answers."""
         hint = json.loads(self.hint_file(service).read_text())
-        return Endpoint(host=hint["host"], port=hint["port"], password=hint["password"])
+        return Endpoint(**hint["server"]["endpoint"])
 
     def sql(self, *statements: str, database: str = "postgres") -> list[Any]:
         """Return the rows that the last statement gives on the kept PostgreSQL."""
@@ -409,7 +410,7 @@ class Library:
         for folder in self.folders():
             record = json.loads((folder / "server.json").read_text())
             if record["labels"][identity.Label.SERVICE] == service:
-                process = Process.parse(record["process"])
+                process = Process.parse(record["id"])
                 assert process is not None
                 os.kill(process.pid, number)
                 until(process.is_gone, "the server has ended")

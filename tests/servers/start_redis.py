@@ -13,9 +13,8 @@ from typing import Any
 
 from pytest_warmstack.redis import server as redis
 from pytest_warmstack.servers.docker import Docker
-from pytest_warmstack.servers.identity import Label, Project
+from pytest_warmstack.servers.identity import Label, Process, Project
 from pytest_warmstack.servers.model import RunContext
-from pytest_warmstack.servers.processes import Process
 from pytest_warmstack.settings import Settings
 
 

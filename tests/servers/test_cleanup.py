@@ -14,6 +14,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -74,7 +75,7 @@ def test_a_run_that_reuses_its_servers_looks_as_well(
     """Once in an hour, by a process of its own: it asks no engine anything."""
     project = embedded_project
     project.run(REUSE, *READER).assert_outcomes(passed=1, deselected=4)
-    stamp = project.folder / ".pytest_cache" / "d" / "warmstack" / "upkeep.stamp"
+    stamp = project.folder / ".pytest_cache" / "d" / "warmstack" / "cleanup.stamp"
     assert not stamp.exists()
 
     project.run(REUSE, OLD, *READER, *workers).assert_outcomes(passed=1)
@@ -149,7 +150,7 @@ def test_one_that_was_used_since_stays(old_project: Library) -> None:
 def test_one_that_does_not_answer_stays(old_project: Library) -> None:
     """It may be busy with somebody's test."""
     (folder,) = old_project.folders()
-    process = int(json.loads((folder / "server.json").read_text())["process"].split("/")[1])
+    process = int(json.loads((folder / "server.json").read_text())["id"].split("/")[1])
     os.kill(process, signal.SIGSTOP)
     try:
         swept(LONG)
@@ -181,7 +182,7 @@ def test_what_a_killed_run_left_is_removed_at_once(
     until((project.folder / "running").exists, "the test runs")
     running.kill()
     assert len(project.folders()) == 1
-    stamp = kept.hint_file("redis").with_name("upkeep.stamp")
+    stamp = kept.hint_file("redis").with_name("cleanup.stamp")
     stamp.unlink(missing_ok=True)
 
     kept.run(REUSE, *READER).assert_outcomes(passed=1, deselected=4)
@@ -195,7 +196,7 @@ def found(bench: Bench, server: Server[Any]) -> ServerInfo:
     (each,) = [
         each for each in listed if each.path == str(bench.folder) and each.service == server.service
     ]
-    return each._replace(since=LONG_AGO)
+    return replace(each, since=LONG_AGO)
 
 
 NAME = "warmstack_t_0123456789abcdef"
@@ -218,7 +219,7 @@ def test_postgresql_tells_by_its_templates_when_it_was_used(bench: Bench) -> Non
     server.client.close()
 
     until(lambda: cleanup.is_idle(runtime, old, LONG, background), "it is unused since it was made")
-    assert not cleanup.is_idle(runtime, old._replace(since=time.time()), LONG, background)
+    assert not cleanup.is_idle(runtime, replace(old, since=time.time()), LONG, background)
     note(server, time.time(), f"CREATE DATABASE {NAME} CONNECTION LIMIT {sql.MARK}")
     assert not cleanup.is_idle(runtime, old, LONG, background)
     note(server, LONG_AGO)
@@ -251,7 +252,7 @@ def test_the_background_process_ends_by_itself(tmp_path: Path) -> None:
         process = subprocess.run(
             [
                 *(sys.executable, "-c"),
-                "import pytest_warmstack.cleanup as u, sys; u._DEADLINE = 2; u.main(['1e12'])",
+                "import pytest_warmstack.cleanup as u, sys; u._SWEEP_TIMEOUT = 2; u.main(['1e12'])",
             ],
             env={**os.environ, "DOCKER_HOST": f"unix://{tmp_path}/engine.sock"},
             check=False,

@@ -93,7 +93,7 @@ def test_an_engine_that_stops_between_two_calls_is_told_by_each(
                 lambda: runtime.has(spec),
                 lambda: runtime.connect(spec, found),
                 lambda: runtime.remove(found),
-                lambda: runtime.remove(found._replace(kind="volume")),
+                lambda: runtime.remove(replace(found, kind="volume")),
                 lambda: runtime.ensure(spec),
             ]
             for call in calls:
@@ -158,7 +158,7 @@ def test_what_an_engine_refuses_is_told_in_its_words(docker_bench: Bench) -> Non
     runtime, found = found_by(docker_bench, docker_bench.redis)
 
     with pytest.raises(RuntimeUnavailable) as caught:
-        runtime.remove(found._replace(id="bridge", kind="network"))
+        runtime.remove(replace(found, id="bridge", kind="network"))
 
     assert caught.value.what == "The Docker engine refused a request of pytest-warmstack."
     assert "bridge" in caught.value.why

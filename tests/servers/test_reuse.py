@@ -109,7 +109,9 @@ def test_a_stale_hint_is_not_believed(kept: Library) -> None:
     redis_port = kept.kept("redis").port
     for service, port in (("postgres", redis_port), ("redis", 9)):
         path = kept.hint_file(service)
-        path.write_text(json.dumps({**json.loads(path.read_text()), "port": port}))
+        hint = json.loads(path.read_text())
+        hint["server"]["endpoint"]["port"] = port
+        path.write_text(json.dumps(hint))
 
     kept.run(REUSE).assert_outcomes(passed=5)
 
@@ -176,7 +178,7 @@ def test_a_server_with_another_configuration_is_replaced_and_the_change_is_named
         option, words = f"--warmstack-redis-image={image}", f"image: {kept.images.redis} -> {image}"
     else:
         (folder,) = (each for each in kept.folders() if "-redis-" in each.name)
-        program = json.loads((folder / "server.json").read_text())["program"]
+        program = json.loads((folder / "server.json").read_text())["what"]
         place = program.rpartition("/")[0]
         option, words = f"--warmstack-redis-bin={place}", f"programs: unset -> {place}"
 
@@ -198,7 +200,7 @@ def _redis_ids(project: Library) -> list[str]:
         if "-redis-" in each.name
     ]
     ids = [each["Id"] for each in project.containers() if "-redis-" in each["Name"]]
-    return [*ids, *(each["process"] for each in records)]
+    return [*ids, *(each["id"] for each in records)]
 
 
 def test_a_copied_checkout_has_servers_of_its_own(kept: Library, other_project: Library) -> None:

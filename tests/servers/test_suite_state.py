@@ -279,7 +279,8 @@ import redis
 
 @pytest.fixture(scope="session", autouse=True)
 def application():
-    known = json.loads(Path(".pytest_cache/d/warmstack/redis.json").read_text())
+    path = Path(".pytest_cache/d/warmstack/redis.json")
+    known = json.loads(path.read_text())["server"]["endpoint"]
     with redis.Redis(port=known["port"], password=known["password"], db=1) as client:
         assert any("warmstack:lease" in each["name"] for each in client.client_list())
         assert client.config_get("hz")["hz"] == "10"

@@ -25,7 +25,7 @@ from pytest_warmstack.servers.model import (
 )
 from pytest_warmstack.settings import Settings
 
-OURS = Endpoint(host="127.0.0.1", port=5432, password="0a1b")
+MANAGED = Endpoint(host="127.0.0.1", port=5432, password="0a1b")
 ODD = "p@ss/w:rd%?#"
 """A password with everything that means something in a URL."""
 
@@ -35,13 +35,13 @@ def spec(service: Service, url: str) -> ServerSpec[Any]:
     return make(service, Settings(postgres_url=url, redis_url=url))
 
 
-def test_a_server_of_ours_has_a_plain_url() -> None:
-    """Letters and digits alone, so that it can stand in a configuration file as it is."""
-    assert postgres_url(OURS, "shop", "asyncpg") == (
+def test_a_managed_server_has_a_plain_url() -> None:
+    """Only letters and digits, so that it can be pasted into any configuration file."""
+    assert postgres_url(MANAGED, "shop", "asyncpg") == (
         "postgresql+asyncpg://postgres:0a1b@127.0.0.1:5432/shop"
     )
-    assert postgres_url(OURS, "shop", None) == "postgresql://postgres:0a1b@127.0.0.1:5432/shop"
-    assert redis_url(OURS, 3) == "redis://:0a1b@127.0.0.1:5432/3"
+    assert postgres_url(MANAGED, "shop", None) == "postgresql://postgres:0a1b@127.0.0.1:5432/shop"
+    assert redis_url(MANAGED, 3) == "redis://:0a1b@127.0.0.1:5432/3"
 
 
 @pytest.mark.parametrize("host", ["db.example", "2001:db8::1", "127.0.0.1"])
@@ -87,7 +87,7 @@ def test_a_url_shows_no_password_in_a_report() -> None:
 
 
 def test_tls_is_asked_for_in_the_words_of_each_driver() -> None:
-    """asyncpg, as SQLAlchemy calls it, has another word than all the others."""
+    """asyncpg, as SQLAlchemy calls it, has another word than the other drivers."""
     endpoint = Endpoint(host="db", port=1, password="x", query="sslmode=require")
 
     assert postgres_url(endpoint, "shop", "asyncpg").endswith("/shop?ssl=require")
@@ -109,7 +109,7 @@ def test_tls_is_asked_for_in_the_words_of_each_driver() -> None:
     ],
 )
 def test_the_url_of_a_postgresql_tells_its_address(url: str, endpoint: Endpoint) -> None:
-    """What it does not say is what libpq takes: port 5432, and TLS where it can be had."""
+    """The defaults are those of libpq: port 5432, and TLS if the server supports it."""
     assert endpoint_of(spec(Service.POSTGRES, url)) == endpoint
 
 
@@ -131,5 +131,5 @@ def test_the_url_of_a_postgresql_tells_its_address(url: str, endpoint: Endpoint)
     ],
 )
 def test_the_url_of_a_redis_tells_its_address(url: str, endpoint: Endpoint) -> None:
-    """What it says of TLS is handed on as it stands."""
+    """Its options for TLS are kept as they are."""
     assert endpoint_of(spec(Service.REDIS, url)) == endpoint

@@ -12,10 +12,9 @@ from pytest_warmstack.environment import Environment
 from pytest_warmstack.postgres import Database, DatabaseName, State
 from pytest_warmstack.postgres.retention import Retention
 from pytest_warmstack.postgres.template.templates import Template
-from pytest_warmstack.servers.identity import Project, fingerprint
+from pytest_warmstack.servers import RememberedServers
+from pytest_warmstack.servers.identity import Process, Project, fingerprint
 from pytest_warmstack.servers.model import RunContext
-from pytest_warmstack.servers.processes import Process
-from pytest_warmstack.servers.remembered import RememberedServers
 from pytest_warmstack.settings import Settings
 
 

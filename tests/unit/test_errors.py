@@ -15,7 +15,7 @@ import pytest_warmstack
 from pytest_warmstack.errors import WarmstackError
 from pytest_warmstack.postgres.template.errors import TemplateFailed
 from pytest_warmstack.servers.errors import RuntimeUnavailable, ServerFailed
-from pytest_warmstack.servers.identity import Service
+from pytest_warmstack.servers.identity import Label, Service
 from pytest_warmstack.servers.model import Container, Endpoint, Server
 from pytest_warmstack.settings import CHOICES
 
@@ -509,16 +509,14 @@ def test_no_password_is_in_what_a_traceback_may_print() -> None:
     """The representations of an address, a server, its handle and a container's plan hide it."""
     endpoint = Client.endpoint
     server = Server(
-        service=Service.POSTGRES,
-        title="PostgreSQL",
         runtime="docker",
         id="1",
-        fingerprint="f",
+        name="one",
+        labels={Label.SERVICE: Service.POSTGRES},
         endpoint=endpoint,
+        title="PostgreSQL",
         client=Client(),
-        what="image",
         origin="started",
-        since=0.0,
     )
     container = Container(
         environment={"POSTGRES_PASSWORD": "hunter2"},

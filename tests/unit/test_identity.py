@@ -3,10 +3,19 @@
 from __future__ import annotations
 
 import re
+import stat
+from pathlib import Path
 
 import pytest
 
-from pytest_warmstack.servers.identity import Label, Project, changes, fingerprint, random_password
+from pytest_warmstack.servers.identity import (
+    Label,
+    Project,
+    changes,
+    fingerprint,
+    random_password,
+    write_private,
+)
 
 PRINT = "0123456789abcdef"
 
@@ -117,3 +126,29 @@ def test_every_label_bears_our_prefix() -> None:
     """No label of ours can be mistaken for another tool's."""
     assert all(label.startswith("pytest-warmstack.") for label in Label)
     assert len(set(Label)) == 9
+
+
+def test_a_private_file_replaces_the_old_one_as_a_whole(tmp_path: Path) -> None:
+    """Who has the old file open reads it to its end, and only the owner can read the new one."""
+    path = tmp_path / "server.json"
+    path.write_text("the old text")
+    path.chmod(0o644)
+    with path.open() as reader:
+        write_private(path, "new \u00e9")
+
+        assert reader.read() == "the old text"
+    assert path.read_text(encoding="utf-8") == "new \u00e9"
+    assert stat.S_IMODE(path.stat().st_mode) == 0o600
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_a_private_file_that_cannot_be_written_leaves_no_draft(tmp_path: Path) -> None:
+    """Neither where a folder is in its place, nor for a text that is none."""
+    (tmp_path / "folder").mkdir()
+
+    with pytest.raises(IsADirectoryError):
+        write_private(tmp_path / "folder", "text")
+    with pytest.raises(UnicodeEncodeError):
+        write_private(tmp_path / "file", "\ud800")
+
+    assert [each.name for each in tmp_path.iterdir()] == ["folder"]

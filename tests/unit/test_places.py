@@ -21,7 +21,7 @@ World = Callable[..., None]
 
 @pytest.fixture
 def world(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> World:
-    """A function that says what there is: a folder's name, and what `statvfs` gives for it."""
+    """A function that adds a folder: its name, and what `statvfs` reports about it."""
     found: dict[str, dict[str, int]] = {}
     real = os.statvfs
 
@@ -35,7 +35,7 @@ def world(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> World:
     def say(name: str, **given: int) -> None:
         (tmp_path / name).mkdir(exist_ok=True)
         found[name] = given
-        monkeypatch.setattr(places, "_candidates", lambda _: [tmp_path / each for each in found])
+        monkeypatch.setattr(places, "_folders", lambda _: [tmp_path / each for each in found])
 
     monkeypatch.setattr(os, "statvfs", statvfs)
     monkeypatch.setattr(places, "memory_left", lambda: None)
@@ -48,7 +48,7 @@ def chosen(need: Need = NEED) -> str:
 
 
 def test_the_first_with_the_wanted_room_is_taken(world: World) -> None:
-    """Memory comes first, and a larger disk is no reason against it."""
+    """Memory comes first, even if a disk is larger."""
     world("shm", f_bavail=600)
     world("tmp", f_bavail=9000)
 
@@ -56,7 +56,7 @@ def test_the_first_with_the_wanted_room_is_taken(world: World) -> None:
 
 
 def test_where_none_has_the_wanted_room_the_roomiest_is_taken(world: World) -> None:
-    """A little room is better than no server, as long as it is enough for one."""
+    """A little space is better than no server, as long as it is enough for one."""
     world("shm", f_bavail=120)
     world("tmp", f_bavail=450)
     world("more", f_bavail=120)
@@ -70,7 +70,7 @@ def test_where_none_has_the_wanted_room_the_roomiest_is_taken(world: World) -> N
         ({"f_blocks": 64, "f_bavail": 60}, "64 MB, of which 60 MB are free: that is too small"),
         ({"f_flag": os.ST_RDONLY}, "it is mounted read-only"),
         ({"f_flag": os.ST_NOEXEC}, r"programs can't be executed there \(noexec\)"),
-        ({"f_files": 5000, "f_favail": 999}, r"it has room for 999 more files only \(inodes\)"),
+        ({"f_files": 5000, "f_favail": 999}, r"it has room for only 999 more files \(inodes\)"),
     ],
     ids=["room", "read-only", "noexec", "inodes"],
 )
@@ -95,7 +95,7 @@ def test_what_a_place_lacks_is_said_when_none_will_do(
         ({"f_bavail": 60}, " is too small"),
         ({"f_bavail": 400}, " is too small"),
         ({"f_flag": os.ST_NOEXEC}, ": programs can't be executed there (noexec)"),
-        ({"f_files": 5000, "f_favail": 999}, ": it has room for 999 more files only (inodes)"),
+        ({"f_files": 5000, "f_favail": 999}, ": it has room for only 999 more files (inodes)"),
     ],
     ids=["room", "less than wanted", "noexec", "inodes"],
 )
@@ -106,7 +106,7 @@ def test_the_header_says_why_the_usual_place_was_passed_by(
     given: dict[str, int],
     why: str,
 ) -> None:
-    """Not each that won't do is too small."""
+    """A place can be unusable for other reasons than its size."""
     world("shm", **given)
     monkeypatch.setattr(places, "_SHARED_MEMORY", tmp_path / "shm")
 
@@ -114,7 +114,7 @@ def test_the_header_says_why_the_usual_place_was_passed_by(
 
 
 def test_execution_matters_only_where_something_is_executed(world: World) -> None:
-    """A server whose program lies elsewhere needs its data to be no program."""
+    """That matters only if the server's program is copied there."""
     world("shm", f_flag=os.ST_NOEXEC)
     world("tmp")
 
@@ -122,7 +122,7 @@ def test_execution_matters_only_where_something_is_executed(world: World) -> Non
 
 
 def test_a_folder_that_is_not_there_is_passed_by(tmp_path: Path) -> None:
-    """As where a machine has no /dev/shm."""
+    """Like /dev/shm on some machines."""
     place = places.look(tmp_path / "none", NEED)
 
     assert place.lacks == "No such file or directory"
@@ -160,13 +160,13 @@ def test_a_limit_of_memory_counts_where_files_lie_in_memory(
 
 
 def test_this_machines_own_places_are_recognised() -> None:
-    """The kernel's table of mounts tells memory from disks."""
+    """The kernel's table of mounts tells which file systems are in memory."""
     assert places._is_memory(Path("/dev/shm"))
     assert not places._is_memory(Path("/sys"))
 
 
 def group(folder: Path, version: int, limit: object, used: int, cache: int) -> None:
-    """Write what the kernel says of a control group."""
+    """Write what the kernel reports about a control group."""
     names = (
         ("memory.max", "memory.current", "inactive_file")
         if version == 2
@@ -184,7 +184,7 @@ def group(folder: Path, version: int, limit: object, used: int, cache: int) -> N
     ids=["v2", "v1"],
 )
 def test_the_tightest_group_decides(tmp_path: Path, version: int, line: str, top: str) -> None:
-    """Of a group and those above it; what is cached of a disk can be thrown away."""
+    """Of the group and those above it; the cache of files on disks doesn't count."""
     own = tmp_path / "own"
     own.write_text(line + "\n")
     left = lambda: places.memory_left(str(tmp_path), str(own))  # noqa: E731

@@ -1,4 +1,4 @@
-"""Who lives and who is gone, looked at with real processes."""
+"""`Process` tells which processes still run, checked with real processes."""
 
 from __future__ import annotations
 
@@ -6,16 +6,15 @@ import os
 import subprocess
 import sys
 from collections.abc import Iterator
-from dataclasses import replace
 
 import pytest
 
-from pytest_warmstack.servers.processes import Process
+from pytest_warmstack.servers.identity import Process
 
 
 @pytest.fixture
 def zombie() -> Iterator[Process]:
-    """A child that has ended and that nobody has collected."""
+    """A child that has ended and was not collected by its parent."""
     child = subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE)
     process = Process.of(child.pid)
     assert child.stdin is not None
@@ -27,7 +26,7 @@ def zombie() -> Iterator[Process]:
 
 
 def test_the_process_that_asks_is_not_gone() -> None:
-    """Who can ask, lives."""
+    """The current process runs."""
     own = Process.current()
 
     assert own.pid == os.getpid()
@@ -35,7 +34,7 @@ def test_the_process_that_asks_is_not_gone() -> None:
 
 
 def test_a_child_that_runs_is_not_gone() -> None:
-    """A process is alive from its start until its end, also in the eyes of another one."""
+    """A process runs from its start until its end, also as seen from another one."""
     with subprocess.Popen(
         [sys.executable, "-c", "input()"], stdin=subprocess.PIPE, stderr=subprocess.DEVNULL
     ) as child:
@@ -44,7 +43,7 @@ def test_a_child_that_runs_is_not_gone() -> None:
 
 
 def test_a_child_that_ended_and_was_collected_is_gone() -> None:
-    """A process id that nobody has belongs to a process that has ended."""
+    """An unused process id belongs to a process that has ended."""
     with subprocess.Popen([sys.executable, "-c", ""]) as child:
         process = Process.of(child.pid)
     assert child.returncode == 0
@@ -64,23 +63,23 @@ def test_a_process_that_was_a_zombie_when_it_was_looked_at_is_gone(zombie: Proce
 
 
 def test_a_process_of_another_machine_is_never_called_gone() -> None:
-    """What can't be known is not claimed, though nobody has that id here."""
+    """It can't be known, even if the id is unused here."""
     with subprocess.Popen([sys.executable, "-c", ""]) as child:
         process = Process.of(child.pid)
 
     assert process.is_gone()
-    assert not replace(process, host="elsewhere").is_gone()
+    assert not process._replace(host="elsewhere").is_gone()
 
 
 def test_a_process_whose_id_was_given_out_again_is_gone() -> None:
     """The same id with another start time is another process."""
     own = Process.current()
 
-    assert replace(own, started=f"{own.started}0").is_gone()
+    assert own._replace(started=f"{own.started}0").is_gone()
 
 
 def test_a_process_is_spelt_and_read_back() -> None:
-    """The text of a process tells all that is needed to judge it later."""
+    """The text contains everything that is needed to judge the process later."""
     own = Process.current()
 
     assert Process.parse(str(own)) == own
@@ -88,7 +87,7 @@ def test_a_process_is_spelt_and_read_back() -> None:
 
 
 def test_a_start_time_with_slashes_or_spaces_is_read_back() -> None:
-    """Where `ps` tells the start, the text holds what `ps` wrote."""
+    """Where `ps` reports the start, the text contains what `ps` wrote."""
     process = Process("mac.local", 12, "Sat Nov 22 23:39:01 2025 a/b")
 
     assert Process.parse(str(process)) == process
@@ -96,5 +95,5 @@ def test_a_start_time_with_slashes_or_spaces_is_read_back() -> None:
 
 @pytest.mark.parametrize("text", ["", "x", "host/", "host//1", "host/12x/1", "host/-1/1", "/"])
 def test_another_text_is_no_process(text: str) -> None:
-    """What is not spelt as we spell it is nobody."""
+    """Only the spelling of `str()` is read."""
     assert Process.parse(text) is None

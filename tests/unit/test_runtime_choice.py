@@ -1,4 +1,4 @@
-"""Which runtime `auto` takes, and what stops it: told without an engine and without servers."""
+"""Which runtime `auto` chooses, and when it fails; no engine and no server is needed."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ class Runtime:
     refusal: RuntimeUnavailable | None = None
 
     def check(self, specs: Sequence[ServerSpec[Any]], say: Callable[[str], None]) -> None:
-        """Refuse, if that is what it does."""
+        """Raise the refusal, if there is one."""
         if self.refusal is not None:
             raise self.refusal
 
@@ -61,7 +61,7 @@ def chosen(
 
 
 def test_embedded_servers_replace_the_default_image(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Whatever Docker lacks, and the reason is told."""
+    """Whatever Docker lacks; the reason is reported."""
     assert chosen(monkeypatch, NO_IMAGE, "", "") == (
         "embedded",
         "Could not pull the Docker image redis:7",
@@ -73,7 +73,7 @@ def test_embedded_servers_replace_the_default_image(monkeypatch: pytest.MonkeyPa
 def test_a_named_image_is_not_replaced_where_there_is_an_engine(
     monkeypatch: pytest.MonkeyPatch, images: Sequence[str]
 ) -> None:
-    """Neither if it is the one that is missing, nor if another server's is."""
+    """Neither if it is missing itself, nor if another server's image is."""
     with pytest.raises(RuntimeUnavailable) as caught:
         chosen(monkeypatch, NO_IMAGE, *images)
 
@@ -92,7 +92,7 @@ def test_a_named_image_is_not_replaced_where_there_is_an_engine(
 def test_an_official_image_is_replaced_where_there_is_no_engine(
     monkeypatch: pytest.MonkeyPatch, image: str
 ) -> None:
-    """The embedded server is of the version in its tag, and has the same in it."""
+    """The embedded server has the version in its tag, and the same features."""
     assert chosen(monkeypatch, NO_ENGINE, image)[0] == "embedded"
 
 
@@ -104,7 +104,7 @@ def test_an_official_image_is_replaced_where_there_is_no_engine(
     ],
 )
 def test_another_image_needs_the_engine(monkeypatch: pytest.MonkeyPatch, image: str) -> None:
-    """The error names the image and its setting, and has what is known of the engine."""
+    """The error names the image, its setting, and what is known about the engine."""
     with pytest.raises(RuntimeUnavailable) as caught:
         chosen(monkeypatch, NO_ENGINE, "", image)
 
@@ -121,7 +121,7 @@ def test_another_image_needs_the_engine(monkeypatch: pytest.MonkeyPatch, image: 
     ["postgres:16", "postgres", "registry.local:5000/postgis:16", "bitnami/postgresql@sha256:0"],
 )
 def test_an_image_named_for_the_other_service_is_recognized(name: RuntimeName, image: str) -> None:
-    """Before any engine is asked: its tag would be taken for the version of an embedded server."""
+    """Before any engine is asked: its tag would count as the version of an embedded server."""
     spec = redis.spec(resolve(environment({"WARMSTACK_REDIS_IMAGE": image})))
     run_context: Any = None
 

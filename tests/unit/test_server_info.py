@@ -1,4 +1,4 @@
-"""What the labels of a server tell, also where somebody else has written them."""
+"""What is read from the labels of a server, including labels that another program wrote."""
 
 from __future__ import annotations
 
@@ -14,12 +14,11 @@ from pytest_warmstack.servers.model import ServerInfo
 
 def found(**labels: str) -> ServerInfo:
     """Return a server with labels."""
-    return ServerInfo(
-        "docker", "1", "theirs", running=True, labels={Label[k]: v for k, v in labels.items()}
-    )
+    named = {Label[key]: value for key, value in labels.items()}
+    return ServerInfo(runtime="docker", id="1", name="theirs", labels=named)
 
 
-def test_labels_of_ours_are_read() -> None:
+def test_the_plugins_own_labels_are_read() -> None:
     """The service and the configuration, as they were written."""
     ours = found(SERVICE="redis", CONFIG='{"image": "redis:7", "number": 2}')
 
@@ -30,14 +29,14 @@ def test_labels_of_ours_are_read() -> None:
 
 @pytest.mark.parametrize("text", ["", "{", "7", "[1]", "null", '"text"'])
 def test_a_configuration_that_is_none_is_nothing(text: str) -> None:
-    """Anybody can give a container our labels; that stops no run and no command."""
+    """Any container can have these labels; that must not stop a run or a command."""
     assert found(CONFIG=text).config == {}
     assert found().config == {}
 
 
 @pytest.mark.parametrize("text", ["", "mongo", "Redis", "postgres; rm"])
-def test_a_service_that_we_do_not_know_is_none(text: str) -> None:
-    """It is shown as what it is, a server, and taken for neither of ours."""
+def test_an_unknown_service_is_none(text: str) -> None:
+    """It is shown as a server of neither service."""
     theirs = found(SERVICE=text)
 
     assert theirs.service == ""
@@ -46,14 +45,14 @@ def test_a_service_that_we_do_not_know_is_none(text: str) -> None:
 
 @pytest.mark.parametrize("text", ["", "x", "a/b/c", "host/0x7/1", "//"])
 def test_an_owner_that_is_none_has_not_ended(text: str) -> None:
-    """So nothing is removed for it."""
+    """So the server isn't removed."""
     assert not found(OWNER=text, RUN="1").orphaned
 
 
 def test_a_server_is_listed_under_its_project_or_what_stands_for_one() -> None:
-    """Each heading is there once, whatever the order they were found in."""
+    """Each heading appears once, whatever the order of the servers."""
     external = ServerInfo(
-        "external", "", "db:5432", running=True, labels={Label.SERVICE: "postgres"}
+        runtime="external", id="", name="db:5432", labels={Label.SERVICE: "postgres"}
     )
     servers = [
         found(PATH="/shop", SERVICE="redis"),

@@ -18,9 +18,8 @@ from pytest_warmstack.cli.project import Place, here, known
 from pytest_warmstack.errors import WarmstackError
 from pytest_warmstack.postgres import State
 from pytest_warmstack.servers.external import External
-from pytest_warmstack.servers.identity import Label, Project, Service
+from pytest_warmstack.servers.identity import Label, Process, Project, Service
 from pytest_warmstack.servers.model import OwnRuntime, ServerInfo
-from pytest_warmstack.servers.processes import Process
 
 
 @dataclass

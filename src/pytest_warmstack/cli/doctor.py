@@ -253,7 +253,7 @@ def _embedded(settings: Settings) -> Iterator[Check]:
             told = "\n".join([f"{first}  ({where})", *more])
             yield Check(GOOD if good else PLAIN, f"{spec.title}", told)
         if found:
-            looked = places.looked(native.need(), spec.folder)
+            looked = places.candidates(native.need(), spec.folder)
             usable = any(not place.lacks for place in looked)
             for place in looked:
                 said = PLAIN if place.lacks and usable else BAD if place.lacks else GOOD

@@ -21,13 +21,12 @@ from pytest_warmstack.postgres.connections import (
     greet,
     rejection,
 )
-from pytest_warmstack.servers.errors import ConnectionLost
+from pytest_warmstack.servers.errors import ConnectionLost, raise_if_out_of_resources
 from pytest_warmstack.servers.model import (
     Endpoint,
     NotOurs,
     NotReady,
     postgres_url,
-    see_that_it_is_the_server,
 )
 
 RENEWAL_TIME: Final = 0.25
@@ -123,7 +122,7 @@ class Databases:
                 raise
             if why := rejection(error):
                 raise NotOurs(why) from error
-            see_that_it_is_the_server(error)
+            raise_if_out_of_resources(error)
             raise NotReady(f"{endpoint.place}: {error.why}") from error
         return cls(connection, background, facts)
 

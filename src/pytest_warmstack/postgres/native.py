@@ -19,6 +19,7 @@ from typing import Any, Final
 from pytest_warmstack.postgres.connections import TITLE
 from pytest_warmstack.postgres.server import initdb_arguments
 from pytest_warmstack.servers.errors import RuntimeUnavailable, ServerFailed
+from pytest_warmstack.servers.identity import write_private
 from pytest_warmstack.servers.model import USER, Command, Need
 from pytest_warmstack.settings import CHOICES, INITDB_ARGS, words
 
@@ -183,8 +184,8 @@ class NativePostgres:
         programs = _reachable(self._find(), folder, user)
         data, pwfile = folder / "data", folder / "pwfile"
         data.mkdir(mode=0o700)
-        with os.fdopen(os.open(pwfile, os.O_WRONLY | os.O_CREAT, 0o600), "w") as file:
-            file.write(password)
+        pwfile = folder / "pwfile"
+        write_private(pwfile, password)
         if user is not None:
             shutil.chown(data, user)
             shutil.chown(pwfile, user)

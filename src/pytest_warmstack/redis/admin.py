@@ -23,14 +23,13 @@ from redis.retry import Retry
 
 from pytest_warmstack import originals
 from pytest_warmstack.redis.errors import CommandRefused
-from pytest_warmstack.servers.errors import ServerFailed
+from pytest_warmstack.servers.errors import ServerFailed, raise_if_out_of_resources
 from pytest_warmstack.servers.model import (
     LOOKER,
     Endpoint,
     NotOurs,
     NotReady,
     redis_url,
-    see_that_it_is_the_server,
 )
 
 TITLE: Final = "Redis"
@@ -161,7 +160,7 @@ class Admin:
             connection.disconnect()
             if _is_about_tls(error):
                 raise NotOurs(str(error)) from error
-            see_that_it_is_the_server(error)
+            raise_if_out_of_resources(error)
             words = error.why if isinstance(error, ServerFailed) else error
             raise NotReady(f"{endpoint.place}: {words}") from error
         if any(ident != f"warmstack-{fingerprint}" for _, ident in idents):
@@ -417,7 +416,7 @@ def _knock(endpoint: Endpoint, timeout: float) -> None:
             probe.sendall(b"PING\r\n")
             answer = probe.recv(64)
     except OSError as error:
-        see_that_it_is_the_server(error)
+        raise_if_out_of_resources(error)
         refusal = NotOurs if _is_about_tls(error) else NotReady
         raise refusal(f"{endpoint.place}: {error}") from error
     if not answer:

@@ -113,7 +113,7 @@ class Leases:
         # Of our connections, also those that the server may not know to be lost.
         self._ids = {self._admin.id}
         self._test = ""
-        self._state = Untouched() if server.foreign else ServerState()
+        self._state = Untouched() if server.external else ServerState()
         self._alone = False
         # Where our own keys are. Who has the whole server uses the first of its databases.
         self._home = 0
@@ -174,7 +174,7 @@ class Leases:
                 self._make_willing(error)
                 return do()
         except CommandRefused as error:
-            if self.server.foreign and is_forbidden(error.answer):
+            if self.server.external and is_forbidden(error.answer):
                 raise self._admin.forbidden(error.answer) from error
             raise LeaseFailed.refused(
                 command=error.command, answer=error.answer, test=self._test
@@ -236,7 +236,7 @@ class Leases:
                 ("SELECT", self._home),
                 ("DEL", *self._keys(lease.index)),
             ]
-            if not self.server.foreign:
+            if not self.server.external:
                 seconds, _ = self._admin.command("TIME")
                 commands.append(("SET", USED, seconds))
             self._admin.commands(*commands)
@@ -283,7 +283,7 @@ class Leases:
             second.close()
 
     def _is_alone(self, clients: Iterable[Client]) -> bool:
-        return self._whole or not (self.server.foreign or self._others(clients))
+        return self._whole or not (self.server.external or self._others(clients))
 
     def _others(self, clients: Iterable[Client]) -> list[Client]:
         """Return the connections of other processes that hold a lease."""
@@ -327,7 +327,7 @@ class Leases:
         )
         answers = iter(found)
         survey.held_by = {start: [next(answers) or "" for _ in own] for start, own in keys.items()}
-        if self.server.foreign:
+        if self.server.external:
             survey.filled = admin.filled()
         return survey
 
@@ -361,7 +361,7 @@ class Leases:
         admin, own = self._admin, self._keys(start)
         # The name first: from now on no other process takes these for free.
         admin.command("CLIENT", "SETNAME", self._name(start))
-        look_into = start if self.server.foreign else ""
+        look_into = start if self.server.external else ""
         held = survey.held_by[start]
         return bool(admin.command("EVAL", _CLAIM, len(own), *own, admin.id, *held, look_into))
 

@@ -12,7 +12,7 @@ from typing import Final, NamedTuple
 
 from pytest_warmstack.redis.admin import TITLE, USER, Admin
 from pytest_warmstack.servers.errors import RuntimeUnavailable
-from pytest_warmstack.servers.identity import Service
+from pytest_warmstack.servers.identity import Service, write_private
 from pytest_warmstack.servers.model import Command, Container, Need, ServerSpec, major_of
 from pytest_warmstack.settings import Settings
 
@@ -113,8 +113,7 @@ class NativeRedis(NamedTuple):
         path = folder / "redis.conf"
         settings = (" ".join(words) for words in _settings(self.fingerprint, password))
         lines = ["bind 127.0.0.1", f"dir {folder}", *settings]
-        with os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT, 0o600), "w") as file:
-            file.write("\n".join([*lines, ""]))
+        write_private(path, "\n".join([*lines, ""]))
         return lambda port: Command(arguments=[str(program), str(path), "--port", str(port)])
 
     def places(self) -> Iterator[tuple[str, str, bool]]:

@@ -630,3 +630,17 @@ _LARGER = (
     "make /dev/shm larger, if this is a container: docker run --shm-size=1g, or shm_size in a "
     "compose file"
 )
+
+
+def raise_if_out_of_resources(error: BaseException | None) -> None:
+    """Raise `RuntimeUnavailable` if *error* comes from a lack of files or memory in this process.
+
+    Such an error says nothing about the server, which must not be replaced for it.
+    """
+    while error is not None:
+        if isinstance(error, OSError) and error.errno in _LACKS:
+            raise RuntimeUnavailable.by_system(cause=str(error), number=error.errno) from error
+        error = error.__cause__
+
+
+_LACKS: Final = {errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.ENOBUFS}

@@ -16,15 +16,16 @@ from urllib.parse import unquote, urlsplit
 from pytest_warmstack import originals
 from pytest_warmstack.servers import answers
 from pytest_warmstack.servers.errors import ServerFailed
-from pytest_warmstack.servers.identity import Service
+from pytest_warmstack.servers.identity import Label, Service
+from pytest_warmstack.servers.lifecycle import POLL_INTERVAL
 from pytest_warmstack.servers.model import (
-    POLL_INTERVAL,
     C,
     Endpoint,
     NotOurs,
     NotReady,
     RunContext,
     Server,
+    ServerInfo,
     ServerSpec,
 )
 from pytest_warmstack.settings import RuntimeName
@@ -60,18 +61,15 @@ class External:
         """Return the server at the URL of *spec*, as soon as it answers: it may be starting."""
         endpoint = replace(endpoint_of(spec), looks=self._looks)
         client = self._connected(spec, endpoint)
-        return Server(
-            service=spec.service,
-            title=spec.title,
+        return ServerInfo(
             runtime=self.name,
             id=endpoint.place,
-            fingerprint="",
+            name=endpoint.place,
+            labels={Label.SERVICE: spec.service},
             endpoint=client.endpoint,
-            client=client,
             what=f"as {endpoint.user}" if endpoint.user else "",
-            origin="connected",
-            since=originals.now(),
-        )
+            state="running",
+        ).ready(spec, client, "connected")
 
     def _connected(self, spec: ServerSpec[C], endpoint: Endpoint) -> C:
         deadline = originals.monotonic() + self._seconds

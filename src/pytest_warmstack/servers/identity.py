@@ -1,40 +1,43 @@
-"""Names and fingerprints: what a thing of ours is called and how it is recognised.
-
-Pure: nothing here reads or writes anything.
-"""
+"""Identity: names, labels and fingerprints, projects, and processes that can be told apart."""
 
 from __future__ import annotations
 
 import hashlib
+import os
+import platform
 import re
-from collections.abc import Mapping
+import subprocess
+import sys
+import tempfile
+from collections.abc import Mapping, Sequence
 from enum import StrEnum
-from typing import Final, NamedTuple
+from pathlib import Path
+from typing import IO, Any, Final, NamedTuple, Self
 
 from pytest_warmstack import originals
 
 NAMESPACE: Final = "pytest-warmstack"
-"""Prefix of every label of ours."""
+"""The prefix of every label."""
 
 SERVER_FORMAT: Final = "4"
-"""Raised when a server that an older version of this package started must not be reused."""
+"""Raise it when servers of older versions of this package must not be reused."""
 
 BUILD_FORMAT: Final = "4"
-"""Raised when a template that an older version of this package built must not be reused.
+"""Raise it when templates of older versions of this package must not be reused.
 
 A fingerprint of files alone once let a broken builder pass unnoticed (pgtestdb, changelog 0.1.1).
 """
 
 
 class Service(StrEnum):
-    """The kinds of server that we run."""
+    """The kinds of server."""
 
     POSTGRES = "postgres"
     REDIS = "redis"
 
 
 class Label(StrEnum):
-    """Keys of the labels on a server of ours: on its container, or in its folder's record."""
+    """The labels of a managed server: on its container, or in the record in its folder."""
 
     PROJECT = f"{NAMESPACE}.project"
     PATH = f"{NAMESPACE}.path"
@@ -48,11 +51,11 @@ class Label(StrEnum):
 
 
 KEPT: Final = "kept"
-"""Value of `Label.RUN` on a server that survives its run."""
+"""The value of `Label.RUN` on a server that outlives its run."""
 
 
 def fingerprint(*parts: str | bytes) -> str:
-    """Return 16 hexadecimal digits that stand for *parts*, in order and with their borders."""
+    """Return 16 hexadecimal digits for *parts*; their order and their borders count."""
     digest = hashlib.blake2b(digest_size=8)
     for part in parts:
         data = part.encode() if isinstance(part, str) else part
@@ -62,11 +65,11 @@ def fingerprint(*parts: str | bytes) -> str:
 
 
 VARIABLE: Final = "env."
-"""What the key of a variable begins with, whose value may be a secret: only a digest is kept."""
+"""The prefix of a variable's key in a configuration: only a digest of its value is kept."""
 
 
 def digest(variables: Mapping[str, str]) -> dict[str, str]:
-    """Return the entries of a configuration that stand for *variables*, without their values."""
+    """Return the entries of a configuration for *variables*, whose values may be secret."""
     return {f"{VARIABLE}{name}": fingerprint(name, value)[:8] for name, value in variables.items()}
 
 
@@ -93,17 +96,147 @@ def random_password() -> str:
     return originals.urandom(16).hex()
 
 
+def write_private(path: Path, text: str) -> None:
+    """Write *text* to the file *path* so that only its owner can read it.
+
+    A reader sees the old text or the new one, never a part.
+    """
+    handle, name = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
+    draft = Path(name)
+    try:
+        with os.fdopen(handle, "w", encoding="utf-8") as file:
+            file.write(text)
+        draft.replace(path)
+    except BaseException:
+        draft.unlink()
+        raise
+
+
+class Process(NamedTuple):
+    """A process, running or ended: *host* it runs on, *pid*, and when it *started*.
+
+    The id alone is not enough: systems reuse ids, and a container has its own. *host* is the
+    machine with its process-id namespace.
+    """
+
+    host: str
+    pid: int
+    started: str
+
+    @classmethod
+    def current(cls) -> Self:
+        """Return this process."""
+        return cls.of(os.getpid())
+
+    @classmethod
+    def of(cls, pid: int) -> Self:
+        """Return the process that has the id *pid* on this machine now."""
+        return cls(_host(), pid, _started(pid) or "")
+
+    @classmethod
+    def parse(cls, text: str) -> Self | None:
+        """Return the process that `str()` spelt, None if *text* is something else."""
+        host, _, rest = text.partition("/")
+        pid, _, started = rest.partition("/")
+        return cls(host, int(pid), started) if pid.isdigit() else None
+
+    def __str__(self) -> str:
+        return f"{self.host}/{self.pid}/{self.started}"
+
+    @property
+    def is_near(self) -> bool:
+        """Whether it runs, or ran, on this machine and sees the same folders."""
+        return self.host == _host()
+
+    def is_gone(self) -> bool:
+        """Tell whether this process has certainly ended: never, if it's on another machine."""
+        return self.is_near and _started(self.pid) != self.started
+
+    def family_memory(self) -> int:
+        """Return the bytes that only this process and its children use; 0 if unknown.
+
+        The children are the members of its session, which it leads.
+        """
+        total = 0
+        for folder in Path("/proc").glob("[0-9]*") if sys.platform == "linux" else ():
+            try:
+                # proc_pid_stat(5): session is field 6, so the fourth after the name.
+                fields = (folder / "stat").read_text(errors="replace").rpartition(")")[2].split()
+                status = (folder / "status").read_text(errors="replace")
+            except OSError:
+                # It has ended, or only its owner may see it (hidepid).
+                continue
+            if fields[3] == str(self.pid):
+                own = re.search(r"^RssAnon:\s+(\d+) kB", status, re.MULTILINE)
+                total += int(own[1]) * 1024 if own else 0
+        return total
+
+
+class Daemon(subprocess.Popen[bytes]):
+    """A process that may outlive this one.
+
+    It has a session of its own, so that Ctrl-C in the terminal doesn't reach it.
+    """
+
+    def __init__(
+        self, command: Sequence[str], output: int | IO[bytes] = subprocess.DEVNULL, **options: Any
+    ) -> None:
+        super().__init__(
+            command,
+            stdin=subprocess.DEVNULL,
+            stdout=output,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+            **options,
+        )
+
+    def __del__(self) -> None:
+        """Leave out the warning of `Popen` that the process still runs."""
+
+
+def _host() -> str:
+    """Return what tells this machine and process-id namespace from others."""
+    if sys.platform == "linux":
+        boot = Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii").strip()
+        return f"{boot}.{Path('/proc/self/ns/pid').stat().st_ino}"
+    return platform.node()
+
+
+def _started(pid: int) -> str | None:
+    """Return when the process with this id started, None if none runs.
+
+    A zombie has ended: it only waits for a parent that may never collect it.
+    """
+    if sys.platform == "linux":
+        try:
+            text = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8", errors="replace")
+        except (FileNotFoundError, ProcessLookupError):
+            return None
+        # proc_pid_stat(5): the name, in parentheses, may contain anything; state is field 3,
+        # starttime field 22.
+        fields = text.rpartition(")")[2].split()
+        return None if fields[0] in "ZX" else fields[19]
+    answer = subprocess.run(
+        ["/bin/ps", "-o", "state=,lstart=", "-p", str(pid)],
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=5,
+    ).stdout.split(maxsplit=1)
+    return answer[1].strip() if len(answer) == 2 and not answer[0].startswith("Z") else None
+
+
 class Project(NamedTuple):
-    """A checkout, known by the real path of its root."""
+    """A checkout, identified by the real path of its root."""
 
     path: str
 
     @property
     def id(self) -> str:
-        """12 hexadecimal digits, the same for every run in this checkout."""
+        """12 hexadecimal digits, the same in every run of this checkout."""
         return fingerprint(self.path)[:12]
 
     @property
     def slug(self) -> str:
-        """The folder's name, as far as a container's name may hold it."""
+        """The folder's name, reduced to what the name of a container may contain."""
         return re.sub(r"[^a-z0-9]+", "-", self.path.rsplit("/", 1)[-1].lower()).strip("-")[:24]

@@ -1,68 +1,59 @@
-"""What a runtime is: something that can find, start and remove the servers a spec describes."""
+"""The model of a server: what it should be, what is known of it, and what a runtime can do."""
 
 from __future__ import annotations
 
-import errno
 import json
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, fields, replace
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any, Final, Generic, NamedTuple, Protocol, TypeVar
+from typing import Any, Final, Generic, NamedTuple, Protocol, Self, TypeVar
 from urllib.parse import quote
 
-from pytest_warmstack import originals
-from pytest_warmstack.errors import WarmstackError
-from pytest_warmstack.servers.errors import RuntimeUnavailable, ServerFailed, ServerFull
 from pytest_warmstack.servers.identity import (
     KEPT,
     NAMESPACE,
     SERVER_FORMAT,
     Label,
+    Process,
     Project,
     Service,
-    changes,
     digest,
     fingerprint,
 )
-from pytest_warmstack.servers.processes import Process
 from pytest_warmstack.settings import MaskedUrl, RuntimeName
 
 USER: Final = "postgres"
-"""Who we are on a PostgreSQL of ours: its superuser."""
+"""The superuser of a managed PostgreSQL."""
 
 MAINTENANCE: Final = "postgres"
-"""PostgreSQL's database that we connect to: advisory locks count within one database only.
+"""The PostgreSQL database to connect to: advisory locks count within one database only.
 
-So it is the same one for everybody, also where somebody else's URL names another.
+All processes use this one, whichever database a URL names.
 """
 
 LOOKER: Final = "warmstack-look"
-"""What the name of a connection begins with that only looks: it does not count as a user."""
-
-POLL_INTERVAL: Final = 0.05
-"""Seconds between two attempts to query a server that is starting."""
+"""The prefix of the name of a connection that only looks and doesn't count as a user."""
 
 ANSWER_TIMEOUT: Final = 3.0
-"""Seconds that a server which has been up for a while may take to answer, before it is broken."""
+"""Seconds that a server which has been up for a while may take to answer."""
 
 
 class NotReady(Exception):
-    """The server does not answer yet; it may soon."""
+    """The server doesn't answer yet; it may do so soon."""
 
 
 class NotOurs(Exception):
-    """Something answers, and it is not the server that was meant."""
+    """Another server answers, or it refuses the password."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Endpoint:
-    """Where a server answers, and as which user it is connected to.
+    """The address of a server, and the user to connect as.
 
-    Without a *user* that is the server's own first one. *scheme* and *query* are what the URL of an
-    external server adds, about TLS for example; a managed server has none. A process that only
-    looks at the server sets *looks*: its connection does not count as a use of the server.
+    An empty *user* means the server's default. *scheme* and *query* come from the URL of an
+    external server, for TLS for example. With *looks*, the connection doesn't count as a use.
     """
 
     host: str
@@ -75,38 +66,39 @@ class Endpoint:
 
     @property
     def place(self) -> str:
-        """The address, as a URL has it: an IPv6 address stands in brackets."""
+        """The address as in a URL, with an IPv6 address in brackets."""
         return f"[{self.host}]:{self.port}" if ":" in self.host else f"{self.host}:{self.port}"
 
     def authority(self, user: str = "") -> str:
-        """Return what stands between `//` and the path of a URL, with *user* if there is none."""
-        user = self.user or user
-        if not user and not self.password:
-            return self.place
+        """Return the part of a URL between `//` and the path; *user* is the default user."""
         password = f":{quote(self.password, safe='')}" if self.password else ""
-        return f"{quote(user, safe='')}{password}@{self.place}"
+        login = f"{quote(self.user or user, safe='')}{password}"
+        return f"{login}@{self.place}" if login else self.place
+
+
+NOWHERE: Final = Endpoint(host="", port=0, password="")
 
 
 class Client(Protocol):
-    """The connection whose query told that a server is ready; work goes on over it."""
+    """The connection that showed that a server is ready, and that is used from then on."""
 
     endpoint: Endpoint
-    """Where it is connected to, with what the first connection has shown."""
+    """The address, completed by what the server reports."""
 
     version: str
-    """The version that the server itself gives, such as `16.14`."""
+    """The version that the server reports, such as `16.14`."""
 
     also: str
-    """What else it calls itself, such as `Valkey 8.1.1`; mostly nothing."""
+    """The name and version of a compatible server, such as `Valkey 8.1.1`, or nothing."""
 
     def users(self) -> int:
-        """Return how many other runs use the server; a process that only looks does not count."""
+        """Return the number of other processes that use the server."""
 
     def used(self) -> float:
-        """Return when it was used last, in epoch seconds; 0 when it can't tell."""
+        """Return the time of the last use in seconds since the epoch, 0 if unknown."""
 
     def close(self) -> None:
-        """End the connection."""
+        """Close the connection."""
 
 
 C = TypeVar("C", bound=Client)
@@ -115,12 +107,12 @@ C_co = TypeVar("C_co", bound=Client, covariant=True)
 
 @dataclass(frozen=True, kw_only=True)
 class Container:
-    """How a server runs in Docker: what its image's own entrypoint is given.
+    """The settings of a container, for the entrypoint of its image.
 
-    *arguments* are the server's; *takers* are the names of programs and scripts that are known to
-    take them, and *variable* is what others take them from, separated by spaces. *data* is where
-    the data lies if the image names no place by a volume or by *data_variable*, *shm_size* is in
-    bytes. *contract* tells the reader how an image can take the password and the settings.
+    *takers* are the programs and scripts that accept the server's *arguments*; others read them
+    from *variable*, separated by spaces. *data* is the data folder if the image declares neither a
+    volume nor *data_variable*. *shm_size* is in bytes. *contract* tells in an error how an image
+    can accept the password and the settings.
     """
 
     environment: Mapping[str, str] = field(repr=False)
@@ -135,11 +127,7 @@ class Container:
 
 @dataclass(frozen=True, kw_only=True)
 class Command:
-    """How a server runs as a native process: its arguments and, if not ours, its user.
-
-    *environment* is what it has beyond a path and a time zone, *note* what the user has to know
-    about it.
-    """
+    """The command of a native server, and the *user* to run it as; *note* is for the reader."""
 
     arguments: Sequence[str]
     user: str | None = None
@@ -148,10 +136,9 @@ class Command:
 
 
 class Need(NamedTuple):
-    """What an embedded server needs of the place for its files.
+    """The space that an embedded server needs: *least* bytes, better *wanted*, and *files*.
 
-    That is *least* bytes, better *wanted* ones, and a number of *files*. *user* is who the server
-    runs as, if not we; with *executes* its program is started from there.
+    *user* is who runs it, if not you; *executes* is set if its program is copied there too.
     """
 
     least: int = 0
@@ -162,43 +149,40 @@ class Need(NamedTuple):
 
 
 class Native(Protocol):
-    """How to find a server's programs on this machine, and to prepare a folder for it."""
+    """The programs of a server on this machine."""
 
     def prepare(self, folder: Path, password: str) -> Callable[[int], Command]:
-        """Make *folder* ready, and return what gives the command for a port.
+        """Write the server's files into *folder*; return the function from a port to its command.
 
-        Raises `RuntimeUnavailable` when no usable program is found.
+        Raises `RuntimeUnavailable` if there is no usable program.
         """
 
     def check(self) -> None:
-        """Raise `RuntimeUnavailable` when no usable program is found."""
+        """Raise `RuntimeUnavailable` if there is no usable program."""
 
     def need(self) -> Need:
-        """Return what the server needs of the place for its files."""
+        """Return the space that the server needs."""
 
     def places(self) -> Iterator[tuple[str, str, bool]]:
-        """Yield each place that is looked at, what was found there, and whether it will do.
+        """Yield each place that is searched, what was found there, and whether it is usable.
 
-        Further lines of what was found are for a reader who wants to know all.
+        Lines of the finding after the first are details.
         """
 
 
 @dataclass(frozen=True, kw_only=True)
 class ServerSpec(Generic[C]):
-    """What a server looks like, whatever runs it.
+    """The server that the settings ask for, whichever runtime runs it.
 
-    *url* leads to one that somebody else runs; then the rest tells only how to connect.
-    *image_source* is where the user named the image, nothing for the default. *major* is
-    the version asked for (None when any will do), *native_major* that of an embedded server if it
-    is to be another one, *programs* a folder named by the user, *folder* the one for the files of
-    an embedded server, if one was named, *options* are the server's own settings, *environment* is
-    what the user gave it as its own, *port* is where it listens in a container. *number* tells
-    apart several servers of a service, from 1 on;
-    0 is one that all share.
+    A *url* is that of an external server; then the rest only tells how to connect. *image_source*
+    is the setting that names the image, empty for the default. *major* is the wanted version, None
+    for any; *native_major* replaces it for embedded servers. *programs* and *folder* are folders
+    that the user names: for the server's binaries, and for its files. *number* tells several
+    servers of a service apart, from 1; 0 is the shared one.
 
-    *container* takes a password and a fingerprint, *native* a fingerprint. *connect* makes the
-    client with a real query: it takes the endpoint, the fingerprint to expect (nothing, if the
-    server is not one of ours) and a time in seconds, and raises `NotReady` or `NotOurs`.
+    *container* takes a password and a fingerprint, *native* a fingerprint. *connect* takes an
+    endpoint, the expected fingerprint (empty for an external server) and a timeout in seconds;
+    it sends a real query and raises `NotReady` or `NotOurs`.
     """
 
     service: Service
@@ -222,94 +206,154 @@ class ServerSpec(Generic[C]):
 
     @property
     def key(self) -> str:
-        """A word for it within a project: `redis`, or `redis-2`."""
+        """The server's name within a project: `redis` or `redis-2`."""
         return f"{self.service}-{self.number}" if self.number else str(self.service)
 
     def config(self, runtime: str) -> dict[str, str]:
-        """Return all that makes a running server the one asked for, by name."""
+        """Return everything that a running server must have in common with this one, by name."""
         if runtime == RuntimeName.DOCKER:
             origin = {"image": self.image}
         else:
             origin = {"version": str(self.wanted_major(runtime) or "any")}
-            if self.programs:
-                origin["programs"] = self.programs
-            if self.folder:
-                origin["folder"] = self.folder
-        number = {"number": str(self.number)} if self.number else {}
-        variables = digest(self.environment)
-        return {"format": SERVER_FORMAT, **origin, **number, **self.options, **variables}
+            origin |= {"programs": self.programs, "folder": self.folder}
+        number = str(self.number) if self.number else ""
+        named = {key: value for key, value in {**origin, "number": number}.items() if value}
+        return {"format": SERVER_FORMAT, **named, **self.options, **digest(self.environment)}
 
     def fingerprint(self, runtime: str) -> str:
         """Return the fingerprint of `config`."""
-        return fingerprint(
-            json.dumps([self.service, runtime, self.config(runtime)], sort_keys=True)
-        )
+        parts = [self.service, runtime, self.config(runtime)]
+        return fingerprint(json.dumps(parts, sort_keys=True))
 
     def wanted_major(self, runtime: str) -> int | None:
-        """Return the version asked for where *runtime* runs the server; None when any will do."""
+        """Return the major version wanted from *runtime*; None for any."""
         native = self.native_major if runtime == RuntimeName.EMBEDDED else None
         return native or self.major
 
-    def check_version(self, client: Client, runtime: str) -> None:
-        """Raise `ServerFailed` when the server that answers is not of the version asked for."""
-        versions = (client.version, client.also.rpartition(" ")[2])
-        majors = {version.partition(".")[0] for version in versions}
-        wanted = self.wanted_major(runtime)
-        if wanted is not None and not self.url and str(wanted) not in majors:
-            raise ServerFailed.wrong_version(
-                title=self.title, found=called(client), wanted=f"version {wanted}"
-            )
 
+@dataclass(frozen=True, kw_only=True)
+class ServerInfo:
+    """What is known of a server: the one record, in lists and in files.
 
-def called(client: Client) -> str:
-    """Return the version of a server for its readers, such as `7.2.4 (Valkey 8.1.1)`."""
-    return f"{client.version} ({client.also})" if client.also else client.version
+    *id* is a container's id or a `Process`. *labels* tell whose server it is and what it was made
+    from (see `Label`), *what* its image or program. *state* is `running` or the runtime's word,
+    *since* is in seconds since the epoch. *note* is for the reader. A *kind* other than `server` is
+    a leftover: a volume, a network, a folder.
+    """
+
+    runtime: str
+    id: str
+    name: str
+    labels: Mapping[str, str]
+    endpoint: Endpoint = NOWHERE
+    what: str = ""
+    state: str = ""
+    since: float = 0.0
+    note: str = ""
+    kind: str = "server"
+
+    @classmethod
+    def from_plain(cls, plain: Any) -> Self:
+        """Return the record that `to_plain` gave; raise TypeError or KeyError for others."""
+        return cls(**{**plain, "endpoint": Endpoint(**plain["endpoint"])})
+
+    def to_plain(self) -> dict[str, Any]:
+        """Return this record as JSON can hold it. It contains the password."""
+        plain = {each.name: getattr(self, each.name) for each in fields(ServerInfo)}
+        return {**plain, "endpoint": asdict(self.endpoint)}
+
+    def ready(self, spec: ServerSpec[Any], client: C, origin: str, *reasons: str) -> Server[C]:
+        """Return this server, which has answered *client*; see `Server`."""
+        reason = "; ".join(filter(None, reasons))
+        return Server(**vars(self), title=spec.title, client=client, origin=origin, reason=reason)
+
+    @property
+    def running(self) -> bool:
+        """Whether the server runs."""
+        return self.state == "running"
+
+    @property
+    def service(self) -> str:
+        """The service, or nothing if the label has no known one."""
+        label = self.labels.get(Label.SERVICE, "")
+        return label if label in set(Service) else ""
+
+    @property
+    def fingerprint(self) -> str:
+        """The fingerprint of its configuration; an external server has none."""
+        return self.labels.get(Label.FINGERPRINT, "")
+
+    @property
+    def config(self) -> dict[str, str]:
+        """The configuration that it was made from, or nothing if the label is not readable."""
+        try:
+            plain = json.loads(self.labels.get(Label.CONFIG, ""))
+            return {str(key): str(value) for key, value in plain.items()}
+        except (ValueError, AttributeError):
+            return {}
+
+    @property
+    def path(self) -> str:
+        """The root of its project."""
+        return self.labels.get(Label.PATH, "")
+
+    @property
+    def owner(self) -> Process | None:
+        """The process that it was made for."""
+        return Process.parse(self.labels.get(Label.OWNER, ""))
+
+    @property
+    def kept(self) -> bool:
+        """Whether it outlives its run."""
+        return self.labels.get(Label.RUN) == KEPT
+
+    @property
+    def orphaned(self) -> bool:
+        """Whether its run has certainly ended."""
+        return not self.kept and self.owner is not None and self.owner.is_gone()
 
 
 @dataclass(frozen=True, kw_only=True)
-class Server(Generic[C_co]):
-    """A server that is ready, the client it answered, and how it came to be ready.
+class Server(ServerInfo, Generic[C_co]):
+    """A server that is ready, with the client that it answered.
 
-    *origin* is one of `reused`, `started`, `started again`, `replaced`, or `connected` to one that
-    is not ours, which has no fingerprint; *reason* says why, where that is not obvious. *since* is
-    when it was made, in seconds since the epoch.
+    *origin* is `reused`, `shared` (another process of this run started it), `started`,
+    `started again`, `replaced`, or `connected` to an external server; *reason* explains it where
+    it isn't obvious.
     """
 
-    service: Service
     title: str
-    runtime: str
-    id: str
-    fingerprint: str
-    endpoint: Endpoint
     client: C_co
-    what: str
     origin: str
     reason: str = ""
-    since: float
 
     @property
-    def foreign(self) -> bool:
-        """Whether somebody else runs it."""
-        return not self.fingerprint
+    def external(self) -> bool:
+        """Whether it is an external server."""
+        return self.runtime == RuntimeName.EXTERNAL
+
+    def facts(self, why: str) -> dict[str, str]:
+        """Return what the run's header reports; *why* explains the choice of the runtime."""
+        own = {name: getattr(self, name) for name in ("runtime", "what", "origin", "reason")}
+        title = f"{self.title} {version_of(self.client)}"
+        since = str(self.since) if self.since else ""
+        return {**own, "title": title, "place": self.endpoint.place, "why": why, "since": since}
 
     def handle(self, database: int = 0) -> ServerHandle:
-        """Return what a test gets of this server; a Redis URL of it leads to *database*."""
+        """Return the server as a test gets it; the URL of a Redis leads to *database*."""
         return ServerHandle(
             endpoint=self.client.endpoint,
             id=self.id,
             runtime=self.runtime,
             version=self.client.version,
-            service=self.service,
+            service=Service(self.service),
             database=database,
         )
 
 
 @dataclass(frozen=True, kw_only=True)
 class ServerHandle:
-    """A server that is ready, whether it was started or found, in Docker or embedded.
-
-    The methods are those that users of testcontainers know.
-    """
+    """A running server, in Docker or not, with the methods of testcontainers' containers."""
 
     endpoint: Endpoint
     id: str
@@ -330,7 +374,7 @@ class ServerHandle:
 
     @property
     def password(self) -> str:
-        """The password that the server takes."""
+        """The password of the server."""
         return self.endpoint.password
 
     def get_container_host_ip(self) -> str:
@@ -342,9 +386,9 @@ class ServerHandle:
         return self.port
 
     def get_connection_url(self, host: str | None = None, driver: str | None = "asyncpg") -> str:
-        """Return a URL: of PostgreSQL's maintenance database, or of this process's own in Redis.
+        """Return the URL of PostgreSQL's maintenance database, or of this process's Redis database.
 
-        *driver* is PostgreSQL's, as SQLAlchemy names it; None gives a plain URL.
+        *driver* is SQLAlchemy's name of a PostgreSQL driver; None gives a plain URL.
         """
         endpoint = replace(self.endpoint, host=host or self.host)
         if self.service is Service.REDIS:
@@ -352,62 +396,12 @@ class ServerHandle:
         return postgres_url(endpoint, MAINTENANCE, driver)
 
 
-class ServerInfo(NamedTuple):
-    """A server of ours, as its labels describe it, whether it runs or not.
-
-    *what* is its image or its program, *state* a word for what it does, *since* when it was made,
-    in seconds since the epoch. Its *kind* is `server`, or that of a thing which belonged to one.
-    """
-
-    runtime: str
-    id: str
-    name: str
-    running: bool
-    labels: Mapping[str, str]
-    what: str = ""
-    state: str = ""
-    since: float = 0.0
-    kind: str = "server"
-
-    @property
-    def service(self) -> str:
-        """The service that it is of; nothing when its label names none that we know."""
-        label = self.labels.get(Label.SERVICE, "")
-        return label if label in set(Service) else ""
-
-    @property
-    def config(self) -> dict[str, str]:
-        """What it was made from; nothing when its label can't be understood."""
-        try:
-            plain = json.loads(self.labels.get(Label.CONFIG, ""))
-        except ValueError:
-            return {}
-        return (
-            {str(key): str(value) for key, value in plain.items()}
-            if isinstance(plain, dict)
-            else {}
-        )
-
-    @property
-    def path(self) -> str:
-        """The root of the project that it belongs to."""
-        return self.labels.get(Label.PATH, "")
-
-    @property
-    def kept(self) -> bool:
-        """Whether it is meant to survive its run."""
-        return self.labels.get(Label.RUN) == KEPT
-
-    @property
-    def orphaned(self) -> bool:
-        """Whether it belongs to a run that has certainly ended."""
-        owner = Process.parse(self.labels.get(Label.OWNER, ""))
-        return not self.kept and owner is not None and owner.is_gone()
-
-
 @dataclass(frozen=True, kw_only=True)
 class RunContext:
-    """For whom a runtime works: the project, the run, its owner, and whether servers are kept."""
+    """What a runtime works for: a project, a run, and the process that owns the run.
+
+    With *keep*, servers outlive the run. *start_timeout* is in seconds.
+    """
 
     project: Project
     run: str
@@ -415,8 +409,13 @@ class RunContext:
     keep: bool
     start_timeout: float
 
+    @property
+    def label(self) -> str:
+        """The value of `Label.RUN`."""
+        return KEPT if self.keep else self.run
+
     def labels(self, spec: ServerSpec[Any], runtime: str) -> dict[str, str]:
-        """Return the labels of a server that is made for this run."""
+        """Return the labels of this run's server for *spec*."""
         return {
             Label.PROJECT: self.project.id,
             Label.PATH: self.project.path,
@@ -425,102 +424,96 @@ class RunContext:
             Label.FINGERPRINT: spec.fingerprint(runtime),
             Label.CONFIG: json.dumps(spec.config(runtime), sort_keys=True),
             Label.VERSION: version(NAMESPACE),
-            Label.RUN: KEPT if self.keep else self.run,
+            Label.RUN: self.label,
             Label.OWNER: str(self.owner),
         }
 
     def owns(self, found: ServerInfo, spec: ServerSpec[Any]) -> bool:
-        """Tell whether *found* is the server of this run for *spec*, outdated or not."""
-        return (
-            found.labels.get(Label.PROJECT) == self.project.id
-            and found.labels.get(Label.SERVICE) == spec.service
-            and found.labels.get(Label.NUMBER, "0") == str(spec.number)
-            and found.labels.get(Label.RUN) == (KEPT if self.keep else self.run)
-        )
+        """Tell whether *found* is this run's server for *spec*, outdated or not."""
+        own = self.labels(spec, found.runtime)
+        keys = (Label.PROJECT, Label.SERVICE, Label.NUMBER, Label.RUN)
+        return all(found.labels.get(key) == own[key] for key in keys)
 
     def name(self, spec: ServerSpec[Any], runtime: str) -> str:
-        """Return the one name that such a server can have, so that no two are ever made."""
-        run = KEPT if self.keep else self.run
-        parts = ["warmstack", self.project.slug, self.project.id, run, spec.key]
+        """Return the server's only possible name, so that two are never made."""
+        parts = ["warmstack", self.project.slug, self.project.id, self.label, spec.key]
         return "-".join([*filter(None, parts), spec.fingerprint(runtime)[:8]])
 
 
 class Runtime(Protocol):
-    """Something that has servers to give."""
+    """A source of servers."""
 
     @property
     def name(self) -> str:
-        """The word for it in the settings."""
+        """The name of the runtime in the settings."""
 
     def ensure(self, spec: ServerSpec[C]) -> Server[C]:
-        """Return the run's server of this *spec*, found or made.
+        """Return the run's server for *spec*; start it if need be.
 
-        Raises `ServerFailed` when it does not become ready, and leaves no failed one behind.
+        Raises `ServerFailed` if it doesn't become ready; then nothing is left of it.
         """
 
 
 class OwnRuntime(Runtime, Protocol):
-    """One that runs its servers itself: it finds, starts and removes them.
+    """A runtime that finds, starts and removes its servers itself.
 
-    Each method raises errors of this package only: `RuntimeUnavailable` when the engine or the
-    operating system fails, `ServerFailed` when it refuses something about one server.
+    All methods raise `RuntimeUnavailable` if the engine or the operating system fails, and
+    `ServerFailed` if a single server does.
     """
 
     def check(self, specs: Sequence[ServerSpec[Any]], say: Callable[[str], None]) -> None:
-        """Raise `RuntimeUnavailable` unless servers of all *specs* can be run here.
+        """Raise `RuntimeUnavailable` unless servers of all *specs* can run here.
 
-        What takes long, a pull, is told through *say*.
+        *say* reports what takes long, such as a pull.
         """
 
     def list(self) -> list[ServerInfo]:
-        """Return every server of ours that this runtime can see, of any project."""
+        """Return all managed servers in this runtime, of every project."""
 
     def connect(self, spec: ServerSpec[C], found: ServerInfo) -> C:
-        """Return a client that looks at the server that was found, and does not count as its user.
+        """Return a client of *found* that doesn't count as a user; *spec* is one of its service.
 
-        *spec* is one of its service; its labels tell the rest. Raises `NotReady` or `NotOurs`
-        when it does not answer, or not as it should, and `ServerFull`.
+        Raises `NotReady`, `NotOurs` and `ServerFull`.
         """
 
     def memory(self, found: ServerInfo) -> int:
-        """Return how many bytes of memory a server takes, with its data; 0 when not known."""
+        """Return the bytes of memory that a server uses, its data included; 0 if unknown."""
 
     def log(self, found: ServerInfo, lines: int, *, follow: bool = False) -> Iterator[str]:
-        """Yield the last *lines* that a server wrote, without its password.
+        """Yield the last *lines* of a server's log, without its password.
 
-        With *follow*, go on with what it writes, until it ends.
+        With *follow*, also yield new lines until the server ends.
         """
 
     def client(
         self, spec: ServerSpec[Any], found: ServerInfo, program: str
     ) -> tuple[Sequence[str], Endpoint] | None:
-        """Return how to call a client *program* that lies where the server does.
+        """Return the beginning of a command that runs *program* beside the server, and its address.
 
-        That is the beginning of the command, and where the server is, seen from there; None when
-        there is no such program. A container's gets what our environment has under the names
-        `PGPASSWORD` and `REDISCLI_AUTH`.
+        None means that there is no such program. In a container the program has `PGPASSWORD` and
+        `REDISCLI_AUTH` of this process's environment.
         """
 
     def leftovers(self) -> Sequence[ServerInfo]:
-        """Return what else is ours and no server: volumes, networks, folders without a record."""
+        """Return what isn't a server: labelled volumes and networks, folders without a record."""
 
     def remove(self, found: ServerInfo) -> None:
-        """Remove a server with its data; one that is gone already is no error."""
+        """Remove a server with its data, if it still exists."""
 
     def close(self) -> None:
-        """Let go of what the runtime holds itself, such as a connection to its engine."""
+        """Close the connection to the engine."""
 
 
 def postgres_url(endpoint: Endpoint, database: str, driver: str | None) -> MaskedUrl:
-    """Return the SQLAlchemy URL of a database; without a driver it is what psql takes."""
+    """Return the SQLAlchemy URL of a database; without a driver, the URL for psql."""
     scheme = f"postgresql+{driver}" if driver else "postgresql"
-    # asyncpg has another word for it, as SQLAlchemy passes it on.
+    # SQLAlchemy hands the query to asyncpg, where the option is called ssl.
     query = endpoint.query.replace("sslmode=", "ssl=") if driver == "asyncpg" else endpoint.query
     return MaskedUrl(f"{scheme}://{endpoint.authority(USER)}/{database}{query and f'?{query}'}")
 
 
 def plain_url(url: str) -> MaskedUrl:
-    """Return a SQLAlchemy URL of PostgreSQL as libpq, and whoever follows it, takes it.
+    """Return a SQLAlchemy URL of PostgreSQL in the form that libpq accepts.
 
     >>> str(plain_url("postgresql+asyncpg://ci@db/shop?ssl=require"))
     'postgresql://ci@db/shop?sslmode=require'
@@ -535,101 +528,13 @@ def redis_url(endpoint: Endpoint, index: int) -> MaskedUrl:
     return MaskedUrl(f"{endpoint.scheme or 'redis'}://{endpoint.authority()}/{index}{query}")
 
 
-_OWN_FAULTS: Final = {errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.ENOBUFS}
-
-
-def see_that_it_is_the_server(error: BaseException | None) -> None:
-    """Raise `RuntimeUnavailable` if *error* says nothing of a server: this process lacks something.
-
-    A server is not broken, and not unused, because no file was left to connect with.
-    """
-    while error is not None:
-        if isinstance(error, OSError) and error.errno in _OWN_FAULTS:
-            raise RuntimeUnavailable.by_system(cause=str(error), number=error.errno) from error
-        error = error.__cause__
-
-
-def in_use(runtime: OwnRuntime, spec: ServerSpec[Any], found: ServerInfo) -> bool:
-    """Tell whether a process of ours is connected to the server that was found."""
-    if not found.running:
-        return False
-    try:
-        client = runtime.connect(spec, found)
-    except ServerFull:
-        return True
-    except (NotReady, NotOurs, ServerFailed):
-        return False
-    try:
-        return bool(client.users())
-    finally:
-        client.close()
-
-
-def remove_outdated(
-    runtime: OwnRuntime, run_context: RunContext, spec: ServerSpec[Any]
-) -> tuple[str, str]:
-    """Remove the servers that an earlier configuration left.
-
-    Returns what differs, and what could not be removed: that is no reason to fail. One that a
-    living run still uses is left to it.
-    """
-    reason = trouble = ""
-    current = run_context.name(spec, runtime.name)
-    for found in runtime.list():
-        if found.name == current or not run_context.owns(found, spec):
-            continue
-        try:
-            if in_use(runtime, spec, found):
-                continue
-            runtime.remove(found)
-        except WarmstackError as error:
-            trouble = f"could not remove {found.name}: {error.line}"
-        else:
-            reason = ", ".join(changes(found.config, spec.config(runtime.name)))
-    return reason, trouble
-
-
-def wait_ready(
-    spec: ServerSpec[C],
-    endpoint: Endpoint,
-    fingerprint: str,
-    *,
-    runtime: str,
-    seconds: float,
-    death: Callable[[], str | None],
-    log: Callable[[], str],
-) -> C:
-    """Return the client of a server as soon as it answers a query.
-
-    *death* tells how the server ended, or None while it runs; *log* gives its last lines. Raises
-    `ServerFailed` when it ended, and when it has not answered within *seconds*.
-    """
-    deadline = originals.monotonic() + seconds
-    while True:
-        try:
-            client = spec.connect(
-                endpoint, fingerprint, max(deadline - originals.monotonic(), POLL_INTERVAL)
-            )
-        except NotReady as refusal:
-            cause = refusal
-        else:
-            try:
-                spec.check_version(client, runtime)
-            except ServerFailed:
-                client.close()
-                raise
-            return client
-        if (how := death()) is not None:
-            raise ServerFailed.died(title=spec.title, how=how, log=log()) from cause
-        if originals.monotonic() >= deadline:
-            raise ServerFailed.too_slow(
-                title=spec.title, seconds=seconds, cause=str(cause), log=log()
-            ) from cause
-        originals.sleep(POLL_INTERVAL)
+def version_of(client: Client) -> str:
+    """Return the version of a server for the user, such as `7.2.4 (Valkey 8.1.1)`."""
+    return f"{client.version} ({client.also})" if client.also else client.version
 
 
 def major_of(image: str) -> int | None:
-    """Return the major version that an image's tag names, or None when it names none.
+    """Return the major version in the tag of an image, None if there is none.
 
     >>> major_of("postgres:16-alpine")
     16

@@ -1,7 +1,7 @@
-"""Where the files of embedded servers can lie: each place with its room, and what it lacks.
+"""Where the files of embedded servers can be: each place with its space and its faults.
 
-Memory comes first, since nothing has to survive. But a container's `/dev/shm` has 64 MB as a rule,
-and what lies in memory counts against the limit of a control group.
+Memory comes first, since the files needn't survive. But a container's `/dev/shm` usually has 64 MB,
+and files in memory count against the limit of a control group.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ _TOO_SMALL: Final = "that is too small"
 
 
 class Place(NamedTuple):
-    """A folder with its *size* and what is *free* of it, in bytes; *lacks* says why it won't do."""
+    """A folder with its *size* and *free* space in bytes; *lacks* is why it can't be used."""
 
     folder: Path
     size: int
@@ -35,33 +35,33 @@ class Place(NamedTuple):
         return ": ".join(filter(None, parts))
 
 
-_SHARED_MEMORY: Final = Path("/dev/shm")  # noqa: S108 - whoever makes something in it looks first
+_SHARED_MEMORY: Final = Path("/dev/shm")  # noqa: S108 - `embedded` checks who owns what is there
 
 
 def usual() -> Path:
-    """Return the folder in memory where there is one, else the one for temporary files."""
-    is_there = os.access(_SHARED_MEMORY, os.W_OK)
-    return _SHARED_MEMORY if is_there else Path(tempfile.gettempdir())
+    """Return the folder in memory if there is one, else the one for temporary files."""
+    return _SHARED_MEMORY if os.access(_SHARED_MEMORY, os.W_OK) else Path(tempfile.gettempdir())
 
 
 def passed_by(need: Need) -> str:
-    """Return why the usual folder was not taken, by what it lacks now."""
+    """Return why the usual folder is not used, judged by its present state."""
     lacks = look(usual(), need).lacks
     too_small = not lacks or lacks.startswith(_TOO_SMALL)
     return f"{usual()} is too small" if too_small else f"{usual()}: {lacks}"
 
 
 def within(folder: Path) -> Path:
-    """Return the folder in *folder* that holds this user's embedded servers; it may not exist."""
+    """Return the folder in *folder* for this user's embedded servers; it may not exist."""
     return folder / f"pytest-warmstack-{os.getuid()}"
 
 
 def choose(need: Need, title: str, named: str = "") -> Path:
-    """Return the first folder with the wanted room, else the roomiest; *named* is the user's own.
+    """Return the first folder with the wanted space, else the one with the most.
 
-    Raises `RuntimeUnavailable` when none will do for the server called *title*.
+    If the user *named* a folder, only that counts. Raises `RuntimeUnavailable` if the server called
+    *title* can use none.
     """
-    places = looked(need, named)
+    places = candidates(need, named)
     fit = [place for place in places if not place.lacks]
     if not fit:
         raise RuntimeUnavailable.no_place(
@@ -70,20 +70,17 @@ def choose(need: Need, title: str, named: str = "") -> Path:
             looked_at=map(str, places),
             named=named,
         )
-    roomy = (place for place in fit if place.free >= need.wanted)
-    return next(roomy, max(fit, key=lambda place: place.free)).folder
+    # The first of those that have enough: max keeps the order of equals.
+    return max(fit, key=lambda place: min(place.free, need.wanted)).folder
 
 
-_NOTHING: Final = Need()
+def candidates(need: Need, named: str = "") -> list[Place]:
+    """Return the candidates in order of preference; only *named*, if there is one."""
+    return [look(folder, need) for folder in _folders(named)]
 
 
-def looked(need: Need, named: str = "") -> list[Place]:
-    """Return the folders that are looked at, best first; only *named*, if there is one."""
-    return [look(folder, need) for folder in _candidates(named)]
-
-
-def look(folder: Path, need: Need = _NOTHING) -> Place:
-    """Return what *folder* has to offer, or what is mounted in it for our servers."""
+def look(folder: Path, need: Need = Need()) -> Place:  # noqa: B008 - it is immutable
+    """Return what *folder* offers, or a file system that is mounted in it for these servers."""
     mounted = within(folder) if within(folder).is_dir() else folder
     try:
         found = os.statvfs(mounted)
@@ -104,22 +101,21 @@ def look(folder: Path, need: Need = _NOTHING) -> Place:
         lacks = f"{_TOO_SMALL}{limit}"
     # Some file systems have no fixed number, and say 0.
     elif found.f_files and found.f_favail < need.files:
-        lacks = f"it has room for {found.f_favail} more files only (inodes)"
+        lacks = f"it has room for only {found.f_favail} more files (inodes)"
     elif need.user is not None and not _may_enter(need.user, mounted):
         lacks = f"{need.user}, who runs the server, may not enter it"
     return Place(folder, size, free, lacks)
 
 
-def _candidates(named: str) -> Iterator[Path]:
-    """Yield the folders that are looked at, best first."""
+def _folders(named: str) -> Iterator[Path]:
     if named:
         yield Path(named)
         return
     yield _SHARED_MEMORY
     try:
         yield Path(tempfile.gettempdir())
-    except FileNotFoundError:  # Nothing can be written to any of them.
-        yield Path(os.environ.get("TMPDIR") or "/tmp")  # noqa: S108 - to be looked at
+    except FileNotFoundError:  # It tries to write to each candidate.
+        yield Path(os.environ.get("TMPDIR") or "/tmp")  # noqa: S108 - only to look at it
     yield Path("/var/tmp")  # noqa: S108 - as above
 
 
@@ -129,22 +125,22 @@ def _may_enter(user: str, folder: Path) -> bool:
 
 
 def _is_memory(folder: Path) -> bool:
-    """Tell whether the files in *folder* lie in memory, by the kernel's table of mounts."""
+    """Tell whether the files in *folder* are in memory, by the kernel's table of mounts."""
     device = folder.stat().st_dev
     number = f"{os.major(device)}:{os.minor(device)}"
     for line in _lines("/proc/self/mountinfo"):
-        # The third word is the device, the first one behind the dash the type (proc(5)).
-        before, _, behind = line.partition(" - ")
+        # The third word is the device, the first one after the dash the type (proc(5)).
+        before, _, after = line.partition(" - ")
         if before.split()[2] == number:
-            return behind.split()[0] in {"tmpfs", "ramfs"}
+            return after.split()[0] in {"tmpfs", "ramfs"}
     return False
 
 
 def memory_left(root: str = "/sys/fs/cgroup", own: str = "/proc/self/cgroup") -> int | None:
-    """Return the bytes that the control groups of this process let it take; None without a limit.
+    """Return the bytes that this process's control groups let it use; None without a limit.
 
-    What can be thrown away, the cache of files on disks, doesn't count as taken (the kernel's
-    documentation, "Control Group v2" and "Memory Resource Controller").
+    The cache of files on disks doesn't count, since it can be dropped (the kernel's documentation,
+    "Control Group v2" and "Memory Resource Controller").
     """
     left = []
     for line in _lines(own):
@@ -153,15 +149,11 @@ def memory_left(root: str = "/sys/fs/cgroup", own: str = "/proc/self/cgroup") ->
             top, names = Path(root), ("memory.max", "memory.current", "inactive_file")
         elif "memory" in controllers.split(","):
             top = Path(root, "memory")
-            names = (
-                "memory.limit_in_bytes",
-                "memory.usage_in_bytes",
-                "total_inactive_file",
-            )
+            names = ("memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file")
         else:
             continue
         group = top / path.lstrip("/")
-        # In a container the path may be one of its host, and the root is the container's own.
+        # In a container the path may be one of the host, while the root is the container's own.
         for each in (group, *group.parents):
             left += _left(each, *names)
             if each == top:
@@ -170,16 +162,16 @@ def memory_left(root: str = "/sys/fs/cgroup", own: str = "/proc/self/cgroup") ->
 
 
 def _left(group: Path, limit: str, used: str, cache: str) -> list[int]:
-    """Return what is left of the limit of one control group; nothing without one."""
-    highest, now = (" ".join(_lines(str(group / name))) for name in (limit, used))
+    """Return what is left of one control group's limit; nothing without a limit."""
+    highest, now = (" ".join(_lines(group / name)) for name in (limit, used))
     if not (highest.isdigit() and now.isdigit()):
         return []
-    rows = dict(line.split() for line in _lines(str(group / "memory.stat")))
+    rows = dict(line.split() for line in _lines(group / "memory.stat"))
     return [int(highest) - int(now) + int(rows.get(cache, 0))]
 
 
-def _lines(path: str) -> list[str]:
-    """Return the lines of a file of the kernel's; none where there is no such file."""
+def _lines(path: str | Path) -> list[str]:
+    """Return the lines of one of the kernel's files; none if it doesn't exist."""
     try:
         return Path(path).read_text(encoding="utf-8", errors="replace").splitlines()
     except OSError:

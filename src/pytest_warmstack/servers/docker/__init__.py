@@ -9,6 +9,7 @@ import shutil
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
+from dataclasses import replace
 from functools import wraps
 from typing import Any, ParamSpec, TypeVar
 
@@ -22,9 +23,9 @@ from pytest_warmstack.servers.docker.image import Image
 from pytest_warmstack.servers.docker.pull import NotPulled, fetch
 from pytest_warmstack.servers.errors import RuntimeUnavailable, ServerFailed
 from pytest_warmstack.servers.identity import Label
+from pytest_warmstack.servers.lifecycle import POLL_INTERVAL, remove_outdated
 from pytest_warmstack.servers.model import (
     ANSWER_TIMEOUT,
-    POLL_INTERVAL,
     C,
     Endpoint,
     NotOurs,
@@ -33,7 +34,6 @@ from pytest_warmstack.servers.model import (
     Server,
     ServerInfo,
     ServerSpec,
-    remove_outdated,
 )
 from pytest_warmstack.settings import RuntimeName
 
@@ -101,19 +101,17 @@ class Docker:
         with _refusals(spec), self._container(spec, labels, name) as container:
             outdated, trouble = remove_outdated(self, run_context, spec)
             client, origin, reason = self._running(container, outdated)
-            return Server(
-                service=spec.service,
-                title=spec.title,
+            origin = "shared" if origin == "reused" and not run_context.keep else origin
+            return ServerInfo(
                 runtime=self.name,
                 id=container.get_container_id(),
-                fingerprint=spec.fingerprint(self.name),
+                name=name,
+                labels=labels,
                 endpoint=container.endpoint(),
-                client=client,
                 what=f"image {spec.image}",
-                origin="shared" if origin == "reused" and not run_context.keep else origin,
-                reason="; ".join(filter(None, (reason, trouble))),
+                state="running",
                 since=container.since(),
-            )
+            ).ready(spec, client, origin, reason, trouble)
 
     def _running(self, container: ServerContainer, outdated: str) -> tuple[Any, str, str]:
         """Bring *container* to answer; return its client, and how and why it came to."""
@@ -158,13 +156,12 @@ class Docker:
             runtime=self.name,
             id=each["Id"],
             name=each["Names"][0].lstrip("/") if each["Names"] else each["Id"][:12],
-            running=each["State"] == "running",
             labels=each["Labels"],
             state=each["State"],
             since=float(each["Created"]),
         )
         # As it was asked for: the engine gives a number once its name is another's.
-        return found._replace(what=f"image {found.config.get('image', each['Image'])}")
+        return replace(found, what=f"image {found.config.get('image', each['Image'])}")
 
     @_explained
     def remove(self, found: ServerInfo) -> None:
@@ -254,7 +251,6 @@ class Docker:
             runtime=self.name,
             id=key,
             name=facts["Name"],
-            running=False,
             labels=facts["Labels"],
             kind=kind,
         )

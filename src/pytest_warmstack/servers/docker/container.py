@@ -19,7 +19,8 @@ from pytest_warmstack.servers.docker.engine import Engine, explanation
 from pytest_warmstack.servers.docker.image import Image
 from pytest_warmstack.servers.errors import ServerFailed
 from pytest_warmstack.servers.identity import Label
-from pytest_warmstack.servers.model import ANSWER_TIMEOUT, Endpoint, ServerSpec, wait_ready
+from pytest_warmstack.servers.lifecycle import wait_ready
+from pytest_warmstack.servers.model import ANSWER_TIMEOUT, Endpoint, ServerSpec
 from pytest_warmstack.settings import RuntimeName
 
 _LOG_LINES: Final = 30

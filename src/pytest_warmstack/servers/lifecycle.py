@@ -1,0 +1,110 @@
+"""What every runtime does with managed servers: wait until they are ready, replace them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, Final
+
+from pytest_warmstack import originals
+from pytest_warmstack.errors import WarmstackError
+from pytest_warmstack.servers.errors import ServerFailed, ServerFull
+from pytest_warmstack.servers.identity import changes
+from pytest_warmstack.servers.model import (
+    C,
+    Client,
+    Endpoint,
+    NotOurs,
+    NotReady,
+    OwnRuntime,
+    RunContext,
+    ServerInfo,
+    ServerSpec,
+    version_of,
+)
+
+POLL_INTERVAL: Final = 0.05
+"""Seconds between two attempts to query a server that is starting."""
+
+
+def wait_ready(
+    spec: ServerSpec[C],
+    endpoint: Endpoint,
+    fingerprint: str,
+    *,
+    runtime: str,
+    seconds: float,
+    death: Callable[[], str | None],
+    log: Callable[[], str],
+) -> C:
+    """Return the client of a server as soon as it answers a query.
+
+    *death* returns how the server ended, None while it runs; *log* returns its last lines. Raises
+    `ServerFailed` if the server ended or hasn't answered within *seconds*.
+    """
+    deadline = originals.monotonic() + seconds
+    while True:
+        left = deadline - originals.monotonic()
+        try:
+            client = spec.connect(endpoint, fingerprint, max(left, POLL_INTERVAL))
+        except NotReady as refusal:
+            cause = refusal
+        else:
+            check_version(spec, client, runtime)
+            return client
+        if (how := death()) is not None:
+            raise ServerFailed.died(title=spec.title, how=how, log=log()) from cause
+        if originals.monotonic() >= deadline:
+            raise ServerFailed.too_slow(
+                title=spec.title, seconds=seconds, cause=str(cause), log=log()
+            ) from cause
+        originals.sleep(POLL_INTERVAL)
+
+
+def check_version(spec: ServerSpec[Any], client: Client, runtime: str) -> None:
+    """Close *client* and raise `ServerFailed` if its server doesn't have the wanted version."""
+    versions = (client.version, client.also.rpartition(" ")[2])
+    wanted = spec.wanted_major(runtime)
+    if wanted is not None and str(wanted) not in {each.partition(".")[0] for each in versions}:
+        client.close()
+        raise ServerFailed.wrong_version(
+            title=spec.title, found=version_of(client), wanted=f"version {wanted}"
+        )
+
+
+def in_use(runtime: OwnRuntime, spec: ServerSpec[Any], found: ServerInfo) -> bool:
+    """Tell whether a process with this plugin is connected to the server."""
+    if not found.running:
+        return False
+    try:
+        client = runtime.connect(spec, found)
+    except ServerFull:
+        return True
+    except (NotReady, NotOurs, ServerFailed):
+        return False
+    try:
+        return bool(client.users())
+    finally:
+        client.close()
+
+
+def remove_outdated(
+    runtime: OwnRuntime, run_context: RunContext, spec: ServerSpec[Any]
+) -> tuple[str, str]:
+    """Remove the unused servers that an earlier configuration left.
+
+    Returns what differs, and which server could not be removed: that doesn't stop the run.
+    """
+    reason = trouble = ""
+    current = run_context.name(spec, runtime.name)
+    for found in runtime.list():
+        if found.name == current or not run_context.owns(found, spec):
+            continue
+        try:
+            if in_use(runtime, spec, found):
+                continue
+            runtime.remove(found)
+        except WarmstackError as error:
+            trouble = f"could not remove {found.name}: {error.line}"
+        else:
+            reason = ", ".join(changes(found.config, spec.config(runtime.name)))
+    return reason, trouble
