@@ -11,8 +11,8 @@ from collections.abc import Iterator
 
 import pytest
 
-from pytest_warmstack.suite import signals
-from pytest_warmstack.suite.signals import SignalWatch, Terminated
+from pytest_warmstack import signals
+from pytest_warmstack.signals import SignalWatch, Terminated
 
 
 @pytest.fixture(autouse=True)
@@ -67,7 +67,7 @@ def test_a_closed_terminal_sends_two_signals_that_are_one() -> None:
 
 def test_a_patient_process_ignores_all_but_the_first(monkeypatch: pytest.MonkeyPatch) -> None:
     """A worker is told by the terminal, and by its controller at some time."""
-    monkeypatch.setattr(signals, "AGAIN", -1)
+    monkeypatch.setattr(signals, "REPEAT_WINDOW", -1)
     SignalWatch(ignore, patient=True)
     with pytest.raises(Terminated):
         send(signal.SIGTERM)
@@ -139,7 +139,7 @@ def test_a_forked_process_has_the_default_handlers() -> None:
 
 def test_the_second_signal_ends_the_process(monkeypatch: pytest.MonkeyPatch) -> None:
     """With the default handler, so that the exit status tells it."""
-    monkeypatch.setattr(signals, "AGAIN", -1)
+    monkeypatch.setattr(signals, "REPEAT_WINDOW", -1)
     child = os.fork()
     if child == 0:
         SignalWatch(ignore)
