@@ -31,7 +31,6 @@ from pytest_warmstack.servers.model import (
     RunContext,
     Runtime,
     Server,
-    ServerHandle,
     ServerSpec,
     called,
 )
@@ -120,36 +119,35 @@ class Lazy(Generic[T]):
             future.set_exception(error)
 
     @property
-    def error(self) -> BaseException | None:
-        """What *make* raised; None also while it runs."""
-        return self.future.exception() if self.future and self.future.done() else None
-
-    @property
     def value(self) -> T | None:
         """The value, or None if it is not made yet or could not be made."""
-        done = self.future and self.future.done() and not self.future.exception()
-        return self.future.result() if self.future and done else None
+        return self._done.result() if self._done and not self.error else None
+
+    @property
+    def error(self) -> BaseException | None:
+        """What *make* raised; None also while it runs."""
+        return self._done.exception() if self._done else None
+
+    @property
+    def _done(self) -> Future[T] | None:
+        future = self.future
+        return future if future and future.done() and not future.cancelled() else None
 
 
+@dataclass(eq=False)
 class ConfiguredTemplate:
-    """The template of one Alembic configuration (None without one), and its clones.
+    """The template of one Alembic *configuration* (None without one), and its clones.
 
-    `expected` is the number of tests that will ask for a clone. `template` is set if it stays after
+    *expected* is the number of tests that will ask for a clone. *template* is set if it stays after
     the run.
     """
 
-    def __init__(self, environment: Environment, configuration: Configuration | None) -> None:
-        self.configuration = configuration
-        self.name = configuration.name if configuration else ""
-        self.expected = 0
-        self.template: Template | None = None
-        self.factory: CloneFactory | None = None
-        self.layers: Lazy[list[Layer]] = environment.lazy(
-            f"layers {self.name}", lambda: environment.make_layers(configuration)
-        )
-        self.clones: Lazy[Clones] = environment.lazy(
-            f"clones {self.name}", lambda: environment.make_clones(self)
-        )
+    configuration: Configuration | None
+    layers: Lazy[list[Layer]]
+    clones: Lazy[Clones]
+    expected: int = 0
+    template: Template | None = None
+    factory: CloneFactory | None = None
 
 
 @dataclass(eq=False)
@@ -159,7 +157,8 @@ class Environment:
     *say* shows the user a line about something that takes long. *custom_layers* returns what the
     implementations of `pytest_warmstack_template_layers` did. *ini* is pytest's configuration file,
     *worker* the number of this process among the workers of its run. `ledger` records what was
-    made; `used` names the runtimes that were asked for a server.
+    made; `used` names the runtimes that were asked for a server. `postgres` is the PostgreSQL
+    server, `leases` are this process's Redis databases; both are made when they are asked for.
     """
 
     settings: Settings
@@ -180,22 +179,21 @@ class Environment:
         self._ending = False
         self._lazies: list[Lazy[Any]] = []
         self._specs: dict[Service, ServerSpec[Any]] = {}
-        self._runtime = self.lazy("runtime", self._choose_runtime)
-        self._postgres: Lazy[Server[PostgresAdmin]] = self.lazy(
+        self._runtime = self._lazy("runtime", self._choose_runtime)
+        self.postgres: Lazy[Server[PostgresAdmin]] = self._lazy(
             "postgres", lambda: self._find_or_start(self._spec(Service.POSTGRES))
         )
-        self._redis: Lazy[Server[RedisAdmin]] = self.lazy(
+        self._redis: Lazy[Server[RedisAdmin]] = self._lazy(
             "redis", lambda: self._find_or_start(self._spec(Service.REDIS))
         )
-        self._leases = self.lazy("leases", self._make_leases)
+        self.leases: Lazy[Leases] = self._lazy("leases", self._make_leases)
         self._template_of: dict[Path, ConfiguredTemplate] = {}
         self._templates: dict[Configuration | None, ConfiguredTemplate] = {}
         self._first: ConfiguredTemplate | None = None
         self._misconfigured: list[BaseException] = []
         self._sweeping: Future[Any] | None = None
 
-    def lazy(self, name: str, make: Callable[[], T]) -> Lazy[T]:
-        """Return a `Lazy` that ends with this environment."""
+    def _lazy(self, name: str, make: Callable[[], T]) -> Lazy[T]:
         made = Lazy(name, make)
         self._lazies.append(made)
         return made
@@ -203,9 +201,10 @@ class Environment:
     def start(self, services: Collection[Service], tests: Mapping[Path, int]) -> None:
         """Make *services* ready, all at the same time.
 
-        *tests* maps each folder to the number of its tests that will ask for a database. Errors are
-        raised for the tests that need what could not be made. Only if databases would be empty
-        although Alembic is configured somewhere else, raises `TemplateFailed` at once.
+        *tests* maps each folder to the number of its tests that will ask for a database. Raises
+        `TemplateFailed` if databases would be empty although Alembic is configured elsewhere, and
+        `RuntimeUnavailable` if the settings name a runtime or an image that is not available. Other
+        errors are raised for the tests that need what could not be made.
         """
         for folder, count in tests.items():
             try:
@@ -217,7 +216,10 @@ class Environment:
             self._check_empty_is_meant()
         self._specs = {service: self._spec(service) for service in services}
         steps = {Service.POSTGRES: self._make_templates, Service.REDIS: self._take_first_lease}
-        wait([self.lazy(f"start-{each}", steps[each]).begin() for each in services])
+        wait([self._lazy(f"start-{each}", steps[each]).begin() for each in services])
+        refusal, is_named = self._runtime.error, self.settings.runtime is not RuntimeName.AUTO
+        if isinstance(refusal, RuntimeUnavailable) and (is_named or refusal.image):
+            raise refusal
 
     def close(self, *, tidy: bool) -> None:
         """Give everything back; with *tidy*, also remove what this run and dead runs left behind.
@@ -259,17 +261,12 @@ class Environment:
         found = [*self._misconfigured, *(each.error for each in self._lazies)]
         return list({id(error): error for error in found if error is not None}.values())
 
-    def refusal(self) -> RuntimeUnavailable | None:
-        """Return why there is no runtime, if that is what happened."""
-        error = self._runtime.error
-        return error if isinstance(error, RuntimeUnavailable) else None
-
     def secrets(self) -> list[str]:
         """Return what no report may show: passwords, and the secrets in the settings."""
         from pytest_warmstack.masking import password_of, secrets_of
 
-        servers: list[Server[Any] | None] = [self._postgres.value, self._redis.value]
-        if leases := self._leases.value:
+        servers: list[Server[Any] | None] = [self.postgres.value, self._redis.value]
+        if leases := self.leases.value:
             servers.append(leases.server)
         return [
             *map(password_of, (self.settings.postgres_url, self.settings.redis_url)),
@@ -277,26 +274,13 @@ class Environment:
             *secrets_of((*self.settings.env, *self.settings.postgres_env)),
         ]
 
-    def postgres(self) -> Server[PostgresAdmin]:
-        """Return the PostgreSQL server."""
-        return self._postgres.get()
-
-    def redis_handle(self) -> ServerHandle:
-        """Return the Redis server for the tests; its URL leads to this process's database."""
-        leases = self._leases.get()
-        return leases.server.handle(leases.take().index)
-
     def redis_in_use(self) -> Leases | None:
         """Return the leases of this process if there are any, without making them."""
-        return self._leases.value if self._pid == originals.getpid() else None
-
-    def lease(self) -> Lease:
-        """Return this process's Redis databases as they are."""
-        return self._leases.get().take()
+        return self.leases.value if self._pid == originals.getpid() else None
 
     def take_lease(self, test: str) -> Lease:
         """Return this process's Redis databases, empty for *test*."""
-        leases = self._leases.get()
+        leases = self.leases.get()
         with self.ledger.timed("flush"):
             return leases.acquire(test)
 
@@ -361,7 +345,7 @@ class Environment:
         return next((each.factory for each in self._templates.values() if each.factory), None)
 
     def _embedded_postgres(self) -> Server[Any] | None:
-        server = self._postgres.value
+        server = self.postgres.value
         return server if server and server.runtime == RuntimeName.EMBEDDED else None
 
     @contextmanager
@@ -491,7 +475,11 @@ class Environment:
         if key not in self._template_of:
             configuration = self._configurations.of(key)
             if configuration not in self._templates:
-                self._templates[configuration] = ConfiguredTemplate(self, configuration)
+                self._templates[configuration] = ConfiguredTemplate(
+                    configuration,
+                    self._lazy("layers", lambda: self._make_layers(configuration)),
+                    self._lazy("clones", lambda: self._make_clones(configuration)),
+                )
             self._template_of[key] = self._templates[configuration]
         return self._template_of[key]
 
@@ -501,7 +489,7 @@ class Environment:
             if each.configuration or each.expected:
                 with suppress(Exception):  # Raised for the tests that need it.
                     each.clones.get()
-        self._postgres.get()
+        self.postgres.get()
 
     def _check_empty_is_meant(self) -> None:
         """Raise `TemplateFailed` if databases would be empty, but Alembic is configured elsewhere.
@@ -519,8 +507,7 @@ class Environment:
                 found=found, root=self.run_context.project.path, file=self.settings.file
             )
 
-    def make_layers(self, configuration: Configuration | None) -> list[Layer]:
-        """Return the layers of the template with the migrations of *configuration*."""
+    def _make_layers(self, configuration: Configuration | None) -> list[Layer]:
         from pytest_warmstack.postgres.template import layers
 
         custom = self._custom_layers
@@ -544,13 +531,14 @@ class Environment:
 
     # Clones.
 
-    def make_clones(self, template: ConfiguredTemplate) -> Clones:
-        """Find or build *template*, and return its clones."""
+    def _make_clones(self, configuration: Configuration | None) -> Clones:
+        """Find or build the template of *configuration*, and return its clones."""
+        template = self._templates[configuration]
         with self._explained():
-            if template.configuration is None:
+            if configuration is None:
                 self._check_empty_is_meant()
             self._first = self._first or template
-            server = self._postgres.get()
+            server = self.postgres.get()
             if self._ending:
                 raise CancelledError
             # External servers stay, and the next run uses what is ready there, whoever starts it.
@@ -584,7 +572,7 @@ class Environment:
             "text": made.text,
             "how": made.how,
             "why": made.why,
-            "of": template.name,
+            "of": template.configuration.name if template.configuration else "",
             "empty": "" if layers or settings.alembic == NONE else "yes",
         }
         self.ledger.note(Step("template", originals.monotonic() - begin, facts))
@@ -661,7 +649,7 @@ class Environment:
 
     def _take_first_lease(self) -> None:
         with suppress(WarmstackError):  # Raised for the tests that need it.
-            self._leases.get().take()
+            self.leases.get().take()
 
     def _make_leases(self) -> Leases:
         from pytest_warmstack.redis.errors import LeaseFailed

@@ -80,13 +80,14 @@ def _warmstack_redis(pytestconfig: pytest.Config) -> Environment:
 @pytest.fixture(scope="session")
 def postgres_container(_warmstack_postgres: Environment) -> ServerHandle:
     """The PostgreSQL server."""
-    return _result_or_fail(_warmstack_postgres.postgres).handle()
+    return _result_or_fail(_warmstack_postgres.postgres.get).handle()
 
 
 @pytest.fixture(scope="session")
 def redis_container(_warmstack_redis: Environment) -> ServerHandle:
     """The Redis server; its URL leads to a database of this process's own."""
-    return _result_or_fail(_warmstack_redis.redis_handle)
+    leases = _result_or_fail(_warmstack_redis.leases.get)
+    return leases.server.handle(_result_or_fail(leases.take).index)
 
 
 # Redis.
@@ -95,7 +96,7 @@ def redis_container(_warmstack_redis: Environment) -> ServerHandle:
 @pytest.fixture(scope="session")
 def redis_session_url(_warmstack_redis: Environment) -> str:
     """The URL of `redis_url`, for what lives as long as the run; a test that asks empties it."""
-    return _result_or_fail(_warmstack_redis.lease).urls[0]
+    return _result_or_fail(lambda: _warmstack_redis.leases.get().take()).urls[0]
 
 
 @pytest.fixture

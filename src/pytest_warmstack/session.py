@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, Final
 import pytest
 
 from pytest_warmstack import options, originals
-from pytest_warmstack.settings import Leaks, RuntimeName
+from pytest_warmstack.settings import Leaks
 
 if TYPE_CHECKING:
     from pytest_warmstack.environment import Environment
@@ -79,8 +79,7 @@ class Session:
         """Make *services* ready before the first test, and write what they are.
 
         *tests* maps each folder to the number of its tests that will ask for a database. Raises
-        `pytest.UsageError` if databases would be empty by mistake, or if the user named a runtime
-        or an image that is not available. Other errors are raised for the tests that meet them.
+        `pytest.UsageError` for the errors of `Environment.start`.
         """
         from pytest_warmstack.errors import WarmstackError
         from pytest_warmstack.servers.identity import Service
@@ -95,10 +94,6 @@ class Session:
         if "redis" in services:
             self.open_redis()
         self._write_header(environment.ledger)
-        refusal = environment.refusal()
-        is_named = self.settings.runtime is not RuntimeName.AUTO
-        if refusal is not None and (is_named or refusal.image) and not self.is_worker:
-            raise pytest.UsageError(str(refusal))
 
     def open_redis(self) -> Environment:
         """Return the environment, for tests that use Redis."""

@@ -152,9 +152,13 @@ def test_a_sweep_spares_the_templates_of_all_services_of_the_run(environment: En
 
     for name in (names[5], names[4]):
         configuration = Configuration(str(name), Path("/"))
-        own = environment._templates[configuration] = ConfiguredTemplate(environment, configuration)
-        own.template = Template(name, "found", "", (name,), now=1.0)
-        own.factory = Sweeping()  # type: ignore[assignment]
+        environment._templates[configuration] = ConfiguredTemplate(
+            configuration,
+            Lazy("layers", list),
+            Lazy("clones", list),  # type: ignore[arg-type]
+            template=Template(name, "found", "", (name,), now=1.0),
+            factory=Sweeping(),  # type: ignore[arg-type]
+        )
     environment.settings = Settings(keep_templates=1)
 
     environment._begin_sweep()
