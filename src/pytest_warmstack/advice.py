@@ -41,7 +41,7 @@ def sections(
     if has_state(error, NO_CONNECTION) and (holders := environment.holders()):
         yield "warmstack: who holds the connections", "\n".join(holders)
     if has_state(error, NO_SPACE) and (full := environment.no_space(error)) is not None:
-        yield "warmstack: where the space is", str(full)
+        yield "warmstack: no space left", str(full)
 
 
 def _wants_plain_url(item: pytest.Item, name: str, text: str) -> bool:
@@ -79,6 +79,6 @@ def missing_variables(error: BaseException, settings: Settings) -> str:
         ini = lines_for(others, file=settings.file, more=bool(settings.env))
         lines.append(f"and, for its migrations, {ini}")
     lines.append(
-        "Tests reach their own database by db_engine or db_url, and Redis by redis_client."
+        "Tests get their own database from db_engine or db_url, and Redis from redis_client."
     )
     return "\n".join(lines)

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 import pytest
 
-from pytest_warmstack.session import Session, of
+from pytest_warmstack.session import Session, session_of
 
 if TYPE_CHECKING:
     from redis.asyncio import Redis
@@ -68,13 +68,13 @@ def needs(items: Iterable[pytest.Item]) -> tuple[set[str], Counter[Path]]:
 @pytest.fixture(scope="session")
 def _warmstack_postgres(pytestconfig: pytest.Config) -> Environment:
     """The environment, for a test that needs PostgreSQL."""
-    return of(pytestconfig).open()
+    return session_of(pytestconfig).open()
 
 
 @pytest.fixture(scope="session")
 def _warmstack_redis(pytestconfig: pytest.Config) -> Environment:
     """The environment, for a test that needs Redis."""
-    return of(pytestconfig).open_redis()
+    return session_of(pytestconfig).open_redis()
 
 
 @pytest.fixture(scope="session")
@@ -125,7 +125,7 @@ def _clone(request: pytest.FixtureRequest, _warmstack_postgres: Environment) -> 
     """A migrated database for as long as the fixture's scope lasts."""
     folder, node = request.path.parent, request.node
     clone = _result_or_fail(lambda: _warmstack_postgres.take_clone(folder))
-    own = of(request.config)
+    own = session_of(request.config)
     own.in_use[node.nodeid] = clone
     yield clone
     del own.in_use[node.nodeid]
@@ -162,7 +162,7 @@ def _shared_url(request: pytest.FixtureRequest, environment: Environment) -> Ite
     folder, node = request.path.parent, request.node
     shared = _result_or_fail(lambda: environment.borrow_clone(folder))
     node.stash[_SHARED] = shared
-    in_use = of(request.config).in_use
+    in_use = session_of(request.config).in_use
     in_use[node.nodeid] = shared.clone
     yield shared.clone.url
     del in_use[node.nodeid]

@@ -11,17 +11,11 @@ from typing import TYPE_CHECKING, Any, Final
 import pytest
 
 from pytest_warmstack import options
-from pytest_warmstack.session import SESSION, Session, of
+from pytest_warmstack.session import SESSION, Session, session_of
 from pytest_warmstack.settings import Isolation, Settings
 
 if TYPE_CHECKING:
     from pytest_warmstack.postgres.template.template_layer import TemplateLayer
-
-ADVISED: Final = pytest.StashKey[bool]()
-"""Whether the report of a module that can't be imported has named the missing variables."""
-
-COLLECTOR: Final = pytest.StashKey[pytest.Collector]()
-"""The class or module whose tests pytest is collecting."""
 
 _WIDER: Final = {Isolation.CLASS, Isolation.MODULE}
 """The isolations with a database that several tests share, and commit to."""
@@ -93,7 +87,7 @@ def pytest_configure(config: pytest.Config) -> None:
         raise pytest.UsageError(str(error)) from None
     config.addinivalue_line(
         "markers",
-        "warmstack_isolation(word): what keeps the test's database from others:"
+        "warmstack_isolation(word): how the test's database is kept from other tests:"
         " clone, class, module or rollback",
     )
     config.pluginmanager.register(fixtures, "warmstack-fixtures")
@@ -103,8 +97,8 @@ def pytest_configure(config: pytest.Config) -> None:
 def pytest_sessionstart(session: pytest.Session) -> Generator[None, object, object]:
     """Write which settings are misspelt, below pytest's header."""
     result = yield
-    if not of(session.config).is_worker:
-        of(session.config).write(options.unknown(session.config), quiet=True)
+    if not session_of(session.config).is_worker:
+        session_of(session.config).write(options.unknown(session.config), quiet=True)
     return result
 
 
@@ -112,11 +106,11 @@ def pytest_sessionstart(session: pytest.Session) -> Generator[None, object, obje
 def pytest_pycollect_makeitem(collector: pytest.Collector) -> None:
     """Declare the fixtures of a class's or module's own database before its tests are made."""
     # pytest calls this for every name in a module; the first call is enough.
-    stash = collector.config.stash
-    if stash.get(COLLECTOR, None) is collector:
+    session = session_of(collector.config)
+    if session.collector is collector:
         return
-    stash[COLLECTOR] = collector
-    isolation = of(collector.config).settings.isolation
+    session.collector = collector
+    isolation = session.settings.isolation
     if isolation in _WIDER or collector.get_closest_marker("warmstack_isolation") is not None:
         from pytest_warmstack import scopes
 
@@ -139,16 +133,17 @@ def pytest_exception_interact(
         return
     from pytest_warmstack import advice
 
-    text = advice.missing_variables(call.excinfo.value, of(node.config).settings)
-    if text and not node.config.stash.get(ADVISED, False):
-        node.config.stash[ADVISED] = True
-        report.sections.append(("warmstack: variables that are missing", text))
+    session = session_of(node.config)
+    text = advice.missing_variables(call.excinfo.value, session.settings)
+    if text and not session.has_advised:
+        session.has_advised = True
+        report.sections.append(("warmstack: missing variables", text))
 
 
 @pytest.hookimpl(optionalhook=True)
 def pytest_configure_node(node: Any) -> None:
     """Tell a worker of xdist which run it is part of."""
-    of(node.config).add_worker(node)
+    session_of(node.config).add_worker(node)
 
 
 @pytest.hookimpl(tryfirst=True)
@@ -162,7 +157,7 @@ def pytest_runtestloop(session: pytest.Session) -> None:
 
     services, tests = fixtures.needs(session.items)
     if services:
-        of(session.config).start(services, tests)
+        session_of(session.config).start(services, tests)
 
 
 @pytest.hookimpl(wrapper=True)
@@ -193,7 +188,7 @@ def pytest_runtest_makereport(
     Each attempt of a rerun counts by itself. Passwords are masked: the report may be printed, or
     written for a CI system.
     """
-    session = of(item.config)
+    session = session_of(item.config)
     failed = session.failed
     if call.when == "setup":
         failed.discard(item)
@@ -226,13 +221,13 @@ def pytest_runtest_makereport(
 def pytest_enter_pdb(config: pytest.Config) -> None:
     """Note on the database of a test at a breakpoint which test it is."""
     # pytest keeps the id of the test there, with the phase (its documentation, "Examples").
-    of(config).name_clone(os.environ.get("PYTEST_CURRENT_TEST", "").rpartition(" (")[0])
+    session_of(config).name_clone(os.environ.get("PYTEST_CURRENT_TEST", "").rpartition(" (")[0])
 
 
 @pytest.hookimpl(wrapper=True, trylast=True)
 def pytest_sessionfinish(session: pytest.Session) -> Generator[None, object, object]:
     """Give everything back, even if other plugins raise something as the session ends."""
-    own = of(session.config)
+    own = session_of(session.config)
     try:
         return (yield)
     except KeyboardInterrupt:
@@ -246,7 +241,7 @@ def pytest_sessionfinish(session: pytest.Session) -> Generator[None, object, obj
 
 def pytest_terminal_summary(config: pytest.Config) -> None:
     """Write what the tests left behind, and what the set-up cost."""
-    of(config).write_summary()
+    session_of(config).write_summary()
 
 
 def pytest_unconfigure(config: pytest.Config) -> None:

@@ -36,7 +36,9 @@ class Session:
 
     `environment` is what `open` made, None before and after. `failed` has the tests whose last
     attempt failed, `shown` the test that was the first to show an error, by the error's text.
-    `in_use` has the databases in use, by the id of their test, class or module.
+    `in_use` has the databases in use, by the id of their test, class or module. `collector` is the
+    class or module whose tests pytest collects. `has_advised` tells whether the user has read which
+    variables are missing.
     """
 
     def __init__(self, config: pytest.Config) -> None:
@@ -46,6 +48,8 @@ class Session:
         self.failed: set[pytest.Item] = set()
         self.shown: dict[str, str] = {}
         self.in_use: dict[str, Clone] = {}
+        self.collector: pytest.Collector | None = None
+        self.has_advised = False
         self.is_worker = hasattr(config, "workerinput")
         self._ledger: Ledger | None = None
         self._signals: SignalWatch | None = None
@@ -278,6 +282,6 @@ class _WarningMask:
 SESSION: Final = pytest.StashKey[Session]()
 
 
-def of(config: pytest.Config) -> Session:
+def session_of(config: pytest.Config) -> Session:
     """Return the session of the process that *config* belongs to."""
     return config.stash[SESSION]
