@@ -28,15 +28,15 @@ _NOWHERE: Final = {
 
 
 def sections(
-    item: pytest.Item, raised: pytest.ExceptionInfo[BaseException], environment: Environment | None
+    item: pytest.Item, error: BaseException, environment: Environment | None
 ) -> Iterator[tuple[str, str]]:
     """Yield the sections, each a title and a text, that explain in a report why *item* failed."""
-    text, error = str(raised.value), raised.value
+    text = str(error)
     if text.startswith("ScopeMismatch") and "fixture db_" in text:
         yield "warmstack: how to share a database", WIDER_SCOPE
     if environment is None:
         return
-    if _wants_plain_url(item, raised.typename, text):
+    if _wants_plain_url(item, type(error).__name__, text):
         yield "warmstack: which URL a driver takes", PLAIN_URL
     if has_state(error, NO_CONNECTION) and (holders := environment.holders()):
         yield "warmstack: who holds the connections", "\n".join(holders)

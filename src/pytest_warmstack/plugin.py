@@ -208,7 +208,7 @@ def pytest_runtest_makereport(
     if call.excinfo is not None:
         from pytest_warmstack import advice
 
-        report.sections += advice.sections(item, call.excinfo, session.environment)
+        report.sections += advice.sections(item, call.excinfo.value, session.environment)
     if session.environment and (report.longrepr or report.sections or report.user_properties):
         from pytest_warmstack.masking import all_masked
 
