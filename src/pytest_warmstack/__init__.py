@@ -1,11 +1,11 @@
 """Real PostgreSQL and Redis for pytest, kept warm: a migrated database and an empty Redis a test.
 
-The public names are here, for annotations; all else may move.
+The public names are here, for annotations. Everything else may change.
 """
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 if TYPE_CHECKING:
     from pytest_warmstack.errors import WarmstackError
@@ -14,23 +14,21 @@ if TYPE_CHECKING:
 
 __all__ = ["ServerHandle", "TemplateLayer", "WarmstackError", "__version__"]
 
+_MODULES: Final = {
+    "ServerHandle": "servers.model",
+    "TemplateLayer": "postgres.template.template_layer",
+    "WarmstackError": "errors",
+}
+
 
 def __getattr__(name: str) -> Any:
-    """Import a public name when it is asked for: this module is loaded in every pytest run."""
-    if name == "ServerHandle":
-        from pytest_warmstack.servers.model import ServerHandle
-
-        return ServerHandle
-    if name == "TemplateLayer":
-        from pytest_warmstack.postgres.template.template_layer import TemplateLayer
-
-        return TemplateLayer
-    if name == "WarmstackError":
-        from pytest_warmstack.errors import WarmstackError
-
-        return WarmstackError
+    """Import a public name when it is asked for: every pytest run imports this module."""
     if name == "__version__":
         from importlib.metadata import version
 
         return version("pytest-warmstack")
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    if name not in _MODULES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    from importlib import import_module
+
+    return getattr(import_module(f"{__name__}.{_MODULES[name]}"), name)

@@ -1,22 +1,20 @@
-"""The only place that knows the order: settings, servers, template, clone.
+"""The servers, templates, clones and leases of one process, each made when it is first asked for.
 
-It starts what is asked for, once, remembers what failed, and removes at the end what is not kept.
-All of it is made in threads of its own, so that a timeout or a Ctrl-C interrupts the test that
-waits, and never what it waits for.
+They are made in background threads, so that a timeout or Ctrl-C interrupts the test that waits for
+something, but not the making of it.
 """
 
 from __future__ import annotations
 
-import os
 import re
 import threading
-from collections import Counter
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from concurrent.futures import CancelledError, Future, wait
-from contextlib import ExitStack, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final, TypeVar
+from typing import TYPE_CHECKING, Any, Final, Generic, TypeVar
 
 from pytest_warmstack import originals, server_specs
 from pytest_warmstack import servers as runtimes
@@ -26,14 +24,7 @@ from pytest_warmstack.postgres.template.errors import TemplateFailed
 from pytest_warmstack.servers import CONNECT_TIMEOUT, RememberedServers
 from pytest_warmstack.servers.errors import RuntimeUnavailable, ServerFailed
 from pytest_warmstack.servers.identity import Process, Service
-from pytest_warmstack.servers.model import (
-    OwnRuntime,
-    RunContext,
-    Runtime,
-    Server,
-    ServerHandle,
-    ServerSpec,
-)
+from pytest_warmstack.servers.model import OwnRuntime, RunContext, Runtime, Server, ServerSpec
 from pytest_warmstack.settings import NONE, RedisPlan, RuntimeName, Settings
 from pytest_warmstack.timings import Ledger, Step
 
@@ -48,352 +39,330 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
-REDIS_SERVERS: Final = 64
-"""How many servers of its own kind there may be where each process has one."""
+MAX_REDIS_SERVERS: Final = 64
+"""Redis servers of a project, if each process has one for itself."""
 
 CLOSE_TIMEOUT: Final = 10.0
-"""Seconds that background work may take at the end of the run; what it leaves is swept later."""
+"""Seconds that the end of a run waits for background work; the next run sweeps what is left."""
 
-
-_EXTENSION: Final = re.compile(
+_MISSING_EXTENSION: Final = re.compile(
     r'extension "([^"]+)" is not available|/([\w-]+)\.control"|/([\w-]+)\.so": '
 )
-"""Where PostgreSQL's words name an extension, or a library of one, that is not there."""
+"""Matches PostgreSQL's messages about an extension, or its library, that is not installed."""
 
 
-@dataclass
+class Lazy(Generic[T]):
+    """A value that *make* makes once, in a thread of its own, when it is first asked for.
+
+    If a wait for it is interrupted, the thread goes on, and the next caller waits for the same one.
+    An `Exception` is remembered and raised again. Anything else, such as a `SystemExit` of the
+    project's own code, is raised for the caller that began; the others try again.
+    """
+
+    def __init__(self, name: str, make: Callable[[], T]) -> None:
+        self._name = name
+        self._make = make
+        self._lock = threading.Lock()
+        self._pid = originals.getpid()
+        self.future: Future[T] | None = None
+
+    def get(self) -> T:
+        """Return the value. Raises what *make* raised, and `Forked` in a forked process."""
+        if self._pid != originals.getpid():
+            raise Forked.back(process=self._pid)
+        own: Future[T] = Future()
+        while True:
+            future = self.begin(own)
+            error = future.exception()
+            if future is own or error is None or isinstance(error, Exception):
+                return future.result()
+
+    def begin(self, future: Future[T] | None = None) -> Future[T]:
+        """Return the future of the value; a thread begins to make it unless one did already."""
+        with self._lock:
+            if self.future is not None:
+                return self.future
+            future = self.future = future or Future()
+            try:
+                originals.Thread(
+                    target=self._run, args=(future,), name=f"warmstack-{self._name}", daemon=True
+                ).start()
+            except BaseException:
+                if future.cancel():  # The thread didn't begin before this interruption.
+                    self.future = None
+                raise
+            return future
+
+    def _run(self, future: Future[T]) -> None:
+        if not future.set_running_or_notify_cancel():
+            return
+        try:
+            future.set_result(self._make())
+        except BaseException as error:
+            if not isinstance(error, Exception):
+                self.future = None
+            future.set_exception(error)
+
+    @property
+    def value(self) -> T | None:
+        """The value, or None if it is not made yet or could not be made."""
+        return self._done.result() if self._done and not self.error else None
+
+    @property
+    def error(self) -> BaseException | None:
+        """What *make* raised; None also while it runs."""
+        return self._done.exception() if self._done else None
+
+    @property
+    def _done(self) -> Future[T] | None:
+        future = self.future
+        return future if future and future.done() and not future.cancelled() else None
+
+
+@dataclass(eq=False)
+class ConfiguredTemplate:
+    """The template of one Alembic *configuration* (None without one), and its clones.
+
+    *expected* is the number of tests that will ask for a clone. *template* is set if it stays after
+    the run.
+    """
+
+    configuration: Configuration | None
+    layers: Lazy[list[Layer]]
+    clones: Lazy[Clones]
+    expected: int = 0
+    template: Template | None = None
+    factory: CloneFactory | None = None
+
+
+@dataclass(eq=False)
 class Environment:
-    """The set-up of one process. Everything is made when it is first asked for, once.
+    """The servers of one process, and what is on them.
 
-    *say* tells the user what takes long; *foreign* gives the layers of the template that others
-    add; *ini* is the configuration file that pytest uses; *worker* is the number of this process
-    among those of its run. What the set-up did is entered in `ledger`; `used` names the
-    runtimes that were asked for a server.
+    *say* shows the user a line about something that takes long. *custom_layers* returns what the
+    implementations of `pytest_warmstack_template_layers` did. *ini* is pytest's configuration file,
+    *worker* the number of this process among the workers of its run. `ledger` records what was
+    made; `used` names the runtimes that were asked for a server. `postgres` is the PostgreSQL
+    server, `leases` are this process's Redis databases; both are made when they are asked for.
     """
 
     settings: Settings
     run_context: RunContext
     remembered: RememberedServers
     say: Callable[[str], None]
-    foreign: Callable[[], Sequence[object]] = tuple
+    custom_layers: Callable[[], Sequence[object]] = tuple
     ini: Path | None = None
     worker: int = 0
     ledger: Ledger = field(default_factory=Ledger)
+    used: list[str] = field(default_factory=list)
 
     def __post_init__(self) -> None:
-        self._pid = os.getpid()
-        self._made: dict[str, Future[Any]] = {}
-        self._making = threading.Lock()
-        self._begun: dict[str, Future[Any]] = {}
-        self._ending = False
+        self._root = Path(self.run_context.project.path)
+        self._pid = originals.getpid()
         self._stack = ExitStack()
         self._background = BackgroundLoop()
-        self._expected: Counter[Configuration | None] = Counter()
-        self._templates: list[tuple[Template, CloneFactory]] = []
-        self._sweep_begun: Future[Any] | None = None
-        self.used: list[str] = []
+        self._ending = False
+        self._lazies: list[Lazy[Any]] = []
         self._specs: dict[Service, ServerSpec[Any]] = {}
+        self._runtime = self._lazy("runtime", self._choose_runtime)
+        self.postgres: Lazy[Server[Databases]] = self._lazy(
+            "postgres", lambda: self._find_or_start(self._spec(Service.POSTGRES))
+        )
+        self._redis: Lazy[Server[RedisAdmin]] = self._lazy(
+            "redis", lambda: self._find_or_start(self._spec(Service.REDIS))
+        )
+        self.leases: Lazy[Leases] = self._lazy("leases", self._make_leases)
+        self._template_of: dict[Path, ConfiguredTemplate] = {}
+        self._templates: dict[Configuration | None, ConfiguredTemplate] = {}
+        self._first: ConfiguredTemplate | None = None
+        self._misconfigured: list[BaseException] = []
+        self._sweeping: Future[Any] | None = None
+
+    def _lazy(self, name: str, make: Callable[[], T]) -> Lazy[T]:
+        made = Lazy(name, make)
+        self._lazies.append(made)
+        return made
 
     def start(self, services: Collection[Service], tests: Mapping[Path, int]) -> None:
-        """Begin to make *services* ready, all at the same time, and wait until they are.
+        """Make *services* ready, all at the same time.
 
-        *tests* tells by folders how many tests will ask for a database. Errors are not raised here:
-        whoever asks for the thing gets them. But it raises `TemplateFailed` before it starts
-        anything if tests would get an empty database, and Alembic's configuration is elsewhere.
+        *tests* maps each folder to the number of its tests that will ask for a database. Raises
+        `TemplateFailed` if databases would be empty although Alembic is configured elsewhere, and
+        `RuntimeUnavailable` if the settings name a runtime or an image that is not available. Other
+        errors are raised for the tests that need what could not be made.
         """
         for folder, count in tests.items():
-            with suppress(WarmstackError):
-                self._expected[self._alembic(folder)] += count
-        if self._expected[None]:
-            self._see_that_empty_is_meant()
+            try:
+                self._template(folder).expected += count
+            except WarmstackError as error:
+                self._misconfigured.append(error)
+        without = self._templates.get(None)
+        if without is not None and without.expected:
+            self._check_empty_is_meant()
         self._specs = {service: self._spec(service) for service in services}
-        begin: dict[Service, Callable[[], Future[Any]]] = {
-            Service.POSTGRES: lambda: self._begin("templates", self._make_templates),
-            Service.REDIS: lambda: self._begin("lease", lambda: self._leases().take()),
-        }
-        wait([begin[service]() for service in services])
-
-    def postgres(self) -> Server[Databases]:
-        """Return the PostgreSQL server."""
-        return self._get("postgres", self._postgres)
-
-    def redis(self) -> Server[RedisAdmin]:
-        """Return the Redis server; if each process has its own, this process's one."""
-        if self.settings.redis is RedisPlan.PER_PROCESS:
-            return self.leases().server
-        return self._get("redis", self._redis)
-
-    def folders(self) -> list[Path]:
-        """Return a folder for each configuration that tests may ask for: the root's, else all."""
-        root = Path(self.run_context.project.path)
-        with suppress(WarmstackError):
-            if not self.settings.alembic:
-                return [each.folder for each in self._configurations().all()] or [root]
-        return [root]
-
-    def clones(self, folder: Path) -> Clones:
-        """Return the clones of the template for the tests in *folder*; it is found or built."""
-        alembic = self._alembic(folder)
-        return self._get(f"clones{_of(alembic)}", lambda: self._clones(alembic))
-
-    def leases(self) -> Leases:
-        """Return the leases of this process."""
-        return self._get("leases", self._leases)
-
-    def lease(self) -> Lease:
-        """Return this process's Redis databases, as they are."""
-        return self.leases().take()
-
-    def redis_handle(self) -> ServerHandle:
-        """Return the Redis server for the suite; its URL leads to this process's own database."""
-        lease = self.lease()
-        return self.leases().server.handle(lease.index)
-
-    def redis_in_use(self) -> Leases | None:
-        """Return the leases of this process if it has any, without making them."""
-        leases: Leases | None = self._had("leases") if self._pid == originals.getpid() else None
-        return leases
-
-    def take_clone(self, folder: Path) -> Clone:
-        """Return a migrated database for one test, which lies in *folder*."""
-        clones = self.clones(folder)
-        with self.ledger.timed("clone"):
-            return self._telling_place(clones.take)
-
-    def name_clone(self, clone: Clone, test: str) -> None:
-        """Note on a database that *test* uses it, for `warmstack psql`: it is in a debugger."""
-        keepers: list[CloneFactory] = self._all("keeper")
-        if keepers:
-            with suppress(WarmstackError):
-                keepers[0].name(clone, test)
-
-    def give_back(self, clone: Clone, folder: Path, test: str, *, failed: Sequence[str]) -> None:
-        """Take back the database of *test*, which is done; keep it for the tests that *failed*."""
-        if failed and self._templates and self.settings.keep_failed:
-            self.clones(folder).save(clone, ", ".join(failed))
-        else:
-            self.clones(folder).give_back(clone, test)
-        self._sweep()
-
-    def borrow_clone(self, folder: Path) -> Shared:
-        """Return the database of the tests in *folder* that undo what they do."""
-        clones = self.clones(folder)
-        with self.ledger.timed("rollback" if clones.is_shared else "clone"):
-            return self._telling_place(clones.borrow)
-
-    def restore_clone(self, shared: Shared, folder: Path, test: str) -> None:
-        """Take back the shared database after *test*."""
-        self.clones(folder).restore(shared, test)
-        self._sweep()
-
-    def holders(self) -> list[str]:
-        """Return who holds PostgreSQL's connections, as far as that can be asked."""
-        keepers: list[CloneFactory] = self._all("keeper")
-        try:
-            return keepers[0].holders() if keepers else []
-        except WarmstackError:
-            return []
-
-    def no_space(self, error: BaseException) -> ServerFailed | None:
-        """Return what to tell of *error*, if the files of an embedded PostgreSQL found no room."""
-        server: Server[Any] | None = self._had("postgres")
-        if server is None or server.runtime != RuntimeName.EMBEDDED:
-            return None
-        from pytest_warmstack.servers import embedded
-
-        return embedded.no_space(error, server.title, server.name)
-
-    def _telling_place(self, make: Callable[[], T]) -> T:
-        """Return what *make* gives; an error for want of space names the place."""
-        try:
-            return make()
-        except WarmstackError as error:
-            if (full := self.no_space(error)) is not None:
-                raise full from error
-            self._name_extensions(error)
-            raise
-
-    def _name_extensions(self, error: WarmstackError) -> None:
-        """Add the ways to an extension to *error*, if an embedded PostgreSQL lacks it."""
-        server: Server[Any] | None = self._had("postgres")
-        missing = _EXTENSION.search(error.why)
-        if missing is None or server is None or server.runtime != RuntimeName.EMBEDDED:
-            return
-        from pytest_warmstack.postgres.native import NativePostgres
-
-        native = self._spec(Service.POSTGRES).native("")
-        if isinstance(native, NativePostgres):
-            name = next(filter(None, missing.groups()))
-            error.todo = (*native.extension_hints(name), *error.todo[-1:])
-
-    def take_lease(self, test: str) -> Lease:
-        """Return this process's Redis databases, empty for *test*."""
-        leases = self.leases()
-        with self.ledger.timed("flush"):
-            return leases.acquire(test)
-
-    def refusal(self) -> RuntimeUnavailable | None:
-        """Return why no runtime could be had, if that is what happened."""
-        for name in ("runtime", *(f"external {service}" for service in Service)):
-            made = self._made.get(name)
-            error = made.exception() if made is not None and made.done() else None
-            if isinstance(error, RuntimeUnavailable):
-                return error
-        return None
-
-    def secrets(self) -> list[str]:
-        """Return what no report may show: passwords, and the secrets that the user configured."""
-        from pytest_warmstack.masking import password_of, secrets_of
-
-        leases = self._had("leases")
-        servers = (self._had("postgres"), self._had("redis"), leases and leases.server)
-        return [
-            *map(password_of, (self.settings.postgres_url, self.settings.redis_url)),
-            *(each.endpoint.password for each in servers if each is not None),
-            *secrets_of((*self.settings.env, *self.settings.postgres_env)),
-        ]
-
-    def errors(self) -> list[BaseException]:
-        """Return what went wrong so far, each error once."""
-        found = [made.exception() for made in self._made.values() if made.done()]
-        return list({id(error): error for error in found if error is not None}.values())
+        steps = {Service.POSTGRES: self._make_templates, Service.REDIS: self._take_first_lease}
+        wait([self._lazy(f"start-{each}", steps[each]).begin() for each in services])
+        refusal, is_named = self._runtime.error, self.settings.runtime is not RuntimeName.AUTO
+        if isinstance(refusal, RuntimeUnavailable) and (is_named or refusal.image):
+            raise refusal
 
     def close(self, *, tidy: bool) -> None:
-        """Give everything back; with *tidy*, remove what this run, and dead ones, leave behind.
+        """Give everything back; with *tidy*, also remove what this run and dead runs left behind.
 
-        Closing twice is fine. One failure does not keep the rest from being cleaned. In a process
-        that was forked from this one it does nothing: all of it is still its parent's.
+        You can close twice. A step that fails doesn't keep the others from running. A process that
+        was forked from this one closes nothing: everything belongs to its parent.
         """
-        if self._pid != os.getpid():
+        if self._pid != originals.getpid():
             return
         self._ending = True
-        # One that has not started does not start any more.
-        begun = [future for future in self._begun.values() if not future.cancel()]
+        # What has not begun doesn't begin any more.
+        begun = [each.future for each in self._lazies if each.future and not each.future.cancel()]
         if not all(future.done() for future in begun):
-            # The run ends while it is being made ready: no test waits for a template any more.
-            for layers in self._all("layers"):
-                for layer in layers:
+            # No test waits for a template any more, so its build ends here.
+            for template in self._templates.values():
+                for layer in template.layers.value or ():
                     layer.discard()
             wait(begun, timeout=CLOSE_TIMEOUT)
         begin = originals.monotonic()
         with ExitStack() as last:
             last.callback(self._background.close)
-            if (chosen := self._had("runtime")) is not None:
-                runtime: OwnRuntime = chosen[0]
-                last.callback(runtime.close)
+            if (chosen := self._runtime.value) is not None:
+                last.callback(chosen[0].close)
                 if tidy:
-                    last.callback(self._tidy, runtime)
+                    last.callback(self._remove_servers, chosen[0])
             elif tidy and self.remembered.is_due("cleanup"):
                 from pytest_warmstack import cleanup
 
                 # A run that reuses its servers asks no engine anything.
                 last.callback(cleanup.begin, self.settings.max_idle)
             last.push(self._stack.pop_all())
-        self._made.clear()
+        for each in self._lazies:
+            each.future = None
         if self.ledger.steps:
             self.ledger.note(Step("end", originals.monotonic() - begin))
 
-    def _tidy(self, runtime: OwnRuntime) -> None:
-        """Remove what this run, and dead ones, leave; one line names what can't be removed."""
-        from pytest_warmstack import cleanup
+    def errors(self) -> list[BaseException]:
+        """Return what could not be made so far, each error once."""
+        found = [*self._misconfigured, *(each.error for each in self._lazies)]
+        return list({id(error): error for error in found if error is not None}.values())
 
-        for line in cleanup.tidy(runtime, self.run_context.run, self.settings.max_idle):
-            self._found("at the end", {"trouble": line})
+    def secrets(self) -> list[str]:
+        """Return what no report may show: passwords, and the secrets in the settings."""
+        from pytest_warmstack.masking import password_of, secrets_of
 
-    def _had(self, name: str) -> Any:
-        """Return what was made under *name*; None when it was not, or could not be."""
-        made = self._made.get(name)
-        return made.result() if made is not None and made.done() and not made.exception() else None
+        servers: list[Server[Any] | None] = [self.postgres.value, self._redis.value]
+        if leases := self.leases.value:
+            servers.append(leases.server)
+        return [
+            *map(password_of, (self.settings.postgres_url, self.settings.redis_url)),
+            *(each.endpoint.password for each in servers if each is not None),
+            *secrets_of((*self.settings.env, *self.settings.postgres_env)),
+        ]
 
-    def _all(self, kind: str) -> list[Any]:
-        """Return what was made of *kind*, for one Alembic configuration after the other."""
-        names = [name for name in list(self._made) if name.split(" ")[0] == kind]
-        return [found for name in names if (found := self._had(name)) is not None]
+    def redis_in_use(self) -> Leases | None:
+        """Return the leases of this process if there are any, without making them."""
+        return self.leases.value if self._pid == originals.getpid() else None
 
-    def _get(self, name: str, make: Callable[[], T]) -> T:
-        """Return what *make* gives in a thread of its own; it has *name* as what `_once` keeps.
+    def take_lease(self, test: str) -> Lease:
+        """Return this process's Redis databases, empty for *test*."""
+        leases = self.leases.get()
+        with self.ledger.timed("flush"):
+            return leases.acquire(test)
 
-        If the wait is interrupted, the thread goes on, and the next test waits for the rest of it.
-        """
-        if self._pid != os.getpid():
-            raise Forked.back(process=self._pid)
-        made: Future[T] | None = self._made.get(name)
-        if made is None or not made.done():
-            made = self._begun.get(name)
-            if made is None or made.done():
-                made = self._begin(name, make)
-        return made.result()
+    def folders(self) -> list[Path]:
+        """Return the folders of all Alembic configurations, or the root if it has its own."""
+        with suppress(WarmstackError):
+            if not self.settings.alembic:
+                return [each.folder for each in self._configurations.all()] or [self._root]
+        return [self._root]
 
-    def _begin(self, name: str, make: Callable[[], T]) -> Future[T]:
-        """Begin to *make* something in a thread of its own."""
-        future: Future[T] = Future()
+    def take_clone(self, folder: Path) -> Clone:
+        """Return a migrated database for one test in *folder*."""
+        clones = self._clones(folder)
+        with self.ledger.timed("clone"), self._explained():
+            return clones.take()
 
-        def run() -> None:
-            # Not before it runs: a start that was interrupted is nothing to wait for.
-            self._begun[name] = future
-            _settle(future, make)
+    def give_back(self, clone: Clone, folder: Path, test: str, *, failed: Sequence[str]) -> None:
+        """Take back the database of *test*; if tests *failed* with it, save it for them."""
+        if failed and self._template(folder).template and self.settings.keep_failed:
+            self._clones(folder).save(clone, ", ".join(failed))
+        else:
+            self._clones(folder).give_back(clone, test)
+        self._sweep()
 
-        originals.Thread(target=run, name=f"warmstack-{name}", daemon=True).start()
-        return future
+    def borrow_clone(self, folder: Path) -> Shared:
+        """Return the database that the tests in *folder* share, each undoing what it did."""
+        clones = self._clones(folder)
+        with self.ledger.timed("rollback" if clones.is_shared else "clone"), self._explained():
+            return clones.borrow()
 
-    def _once(self, name: str, make: Callable[[], T]) -> T:
-        """Return what *make* gave the first time; an `Exception` is remembered and raised again.
+    def restore_clone(self, shared: Shared, folder: Path, test: str) -> None:
+        """Take back the shared database after *test*."""
+        self._clones(folder).restore(shared, test)
+        self._sweep()
 
-        What is none, such as a SystemExit of the project's own code, ends this attempt alone:
-        other threads that wait for it try themselves.
-        """
-        own: Future[T] = Future()
-        while True:
-            with self._making:
-                made: Future[T] = self._made.setdefault(name, own)
-            if made is own:
-                _settle(own, make)
-            error = made.exception()
-            if error is None or isinstance(error, Exception):
-                return made.result()
-            with self._making:
-                if self._made.get(name) is made:
-                    del self._made[name]
-            if made is own:
-                return made.result()
+    def name_clone(self, clone: Clone, test: str) -> None:
+        """Note on a database that *test* is in the debugger, for `warmstack psql`."""
+        if (factory := self._factory()) is not None:
+            with suppress(WarmstackError):
+                factory.name(clone, test)
 
-    def _postgres(self, prepare: Callable[[], None] | None = None) -> Server[Databases]:
-        return self._once("postgres", lambda: self._ensure(self._spec(Service.POSTGRES), prepare))
+    def holders(self) -> list[str]:
+        """Return who holds PostgreSQL's connections, as far as the server can be asked."""
+        if (factory := self._factory()) is not None:
+            with suppress(WarmstackError):
+                return factory.holders()
+        return []
 
-    def _redis(self) -> Server[RedisAdmin]:
-        return self._once("redis", lambda: self._ensure(self._spec(Service.REDIS)))
+    def no_space(self, error: BaseException) -> ServerFailed | None:
+        """Return the explanation of *error* if an embedded PostgreSQL has no room for its files."""
+        if (server := self._embedded_postgres()) is None:
+            return None
+        from pytest_warmstack.servers import embedded
 
-    def _configurations(self) -> Configurations:
-        from pytest_warmstack.postgres.template.configurations import Configurations
+        return embedded.no_space(error, server.title, server.name)
 
-        root = Path(self.run_context.project.path)
-        return self._once("configurations", lambda: Configurations(self.settings, root, self.ini))
+    def _clones(self, folder: Path) -> Clones:
+        return self._template(folder).clones.get()
 
-    def _alembic(self, folder: Path) -> Configuration | None:
-        """Return Alembic's configuration for the tests in *folder*."""
-        name = "alembic" if self.settings.alembic else f"alembic {folder}"
-        return self._once(name, lambda: self._configurations().of(folder))
+    def _factory(self) -> CloneFactory | None:
+        return next((each.factory for each in self._templates.values() if each.factory), None)
 
-    def _clones(self, alembic: Configuration | None) -> Clones:
-        name = f"clones{_of(alembic)}"
-        return self._once(name, lambda: self._telling_place(lambda: self._make_clones(alembic)))
+    def _embedded_postgres(self) -> Server[Any] | None:
+        server = self.postgres.value
+        return server if server and server.runtime == RuntimeName.EMBEDDED else None
 
-    def _leases(self) -> Leases:
-        return self._once("leases", self._make_leases)
+    @contextmanager
+    def _explained(self) -> Iterator[None]:
+        """Add to an error of an embedded PostgreSQL what the server itself can't say."""
+        try:
+            yield
+        except WarmstackError as error:
+            if (full := self.no_space(error)) is not None:
+                raise full from error
+            missing = _MISSING_EXTENSION.search(error.why)
+            if missing and self._embedded_postgres():
+                from pytest_warmstack.postgres.native import NativePostgres
 
-    def _ensure(
-        self, spec: ServerSpec[Any], prepare: Callable[[], None] | None = None
-    ) -> Server[Any]:
-        """Return the server of *spec*: at the hinted address, else from the runtime.
+                native = self._spec(Service.POSTGRES).native("")
+                if isinstance(native, NativePostgres):
+                    name = next(filter(None, missing.groups()))
+                    error.todo = (*native.extension_hints(name), *error.todo[-1:])
+            raise
 
-        *prepare* is called before the runtime starts it.
-        """
+    # Servers.
+
+    def _spec(self, service: Service) -> ServerSpec[Any]:
+        return server_specs.make(service, self.settings, self._background)
+
+    def _find_or_start(self, spec: ServerSpec[Any]) -> Server[Any]:
+        """Return the server of *spec*: where the last run found it, else from a runtime."""
         begin = originals.monotonic()
         server, why = self.remembered.connect(spec, self.run_context.project)
         if server is None:
-            runtime, why = self._runtime(spec)
-            if prepare is not None:
-                prepare()
+            runtime, why = self._runtime_for(spec)
+            if spec.service is Service.POSTGRES:
+                self._prepare_layers()
             server = runtime.ensure(spec)
             if self.run_context.keep and not server.external:
                 self.remembered.write(spec.key, server, why)
@@ -402,260 +371,285 @@ class Environment:
         self.ledger.note(Step(str(spec.service), seconds, server.facts(why)))
         return server
 
-    def _runtime(self, spec: ServerSpec[Any]) -> tuple[Runtime, str]:
-        """Return the one runtime for all the servers of this process, and why it is this one."""
-        name = self.settings.runtime
+    def _runtime_for(self, spec: ServerSpec[Any]) -> tuple[Runtime, str]:
+        """Return the runtime for *spec*, and why it was chosen."""
         if spec.url:
             from pytest_warmstack.servers.external import External
 
-            external = f"external {spec.service}"
-            return self._once(external, lambda: (External(self.run_context, self.say), ""))
-        wanted = {each.service: each for each in (*self._specs.values(), spec) if not each.url}
-
-        def choose() -> tuple[OwnRuntime, str]:
-            chosen = runtimes.choose(name, self.run_context, list(wanted.values()), self.say)
-            self.used.append(str(chosen[0].name))
-            return chosen
-
-        runtime, why = self._once("runtime", choose)
-        if spec.service not in self._specs:
-            # Asked for by a test as it ran: the choice was made without it.
-            self._specs[spec.service] = spec
+            return External(self.run_context, self.say), ""
+        is_late = spec.service not in self._specs
+        self._specs.setdefault(spec.service, spec)
+        runtime, why = self._runtime.get()
+        if is_late:  # A test asked for it while it ran, after the runtime was chosen.
             runtime.check([spec], self.say)
         return runtime, why
 
-    def _spec(self, service: Service) -> ServerSpec[Any]:
-        """Return what the server looks like; only now its driver is imported."""
-        return server_specs.make(service, self.settings, self._background)
+    def _choose_runtime(self) -> tuple[OwnRuntime, str]:
+        """Return the one runtime for all managed servers of this process, and why it is this."""
+        specs = [each for each in self._specs.values() if not each.url]
+        chosen = runtimes.choose(self.settings.runtime, self.run_context, specs, self.say)
+        self.used.append(str(chosen[0].name))
+        return chosen
+
+    def _remove_servers(self, runtime: OwnRuntime) -> None:
+        """Remove the servers of this run and of dead runs; record what could not be removed."""
+        from pytest_warmstack import cleanup
+
+        for line in cleanup.tidy(runtime, self.run_context.run, self.settings.max_idle):
+            self._record_trouble("at the end", line)
+
+    def _record_trouble(self, test: str, trouble: str) -> None:
+        self.ledger.note(Step("left", 0.0, {"test": test, "trouble": trouble}))
+
+    # Templates.
+
+    @cached_property
+    def _configurations(self) -> Configurations:
+        from pytest_warmstack.postgres.template.configurations import Configurations
+
+        return Configurations(self.settings, self._root, self.ini)
+
+    @cached_property
+    def _file_state(self) -> FileState:
+        """The state of the project's files, as it was when each was first looked at."""
+        from pytest_warmstack.postgres.template.dependencies import FileState
+
+        return FileState(self.run_context.project.path)
+
+    def _template(self, folder: Path) -> ConfiguredTemplate:
+        """Return the template for the tests in *folder*, which need not be made yet."""
+        key = self._root if self.settings.alembic else folder
+        if key not in self._template_of:
+            configuration = self._configurations.of(key)
+            if configuration not in self._templates:
+                self._templates[configuration] = ConfiguredTemplate(
+                    configuration,
+                    self._lazy("layers", lambda: self._make_layers(configuration)),
+                    self._lazy("clones", lambda: self._make_clones(configuration)),
+                )
+            self._template_of[key] = self._templates[configuration]
+        return self._template_of[key]
 
     def _make_templates(self) -> None:
-        """Make the templates that tests will ask for, one after the other, or the server alone."""
-        for alembic, count in self._expected.items():
-            if alembic or count:
-                with suppress(Exception):  # Whoever asks for it gets it.
-                    self._clones(alembic)
-        self._postgres()
+        """Make the templates that tests will ask for, one after the other, or only the server."""
+        for each in list(self._templates.values()):
+            if each.configuration or each.expected:
+                with suppress(Exception):  # Raised for the tests that need it.
+                    each.clones.get()
+        self.postgres.get()
 
-    def _see_that_empty_is_meant(self) -> None:
-        """Raise `TemplateFailed` if databases would be empty, and there is a configuration below.
+    def _check_empty_is_meant(self) -> None:
+        """Raise `TemplateFailed` if databases would be empty, but Alembic is configured elsewhere.
 
-        Tests that make their tables themselves say so: `warmstack_alembic = none`.
+        A project whose tests create their tables sets `warmstack_alembic = none`.
         """
         try:
-            if self.settings.alembic == NONE or self._layers(None):
+            if self.settings.alembic == NONE or self._templates[None].layers.get():
                 return
         except Exception:
-            return  # Whoever needs them gets it.
-        configurations = self._configurations()
-        below = [each.name for each in configurations.below()]
-        if found := below or configurations.named_otherwise():
+            return  # Raised for the tests that need the layers.
+        below = [each.name for each in self._configurations.below()]
+        if found := below or self._configurations.named_otherwise():
             raise TemplateFailed.elsewhere(
                 found=found, root=self.run_context.project.path, file=self.settings.file
             )
 
-    def _make_clones(self, alembic: Configuration | None) -> Clones:
-        from pytest_warmstack.postgres.clones import CloneFactory, Clones
+    def _make_layers(self, configuration: Configuration | None) -> list[Layer]:
+        from pytest_warmstack.postgres.template import layers
+
+        custom = self._custom_layers
+        return layers.make(self.settings, self._root, self._file_state, configuration, custom)
+
+    @cached_property
+    def _custom_layers(self) -> Sequence[object]:
+        return self.custom_layers()
+
+    def _prepare_layers(self) -> None:
+        """Begin to build the first template before there is a server for it.
+
+        Not in the workers of xdist: one of them builds, and the others would only compete with it.
+        """
+        if self._first is None or self.run_context.owner != Process.current():
+            return
+        with suppress(WarmstackError):  # Raised where the layers are needed.
+            for layer in self._first.layers.get():
+                self._stack.callback(layer.discard)
+                layer.prepare()
+
+    # Clones.
+
+    def _make_clones(self, configuration: Configuration | None) -> Clones:
+        """Find or build the template of *configuration*, and return its clones."""
+        template = self._templates[configuration]
+        with self._explained():
+            if configuration is None:
+                self._check_empty_is_meant()
+            self._first = self._first or template
+            server = self.postgres.get()
+            if self._ending:
+                raise CancelledError
+            # External servers stay, and the next run uses what is ready there, whoever starts it.
+            keep = self.run_context.keep or server.external
+            made = self._ensure_template(template, server.client, keep=keep)
+            return self._open_clones(template, server.client, made, keep=keep)
+
+    def _ensure_template(
+        self, template: ConfiguredTemplate, databases: Databases, *, keep: bool
+    ) -> Template:
         from pytest_warmstack.postgres.template import templates
 
-        if alembic is None:
-            self._see_that_empty_is_meant()
-        server = self._postgres(lambda: self._prepare_layers(alembic))
-        if self._ending:
-            raise CancelledError
-        admin = server.client
         begin = originals.monotonic()
-        settings, run_context = self.settings, self.run_context
-        layers = self._layers(alembic)
-        # Somebody else's server stays, and what stands ready on it serves the next run, of anybody.
-        keep = run_context.keep or server.external
+        settings, layers = self.settings, template.layers.get()
         made = templates.ensure(
-            admin,
+            databases,
             layers,
-            file_state=self._file_state(),
+            file_state=self._file_state,
             depends=settings.depends,
             ignore=settings.depends_ignore,
             keep=keep,
             rebuild=settings.rebuild,
-            run=run_context.run,
-            project=run_context.project.slug,
+            run=self.run_context.run,
+            project=self.run_context.project.slug,
             # A waiting process may wait for the whole build of another, and no longer.
             timeout=settings.migrate_timeout,
             say=self.say,
         )
-        self.ledger.note(
-            Step(
-                "template",
-                originals.monotonic() - begin,
-                {
-                    "origin": made.origin,
-                    "text": made.text,
-                    "how": made.how,
-                    "why": made.why,
-                    "of": alembic.name if alembic else "",
-                    "empty": "" if layers or settings.alembic == NONE else "yes",
-                },
-            )
-        )
-        clone_factory = self._once(
-            f"keeper{_of(alembic)}",
-            lambda: CloneFactory(admin, made.name, run_context.project.slug, run_context.run),
-        )
-        expected = self._expected[alembic]
-        clone_factory.open(many=expected > settings.clones_ahead)
+        facts = {
+            "origin": made.origin,
+            "text": made.text,
+            "how": made.how,
+            "why": made.why,
+            "of": template.configuration.name if template.configuration else "",
+            "empty": "" if layers or settings.alembic == NONE else "yes",
+        }
+        self.ledger.note(Step("template", originals.monotonic() - begin, facts))
+        return made
+
+    def _open_clones(
+        self, template: ConfiguredTemplate, databases: Databases, made: Template, *, keep: bool
+    ) -> Clones:
+        from pytest_warmstack.postgres.clones import CloneFactory, Clones
+
+        ahead, context = self.settings.clones_ahead, self.run_context
+        factory = CloneFactory(databases, made.name, context.project.slug, context.run)
+        factory.open(many=template.expected > ahead)
         clones = Clones(
-            clone_factory,
-            ahead=settings.clones_ahead,
-            expected=expected,
-            stock=settings.clones_ahead if keep else 0,
-            keep=settings.keep_failed,
-            found=self._found_by_clones,
+            factory,
+            ahead=ahead,
+            expected=template.expected,
+            stock=ahead if keep else 0,
+            keep=self.settings.keep_failed,
+            found=self._record_finding,
         )
+        template.factory = factory
         self._stack.callback(clones.close, timeout=CLOSE_TIMEOUT)
         if keep:
-            self._templates.append((made, clone_factory))
-            self._sweep_begun = None
-            self._stack.callback(self._swept, clones)
+            template.template = made
+            self._sweeping = None
+            self._stack.callback(self._finish_sweep, clones)
         return clones
 
-    def _sweep(self) -> Future[Any] | None:
-        """Begin to drop what dead runs left, once, and not before the first test is done."""
-        if self._templates and self._sweep_begun is None:
-            self._sweep_begun = self._sweep_again()
-        return self._sweep_begun
+    def _record_finding(self, found: Finding) -> None:
+        if found.saved:
+            self.ledger.note(Step("kept", 0.0, {"test": found.test, "name": found.saved}))
+        elif found.leak:
+            self.ledger.note(Step("left", 0.0, {"test": found.test, **found.leak._asdict()}))
+        else:
+            self._record_trouble(found.test, found.trouble)
 
-    def _sweep_again(self) -> Future[Any]:
+    def _sweep(self) -> Future[Any] | None:
+        """Begin to drop what dead runs left, once, after the first test."""
+        if self._sweeping is None and any(each.template for each in self._templates.values()):
+            self._sweeping = self._begin_sweep()
+        return self._sweeping
+
+    def _begin_sweep(self) -> Future[Any]:
         """Begin to drop what dead runs left; note that this run uses its templates."""
         from pytest_warmstack.postgres.retention import Retention
 
-        settings, made = self.settings, [each for each, _ in self._templates]
-        return self._templates[0][1].sweep(
+        settings, factory = self.settings, self._factory()
+        kept = [each.template for each in self._templates.values() if each.template]
+        assert factory is not None  # noqa: S101 - who has a template has its factory
+        return factory.sweep(
             Retention(
                 templates=settings.keep_templates,
-                current={each.name for each in made},
+                current={each.name for each in kept},
                 stock=settings.clones_ahead,
                 saved=settings.keep_failed,
                 run=self.run_context.run,
                 idle=settings.max_idle,
             ),
-            notes=[note for each in made for note in each.notes()],
+            notes=[note for each in kept for note in each.notes()],
         )
 
-    def _swept(self, clones: Clones) -> None:
-        """Wait for the sweep to end; the next run sweeps what is left then."""
+    def _finish_sweep(self, clones: Clones) -> None:
+        """Wait for the sweep; the next run sweeps what is left then."""
         if (sweep := self._sweep()) is not None:
             wait([sweep], timeout=CLOSE_TIMEOUT)
         if clones.has_saved:
-            # The databases of earlier runs' failed tests make room for those of this one.
-            wait([self._sweep_again()], timeout=CLOSE_TIMEOUT)
+            # The saved databases of earlier runs make room for those of this run.
+            wait([self._begin_sweep()], timeout=CLOSE_TIMEOUT)
 
-    def _found_by_clones(self, each: Finding) -> None:
-        if each.saved:
-            self.ledger.note(Step("kept", 0.0, {"test": each.test, "name": each.saved}))
-        else:
-            facts = each.leak._asdict() if each.leak else {"trouble": each.trouble}
-            self._found(each.test, facts)
+    # Leases.
 
-    def _found(self, test: str, facts: Mapping[str, str]) -> None:
-        """Enter what a test left behind."""
-        self.ledger.note(Step("left", 0.0, {"test": test, **facts}))
-
-    def _prepare_layers(self, alembic: Configuration | None) -> None:
-        """Begin to build the template before there is a server for it.
-
-        Not in the workers of xdist: one of them will build, and the others would only compete.
-        """
-        if self.run_context.owner != Process.current():
-            return
-        with suppress(WarmstackError):  # It is raised where the layers are needed.
-            for layer in self._layers(alembic):
-                self._stack.callback(layer.discard)
-                layer.prepare()
-
-    def _layers(self, alembic: Configuration | None) -> list[Layer]:
-        """Return the layers of the template that has the migrations of *alembic*."""
-        from pytest_warmstack.postgres.template import layers
-
-        root = Path(self.run_context.project.path)
-        foreign = self._once("foreign", self.foreign)
-        return self._once(
-            f"layers{_of(alembic)}",
-            lambda: layers.make(self.settings, root, self._file_state(), alembic, foreign),
-        )
-
-    def _file_state(self) -> FileState:
-        """Return the state of the project's files, as they are looked at for the first time."""
-        from pytest_warmstack.postgres.template.dependencies import FileState
-
-        return self._once("present", lambda: FileState(self.run_context.project.path))
+    def _take_first_lease(self) -> None:
+        with suppress(WarmstackError):  # Raised for the tests that need it.
+            self.leases.get().take()
 
     def _make_leases(self) -> Leases:
-        from pytest_warmstack.redis.leases import Leases
-
-        def on(server: Server[RedisAdmin]) -> Leases:
-            connect = self._spec(Service.REDIS).connect
-            return Leases(
-                server,
-                lambda: connect(server.endpoint, server.fingerprint, CONNECT_TIMEOUT),
-                count=self.settings.redis_databases,
-                whole=self.settings.redis is RedisPlan.PER_PROCESS,
-                found=lambda test, trouble: self._found(test, {"trouble": trouble}),
-            )
+        from pytest_warmstack.redis.errors import LeaseFailed
 
         if self.settings.redis is RedisPlan.SHARED:
-            leases = on(self._redis())
+            leases = self._leases_on(self._redis.get())
         elif self.settings.redis_url:
-            from pytest_warmstack.redis.errors import LeaseFailed
-
             raise LeaseFailed.not_whole()
         else:
-            leases = self._first_free(on)
+            leases = self._lease_free_server()
         self._stack.callback(leases.close)
         return leases
 
-    def _first_free(self, on: Callable[[Server[RedisAdmin]], Leases]) -> Leases:
-        """Return the lease of a server that no other process has; start one if there is none.
+    def _leases_on(self, server: Server[RedisAdmin]) -> Leases:
+        from pytest_warmstack.redis.leases import Leases
 
-        Each worker of xdist begins at another number, so that not all want the same one first.
+        connect = self._spec(Service.REDIS).connect
+        return Leases(
+            server,
+            lambda: connect(server.endpoint, server.fingerprint, CONNECT_TIMEOUT),
+            count=self.settings.redis_databases,
+            whole=self.settings.redis is RedisPlan.PER_PROCESS,
+            found=self._record_trouble,
+        )
+
+    def _lease_free_server(self) -> Leases:
+        """Return the lease of a server that no other process has; start a server if necessary.
+
+        The workers of xdist begin at different numbers, so that they don't all try the same one.
         """
         from pytest_warmstack.redis.errors import LeaseFailed
 
-        numbers = range(1, REDIS_SERVERS + 1)
+        numbers = range(1, MAX_REDIS_SERVERS + 1)
         for number in sorted(numbers, key=lambda each: each != self.worker + 1):
-            server = self._ensure(server_specs.make(Service.REDIS, self.settings, number=number))
-            leases = on(server)
+            spec = server_specs.make(Service.REDIS, self.settings, number=number)
+            server = self._find_or_start(spec)
+            leases = self._leases_on(server)
             with suppress(LeaseFailed):
                 leases.take()
                 return leases
             server.client.close()
-        raise LeaseFailed.no_server(servers=REDIS_SERVERS)
-
-
-def _of(alembic: Configuration | None) -> str:
-    """Return what tells things apart that each Alembic configuration has."""
-    return f" {alembic.name}" if alembic else ""
-
-
-def _settle(future: Future[T], make: Callable[[], T]) -> None:
-    """Let *future* have what *make* gives or raises, unless it was cancelled."""
-    if future.set_running_or_notify_cancel():
-        try:
-            future.set_result(make())
-        except BaseException as error:
-            future.set_exception(error)
+        raise LeaseFailed.no_server(servers=MAX_REDIS_SERVERS)
 
 
 class Forked(WarmstackError):
-    """A process that was forked from the one that runs the tests goes on with them."""
+    """A process that a test forked goes on with the tests of its parent."""
 
     @classmethod
     def back(cls, *, process: int) -> Forked:
-        """Tell that *process* is the one whose databases these are."""
+        """Explain that the databases belong to *process*, the parent."""
         return cls(
-            "This process has no databases of its own.",
-            why=f"it was forked from process {process}, by a test, and came back into the run",
-            looked_at=["the id of this process"],
+            "A forked process can't use the databases of its parent.",
+            why=f"a test forked it from process {process}, and it returned into the run",
             todo=[
-                "end the child with os._exit, which leaves the run to its parent",
-                "or start it with subprocess, or with multiprocessing's method spawn",
+                "end the child with os._exit",
+                "or start it with subprocess, or with multiprocessing's start method spawn",
             ],
         )

@@ -1,12 +1,22 @@
-"""The fixtures: a migrated database and an empty Redis for every test, as URLs and as clients."""
+"""The fixtures: a migrated database and an empty Redis for every test, as URLs and as clients.
+
+pytest-asyncio fixes the event loop of a fixture when it is declared, but that of a test depends on
+the test's marker, and a connection breaks in any loop but its own. So the asynchronous fixtures are
+declared once for each loop that a test runs in, and nothing asynchronous outlives its loop.
+"""
 
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Iterator
+from collections import Counter
+from collections.abc import AsyncIterator, Callable, Generator, Iterable, Iterator
+from pathlib import Path
+from types import ModuleType
 from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 import pytest
+
+from pytest_warmstack.session import Session, session_of
 
 if TYPE_CHECKING:
     from redis.asyncio import Redis
@@ -14,89 +24,115 @@ if TYPE_CHECKING:
 
     from pytest_warmstack.environment import Environment
     from pytest_warmstack.errors import WarmstackError
-    from pytest_warmstack.postgres.clones import Clone
-    from pytest_warmstack.postgres.engines import Engines
+    from pytest_warmstack.postgres.clones import Clone, Shared
+    from pytest_warmstack.postgres.engines import Engines, RollbackConnection
     from pytest_warmstack.servers.model import ServerHandle
+    from pytest_warmstack.unawaited import Begun
 
 T = TypeVar("T")
 
-WORKBENCH: Final = pytest.StashKey[Callable[[], "Environment"]]()
-"""Where the pytest config keeps the way to the set-up of this process."""
+_SHARED: Final[pytest.StashKey[Shared]] = pytest.StashKey()
+"""Where a test with the isolation `rollback` keeps the clone that it shares."""
 
-FAILED: Final = pytest.StashKey[set[pytest.Item]]()
-"""Where the pytest config keeps the tests that failed, each as its last attempt left it."""
+_ROLLBACK: Final[pytest.StashKey[RollbackConnection]] = pytest.StashKey()
+"""Where it keeps the connection, of its own loop, that rolls back what it does."""
 
-SHOWN: Final = pytest.StashKey[dict[str, str]]()
-"""Where it keeps which test showed an error first."""
+_BEGUN: Final[pytest.StashKey[Begun]] = pytest.StashKey()
+"""Where a test keeps the coroutines that its session and its client made."""
 
-ERROR: Final = "warmstack_error"
-"""The attribute of a failed fixture's exception that has the error."""
-
-IN_USE: Final = pytest.StashKey[dict[str, "Clone"]]()
-"""Where the pytest config keeps the databases in use, by the id of the test, class or module."""
-
-NEEDS: Final = {"_warmstack_postgres": "postgres", "_warmstack_redis": "redis"}
+_NEEDS: Final = {"_warmstack_postgres": "postgres", "_warmstack_redis": "redis"}
 """The fixtures behind all others, and the server that each needs.
 
-A fixture that the user has put in the place of one of ours does not ask for them.
+A fixture of yours that overrides one of this module doesn't ask for them.
 """
+
+
+def needs(items: Iterable[pytest.Item]) -> tuple[set[str], Counter[Path]]:
+    """Return the servers that *items* need, and the folders of those that need PostgreSQL.
+
+    A folder's number is that of its tests that want a database.
+    """
+    services: set[str] = set()
+    folders: Counter[Path] = Counter()
+    for item in items:
+        names = getattr(item, "fixturenames", ())
+        services.update(service for name, service in _NEEDS.items() if name in names)
+        if "_warmstack_postgres" in names:
+            folders[item.path.parent] += "db_url" in names
+    return services, folders
+
+
+# Servers.
 
 
 @pytest.fixture(scope="session")
 def _warmstack_postgres(pytestconfig: pytest.Config) -> Environment:
-    """The set-up of this process, for a test that needs PostgreSQL."""
-    return pytestconfig.stash[WORKBENCH]()
+    """The environment, for a test that needs PostgreSQL."""
+    return session_of(pytestconfig).open()
 
 
 @pytest.fixture(scope="session")
 def _warmstack_redis(pytestconfig: pytest.Config) -> Environment:
-    """The set-up of this process, for a test that needs Redis."""
-    from pytest_warmstack.suite import state
-
-    environment = pytestconfig.stash[WORKBENCH]()
-    state.watch(pytestconfig, environment.redis_in_use)
-    return environment
+    """The environment, for a test that needs Redis."""
+    return session_of(pytestconfig).open_redis()
 
 
 @pytest.fixture(scope="session")
 def postgres_container(_warmstack_postgres: Environment) -> ServerHandle:
     """The PostgreSQL server."""
-    return _had(_warmstack_postgres.postgres).handle()
+    return _result_or_fail(_warmstack_postgres.postgres.get).handle()
 
 
 @pytest.fixture(scope="session")
 def redis_container(_warmstack_redis: Environment) -> ServerHandle:
     """The Redis server; its URL leads to a database of this process's own."""
-    return _had(_warmstack_redis.redis_handle)
+    leases = _result_or_fail(_warmstack_redis.leases.get)
+    return leases.server.handle(_result_or_fail(leases.take).index)
+
+
+# Redis.
 
 
 @pytest.fixture(scope="session")
 def redis_session_url(_warmstack_redis: Environment) -> str:
     """The URL of `redis_url`, for what lives as long as the run; a test that asks empties it."""
-    return _had(_warmstack_redis.lease).urls[0]
+    return _result_or_fail(lambda: _warmstack_redis.leases.get().take()).urls[0]
 
 
-@pytest.fixture(scope="session")
-def _warmstack_engines() -> Engines:
-    """What makes the engines of this process."""
-    from pytest_warmstack.postgres.engines import Engines
+@pytest.fixture
+def redis_urls(request: pytest.FixtureRequest, _warmstack_redis: Environment) -> tuple[str, ...]:
+    """The URLs of the Redis databases that this process has, all of them empty now."""
+    return _result_or_fail(lambda: _warmstack_redis.take_lease(request.node.nodeid)).urls
 
-    return Engines()
+
+@pytest.fixture
+def redis_url(redis_urls: tuple[str, ...]) -> str:
+    """The URL of a Redis database that is empty now and that no other process uses."""
+    return redis_urls[0]
+
+
+@pytest.fixture
+def redis_client(request: pytest.FixtureRequest, redis_url: str) -> Redis:
+    """A client of an empty Redis database, closed when the test is done."""
+    client: Redis = _in_loop_of_test(request, "redis")
+    return client
+
+
+# Databases. `scopes` declares these fixtures once more for classes and modules that share one.
 
 
 def _clone(request: pytest.FixtureRequest, _warmstack_postgres: Environment) -> Iterator[Clone]:
     """A migrated database for as long as the fixture's scope lasts."""
-    folder = request.path.parent
-    clone = _had(lambda: _warmstack_postgres.take_clone(folder))
-    node, in_use = request.node, request.config.stash[IN_USE]
-    in_use[node.nodeid] = clone
+    folder, node = request.path.parent, request.node
+    clone = _result_or_fail(lambda: _warmstack_postgres.take_clone(folder))
+    own = session_of(request.config)
+    own.in_use[node.nodeid] = clone
     yield clone
-    del in_use[node.nodeid]
-    all_failed = request.config.stash[FAILED]
-    # Of a test without a look at all the others.
-    mine = {node} & all_failed if isinstance(node, pytest.Item) else all_failed
-    failed = [each.nodeid for each in mine if node in each.listchain()]
-    _warmstack_postgres.give_back(clone, folder, node.nodeid, failed=sorted(failed))
+    del own.in_use[node.nodeid]
+    # A test's own failure without a look at all the others.
+    candidates = {node} & own.failed if isinstance(node, pytest.Item) else own.failed
+    failed = sorted(each.nodeid for each in candidates if node in each.listchain())
+    _warmstack_postgres.give_back(clone, folder, node.nodeid, failed=failed)
 
 
 _warmstack_clone_class = pytest.fixture(scope="class", name="_warmstack_clone_class")(_clone)
@@ -106,30 +142,31 @@ _warmstack_clone_module = pytest.fixture(scope="module", name="_warmstack_clone_
 def function_db_url(
     request: pytest.FixtureRequest, _warmstack_postgres: Environment
 ) -> Iterator[str]:
-    """The SQLAlchemy URL of a migrated database that is this test's own.
+    """The SQLAlchemy URL of a migrated database of this test's own.
 
-    With another isolation than `clone` it is one that the tests of a class or module share (the
-    fixture has that scope then), or all those that undo what they do.
+    With the isolation `class` or `module`, the tests of a class or module share it, and the fixture
+    has that scope. With `rollback`, all tests that undo what they do share it.
     """
     isolation = _isolation(request, _warmstack_postgres)
     if isolation == "clone":
         for clone in _clone(request, _warmstack_postgres):
             yield clone.url
-        return
-    if isolation != "rollback":
+    elif isolation == "rollback":
+        yield from _shared_url(request, _warmstack_postgres)
+    else:
         wider: Clone = request.getfixturevalue(f"_warmstack_clone_{isolation}")
         yield wider.url
-        return
-    from pytest_warmstack.loop_fixtures import SHARED
 
-    folder = request.path.parent
-    shared = _had(lambda: _warmstack_postgres.borrow_clone(folder))
-    request.node.stash[SHARED] = shared
-    in_use = request.config.stash[IN_USE]
-    in_use[request.node.nodeid] = shared.clone
+
+def _shared_url(request: pytest.FixtureRequest, environment: Environment) -> Iterator[str]:
+    folder, node = request.path.parent, request.node
+    shared = _result_or_fail(lambda: environment.borrow_clone(folder))
+    node.stash[_SHARED] = shared
+    in_use = session_of(request.config).in_use
+    in_use[node.nodeid] = shared.clone
     yield shared.clone.url
-    del in_use[request.node.nodeid]
-    _warmstack_postgres.restore_clone(shared, folder, request.node.nodeid)
+    del in_use[node.nodeid]
+    environment.restore_clone(shared, folder, node.nodeid)
 
 
 db_url = pytest.fixture(name="db_url")(function_db_url)
@@ -155,16 +192,11 @@ def plain_db_url(db_url: str) -> str:
 db_dsn = pytest.fixture(name="db_dsn")(plain_db_url)
 
 
-@pytest.fixture
-def redis_urls(request: pytest.FixtureRequest, _warmstack_redis: Environment) -> tuple[str, ...]:
-    """The URLs of the Redis databases that this process has, all of them empty now."""
-    return _had(lambda: _warmstack_redis.take_lease(request.node.nodeid)).urls
+@pytest.fixture(scope="session")
+def _warmstack_engines() -> Engines:
+    from pytest_warmstack.postgres.engines import Engines
 
-
-@pytest.fixture
-def redis_url(redis_urls: tuple[str, ...]) -> str:
-    """The URL of a Redis database that is empty now and that no other process uses."""
-    return redis_urls[0]
+    return Engines()
 
 
 def function_db_engine(
@@ -175,17 +207,18 @@ def function_db_engine(
     With the isolation `class` or `module` it has that scope. Its connections may be used in any
     event loop, one in each.
     """
-    from pytest_warmstack.loop_fixtures import ROLLBACK, SHARED
     from pytest_warmstack.postgres.engines import is_clone
 
-    if _is_of_anyio(request) and inspect.iscoroutinefunction(getattr(request, "function", None)):
-        _see_backend(request)
+    if _is_run_by_anyio(request) and inspect.iscoroutinefunction(
+        getattr(request, "function", None)
+    ):
+        _check_backend(request)
     if not is_clone(db_url):
-        yield _in_the_loop_of_the_test(request, "other_engine")
-    elif SHARED in request.node.stash:
-        rollback = _in_the_loop_of_the_test(request, "rollback_connection")
-        request.node.stash[ROLLBACK] = rollback
-        _had(lambda: _in_the_loop_of_the_test(request, "rollback"))
+        yield _in_loop_of_test(request, "other_engine")
+    elif _SHARED in request.node.stash:
+        rollback = _in_loop_of_test(request, "rollback_connection")
+        request.node.stash[_ROLLBACK] = rollback
+        _result_or_fail(lambda: _in_loop_of_test(request, "rollback"))
         engine = _warmstack_engines.make(db_url, rollback)
         yield engine
         _warmstack_engines.end(engine, close=False)
@@ -205,39 +238,13 @@ db_engine = pytest.fixture(name="db_engine")(function_db_engine)
 
 @pytest.fixture
 def db_session(request: pytest.FixtureRequest, db_engine: AsyncEngine) -> AsyncSession:
-    """A session on the test's own database; what it commits, no other test sees."""
-    session: AsyncSession = _in_the_loop_of_the_test(request, "session")
+    """A session on the test's own database; no other test sees what it commits."""
+    session: AsyncSession = _in_loop_of_test(request, "session")
     return session
 
 
-@pytest.fixture
-def redis_client(request: pytest.FixtureRequest, redis_url: str) -> Redis:
-    """A client of an empty Redis database, closed when the test is done."""
-    client: Redis = _in_the_loop_of_the_test(request, "redis")
-    return client
-
-
-def _is_of_anyio(request: pytest.FixtureRequest) -> bool:
-    """Tell whether anyio's plugin runs the test, and not pytest-asyncio.
-
-    There is no asyncio marker, and the fixture that tells that plugin to run coroutines.
-    """
-    marker = request.node.get_closest_marker("asyncio")
-    return marker is None and "anyio_backend" in request.fixturenames
-
-
-def _see_backend(request: pytest.FixtureRequest) -> None:
-    """Fail a test that AnyIO's plugin runs on another backend than asyncio."""
-    backend = request.getfixturevalue("anyio_backend")
-    name = backend if isinstance(backend, str) else backend[0]
-    if name != "asyncio":
-        from pytest_warmstack.postgres.errors import LoopFailed
-
-        raise _failure(LoopFailed.backend(name=name))
-
-
 def _isolation(request: pytest.FixtureRequest, environment: Environment) -> str:
-    """Return what keeps the test apart from others: its marker's word, else the setting."""
+    """Return the isolation of the test: the word of its marker, else the setting."""
     marker = request.node.get_closest_marker("warmstack_isolation")
     if marker is None:
         return environment.settings.isolation
@@ -258,56 +265,27 @@ def _isolation(request: pytest.FixtureRequest, environment: Environment) -> str:
     pytest.fail(text, pytrace=False)
 
 
-def _had(get: Callable[[], T]) -> T:
-    """Return what *get* gives; an error of ours fails the test with its text alone."""
-    from pytest_warmstack.errors import WarmstackError
-
-    try:
-        return get()
-    except WarmstackError as error:
-        found = error
-    # Outside the handler: what led to the error is in its text, and no chain of tracebacks helps.
-    raise _failure(found)
+# Event loops.
 
 
-def _failure(error: WarmstackError) -> BaseException:
-    """Return what fails a test with the text of *error*, and with no traceback."""
-    failure = pytest.fail.Exception(str(error), pytrace=False)
-    setattr(failure, ERROR, error)
-    return failure
-
-
-def shorten(item: pytest.Item, failed: BaseException) -> None:
-    """Leave one line of an error that another test has shown: five hundred may meet the same."""
-    error = getattr(failed, ERROR, None)
-    if error is not None:
-        shown = item.config.stash[SHOWN]
-        # Not for the test that showed it first: when it is run again, that is all one sees of it.
-        is_first = shown.setdefault(str(error), item.nodeid) == item.nodeid
-        failed.msg = str(error) if is_first else error.brief()  # type: ignore[attr-defined]
-
-
-def _in_the_loop_of_the_test(request: pytest.FixtureRequest, name: str) -> Any:
-    """Return what the fixture *name* of `loop_fixtures` gives in the test's own event loop."""
+def _in_loop_of_test(request: pytest.FixtureRequest, name: str) -> Any:
+    """Return the value of one of `_declare`'s fixtures in the test's own event loop."""
     loop = _loop(request)
     manager = request.config.pluginmanager
     if not manager.hasplugin(f"warmstack-{loop}"):
         # Declared only now: most runs use one loop, and many none.
-        from pytest_warmstack import loop_fixtures
-
-        manager.register(loop_fixtures.declare(loop), f"warmstack-{loop}")
+        manager.register(_declare(loop), f"warmstack-{loop}")
     return request.getfixturevalue(f"_warmstack_{name}_{loop}")
 
 
 def _loop(request: pytest.FixtureRequest) -> str:
     """Return which loop the test runs in: a scope of pytest-asyncio's, or `anyio`."""
-    marker = request.node.get_closest_marker("asyncio")
-    if _is_of_anyio(request):
-        _see_backend(request)
+    if _is_run_by_anyio(request):
+        _check_backend(request)
         return "anyio"
-    if marker is not None and (
-        scope := marker.kwargs.get("loop_scope") or marker.kwargs.get("scope")
-    ):
+    marker = request.node.get_closest_marker("asyncio")
+    options = marker.kwargs if marker is not None else {}
+    if scope := options.get("loop_scope") or options.get("scope"):
         return str(scope)
     if not request.config.pluginmanager.hasplugin("asyncio"):
         pytest.fail(
@@ -316,3 +294,151 @@ def _loop(request: pytest.FixtureRequest) -> str:
             pytrace=False,
         )
     return str(request.config.getini("asyncio_default_test_loop_scope") or "function")
+
+
+def _is_run_by_anyio(request: pytest.FixtureRequest) -> bool:
+    """Tell whether anyio's plugin runs the test, and not pytest-asyncio.
+
+    Then the test has no marker `asyncio`, but the fixture that makes anyio's plugin run coroutines.
+    """
+    marker = request.node.get_closest_marker("asyncio")
+    return marker is None and "anyio_backend" in request.fixturenames
+
+
+def _check_backend(request: pytest.FixtureRequest) -> None:
+    """Fail a test that anyio's plugin runs on another backend than asyncio."""
+    backend = request.getfixturevalue("anyio_backend")
+    name = backend if isinstance(backend, str) else backend[0]
+    if name != "asyncio":
+        from pytest_warmstack.postgres.errors import LoopFailed
+
+        raise _failure(LoopFailed.backend(name=name))
+
+
+def _declare(loop: str) -> ModuleType:
+    """Return a pytest plugin with the asynchronous fixtures for tests in *loop*."""
+    import pytest_asyncio
+
+    from pytest_warmstack import unawaited
+
+    def fixture(name: str, scope: str = "function") -> Callable[[Callable[..., Any]], Any]:
+        full = f"_warmstack_{name}_{loop}"
+        if loop == "anyio":
+            return pytest.fixture(name=full)
+        return pytest_asyncio.fixture(name=full, scope=scope, loop_scope=loop)  # type: ignore[call-overload, no-any-return]
+
+    @fixture("rollback_connection", scope=loop)
+    async def rollback_connection() -> AsyncIterator[RollbackConnection]:
+        from pytest_warmstack.postgres.engines import RollbackConnection
+
+        connection = RollbackConnection()
+        yield connection
+        connection.close()
+
+    @fixture("rollback")
+    async def rollback(request: pytest.FixtureRequest) -> AsyncIterator[RollbackConnection]:
+        shared, connection = request.node.stash[_SHARED], request.node.stash[_ROLLBACK]
+        await connection.begin(shared)
+        yield connection
+        shared.trouble = await connection.end()
+
+    @fixture("other_engine")
+    async def other_engine(db_url: str) -> AsyncIterator[AsyncEngine]:
+        from sqlalchemy.ext.asyncio import create_async_engine
+
+        engine = create_async_engine(db_url)
+        yield engine
+        await engine.dispose()
+
+    @fixture("session")
+    async def session(
+        request: pytest.FixtureRequest, db_engine: AsyncEngine, _warmstack_engines: Engines
+    ) -> AsyncIterator[AsyncSession]:
+        from sqlalchemy.ext.asyncio import AsyncSession
+
+        # An expired attribute would be loaded when it is read, which asyncio can't do.
+        session = AsyncSession(db_engine, expire_on_commit=False)
+        begun = request.node.stash.setdefault(_BEGUN, unawaited.Begun())
+        unawaited.watch(session, "db_session", begun)
+        yield session
+        rollback = request.node.stash.get(_ROLLBACK, None)
+        if rollback is not None:
+            await rollback.leave(session)
+        elif _warmstack_engines.leave_other_loops(db_engine):
+            # Its own connection may be one of those, and then it can't be closed in order.
+            await session.invalidate()
+        else:
+            await session.close()
+
+    @fixture("redis")
+    async def redis(request: pytest.FixtureRequest, redis_url: str) -> AsyncIterator[Redis]:
+        from pytest_warmstack.redis.clients import client
+
+        begun = request.node.stash.setdefault(_BEGUN, unawaited.Begun())
+        async with client(redis_url, begun) as redis:
+            yield redis
+
+    # pytest finds fixtures and hooks by the names in a plugin.
+    plugin = ModuleType(f"{__name__}.{loop}")
+    vars(plugin).update(
+        rollback_connection=rollback_connection,
+        rollback=rollback,
+        other_engine=other_engine,
+        session=session,
+        redis=redis,
+        pytest_runtest_call=_check_all_is_awaited,
+    )
+    return plugin
+
+
+@pytest.hookimpl(wrapper=True)
+def _check_all_is_awaited(item: pytest.Item) -> Generator[None, object, object]:
+    """Fail a test that made a coroutine, itself or in its fixtures, and did not await it."""
+
+    def forgotten() -> WarmstackError | None:
+        begun = item.stash.get(_BEGUN, None)
+        if begun is None or not (names := begun.forgotten()):
+            return None
+        from pytest_warmstack.postgres.errors import LoopFailed
+
+        return LoopFailed.forgotten(names=names)
+
+    try:
+        result = yield
+    except BaseException as error:
+        if (found := forgotten()) is not None:
+            error.add_note(found.line)
+        raise
+    if (found := forgotten()) is not None:
+        pytest.fail(str(found), pytrace=False)
+    return result
+
+
+# Failures.
+
+
+def _result_or_fail(get: Callable[[], T]) -> T:
+    """Return what *get* returns; a `WarmstackError` fails the test with its text alone."""
+    from pytest_warmstack.errors import WarmstackError
+
+    try:
+        return get()
+    except WarmstackError as error:
+        failure = _failure(error)
+    # Outside of the handler: the text has the cause, and a chain of tracebacks adds nothing.
+    raise failure
+
+
+def _failure(error: WarmstackError) -> BaseException:
+    failure = pytest.fail.Exception(str(error), pytrace=False)
+    failure.warmstack_error = error  # type: ignore[attr-defined]
+    return failure
+
+
+def shorten(session: Session, item: pytest.Item, failed: BaseException) -> None:
+    """Leave one line of an error that another test has shown: hundreds of tests may have it."""
+    error: WarmstackError | None = getattr(failed, "warmstack_error", None)
+    if error is not None:
+        # Not for the test that showed it first, which may run again.
+        is_first = session.shown.setdefault(str(error), item.nodeid) == item.nodeid
+        failed.msg = str(error) if is_first else error.brief()  # type: ignore[attr-defined]

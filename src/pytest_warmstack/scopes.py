@@ -1,8 +1,8 @@
 """Gives `db_url`, `db_dsn` and `db_engine` the scope of the database behind them.
 
-With the isolation `class` or `module` they are fixtures of that scope, so that a fixture that seeds
-the database of a class or module can ask for them. pytest fixes a fixture's scope when it is
-declared; so they are declared once more for each class or module that shares a database.
+With the isolation `class` or `module` they have that scope, so that a fixture that seeds the
+database of a class or module can ask for them. pytest fixes the scope of a fixture when it is
+declared, so they are declared once more for each class or module that shares a database.
 """
 
 from __future__ import annotations
@@ -13,10 +13,10 @@ import pytest
 
 from pytest_warmstack import fixtures
 
-SCOPE: Final = pytest.StashKey[str]()
+_SCOPE: Final = pytest.StashKey[str]()
 """Where a class or module keeps the scope that these fixtures have in it."""
 
-_SHARED: Final = {
+_FIXTURES: Final = {
     scope: {"db_url": url, "db_dsn": fixtures.plain_db_url, "db_engine": engine}
     for scope, url, engine in (
         ("class", fixtures.class_db_url, fixtures.clone_engine),
@@ -29,49 +29,47 @@ _SHARED: Final = {
 def declare(collector: pytest.Collector, isolation: str) -> None:
     """Declare the fixtures for a class or module, if they have another scope in it.
 
-    *isolation* is the word of the setting, which a marker overrides. If the user has a fixture of
-    one of these names, nothing is declared.
+    *isolation* is the word of the setting, which a marker overrides. If you have overridden one of
+    the fixtures, nothing is declared.
     """
-    if SCOPE in collector.stash:
+    if _SCOPE in collector.stash:
         return
     around = next(
-        (each.stash[SCOPE] for each in collector.iter_parents() if SCOPE in each.stash), "function"
+        (each.stash[_SCOPE] for each in collector.iter_parents() if _SCOPE in each.stash),
+        "function",
     )
-    scope = _scope(collector.get_closest_marker("warmstack_isolation"), isolation)
+    marker = collector.get_closest_marker("warmstack_isolation")
+    scope = isolation if marker is None else "".join(map(str, marker.args))
+    if scope not in {"class", "module"}:
+        scope = "function"
     if scope == "class" and not isinstance(collector, pytest.Class):
         scope = around  # Tests outside of a class share nothing.
-    if scope != around and _are_ours(collector):
-        for name, function in _SHARED[scope].items():
+    if scope != around and not _are_overridden(collector):
+        for name, function in _FIXTURES[scope].items():
             _register(collector, name, function, scope)
-    collector.stash[SCOPE] = scope
+    collector.stash[_SCOPE] = scope
 
 
 def narrow(item: pytest.Item) -> None:
     """Give a test with a marker of its own the fixtures of the scope `function`.
 
-    They look at the marker; those that its class or module shares can't. pytest has no public way
+    Those look at the marker; those that its class or module shares can't. pytest has no public way
     to another fixture for one item.
     """
     if not isinstance(item, pytest.Function):
         return
-    # What pytest found for the names of the item's fixtures, the closest last.
+    # The fixtures that pytest found for each name, the closest one last.
     declared: dict[str, Any] = item._fixtureinfo.name2fixturedefs  # noqa: SLF001 - see above
-    for name in declared.keys() & _SHARED["function"].keys():
+    for name in declared.keys() & _FIXTURES["function"].keys():
         if len({each.scope for each in declared[name]}) > 1:
             declared[name] = [each for each in declared[name] if each.scope == "function"]
     item._initrequest()  # noqa: SLF001 - before pytest 9 the request has a copy
 
 
-def _scope(marker: pytest.Mark | None, isolation: str) -> str:
-    word = isolation if marker is None else "".join(map(str, marker.args))
-    return word if word in {"class", "module"} else "function"
-
-
-def _are_ours(collector: pytest.Collector) -> bool:
-    """Tell whether the user has put nothing in the place of one of the fixtures."""
-    manager: Any = collector.session._fixturemanager  # noqa: SLF001 - pytest has no name for it
-    found = [manager.getfixturedefs(name, collector) for name in _SHARED["function"]]
-    return all(each and each[-1].func.__module__ == fixtures.__name__ for each in found)
+def _are_overridden(collector: pytest.Collector) -> bool:
+    manager: Any = collector.session._fixturemanager  # noqa: SLF001 - pytest has no public name
+    found = [manager.getfixturedefs(name, collector) for name in _FIXTURES["function"]]
+    return not all(each and each[-1].func.__module__ == fixtures.__name__ for each in found)
 
 
 def _register(collector: pytest.Collector, name: str, function: Any, scope: Any) -> None:

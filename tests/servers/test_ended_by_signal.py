@@ -178,16 +178,16 @@ HELD_START = """
 import time
 from pytest_warmstack.environment import Environment
 
-ensure = Environment._ensure
+start = Environment._find_or_start
 
 def held(self, spec):
-    server = ensure(self, spec)
+    server = start(self, spec)
     deadline = time.monotonic() + 60
     while not self._ending and time.monotonic() < deadline:
         time.sleep(0.01)
     return server
 
-Environment._ensure = held
+Environment._find_or_start = held
 """
 """No server is handed out before the run ends."""
 

@@ -48,7 +48,7 @@ def test_only_what_the_messages_say_is_written(project: Library) -> None:
         said.index("import os"), said.index("and, for its migrations, write in pytest.ini:")
     )
     project.write("conftest.py", "\n".join(said[lines]) + "\n")
-    end = next(place for place, each in enumerate(said) if each.startswith("Tests reach their own"))
+    end = next(place for place, each in enumerate(said) if each.startswith("Tests get their own"))
     project.configure(*said[lines.stop + 1 : end])
     assert [line for line in project.lines("conftest.py") if "environ" in line] == [
         'os.environ.setdefault("DATABASE_URL", "postgresql+asyncpg://test:test@localhost:1/test")',

@@ -1,4 +1,4 @@
-"""What the plugin costs those who do not use it: nothing heavy is imported, nothing is started."""
+"""What the plugin costs a run that does not use it: it imports nothing heavy and starts nothing."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def pytest_unconfigure(config):
             "plugins": sorted(name for name, _ in config.pluginmanager.list_name_plugin())}
     pathlib.Path(os.environ["TOLD"]).write_text(json.dumps(told))
 """
-"""A plugin that is loaded before all others and tells at the end what happened since."""
+"""A plugin that pytest loads first, and that writes at the end what happened since."""
 
 UNIT_TEST = """
 import pytest
@@ -73,7 +73,7 @@ def python(*arguments: str, cwd: Path, **variables: str) -> subprocess.Completed
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
-    """What a pytest run of one unit test did, with no plugins but pytest-asyncio and ours."""
+    """What a pytest run of one unit test did, with pytest-asyncio and this plugin only."""
     folder = tmp_path_factory.mktemp("light")
     (folder / "watch.py").write_text(WATCH)
     (folder / "test_unit.py").write_text(UNIT_TEST)
@@ -94,32 +94,32 @@ def packages(modules: list[str]) -> set[str]:
 
 
 def test_the_plugin_was_there(run: dict[str, Any]) -> None:
-    """The run that is looked at had our plugin loaded, and its test passed."""
+    """The run had the plugin loaded, and its test passed."""
     assert "warmstack" in run["plugins"]
     assert "pytest_warmstack.plugin" in run["modules"]
     assert "1 passed" in run["output"]
 
 
-def test_a_run_that_uses_no_fixture_of_ours_imports_no_driver(run: dict[str, Any]) -> None:
-    """Drivers, Docker and Alembic are imported when they are needed, and not before."""
+def test_a_run_that_uses_no_fixture_imports_no_driver(run: dict[str, Any]) -> None:
+    """Drivers, Docker and Alembic are imported when they are needed."""
     assert packages(run["modules"]) & HEAVY == set()
 
 
-def test_a_run_that_uses_no_fixture_of_ours_loads_no_room_below(run: dict[str, Any]) -> None:
-    """Of our own modules only those are loaded that declare and decide."""
-    rooms = {"environment", "background", "servers", "postgres", "redis", "cli"}
+def test_a_run_that_uses_no_fixture_imports_no_package_below(run: dict[str, Any]) -> None:
+    """Only the modules that declare options, hooks and fixtures are imported."""
+    below = {"environment", "background", "servers", "postgres", "redis", "cli"}
 
     loaded = {name.split(".")[1] for name in run["modules"] if name.startswith("pytest_warmstack.")}
-    assert loaded & rooms == set()
+    assert loaded & below == set()
 
 
-def test_a_run_that_uses_no_fixture_of_ours_starts_nothing(run: dict[str, Any]) -> None:
+def test_a_run_that_uses_no_fixture_starts_nothing(run: dict[str, Any]) -> None:
     """No thread, no process, no connection."""
     assert run["seen"] == []
 
 
-def test_a_run_that_uses_no_fixture_of_ours_prints_nothing(run: dict[str, Any]) -> None:
-    """Beyond pytest's own line of plugins nothing of ours is on the screen."""
+def test_a_run_that_uses_no_fixture_prints_nothing(run: dict[str, Any]) -> None:
+    """The plugin is only in pytest's own line of plugins."""
     assert "warmstack:" not in run["output"]
 
 
@@ -143,7 +143,7 @@ def test_the_package_alone_imports_nothing_and_its_public_names_are_there(tmp_pa
 
 
 def test_a_name_that_is_not_public_is_an_attribute_error() -> None:
-    """A misspelt name is told as Python tells it."""
+    """The error is that of any module."""
     import pytest_warmstack
 
     with pytest.raises(AttributeError, match="'pytest_warmstack' has no attribute 'Serverhandle'"):

@@ -1,4 +1,4 @@
-"""What a process does with the signals that end it: the first, the next, and those of others."""
+"""How a process handles SIGTERM and SIGHUP: the first one, the next ones, and other handlers."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ from collections.abc import Iterator
 
 import pytest
 
-from pytest_warmstack.suite import signals
-from pytest_warmstack.suite.signals import SignalWatch, Terminated
+from pytest_warmstack import signals
+from pytest_warmstack.signals import SignalWatch, Terminated
 
 
 @pytest.fixture(autouse=True)
@@ -35,20 +35,20 @@ def ignore(_name: str, _number: int) -> None:
 
 
 @pytest.mark.parametrize("number", signals.ENDING)
-def test_a_signal_is_told_and_interrupts(number: signal.Signals) -> None:
+def test_a_signal_stops_and_interrupts_the_run(number: signal.Signals) -> None:
     """As a KeyboardInterrupt, which event loops let pass; the status is that of a shell."""
-    told: list[object] = []
-    watch = SignalWatch(lambda *given: told.append(given))
+    stops: list[object] = []
+    watch = SignalWatch(lambda *given: stops.append(given))
 
     with pytest.raises(Terminated, match=f"{number.name} ends the run") as caught:
         send(number)
 
     assert isinstance(caught.value, KeyboardInterrupt)
-    assert told == [(number.name, number)]
+    assert stops == [(number.name, number)]
     assert watch.status == 128 + number
 
 
-def test_it_interrupts_also_when_telling_it_fails() -> None:
+def test_it_interrupts_even_if_stop_fails() -> None:
     """The run ends all the same."""
     SignalWatch(lambda *_: 1 / 0)
 
@@ -66,8 +66,8 @@ def test_a_closed_terminal_sends_two_signals_that_are_one() -> None:
 
 
 def test_a_patient_process_ignores_all_but_the_first(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A worker is told by the terminal, and by its controller at some time."""
-    monkeypatch.setattr(signals, "AGAIN", -1)
+    """A worker gets it from the terminal, and from its controller later."""
+    monkeypatch.setattr(signals, "REPEAT_WINDOW", -1)
     SignalWatch(ignore, patient=True)
     with pytest.raises(Terminated):
         send(signal.SIGTERM)
@@ -76,7 +76,7 @@ def test_a_patient_process_ignores_all_but_the_first(monkeypatch: pytest.MonkeyP
 
 
 def test_a_signal_during_the_clean_up_is_noted() -> None:
-    """It interrupts nothing, and the status tells it."""
+    """It interrupts nothing, and the status has it."""
     watch = SignalWatch(ignore)
     assert watch.status == 0
     watch.clean_up()
@@ -138,8 +138,8 @@ def test_a_forked_process_has_the_default_handlers() -> None:
 
 
 def test_the_second_signal_ends_the_process(monkeypatch: pytest.MonkeyPatch) -> None:
-    """With the default handler, so that the exit status tells it."""
-    monkeypatch.setattr(signals, "AGAIN", -1)
+    """With the default handler, so that the exit status has it."""
+    monkeypatch.setattr(signals, "REPEAT_WINDOW", -1)
     child = os.fork()
     if child == 0:
         SignalWatch(ignore)

@@ -9,10 +9,11 @@ from typing import Final
 
 import pytest
 
-from pytest_warmstack import plugin, report
+from pytest_warmstack import report
 from pytest_warmstack.cli.project import inside, needed
 from pytest_warmstack.errors import WarmstackError
 from pytest_warmstack.servers.identity import Service
+from pytest_warmstack.session import session_of
 
 _OFF: Final = {"numprocesses": "-n0", "no_cov": "--no-cov"}
 """The options that switch pytest-xdist and pytest-cov off, by the names that pytest has for them.
@@ -47,9 +48,8 @@ class _Up:
     @pytest.hookimpl(tryfirst=True)
     def pytest_runtestloop(self, session: pytest.Session) -> bool:
         """Make everything ready, and tell of each thing as it is."""
-        config = session.config
-        environment = plugin.set_up(config, say=_say)
-        settings = config.stash[plugin.SETTINGS]
+        own = session_of(session.config)
+        environment, settings = own.open(say=_say), own.settings
         try:
             folders = environment.folders()
             environment.start(set(Service), dict.fromkeys(folders, settings.clones_ahead))

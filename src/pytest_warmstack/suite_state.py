@@ -1,11 +1,8 @@
-"""Which changes of a Redis server are the suite's, and which are a test's to be undone.
+"""Tells the suite's changes of a Redis server, which stay, from a test's, which are undone.
 
 What a fixture of a wider scope than the test sets up (settings, functions, scripts, users) stays
-until the run ends. So the server is looked at before and after such a fixture. pytest makes
+until the run ends, so the server's state is read before and after such a fixture. pytest makes
 fixtures of `setup_module`, `setup_class` and unittest's `setUpClass` as well.
-
-The hooks are registered when Redis is ready, or when the first test asks for it: a run without
-Redis has none of them.
 """
 
 from __future__ import annotations
@@ -23,28 +20,26 @@ _NAME: Final = "warmstack-suite-state"
 
 
 def watch(config: pytest.Config, leases: Callable[[], Leases | None]) -> None:
-    """Begin to watch the fixtures of this run, unless that has begun.
+    """Begin to watch the fixtures of this run; a run without Redis has none of these hooks.
 
-    *leases* gives what this process has of Redis, or nothing when it has none (any more).
+    *leases* returns the leases of this process, None if it has none (any more).
     """
     if not config.pluginmanager.hasplugin(_NAME):
         config.pluginmanager.register(_Hooks(leases), _NAME)
 
 
 class _Hooks:
-    """The hooks, as an object that remembers whether a test is in progress."""
-
     def __init__(self, leases: Callable[[], Leases | None]) -> None:
         self._leases = leases
         self._in_test = False
-        # The last look, if nothing has been done since then.
+        # The last state that was read, if nothing happened since then.
         self._last: Look | None = None
 
     @pytest.hookimpl(wrapper=True)
     def pytest_fixture_setup(
         self, fixturedef: pytest.FixtureDef[Any]
     ) -> Generator[None, object, object]:
-        """Take what a fixture of a wider scope does for the suite's."""
+        """Let the changes stay that a fixture of a wider scope makes."""
         if fixturedef.scope == "function":
             self._note(in_test=True)
             return (yield)
@@ -56,19 +51,19 @@ class _Hooks:
             return (yield)
         finally:
             if self._adopt(before):
-                # This one runs first. A fixture that did nothing is not looked at again.
+                # This one runs first, and only for a fixture that changed something.
                 fixturedef.addfinalizer(lambda: at_end.append(self._look()))
             elif not self._in_test:
                 self._last = before
 
     @pytest.hookimpl(tryfirst=True)
     def pytest_runtest_call(self) -> None:
-        """Note that a test is in progress, also one that has no fixtures of its own."""
+        """Note that a test is in progress, even if it has no fixtures."""
         self._note(in_test=True)
 
     @pytest.hookimpl(tryfirst=True)
     def pytest_runtest_teardown(self) -> None:
-        """Note that the test is done: fixtures of a wider scope may end now, and others begin."""
+        """Note that the test is done: now fixtures of a wider scope may end and begin."""
         self._note(in_test=False)
 
     def _note(self, *, in_test: bool) -> None:

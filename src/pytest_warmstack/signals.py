@@ -25,42 +25,39 @@ from pytest_warmstack import originals
 
 ENDING: Final = (SIGTERM, SIGHUP)
 
-AGAIN: Final = 0.5
-"""Seconds in which a second signal counts as the first.
+REPEAT_WINDOW: Final = 0.5
+"""Seconds in which a second signal counts as the first one.
 
-A closed terminal sends two: one comes from the shell, and one from the kernel.
+A closed terminal sends two: the shell sends one, and the kernel another.
 """
 
 
 class Terminated(KeyboardInterrupt):
-    """A signal ends the run.
-
-    Event loops, libraries and pytest let a KeyboardInterrupt pass.
-    """
+    """A signal ends the run: event loops, libraries and pytest let a KeyboardInterrupt pass."""
 
 
 class SignalWatch:
-    """What a process does at a SIGTERM or SIGHUP; pytest knows it as a plugin.
+    """Handles SIGTERM and SIGHUP. It is registered as a plugin of pytest.
 
-    *told* is called with the name and the number of the first signal, in its handler; then
-    `Terminated` is raised in the main thread. The next signal ends the process at once; with
-    *patient*, it is ignored.
+    The handler of the first signal calls *stop* with the signal's name and number, and raises
+    `Terminated` in the main thread. The next signal ends the process at once; with *patient*, it is
+    ignored.
     """
 
-    def __init__(self, told: Callable[[str, int], None], *, patient: bool = False) -> None:
+    def __init__(self, stop: Callable[[str, int], None], *, patient: bool = False) -> None:
         self.number = 0
-        self._told = told
+        self._stop = stop
         self._patient = patient
         self._since = 0.0
         self._cleaning = False
-        self._handler = self._handle  # One object, by which it is known again.
+        self._handler = self._handle  # One object, for `is`.
         self._installed = [number for number in ENDING if getsignal(number) is SIG_DFL]
         try:
             self.pytest_runtest_logfinish()
-        except ValueError:  # This is not the main thread, which alone may do that.
+        except ValueError:  # Only the main thread may install handlers.
             self._installed = []
-        # Else a child would not end by a signal that comes before Python runs in it: it forgets
-        # that one (CPython's signalmodule.c, _PySignal_AfterFork).
+        # A forked child forgets a signal that comes before Python runs in it, and would not end
+        # (CPython's signalmodule.c, _PySignal_AfterFork).
         self._mask = local()
         register_at_fork(
             before=self._before_fork,
@@ -69,16 +66,13 @@ class SignalWatch:
         )
 
     def pytest_runtest_logfinish(self) -> None:
-        """Install the handlers, also where a test has removed them.
-
-        asyncio's `remove_signal_handler` leaves the default one.
-        """
+        """Install the handlers again if a test removed them, as asyncio's loops do."""
         for number in self._installed:
             if getsignal(number) is SIG_DFL:
                 signal(number, self._handler)
 
     def clean_up(self) -> None:
-        """Begin the clean-up: from now on a signal is noted, and interrupts nothing."""
+        """Note signals from now on, but let them interrupt nothing: the clean-up begins."""
         self._cleaning = True
 
     def restore(self) -> None:
@@ -90,7 +84,7 @@ class SignalWatch:
 
     @property
     def status(self) -> int:
-        """The exit status that tells which signal ended the run, as a shell has it; else 0."""
+        """The exit status of a run that a signal ended, as a shell has it; else 0."""
         return self.number and 128 + self.number
 
     def _handle(self, number: int, _frame: Any) -> None:
@@ -98,11 +92,11 @@ class SignalWatch:
             self.number, self._since = number, originals.monotonic()
             name = Signals(number).name
             try:
-                self._told(name, number)
+                self._stop(name, number)
             finally:
                 if not self._cleaning:
                     raise Terminated(f"{name} ends the run")
-        elif not self._patient and originals.monotonic() - self._since > AGAIN:
+        elif not self._patient and originals.monotonic() - self._since > REPEAT_WINDOW:
             signal(number, SIG_DFL)
             kill(originals.getpid(), number)
 
@@ -111,7 +105,7 @@ class SignalWatch:
             self._mask.before = pthread_sigmask(SIG_BLOCK, self._installed)
 
     def _after_fork_in_child(self) -> None:
-        # The servers are its parent's.
+        # The servers belong to its parent.
         self.restore()
         self._unmask()
 

@@ -1,0 +1,84 @@
+"""What to tell the user about a failure that has a known cause. Imported when something fails."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from inspect import iscoroutinefunction
+from typing import TYPE_CHECKING, Final
+
+from pytest_warmstack.report import NO_CONNECTION, NO_SPACE, PLAIN_URL, WIDER_SCOPE, has_state
+from pytest_warmstack.settings import Settings, filled, lines_for, placeholder_of
+
+if TYPE_CHECKING:
+    import pytest
+
+    from pytest_warmstack.environment import Environment
+
+_NOWHERE: Final = {
+    # asyncpg is a dependency of this package and can stand for any driver, since nothing connects.
+    # Nothing listens on port 1: an engine that the tests forget to replace reaches no database.
+    "db_url": "postgresql+asyncpg://test:test@localhost:1/test",
+    "db_host": "localhost",
+    "db_port": "1",
+    "db_user": "test",
+    "db_password": "test",
+    "db_name": "test",
+}
+
+
+def sections(
+    item: pytest.Item, error: BaseException, environment: Environment | None
+) -> Iterator[tuple[str, str]]:
+    """Yield the sections, each a title and a text, that explain in a report why *item* failed."""
+    text = str(error)
+    if text.startswith("ScopeMismatch") and "fixture db_" in text:
+        yield "warmstack: how to share a database", WIDER_SCOPE
+    if environment is None:
+        return
+    if _wants_plain_url(item, type(error).__name__, text):
+        yield "warmstack: which URL a driver takes", PLAIN_URL
+    if has_state(error, NO_CONNECTION) and (holders := environment.holders()):
+        yield "warmstack: who holds the connections", "\n".join(holders)
+    if has_state(error, NO_SPACE) and (full := environment.no_space(error)) is not None:
+        yield "warmstack: no space left", str(full)
+
+
+def _wants_plain_url(item: pytest.Item, name: str, text: str) -> bool:
+    """Tell whether a driver, or an engine that is not asynchronous, got `db_url`."""
+    if name == "MissingGreenlet":
+        function = getattr(item, "function", None)
+        return "db_url" in getattr(item, "fixturenames", ()) and not iscoroutinefunction(function)
+    return "got 'postgresql+asyncpg'" in text or 'missing "=" after "postgresql+asyncpg:' in text
+
+
+def missing_variables(error: BaseException, settings: Settings) -> str:
+    """Return the lines that let an application be imported, if *error* is of missing variables.
+
+    Empty unless the variable of a database or of Redis is among them: other variables have nothing
+    to do with this plugin.
+    """
+    from pytest_warmstack.postgres.template.child.variables import Variables
+
+    # pytest wraps what a conftest file raises.
+    cause = getattr(error, "cause", None)
+    if isinstance(cause, BaseException):
+        error = cause
+    missing = Variables().wanted(error, (), refused=False)
+    if not any(placeholder_of(name) for name in missing):
+        return ""
+    lines = [
+        f"The application reads {', '.join(missing)} when it is imported. "
+        "Write at the top of conftest.py, before it is imported:",
+        "import os",
+    ]
+    for name, value in missing.items():
+        lines.append(f'os.environ.setdefault("{name}", {json.dumps(filled(value, _NOWHERE))})')
+    own = {line.partition("=")[0] for line in settings.env}
+    if others := {name: value for name, value in missing.items() if name not in own}:
+        ini = lines_for(others, file=settings.file, more=bool(settings.env))
+        lines.append(f"and, for its migrations, {ini}")
+    lines.append(
+        "Tests get their own database from db_engine or db_url, and Redis from redis_client."
+    )
+    return "\n".join(lines)

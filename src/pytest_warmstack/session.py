@@ -1,0 +1,286 @@
+"""What one pytest process holds: its settings, its environment, and what it writes about the run.
+
+A run is one process, or pytest-xdist's controller and its workers. The controller, or the only
+process, owns the servers of the run: it removes those that are not kept, after the workers' end.
+"""
+
+from __future__ import annotations
+
+import os
+import warnings
+from collections.abc import Callable, Iterable, Mapping
+from contextlib import suppress
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final
+
+import pytest
+
+from pytest_warmstack import options, originals
+from pytest_warmstack.settings import Leaks
+
+if TYPE_CHECKING:
+    from pytest_warmstack.environment import Environment
+    from pytest_warmstack.postgres.clones import Clone
+    from pytest_warmstack.servers import RememberedServers
+    from pytest_warmstack.servers.model import RunContext
+    from pytest_warmstack.signals import SignalWatch
+    from pytest_warmstack.timings import Ledger
+
+_MESSAGE: Final = "warmstack"
+"""The key of what the controller and the workers of xdist send to each other."""
+
+
+class Session:
+    """The state of this plugin in one pytest process. Raises `SettingsError`.
+
+    `environment` is what `open` made, None before and after. `failed` has the tests whose last
+    attempt failed, `shown` the test that was the first to show an error, by the error's text.
+    `in_use` has the databases in use, by the id of their test, class or module. `collector` is the
+    class or module whose tests pytest collects. `has_advised` tells whether the user has read which
+    variables are missing.
+    """
+
+    def __init__(self, config: pytest.Config) -> None:
+        self.config = config
+        self.settings = options.settings(config)
+        self.environment: Environment | None = None
+        self.failed: set[pytest.Item] = set()
+        self.shown: dict[str, str] = {}
+        self.in_use: dict[str, Clone] = {}
+        self.collector: pytest.Collector | None = None
+        self.has_advised = False
+        self.is_worker = hasattr(config, "workerinput")
+        self._ledger: Ledger | None = None
+        self._signals: SignalWatch | None = None
+        self._begin = originals.now()
+        # The processes of xdist's workers, as the controller knows them; 0 on other machines.
+        self._workers: dict[Any, int] = {}
+
+    def open(self, say: Callable[[str], None] | None = None) -> Environment:
+        """Return the environment of this process, made when it is first asked for.
+
+        *say* shows a line about something that takes long; the default is the terminal.
+        """
+        if self.environment is None:
+            from pytest_warmstack.environment import Environment
+
+            config = self.config
+            self._watch_signals()
+            self.environment = Environment(
+                settings=self.settings,
+                run_context=self._run_context(),
+                remembered=self._remembered_servers(),
+                say=say or (lambda line: self.write([line])),
+                custom_layers=lambda: config.hook.pytest_warmstack_template_layers(config=config),
+                ini=config.inipath,
+                worker=self._worker_number(),
+            )
+            config.pluginmanager.register(_WarningMask(self.environment))
+        return self.environment
+
+    def start(self, services: Iterable[str], tests: Mapping[Path, int]) -> None:
+        """Make *services* ready before the first test, and write what they are.
+
+        *tests* maps each folder to the number of its tests that will ask for a database. Raises
+        `pytest.UsageError` for the errors of `Environment.start`.
+        """
+        from pytest_warmstack.errors import WarmstackError
+        from pytest_warmstack.servers.identity import Service
+
+        environment = self.open()
+        try:
+            environment.start({Service(each) for each in services}, tests)
+        except WarmstackError as error:
+            # Workers of xdist have no terminal: there the tests show it.
+            if not self.is_worker:
+                raise pytest.UsageError(str(error)) from None
+        if "redis" in services:
+            self.open_redis()
+        self._write_header(environment.ledger)
+
+    def open_redis(self) -> Environment:
+        """Return the environment, for tests that use Redis."""
+        from pytest_warmstack import suite_state
+
+        environment = self.open()
+        suite_state.watch(self.config, environment.redis_in_use)
+        return environment
+
+    def name_clone(self, test: str) -> None:
+        """Note on the database of *test* that it is in the debugger."""
+        users = [user for user in self.in_use if test.startswith(user)]
+        if users and self.environment is not None:
+            # The test's own database rather than that of its class or module.
+            self.environment.name_clone(self.in_use[max(users, key=len)], test)
+
+    def close(self) -> None:
+        """Close the environment; the owner of the run also removes what the run leaves behind."""
+        if self._signals is not None:
+            self._signals.clean_up()
+        if (environment := self.environment) is not None:
+            environment.close(tidy=not self.is_worker)
+            self._ledger, self.environment = environment.ledger, None
+            if self.is_worker:
+                message = {"ledger": environment.ledger.to_json(), "runtimes": environment.used}
+                getattr(self.config, "workeroutput", {})[_MESSAGE] = message
+        elif self._workers and self._ledger is None:
+            self._remove_servers()
+        if self._signals is not None:
+            self._signals.restore()
+
+    # Other processes.
+
+    def add_worker(self, node: Any) -> None:
+        """Tell the worker *node* of xdist which run it is part of, and who owns its servers."""
+        node.workerinput[_MESSAGE] = self._run
+        spec = node.gateway.spec
+        # xdist reads it as well; there is no public name.
+        pid = node.gateway._rinfo().pid if spec.popen and not spec.via else 0  # noqa: SLF001
+        self._workers[node] = pid
+        self._watch_signals()
+
+    @property
+    def status(self) -> int:
+        """The exit status of a run that a signal ends, else 0."""
+        return self._signals.status if self._signals is not None else 0
+
+    def _watch_signals(self) -> None:
+        """See to it that SIGTERM and SIGHUP end the run in order."""
+        if self._signals is not None:
+            return
+        from pytest_warmstack.signals import SignalWatch
+
+        def stop(name: str, number: int) -> None:
+            # If a test swallows the interruption, the run ends after that test.
+            session: Any = self.config.pluginmanager.getplugin("session")
+            session.shouldstop = f"{name} ends the run"
+            for pid in filter(None, self._workers.values()):
+                with suppress(ProcessLookupError):
+                    os.kill(pid, number)
+
+        # A worker may get the signal twice: with its process group, and from its controller.
+        self._signals = SignalWatch(stop, patient=self.is_worker)
+        self.config.pluginmanager.register(self._signals, "warmstack-signals")
+
+    def _messages(self) -> list[dict[str, Any] | None]:
+        """Return what each worker of xdist sent; None for one that crashed before it could."""
+        outputs = [getattr(node, "workeroutput", None) for node in self._workers]
+        return [None if each is None else each.get(_MESSAGE, {}) for each in outputs]
+
+    def _remove_servers(self) -> None:
+        """Remove the servers that the workers of xdist started, in whatever runtime."""
+        from pytest_warmstack import cleanup
+        from pytest_warmstack.timings import Ledger, Step
+
+        ledger = self._ledger = Ledger()
+        messages = self._messages()
+        for each in filter(None, messages):
+            ledger.merge(Ledger.from_json(each["ledger"]))
+        used = {name for each in messages if each for name in each["runtimes"]}
+        # A worker that crashed or was interrupted may have started a server anywhere.
+        maybe = cleanup.OWN if None in messages else ()
+        idle = self.settings.max_idle
+        for line in cleanup.tidy_all(used, maybe, self._run_context(), idle):
+            ledger.note(Step("left", 0.0, {"test": "at the end", "trouble": line}))
+        if not used and not maybe and self._remembered_servers().is_due("cleanup"):
+            cleanup.begin(idle)
+
+    def _worker_number(self) -> int:
+        """Return the number of this process among the workers of xdist: 3 for `gw3`."""
+        digits = str(getattr(self.config, "workerinput", {}).get("workerid", "")).lstrip("gw")
+        return int(digits) if digits.isdigit() else 0
+
+    @cached_property
+    def _run(self) -> dict[str, str]:
+        """The id of this run, and its owner: the process that outlives all others."""
+        from pytest_warmstack.servers.identity import Process
+
+        own = {"id": originals.urandom(5).hex(), "owner": str(Process.current())}
+        run: dict[str, str] = getattr(self.config, "workerinput", {}).get(_MESSAGE, own)
+        return run
+
+    def _run_context(self) -> RunContext:
+        from pytest_warmstack.servers.identity import Process, Project
+        from pytest_warmstack.servers.model import RunContext
+
+        return RunContext(
+            project=Project(path=os.path.realpath(self.config.rootpath)),
+            run=self._run["id"],
+            owner=Process.parse(self._run["owner"]) or Process.current(),
+            keep=self.settings.reuse,
+            start_timeout=self.settings.start_timeout,
+        )
+
+    def _remembered_servers(self) -> RememberedServers:
+        """Return the project's remembered servers; none if the run keeps no servers."""
+        from pytest_warmstack.servers import RememberedServers, asked
+
+        has_cache = self.settings.reuse and self.config.pluginmanager.hasplugin("cacheprovider")
+        cache = self.config.cache if has_cache else None
+        folder = cache.mkdir("warmstack") if cache is not None else None
+        return RememberedServers(folder, asked(self.settings, os.environ))
+
+    # What the run says.
+
+    def write(self, lines: Iterable[str], *, quiet: bool = False) -> None:
+        """Write *lines* to the terminal; with `pytest -q` only those that are *quiet*."""
+        reporter = self.config.pluginmanager.getplugin("terminalreporter")
+        if reporter is not None and (quiet or self.config.get_verbosity() >= 0):
+            for line in lines:
+                reporter.write_line(f"warmstack: {line}")
+
+    def write_summary(self) -> None:
+        """Write what the tests left behind, and what the set-up cost."""
+        if (ledger := self._ledger) is None:
+            return
+        from pytest_warmstack import report
+
+        if messages := list(filter(None, self._messages())):
+            self._write_header(ledger)  # The workers of xdist can't write it.
+        leaks = self.settings.leaks is Leaks.REPORT
+        self.write(report.left(ledger.steps, leaks=leaks), quiet=True)
+        self.write(report.kept(ledger.steps), quiet=True)
+        self.write(report.summary(ledger, workers=len(messages)))
+
+    def _write_header(self, ledger: Ledger) -> None:
+        """Write what was set up; with `pytest -q` only what one would not expect."""
+        from pytest_warmstack import report
+
+        settings = self.settings
+        if self.config.get_verbosity() < 0:
+            self.write(report.fallback(ledger.steps), quiet=True)
+            self.write(report.empty(ledger.steps, settings.file), quiet=True)
+            return
+        lines = report.header(
+            ledger.steps,
+            reuse=settings.reuse,
+            reuse_source=settings.sources.get("reuse", ""),
+            begun=self._begin,
+            file=settings.file,
+        )
+        self.write(lines)
+
+
+class _WarningMask:
+    """Keeps passwords out of the warnings that pytest shows."""
+
+    def __init__(self, environment: Environment) -> None:
+        self._environment = environment
+
+    @pytest.hookimpl(tryfirst=True)
+    def pytest_warning_recorded(self, warning_message: warnings.WarningMessage) -> None:
+        """Mask a warning before the terminal gets it, and before xdist sends it."""
+        from pytest_warmstack.masking import all_masked
+
+        warning = warning_message.message
+        if isinstance(warning, Warning):
+            warning.args = all_masked(warning.args, self._environment.secrets())
+
+
+SESSION: Final = pytest.StashKey[Session]()
+
+
+def session_of(config: pytest.Config) -> Session:
+    """Return the session of the process that *config* belongs to."""
+    return config.stash[SESSION]

@@ -1,1 +1,0 @@
-"""What the plugin learns from the suite it runs: signals, shared state, missing variables."""
