@@ -167,7 +167,7 @@ def test_an_engine_behind_a_context_with_certificates(docker_project: Library) -
     assert result.ret == pytest.ExitCode.USAGE_ERROR
     text = "\n".join([*result.outlines, *result.errlines])
     assert "CERTIFICATE_VERIFY_FAILED" in text
-    assert "REQUESTS_CA_BUNDLE is set, and stands in the place of" in text
+    assert "REQUESTS_CA_BUNDLE is set, and replaces the engine's own" in text
 
 
 def test_an_engine_that_only_testcontainers_is_told(docker_project: Library) -> None:

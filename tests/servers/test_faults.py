@@ -29,7 +29,7 @@ from pytest_warmstack.settings import RuntimeName, Settings
 READER = ("-k", "reader")
 COMMANDS = (["status"], ["clean"], ["doctor"], ["logs"], ["psql"], ["redis-cli"])
 TMPFS = "mount -t tmpfs -o size={} none /dev/shm"
-REFUSED = "The operating system refused what servers for tests need."
+REFUSED = "The operating system refused an operation that the servers need."
 ROOT = f"/dev/shm/pytest-warmstack-{os.getuid()}"
 
 

@@ -186,7 +186,7 @@ def test_an_image_of_the_other_service_is_recognized(
         bench.runtime().check([spec], pytest.fail)
 
     assert caught.value.what == (
-        f"The Docker image {spec.image} runs {other}, and is set as the image of {spec.title}"
+        f"The Docker image {spec.image} runs {other}, but is set as the image of {spec.title}"
         f" ({SOURCE})."
     )
     assert f"in {spec.image_variable}" in str(caught.value)
