@@ -96,7 +96,7 @@ class RuntimeUnavailable(WarmstackError):
             f"The Docker image {image} runs {found}, but is set as the image of {title}"
             f"{set_by(source)}.",
             why=cause,
-            todo=[f"set {variable} to an image of {title}"],
+            todo=[f"name an image of {title} in {variable}"],
             image=image,
         )
 

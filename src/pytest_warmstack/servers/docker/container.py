@@ -199,8 +199,8 @@ class ServerContainer(DockerContainer):
         # The kernel's default for a tmpfs (its documentation, tmpfs.rst, "size").
         size = self._client.info().get("MemTotal", 0) / 2 / 1e9
         return (
-            f"{folders} in the container, a tmpfs of at most {size:.1f} GB: half the memory of "
-            "the engine's machine, shared with everything that runs there"
+            f"{folders} in the container, a tmpfs that has {size:.1f} GB at most: half the memory "
+            "of the engine's machine, shared with everything that runs there"
         )
 
     def _log(self) -> str:

@@ -111,7 +111,7 @@ class DockerUnavailable(RuntimeUnavailable):
             todo=[
                 *_hint(cause, _REGISTRY_HINTS, login=_login(image)),
                 f"docker pull {image}, to see the registry's own answer",
-                f"set {variable} to an image that the engine has, or to a mirror of this one",
+                f"name an image that the engine has, or the same at a mirror, in {variable}",
                 EMBEDDED_INSTEAD,
             ],
             image=image,
@@ -166,7 +166,7 @@ class ContainerFailed(ServerFailed):
             why=f"it answers, but {cause}",
             todo=[
                 f"let the image's entrypoint take {wanted}",
-                f"or set {variable} to another image",
+                f"or name another image in {variable}",
                 f"or run the image yourself, and name its server: {url_variable}=URL",
             ],
         )

@@ -33,6 +33,9 @@ _MARKS: Final[Mapping[Service, frozenset[str]]] = {
 _SCRIPT_FOLDERS: Final = "/docker-entrypoint"
 """Folders with a project's own scripts begin with this; some images declare them as volumes."""
 
+_TMPFS_OPTIONS: Final = "mode=1777"
+"""Any user may write there, since an image may start its server as any user."""
+
 _DOWNLOADED: Final = frozenset({"Download complete", "Extracting", "Pull complete"})
 _NEW_LAYER: Final = _DOWNLOADED | {
     *("Pulling fs layer", "Waiting", "Downloading", "Verifying Checksum")
@@ -215,8 +218,7 @@ class Image:
             entrypoint=entrypoint or None,
             command=[*command, *arguments],
             environment=environment,
-            # Any user may write there, since the image may start the server as any user.
-            tmpfs=dict.fromkeys(folders, "mode=1777"),
+            tmpfs=dict.fromkeys(folders, _TMPFS_OPTIONS),
         )
 
 
