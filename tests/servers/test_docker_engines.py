@@ -42,7 +42,7 @@ from pytest_warmstack.settings import RuntimeName
 
 pytestmark = pytest.mark.docker
 
-REACH = str(Path(__file__).with_name("reach.py"))
+REACH = str(Path(__file__).with_name("start_redis.py"))
 SOCKET = os.environ.get("DOCKER_HOST", DEFAULT).removeprefix("unix://")
 PLACES = sorted({sys.prefix, sys.base_prefix, str(Path(__file__).parents[2])})
 """Where Python, what is installed for it, and this project are."""
@@ -208,7 +208,7 @@ def test_what_ssh_says_is_told(docker_project: Library, sshd: Sshd) -> None:
 
     assert result.ret == pytest.ExitCode.USAGE_ERROR
     text = "\n".join([*result.outlines, *result.errlines])
-    assert "Docker is not running. Please start Docker first." in text
+    assert "The SSH connection to the Docker engine failed." in text
     assert "Host key verification failed." in text
     assert address in text
 
@@ -254,7 +254,7 @@ def test_an_address_that_the_engine_does_not_have_gives_way_to_all(
 
 @dataclass
 class Reached:
-    """What `reach.py` tells of a server while it is up, and the container, seen from here."""
+    """What `start_redis.py` tells of a server while it is up, and the container, seen from here."""
 
     host: str
     port: int
@@ -270,7 +270,7 @@ Reach = Callable[..., AbstractContextManager[Reached]]
 
 @pytest.fixture
 def reach(images: Images, tmp_path: Path) -> Iterator[Reach]:
-    """A function that runs `reach.py` by a command, and yields what it tells of its server."""
+    """A function that runs `start_redis.py` by a command, and yields what it tells of its server."""
     folder = Path(os.path.realpath(tmp_path))
 
     @contextmanager

@@ -248,10 +248,10 @@ class ServerFailed(WarmstackError):
 
     @classmethod
     def locked(cls, *, title: str, seconds: float, place: str) -> Self:
-        """Another process has been starting the same server for *seconds*."""
+        """Another process has been starting or removing the same server for *seconds*."""
         return cls(
-            f"Timed out waiting for another process to start {title}.",
-            why=f"the other process did not finish within {seconds:g} seconds",
+            f"Timed out waiting for {title}, which is locked by another process.",
+            why=f"that process starts or removes it, and did not finish within {seconds:g} seconds",
             looked_at=[place],
             todo=["end the other run, then: warmstack clean"],
         )
