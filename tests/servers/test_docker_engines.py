@@ -270,7 +270,7 @@ Reach = Callable[..., AbstractContextManager[Reached]]
 
 @pytest.fixture
 def reach(images: Images, tmp_path: Path) -> Iterator[Reach]:
-    """A function that runs `start_redis.py` by a command, and yields what it tells of its server."""
+    """A function that runs `start_redis.py` by a command, and yields what it tells."""
     folder = Path(os.path.realpath(tmp_path))
 
     @contextmanager

@@ -177,7 +177,7 @@ def test_what_an_engine_refuses_is_told_in_its_words(docker_bench: Bench) -> Non
             "Read-only file system",
             "let this user write to that folder",
         ),
-        (f"{TMPFS.format('1m')}\ntouch {ROOT}", REFUSED, "Not a directory", "read its answer above"),
+        (f"{TMPFS.format('1m')}\ntouch {ROOT}", REFUSED, "Not a directory", "read its answer"),
     ],
     ids=["read-only", "a file"],
 )
