@@ -6,8 +6,10 @@ from typing import Any
 
 import pytest
 
+from pytest_warmstack.redis import server as redis
 from pytest_warmstack.servers.docker.errors import DockerUnavailable
 from pytest_warmstack.servers.docker.image import REPORT_INTERVAL, Progress
+from pytest_warmstack.settings import Settings
 
 
 def line(layer: str, status: str, here: int = 0, size: int = 0) -> dict[str, Any]:
@@ -112,7 +114,7 @@ def test_an_answer_of_the_registry_comes_with_what_helps_first(
     image: str, cause: str, hint: str
 ) -> None:
     """Its words decide; the other ways out follow."""
-    error = DockerUnavailable.no_image(image=image, cause=cause, variable="WARMSTACK_REDIS_IMAGE")
+    error = DockerUnavailable.no_image(redis.spec(Settings()), image=image, cause=cause)
 
     assert hint in error.todo[0]
     assert len(error.todo) == 4
@@ -120,6 +122,6 @@ def test_an_answer_of_the_registry_comes_with_what_helps_first(
 
 def test_another_answer_has_the_general_ways_out_only() -> None:
     """Nobody is told to log in where that is not what is wrong."""
-    error = DockerUnavailable.no_image(image="redis:7", cause="EOF", variable="A")
+    error = DockerUnavailable.no_image(redis.spec(Settings()), image="redis:7", cause="EOF")
 
     assert len(error.todo) == 3

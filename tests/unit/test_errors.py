@@ -14,11 +14,12 @@ import pytest
 import pytest_warmstack
 from pytest_warmstack.errors import WarmstackError
 from pytest_warmstack.postgres.template.errors import TemplateFailed
+from pytest_warmstack.redis import server as redis
 from pytest_warmstack.servers.docker.errors import NOT_RUNNING, ContainerFailed
 from pytest_warmstack.servers.errors import RuntimeUnavailable, ServerFailed
 from pytest_warmstack.servers.identity import Service
 from pytest_warmstack.servers.model import Container, Endpoint, Server
-from pytest_warmstack.settings import CHOICES
+from pytest_warmstack.settings import CHOICES, Settings
 
 SAMPLES: dict[str, Any] = {
     "answer": "OOM command not allowed when used memory > 'maxmemory'",
@@ -75,6 +76,7 @@ SAMPLES: dict[str, Any] = {
     "servers": 64,
     "setting": "WARMSTACK_REDIS_BIN",
     "source": "pyproject.toml",
+    "spec": redis.spec(Settings()),
     "state": "42601",
     "statement": "CREATE DATABASE shop",
     "table": "alembic_version",
@@ -98,7 +100,7 @@ SAMPLES: dict[str, Any] = {
 """An example for each parameter of a named constructor; one that is new needs its own here."""
 
 SHOWN_OTHERWISE = {
-    *("databases", "failure", "first", "number", "refusal", "refusals", "seconds", "state"),
+    *("databases", "failure", "first", "number", "refusal", "refusals", "seconds", "spec", "state"),
 }
 """Parameters whose value is not in the text as it stands: counted, rounded, or picked apart."""
 

@@ -14,7 +14,7 @@ from pytest_warmstack.servers.docker.errors import NOT_RUNNING, DockerUnavailabl
 from pytest_warmstack.servers.errors import RuntimeUnavailable
 from pytest_warmstack.servers.identity import Service
 from pytest_warmstack.servers.model import ServerSpec
-from pytest_warmstack.settings import RuntimeName, environment, resolve
+from pytest_warmstack.settings import RuntimeName, Settings, environment, resolve
 
 NO_ENGINE: Final = DockerUnavailable.by_engine(
     failure=NOT_RUNNING,
@@ -23,7 +23,7 @@ NO_ENGINE: Final = DockerUnavailable.by_engine(
     source="DOCKER_HOST",
 )
 NO_IMAGE: Final = DockerUnavailable.no_image(
-    image="redis:7", cause="manifest unknown", variable="WARMSTACK_REDIS_IMAGE"
+    redis.spec(Settings()), image="redis:7", cause="manifest unknown"
 )
 
 

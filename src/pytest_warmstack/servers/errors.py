@@ -324,7 +324,7 @@ class ServerFailed(WarmstackError):
         return cls(
             f"PostgreSQL at {place} is a standby.",
             why="a standby follows another server and is read-only",
-            todo=["use the primary server in the URL"],
+            todo=["name the primary server in the URL"],
         )
 
     @classmethod

@@ -8,7 +8,8 @@ from __future__ import annotations
 import shutil
 import sys
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import suppress
+from contextlib import closing, suppress
+from dataclasses import replace
 from functools import wraps
 from typing import Any, ParamSpec, TypeVar
 
@@ -16,7 +17,13 @@ from docker.errors import APIError, ImageNotFound, NotFound
 
 from pytest_warmstack import originals
 from pytest_warmstack.servers.docker import image
-from pytest_warmstack.servers.docker.container import ServerContainer, password_of, remove, without
+from pytest_warmstack.servers.docker.container import (
+    ServerContainer,
+    epoch_seconds,
+    password_of,
+    remove,
+    without,
+)
 from pytest_warmstack.servers.docker.engine import Engine, explanation
 from pytest_warmstack.servers.docker.errors import ContainerFailed
 from pytest_warmstack.servers.errors import RuntimeUnavailable, ServerFailed
@@ -77,7 +84,7 @@ class Docker:
         labels = run_context.labels(spec, self.name)
         name = run_context.name(spec, self.name)
         try:
-            with ServerContainer(self.engine, spec, labels, name) as container:
+            with closing(ServerContainer(self.engine, spec, labels, name)) as container:
                 outdated, trouble = remove_outdated(self, run_context, spec)
                 client, origin, reason = self._find_or_create(container, spec, name, outdated)
                 return Server(
@@ -91,19 +98,13 @@ class Docker:
                     what=f"image {spec.image}",
                     origin="shared" if origin == "reused" and not run_context.keep else origin,
                     reason="; ".join(filter(None, (reason, trouble))),
-                    since=container.since(),
+                    since=epoch_seconds(container.get_wrapped_container().attrs["Created"]),
                 )
         except APIError as error:
             raise ContainerFailed.refused(title=spec.title, cause=explanation(error)) from error
         except NotOurs as error:
             raise ContainerFailed.by_contract(
-                title=spec.title,
-                image=image.name_of(spec),
-                cause=str(error),
-                wanted=spec.container("", "").contract,
-                variable=spec.image_variable,
-                url_variable=spec.url_variable,
-                source=spec.image_source,
+                spec, image=image.name_of(spec), cause=str(error)
             ) from error
 
     def _find_or_create(
@@ -176,14 +177,14 @@ class Docker:
     @_explained
     def connect(self, spec: ServerSpec[C], found: ServerInfo) -> C:
         """Return a client that only looks at the server that was found."""
-        with ServerContainer(self.engine, spec, found.labels, found.name) as container:
+        with closing(ServerContainer(self.engine, spec, found.labels, found.name)) as container:
             try:
                 if not container.find():
                     raise NotReady(f"the container {found.name} is gone, or has other labels")
-                client: C = container.look(ANSWER_TIMEOUT)
+                endpoint = replace(container.endpoint(), looks=True)
+                return spec.connect(endpoint, found.labels[Label.FINGERPRINT], ANSWER_TIMEOUT)
             except NotFound as error:
                 raise NotReady(explanation(error)) from error
-            return client
 
     def memory(self, found: ServerInfo) -> int:
         """Return the memory of a container in bytes, with its tmpfs, without caches of files."""
@@ -229,20 +230,18 @@ class Docker:
         """Return the volumes and networks with the labels of pytest-warmstack."""
         api = self.engine.client.api
         volumes = api.volumes(filters=_LABELLED)["Volumes"] or []
-        found = [
-            *(("volume", each["Name"], each) for each in volumes),
-            *(("network", each["Id"], each) for each in api.networks(filters=_LABELLED)),
-        ]
+        networks = api.networks(filters=_LABELLED)
         return [
             ServerInfo(
                 runtime=self.name,
-                id=key,
-                name=facts["Name"],
+                id=each.get("Id", each["Name"]),
+                name=each["Name"],
                 running=False,
-                labels=facts["Labels"],
+                labels=each["Labels"],
                 kind=kind,
             )
-            for kind, key, facts in found
+            for kind, found in (("volume", volumes), ("network", networks))
+            for each in found
         ]
 
     @_explained

@@ -6,10 +6,9 @@ import errno
 import os
 from collections.abc import Mapping
 from contextlib import suppress
-from dataclasses import replace
 from datetime import datetime
 from ipaddress import ip_address
-from typing import Any, Final, Self
+from typing import Any, Final
 
 from docker.errors import APIError, DockerException, NotFound
 from docker.models.containers import Container as EngineContainer
@@ -47,10 +46,8 @@ class ServerContainer(DockerContainer):
         self._labels = labels
         self._client: Any = self.get_docker_client().client
 
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *_: object) -> None:
+    def close(self) -> None:
+        """Close the connection to the engine."""
         self._client.close()
 
     def find(self) -> bool:
@@ -82,21 +79,19 @@ class ServerContainer(DockerContainer):
         plan = self._spec.container(password, self._labels[Label.FINGERPRINT])
         route = self._engine.route
         start = Image(self._client.images.get(self.image).attrs["Config"]).start(plan)
+        start.environment[_PASSWORD] = password
         self._container = None
         try:
             self._container = self._client.containers.create(
                 self.image,
                 name=self._name,
-                entrypoint=start.entrypoint,
-                command=list(start.command),
-                environment={**start.environment, _PASSWORD: password},
                 labels=self._labels,
                 ports={f"{self._spec.port}/tcp": (address, None)} if route.binds else {},
-                tmpfs=dict(start.tmpfs),
                 shm_size=plan.shm_size,
                 # Podman stops a container before it removes it; there is nothing to save.
                 stop_signal="SIGKILL",
                 **({"network": route.network} if route.network else {}),
+                **start._asdict(),
             )
             self._container.start()
         except APIError as error:
@@ -132,7 +127,7 @@ class ServerContainer(DockerContainer):
         started. One that has been up for longer must answer soon.
         """
         self.reload()
-        up = originals.now() - _timestamp(self._held.attrs["State"]["StartedAt"])
+        up = originals.now() - epoch_seconds(self._held.attrs["State"]["StartedAt"])
         try:
             return wait_ready(
                 self._spec,
@@ -151,11 +146,6 @@ class ServerContainer(DockerContainer):
                 ) from failure
             raise
 
-    def look(self, seconds: float) -> Any:
-        """Return a client that only looks at the server; try once."""
-        endpoint = replace(self.endpoint(), looks=True)
-        return self._spec.connect(endpoint, self._labels[Label.FINGERPRINT], seconds)
-
     def endpoint(self) -> Endpoint:
         """Return where the server answers, seen from this process."""
         port = self._spec.port
@@ -171,10 +161,6 @@ class ServerContainer(DockerContainer):
             port=int(published.get("HostPort", 0)),
             password=password,
         )
-
-    def since(self) -> float:
-        """Return when the container was created, in seconds since the epoch."""
-        return _timestamp(self._held.attrs["Created"])
 
     def remove(self) -> None:
         """Remove the container with its data."""
@@ -268,6 +254,6 @@ def _is_conflict(error: APIError) -> bool:
     return error.status_code == 409 or "already in use" in explanation(error)
 
 
-def _timestamp(text: str) -> float:
+def epoch_seconds(text: str) -> float:
     """Return the engine's `2026-11-22T10:00:00.123456789Z`, for example, as epoch seconds."""
     return datetime.fromisoformat(text).timestamp()

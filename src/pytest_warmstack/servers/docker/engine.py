@@ -29,16 +29,8 @@ from testcontainers.core.docker_client import DockerClient
 from urllib3.exceptions import HTTPError
 
 from pytest_warmstack import originals
-from pytest_warmstack.servers.docker.errors import (
-    LOST,
-    NO_PERMISSION,
-    NO_SSH,
-    NO_TLS,
-    NOT_RUNNING,
-    REFUSED,
-    DockerUnavailable,
-    EngineFailure,
-)
+from pytest_warmstack.servers.docker import errors
+from pytest_warmstack.servers.docker.errors import DockerUnavailable, EngineFailure
 from pytest_warmstack.servers.docker.ssh import NoSsh, Tunnel, host_of
 from pytest_warmstack.servers.model import ANSWER_TIMEOUT
 
@@ -82,7 +74,7 @@ class Engine:
             with self.environment():
                 self._docker = DockerClient()
         except (DockerException, OSError) as error:
-            failure = self._explain(error, NOT_RUNNING)
+            failure = self._explain(error, errors.NOT_RUNNING)
             self._close_tunnel()
             raise failure from error
 
@@ -93,7 +85,7 @@ class Engine:
             self._probe()
             yield
         except (DockerException, HTTPError, OSError) as error:
-            raise self._explain(error, LOST) from error
+            raise self._explain(error, errors.LOST) from error
 
     def _explain(self, error: Exception, otherwise: EngineFailure) -> DockerUnavailable:
         said = self._tunnel.words() if self._tunnel else ""
@@ -298,17 +290,17 @@ def _failure(error: Exception, said: str) -> EngineFailure | None:
     """Return what *error* and the words that ssh *said* mean, if it is a known failure."""
     if re.search("docker (daemon|api)", said.lower()):
         # These are the words of `docker` on the other machine.
-        return NO_PERMISSION if "permission denied" in said.lower() else NOT_RUNNING
+        return errors.NO_PERMISSION if "permission denied" in said.lower() else errors.NOT_RUNNING
     if said or isinstance(error, NoSsh):
-        return NO_SSH
+        return errors.NO_SSH
     if isinstance(error, PermissionError):
-        return NO_PERMISSION
+        return errors.NO_PERMISSION
     if isinstance(error, APIError) or isinstance(error.__cause__, APIError):
-        return REFUSED
+        return errors.REFUSED
     each: BaseException | None = error
     while each is not None:
         if isinstance(each, (ssl.SSLError, TLSParameterError)):
-            return NO_TLS
+            return errors.NO_TLS
         each = each.__cause__ or each.__context__
     return None
 

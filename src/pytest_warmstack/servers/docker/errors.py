@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable
-from typing import Final, NamedTuple, Self
+from typing import Any, Final, NamedTuple, Self
 
 from pytest_warmstack.servers.errors import (
     EMBEDDED_INSTEAD,
@@ -13,6 +13,7 @@ from pytest_warmstack.servers.errors import (
     last_lines,
     set_by,
 )
+from pytest_warmstack.servers.model import ServerSpec
 
 
 class EngineFailure(NamedTuple):
@@ -103,15 +104,16 @@ class DockerUnavailable(RuntimeUnavailable):
         )
 
     @classmethod
-    def no_image(cls, *, image: str, cause: str, variable: str, source: str = "") -> Self:
-        """The engine does not have *image*, which *source* names, and can't pull it."""
+    def no_image(cls, spec: ServerSpec[Any], *, image: str, cause: str) -> Self:
+        """The engine does not have *image*, which is that of *spec*, and can't pull it."""
         return cls(
-            f"Could not pull the Docker image {image}{set_by(source)}.",
+            f"Could not pull the Docker image {image}{set_by(spec.image_source)}.",
             why=cause,
             todo=[
                 *_hint(cause, _REGISTRY_HINTS, login=_login(image)),
                 f"docker pull {image}, to see the registry's own answer",
-                f"name an image that the engine has, or the same at a mirror, in {variable}",
+                f"name an image that the engine has, or the same at a mirror, in "
+                f"{spec.image_variable}",
                 EMBEDDED_INSTEAD,
             ],
             image=image,
@@ -148,26 +150,16 @@ class ContainerFailed(ServerFailed):
         )
 
     @classmethod
-    def by_contract(
-        cls,
-        *,
-        title: str,
-        image: str,
-        cause: str,
-        wanted: str,
-        variable: str,
-        url_variable: str,
-        source: str,
-    ) -> Self:
-        """The server of *image* answers, but did not take what it was given, which is *wanted*."""
+    def by_contract(cls, spec: ServerSpec[Any], *, image: str, cause: str) -> Self:
+        """The server of *image* answers, but did not take its password or its settings."""
         return cls(
-            f"{title} from the Docker image {image}{set_by(source)} did not take its password or "
-            "its settings.",
+            f"{spec.title} from the Docker image {image}{set_by(spec.image_source)} did not take "
+            "its password or its settings.",
             why=f"it answers, but {cause}",
             todo=[
-                f"let the image's entrypoint take {wanted}",
-                f"or name another image in {variable}",
-                f"or run the image yourself, and name its server: {url_variable}=URL",
+                f"let the image's entrypoint take {spec.container('', '').contract}",
+                f"or name another image in {spec.image_variable}",
+                f"or run the image yourself, and name its server: {spec.url_variable}=URL",
             ],
         )
 

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
 from pathlib import PurePosixPath
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 from docker.errors import APIError, DockerException, ImageNotFound
 from requests.exceptions import Timeout
@@ -58,12 +57,7 @@ def check(client: Any, spec: ServerSpec[Any], say: Callable[[str], None]) -> Non
             _pull(client.api, name, say)
             found = client.images.get(name)
     except (APIError, _NotPulled) as error:
-        raise DockerUnavailable.no_image(
-            image=name,
-            cause=explanation(error),
-            variable=spec.image_variable,
-            source=spec.image_source,
-        ) from error
+        raise DockerUnavailable.no_image(spec, image=name, cause=explanation(error)) from error
     service = Image(found.attrs["Config"]).service()
     if service not in {None, spec.service}:
         raise DockerUnavailable.another_service(
@@ -152,14 +146,13 @@ class Progress:
         return f"pulled {self._image}: {size / 1e6:.1f} MB in {now - self._begin:.1f} s"
 
 
-@dataclass(frozen=True, kw_only=True)
-class Start:
+class Start(NamedTuple):
     """How to create a container; *tmpfs* has mount options for each folder that is in memory."""
 
-    entrypoint: Sequence[str] | None
-    command: Sequence[str]
-    environment: Mapping[str, str] = field(repr=False)
-    tmpfs: Mapping[str, str]
+    entrypoint: list[str] | None
+    command: list[str]
+    environment: dict[str, str]
+    tmpfs: dict[str, str]
 
 
 class Image:
