@@ -134,7 +134,7 @@ class RuntimeUnavailable(WarmstackError):
         """
         return cls(
             f"No {title} was found on this machine.",
-            why=f"none of the places below has {wanted} to run as a native process",
+            why=f"{wanted} is asked for, and none of the places below has it as a native program",
             looked_at=looked_at,
             todo=[
                 f"correct {setting}, which names {named}, or leave it out"
@@ -190,7 +190,7 @@ class RuntimeUnavailable(WarmstackError):
             looked_at=looked_at,
             todo=[
                 *([] if named else [_LARGER_SHM]),
-                f"use {'another' if named else 'a'} folder with room: {_FOLDER}",
+                f"name {'another' if named else 'a'} folder with room: {_FOLDER}",
                 _DOCKER_INSTEAD,
             ],
         )
@@ -229,7 +229,7 @@ class ServerFailed(WarmstackError):
             why=cause,
             looked_at=[place],
             todo=[
-                f"use a folder with more room: {_FOLDER}",
+                f"name a folder with more room: {_FOLDER}",
                 *([f"or {_LARGER_SHM}"] if place.startswith("/dev/shm") else []),  # noqa: S108
                 "or free space there: warmstack clean --all-projects, fewer workers (-n), fewer "
                 "kept templates and databases",
