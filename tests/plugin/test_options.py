@@ -437,7 +437,7 @@ def test_the_image_that_is_missing_is_corrected_where_it_was_named(
 
     text = failed(run(runtime=""))
 
-    assert "127.0.0.1:1, from pytest.ini's warmstack_redis_url" in text
+    assert "correct pytest.ini's warmstack_redis_url" in text
     assert "WARMSTACK_REDIS_URL" not in text
 
 

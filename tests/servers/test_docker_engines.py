@@ -167,7 +167,7 @@ def test_an_engine_behind_a_context_with_certificates(docker_project: Library) -
     assert result.ret == pytest.ExitCode.USAGE_ERROR
     text = "\n".join([*result.outlines, *result.errlines])
     assert "CERTIFICATE_VERIFY_FAILED" in text
-    assert "REQUESTS_CA_BUNDLE is set, and stands in the place of" in text
+    assert "REQUESTS_CA_BUNDLE is set, and replaces the engine's own" in text
 
 
 def test_an_engine_that_only_testcontainers_is_told(docker_project: Library) -> None:
@@ -208,7 +208,7 @@ def test_what_ssh_says_is_told(docker_project: Library, sshd: Sshd) -> None:
 
     assert result.ret == pytest.ExitCode.USAGE_ERROR
     text = "\n".join([*result.outlines, *result.errlines])
-    assert "Docker is not running. Please start Docker first." in text
+    assert "The SSH connection to the Docker engine failed." in text
     assert "Host key verification failed." in text
     assert address in text
 
@@ -270,7 +270,7 @@ Reach = Callable[..., AbstractContextManager[Reached]]
 
 @pytest.fixture
 def reach(images: Images, tmp_path: Path) -> Iterator[Reach]:
-    """Run `start_redis.py` by a command, and yield what it tells of its server."""
+    """A function that runs `start_redis.py` by a command, and yields what it tells."""
     folder = Path(os.path.realpath(tmp_path))
 
     @contextmanager

@@ -260,8 +260,8 @@ def test_a_wrong_password_is_told_at_once_and_not_shown(guest: Library, foreign:
     result = guest.run(**{**urls, "WARMSTACK_REDIS_URL": redis})
 
     result.assert_outcomes(passed=1, errors=4)
-    assert f"PostgreSQL at {foreign.postgres.place} does not let us in." in told(result)
-    assert f"Redis at {foreign.redis.place} does not let us in." in told(result)
+    assert f"PostgreSQL at {foreign.postgres.place} rejected the connection." in told(result)
+    assert f"Redis at {foreign.redis.place} rejected the connection." in told(result)
     assert "hunter2" not in told(result)
 
 
@@ -284,7 +284,7 @@ def test_external_without_a_url_names_the_variable(guest: Library) -> None:
     result = guest.run()
 
     assert result.ret == pytest.ExitCode.USAGE_ERROR
-    result.stderr.re_match_lines([r"ERROR: There is no external (PostgreSQL|Redis) to connect to."])
+    result.stderr.re_match_lines([r"ERROR: No (PostgreSQL|Redis) URL is set for the runtime "])
     assert re.search("WARMSTACK_(POSTGRES|REDIS)_URL=URL", told(result))
 
 

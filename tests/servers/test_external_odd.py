@@ -111,7 +111,7 @@ def test_a_pooler_that_shares_connections_is_explained_at_once(
         result = guest.run(*BOOKS, WARMSTACK_POSTGRES_URL=f"postgresql://ci:ci@{place}")
 
     result.assert_outcomes(errors=2, deselected=3)
-    assert f"At {place} there is a pooler in transaction mode" in told(result)
+    assert f"The pooler at {place} is in transaction mode." in told(result)
     assert "pool_mode=session" in told(result)
     assert "waiting up to" not in told(result)
     assert plain.databases() == []
@@ -158,7 +158,7 @@ def test_a_pooler_with_too_few_connections_is_told_so(guest: Library, plain: Clu
         )
 
     result.assert_outcomes(errors=2, deselected=3)
-    assert f"At {place} there is a pooler that has too few connections." in told(result)
+    assert f"The pooler at {place} has too few connections." in told(result)
     assert "default_pool_size" in told(result)
 
 
@@ -239,7 +239,7 @@ def test_a_server_that_demands_tls_is_told_in_its_own_words(
     result = guest.run(*BOOKS, WARMSTACK_POSTGRES_URL=secure.url(query="sslmode=disable"))
 
     result.assert_outcomes(errors=2, deselected=3)
-    assert f"PostgreSQL at {secure.endpoint.place} does not let us in." in told(result)
+    assert f"PostgreSQL at {secure.endpoint.place} rejected the connection." in told(result)
     assert 'no pg_hba.conf entry for host "127.0.0.1", user "ci"' in told(result)
     assert "sslmode=require" in told(result)
     assert "waiting up to" not in told(result)
@@ -252,7 +252,7 @@ def test_a_server_without_tls_is_told_where_the_url_demands_it(
     result = guest.run(*BOOKS, WARMSTACK_POSTGRES_URL=plain.url(query="sslmode=require"))
 
     result.assert_outcomes(errors=2, deselected=3)
-    assert f"PostgreSQL at {plain.endpoint.place} does not let us in." in told(result)
+    assert f"PostgreSQL at {plain.endpoint.place} rejected the connection." in told(result)
     assert "waiting up to" not in told(result)
 
 
@@ -265,7 +265,7 @@ def test_a_check_of_the_certificate_that_is_not_possible_is_told(
     result = guest.run(*BOOKS, WARMSTACK_POSTGRES_URL=url, HOME="/nonexistent")
 
     result.assert_outcomes(errors=2, deselected=3)
-    assert f"PostgreSQL at {secure.endpoint.place} does not let us in." in told(result)
+    assert f"PostgreSQL at {secure.endpoint.place} rejected the connection." in told(result)
     assert "root.crt" in told(result)
     assert "waiting up to" not in told(result)
 
@@ -375,7 +375,7 @@ def test_a_redis_with_tls_is_used(guest: Library, check: str) -> None:
             assert client.info("keyspace") == {}
     result.assert_outcomes(passed=2, deselected=3)
     untrusted.assert_outcomes(errors=2, deselected=3)
-    assert f"Redis at 127.0.0.1:{port} does not let us in." in told(untrusted)
+    assert f"Redis at 127.0.0.1:{port} rejected the connection." in told(untrusted)
     assert "certificate verify failed" in told(untrusted)
     assert "waiting up to" not in told(untrusted)
 
@@ -391,7 +391,7 @@ def test_a_role_whose_password_is_wrong_is_told_at_once(guest: Library, plain: C
         result = guest.run(*BOOKS, WARMSTACK_POSTGRES_URL=url)
 
         result.assert_outcomes(errors=2, deselected=3)
-        assert f"PostgreSQL at {plain.endpoint.place} does not let us in." in told(result)
+        assert f"PostgreSQL at {plain.endpoint.place} rejected the connection." in told(result)
         assert f'password authentication failed for user "{role}"' in told(result)
         assert "hunter2" not in told(result)
         assert "waiting up to" not in told(result)

@@ -105,7 +105,7 @@ def test_a_host_that_is_not_known_is_named(guest: Library, host: str) -> None:
     text = refused(guest, host)
 
     for title in TITLES.values():
-        assert f"The host '{host}' of {title} has no address." in text
+        assert f"Could not resolve the host of {title} at {host}:" in text
 
 
 def joined(text: str) -> str:
@@ -134,7 +134,7 @@ def test_a_server_that_speaks_first_is_told_by_what_it_says(
         text = refused(guest, place)
 
     for title in TITLES.values():
-        assert f"Not {title}, but {found} answers at {place}." in text
+        assert f"Expected {title} at {place}, but found {found}." in text
 
 
 def test_an_http_server_is_told_as_one(guest: Library) -> None:
@@ -143,7 +143,7 @@ def test_an_http_server_is_told_as_one(guest: Library) -> None:
         text = refused(guest, place)
 
     for title in TITLES.values():
-        assert f"Not {title}, but an HTTP server answers at {place}." in text
+        assert f"Expected {title} at {place}, but found an HTTP server." in text
 
 
 def test_postgresql_is_no_redis(guest: Library) -> None:
@@ -153,7 +153,7 @@ def test_postgresql_is_no_redis(guest: Library) -> None:
         for scheme in ("redis", "rediss"):
             text = refused(guest, place, name="REDIS", scheme=scheme)
 
-            assert f"Not Redis, but PostgreSQL answers at {place}." in text
+            assert f"Expected Redis at {place}, but found PostgreSQL." in text
 
 
 @pytest.mark.parametrize(
@@ -175,7 +175,7 @@ def test_what_a_pooler_refuses_is_told_in_its_own_words(
         result = guest.run(*BOOKS, WARMSTACK_POSTGRES_URL=f"postgresql://{role}@{place}")
 
     result.assert_outcomes(errors=2, deselected=3)
-    assert f"PostgreSQL at {place} does not let us in." in told(result)
+    assert f"PostgreSQL at {place} rejected the connection." in told(result)
     assert words in told(result)
     assert "waiting up to" not in told(result)
     assert "hunter2" not in told(result)
@@ -191,7 +191,7 @@ def test_redis_is_no_postgresql_and_speaks_no_tls(guest: Library) -> None:
         postgres = refused(guest, place, name="POSTGRES")
         redis = refused(guest, place, name="REDIS", scheme="rediss")
 
-    assert f"Not PostgreSQL, but Redis answers at {place}." in postgres
+    assert f"Expected PostgreSQL at {place}, but found Redis." in postgres
     assert f"Redis at {place} does not speak TLS." in redis
     assert "let WARMSTACK_REDIS_URL begin with redis://" in redis
 
@@ -221,10 +221,10 @@ def test_a_redis_that_demands_tls_is_told_so(guest: Library, clients: str) -> No
     assert f"Redis at {place} demands TLS." in text
     assert "let WARMSTACK_REDIS_URL begin with rediss://" in text
     missing.assert_outcomes(errors=2, deselected=3)
-    assert "a file that the URL names, or the address, can't be used: No such file" in told(missing)
+    assert "can't use a file that the URL names, or the address: No such file" in told(missing)
     if clients == "yes":
         bare.assert_outcomes(errors=2, deselected=3)
-        assert f"Redis at {place} does not let us in." in told(bare)
+        assert f"Redis at {place} rejected the connection." in told(bare)
         assert "it demands a certificate" in told(bare)
     for result in (missing, bare):
         assert "waiting up to" not in told(result)
@@ -250,7 +250,7 @@ def test_a_server_that_says_yes_to_everything_is_no_redis(guest: Library) -> Non
     with external_servers.talker(b"+OK\r\n" * 50) as place:
         text = refused(guest, place, name="REDIS")
 
-    assert f"Redis at {place} does not let us in." in text
+    assert f"Redis at {place} rejected the connection." in text
     assert "it does not tell the version of a Redis, but: 'OK'" in text
 
 

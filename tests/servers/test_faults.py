@@ -29,7 +29,7 @@ from pytest_warmstack.settings import RuntimeName, Settings
 READER = ("-k", "reader")
 COMMANDS = (["status"], ["clean"], ["doctor"], ["logs"], ["psql"], ["redis-cli"])
 TMPFS = "mount -t tmpfs -o size={} none /dev/shm"
-REFUSED = "The operating system refused what servers for tests need."
+REFUSED = "The operating system refused an operation that the servers need."
 ROOT = f"/dev/shm/pytest-warmstack-{os.getuid()}"
 
 
@@ -177,7 +177,7 @@ def test_what_an_engine_refuses_is_told_in_its_words(docker_bench: Bench) -> Non
             "Read-only file system",
             "let this user write to that folder",
         ),
-        (f"{TMPFS.format('1m')}\ntouch {ROOT}", REFUSED, "Not a directory", "see its answer above"),
+        (f"{TMPFS.format('1m')}\ntouch {ROOT}", REFUSED, "Not a directory", "read its answer"),
     ],
     ids=["read-only", "a file"],
 )

@@ -16,7 +16,7 @@ import pytest
 from docker.models.containers import ContainerCollection
 
 from projects import Bench, Images, Library, containers, engine, left, query
-from pytest_warmstack.servers.docker.image import Image
+from pytest_warmstack.servers.docker import image
 from pytest_warmstack.servers.errors import RuntimeUnavailable, ServerFailed
 from pytest_warmstack.servers.model import ServerSpec
 from pytest_warmstack.settings import RuntimeName
@@ -134,9 +134,7 @@ def test_too_little_memory_for_the_data_is_told(
     bench: Bench, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """With the place, its size, and what gives it more."""
-    monkeypatch.setattr(
-        Image, "_in_memory", lambda *_: {"/var/lib/postgresql/data": "mode=1777,size=20m"}
-    )
+    monkeypatch.setattr(image, "_TMPFS_OPTIONS", "mode=1777,size=20m")
 
     with pytest.raises(ServerFailed) as caught:
         bench.ensure(bench.postgres)
@@ -186,7 +184,7 @@ def test_an_image_of_the_other_service_is_recognized(
         bench.runtime().check([spec], pytest.fail)
 
     assert caught.value.what == (
-        f"The Docker image {spec.image} runs {other}, and is set as the image of {spec.title}"
+        f"The Docker image {spec.image} runs {other}, but is set as the image of {spec.title}"
         f" ({SOURCE})."
     )
     assert f"in {spec.image_variable}" in str(caught.value)

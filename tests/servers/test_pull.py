@@ -15,7 +15,6 @@ import pytest
 from docker.errors import ImageNotFound
 
 from projects import Bench, Library, engine
-from pytest_warmstack.servers.docker import progress, pull
 from pytest_warmstack.servers.errors import RuntimeUnavailable
 from pytest_warmstack.settings import RuntimeName
 from registry import Registry, noise, running, saved, scratch
@@ -25,6 +24,7 @@ pytestmark = pytest.mark.docker
 docker_only = pytest.mark.parametrize("runtime", [RuntimeName.DOCKER], indirect=True)
 
 NAME = "warmstack-test/cache:7"
+MODULE = "pytest_warmstack.servers.docker.image"
 
 
 @pytest.fixture
@@ -71,7 +71,7 @@ def test_a_pull_shows_how_far_it_has_come(
     bench: Bench, registry: Registry, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Megabytes of all layers together, now and then, never fewer than before; at last the time."""
-    monkeypatch.setattr(progress, "EVERY", 0.2)
+    monkeypatch.setattr(f"{MODULE}.REPORT_INTERVAL", 0.2)
     registry.pause = 0.02
     image = registry.image(NAME)
 
@@ -81,7 +81,7 @@ def test_a_pull_shows_how_far_it_has_come(
 
     assert have(image)
     assert first == f"pulling {image} ..."
-    pattern = rf"pulling {image}: ([\d.]+) of ([\d.]+) MB, (\d) of 3 layers are here"
+    pattern = rf"pulling {image}: ([\d.]+) of ([\d.]+) MB, (\d) of 3 layers"
     matches = [re.fullmatch(pattern, line) for line in lines]
     shown = [(float(each[1]), float(each[2])) for each in matches if each]
     assert len(shown) == len(lines)
@@ -161,13 +161,13 @@ def test_a_run_begins_with_the_pull_of_its_image(
             401,
             "UNAUTHORIZED",
             "the registry says unauthorized",
-            "docker login 127.0.0.1:{port}, if the registry",
+            "docker login 127.0.0.1:{port}, if you have an account",
         ),
         (
             403,
             "DENIED",
             "the registry says denied",
-            "docker login 127.0.0.1:{port}, if the registry",
+            "docker login 127.0.0.1:{port}, if you have an account",
         ),
         (
             429,
@@ -215,13 +215,13 @@ def test_a_registry_that_falls_silent_is_given_up(
     bench: Bench, registry: Registry, monkeypatch: pytest.MonkeyPatch, place: str
 ) -> None:
     """Nothing hangs, whatever it is that does not come; the error names the seconds."""
-    monkeypatch.setattr(pull, "STALL", 1.5)
+    monkeypatch.setattr(f"{MODULE}.PULL_TIMEOUT", 1.5)
     registry.stall = 0 if place == "manifest" else 1_000_000
 
     begin = time.monotonic()
     text = refused(bench, registry.image(NAME))
 
-    assert "Why: nothing has come for 1.5 seconds" in text
+    assert "Why: the engine was silent for 1.5 seconds" in text
     assert time.monotonic() - begin < 15
 
 
@@ -230,7 +230,7 @@ def test_the_engine_is_of_use_after_a_pull_that_was_given_up(
     bench: Bench, registry: Registry, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The next attempt, when the registry has come to itself, brings the image."""
-    monkeypatch.setattr(pull, "STALL", 1.0)
+    monkeypatch.setattr(f"{MODULE}.PULL_TIMEOUT", 1.0)
     registry.stall = 1_000_000
     refused(bench, registry.image(NAME))
     registry.stall = None

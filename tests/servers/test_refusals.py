@@ -95,7 +95,7 @@ FAULTS: Final = {
     ),
     "no connection to spare": (
         "ALTER ROLE ci CONNECTION LIMIT 0",
-        "PostgreSQL has no connection to spare.",
+        "PostgreSQL has no free connection.",
         'too many connections for role "ci"',
     ),
 }

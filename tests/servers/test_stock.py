@@ -431,7 +431,7 @@ def test_a_full_server_is_waited_for_told_and_left_alone(
     others = [bench.ensure(spec) for _ in range(4)]
     assert {each.id for each in others} == {first.id}
 
-    with pytest.raises(ServerFull, match="no connection to spare") as caught:
+    with pytest.raises(ServerFull, match="no free connection") as caught:
         bench.ensure(spec)
     assert "0.3 seconds" in str(caught.value)
 

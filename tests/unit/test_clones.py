@@ -299,7 +299,7 @@ def test_a_lost_server_is_reported_once(
 ) -> None:
     """One failed drop is enough."""
     clones = make()
-    lost = ConnectionLost.during(title="PostgreSQL", statement="DROP DATABASE x", cause="gone")
+    lost = ConnectionLost.lost(title="PostgreSQL", statement="DROP DATABASE x", cause="gone")
     for test in ("first", "second"):
         clone = clones.take()
         clones.give_back(clone, test)

@@ -14,10 +14,12 @@ import pytest
 import pytest_warmstack
 from pytest_warmstack.errors import WarmstackError
 from pytest_warmstack.postgres.template.errors import TemplateFailed
+from pytest_warmstack.redis import server as redis
+from pytest_warmstack.servers.docker.errors import NOT_RUNNING, ContainerFailed
 from pytest_warmstack.servers.errors import RuntimeUnavailable, ServerFailed
 from pytest_warmstack.servers.identity import Label, Service
 from pytest_warmstack.servers.model import Container, Endpoint, Server
-from pytest_warmstack.settings import CHOICES
+from pytest_warmstack.settings import CHOICES, Settings
 
 SAMPLES: dict[str, Any] = {
     "answer": "OOM command not allowed when used memory > 'maxmemory'",
@@ -31,6 +33,7 @@ SAMPLES: dict[str, Any] = {
     "doing": ["Python: 0002_b.py, line 7, in upgrade", "PostgreSQL: SELECT pg_sleep(99)"],
     "dump": "17.2",
     "expected": "an int",
+    "failure": NOT_RUNNING,
     "file": "/srv/shop/sql/orders.sql",
     "first": False,
     "folder": "/dev/shm/ours",
@@ -73,6 +76,7 @@ SAMPLES: dict[str, Any] = {
     "servers": 64,
     "setting": "WARMSTACK_REDIS_BIN",
     "source": "pyproject.toml",
+    "spec": redis.spec(Settings()),
     "state": "42601",
     "statement": "CREATE DATABASE shop",
     "table": "alembic_version",
@@ -95,7 +99,9 @@ SAMPLES: dict[str, Any] = {
 }
 """An example for each parameter of a named constructor; one that is new needs its own here."""
 
-SHOWN_OTHERWISE = {"databases", "number", "seconds", "refusal", "refusals", "state", "first"}
+SHOWN_OTHERWISE = {
+    *("databases", "failure", "first", "number", "refusal", "refusals", "seconds", "spec", "state"),
+}
 """Parameters whose value is not in the text as it stands: counted, rounded, or picked apart."""
 
 HINTS = {
@@ -159,7 +165,7 @@ def options(text: str) -> list[str]:
 def test_a_full_disk_of_the_engine_comes_with_what_frees_it() -> None:
     """Another refusal does not."""
     full, other = (
-        ServerFailed.refused(title="Redis", cause=cause)
+        ContainerFailed.refused(title="Redis", cause=cause)
         for cause in ("mkdir /var/lib/docker/x: no space left on device", "no such network")
     )
 
@@ -171,6 +177,8 @@ def test_every_error_has_named_constructors() -> None:
     """No class of error is empty, so that these tests read what users read."""
     named = {name.partition(".")[0] for name in CONSTRUCTORS}
 
+    # A `ConnectionLost` is made as every `ServerFailed.lost` is.
+    named |= {"ConnectionLost"}
     assert named == {each.__name__ for each in classes()} - {"WarmstackError"}
     assert len(CONSTRUCTORS) >= 20
 
@@ -234,7 +242,7 @@ def test_every_option_and_variable_that_a_text_names_exists(name: str) -> None:
 
 def test_no_docker_is_said_in_the_words_that_were_promised() -> None:
     """The first line is what people are told to look for."""
-    text = str(made("RuntimeUnavailable.no_docker"))
+    text = str(made("DockerUnavailable.by_engine"))
 
     assert text.splitlines()[0] == "Docker is not running. Please start Docker first."
 

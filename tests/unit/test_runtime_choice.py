@@ -10,16 +10,20 @@ import pytest
 
 from pytest_warmstack import servers as runtimes
 from pytest_warmstack.redis import server as redis
+from pytest_warmstack.servers.docker.errors import NOT_RUNNING, DockerUnavailable
 from pytest_warmstack.servers.errors import RuntimeUnavailable
 from pytest_warmstack.servers.identity import Service
 from pytest_warmstack.servers.model import ServerSpec
-from pytest_warmstack.settings import RuntimeName, environment, resolve
+from pytest_warmstack.settings import RuntimeName, Settings, environment, resolve
 
-NO_ENGINE: Final = RuntimeUnavailable.no_docker(
-    cause="connection refused", address="unix:///nowhere.sock", source="DOCKER_HOST"
+NO_ENGINE: Final = DockerUnavailable.by_engine(
+    failure=NOT_RUNNING,
+    cause="connection refused",
+    address="unix:///nowhere.sock",
+    source="DOCKER_HOST",
 )
-NO_IMAGE: Final = RuntimeUnavailable.no_image(
-    image="redis:7", cause="manifest unknown", variable="WARMSTACK_REDIS_IMAGE"
+NO_IMAGE: Final = DockerUnavailable.no_image(
+    redis.spec(Settings()), image="redis:7", cause="manifest unknown"
 )
 
 
@@ -130,6 +134,6 @@ def test_an_image_named_for_the_other_service_is_recognized(name: RuntimeName, i
 
     assert caught.value.image == image
     assert caught.value.what == (
-        f"The Docker image {image} runs postgres, and is set as the image of Redis (environment "
+        f"The Docker image {image} runs postgres, but is set as the image of Redis (environment "
         "variable WARMSTACK_REDIS_IMAGE)."
     )

@@ -161,9 +161,7 @@ def explained(statement: str, seconds: float = STATEMENT_TIMEOUT) -> Iterator[No
         yield
     except _LOST as error:
         cause = str(error) or f"no answer within {seconds:g} seconds"
-        raise ConnectionLost.during(
-            title=TITLE, statement=masked(statement), cause=cause
-        ) from error
+        raise ConnectionLost.lost(title=TITLE, statement=masked(statement), cause=cause) from error
     except asyncpg.PostgresError as error:
         raise StatementRefused.by_server(
             statement=masked(statement), cause=str(error), state=error.sqlstate or ""

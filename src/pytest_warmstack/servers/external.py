@@ -1,6 +1,6 @@
-"""Servers that somebody else runs: a CI service, one for many machines, a managed one.
+"""External servers: a CI service, a managed one, one for many machines.
 
-They are connected to and used as ours are, and never started, stopped or removed.
+They are used like managed servers, and never started, stopped or removed.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ import os
 import socket
 from collections.abc import Callable, Iterator
 from dataclasses import replace
-from typing import Any, Final
+from typing import Any, Final, Self
 from urllib.parse import unquote, urlsplit
 
 from pytest_warmstack import originals
@@ -30,20 +30,108 @@ from pytest_warmstack.servers.model import (
 )
 from pytest_warmstack.settings import RuntimeName
 
-_FIRST: Final = 1.0
-"""Seconds that the first attempt may take before it is looked at who answers there."""
+_FIRST_TIMEOUT: Final = 1.0
+"""Seconds for the first attempt to connect, before `answers` looks at what is there."""
 
-_FOR_GOOD: Final = {
+_ANSWERS_TIMEOUT: Final = 3.0
+"""Seconds for all questions of `answers`."""
+
+_PERMANENT_DNS_ERRORS: Final = {
     socket.EAI_NONAME,
     getattr(socket, "EAI_NODATA", socket.EAI_NONAME),  # Not every C library has it.
     socket.EAI_FAIL,
 }
-"""The faults of a name that no later attempt will mend; a server of names may answer later."""
 
-_POOLERS: Final = ("no such database", "no such user", "authentication failed", "auth failed")
-"""What PgBouncer says of what will not pass, with the SQLSTATE of what may."""
+_PERMANENT_POOLER_ERRORS: Final = (
+    *("no such database", "no such user", "authentication failed", "auth failed"),
+)
+"""PgBouncer gives these answers the SQLSTATE of a failure that may pass."""
 
 _PORTS: Final = {Service.POSTGRES: 5432, Service.REDIS: 6379}
+
+
+class ExternalFailed(ServerFailed):
+    """An external server can't be used: *place* is its address, *variable* the setting for it."""
+
+    @classmethod
+    def unreachable(
+        cls, *, title: str, place: str, variable: str, seconds: float, cause: str
+    ) -> Self:
+        """The server does not answer within *seconds*."""
+        return cls(
+            f"{title} at {place} did not answer within {seconds:g} seconds.",
+            why=cause,
+            todo=[
+                "check that the server runs, that this machine can reach it, and that it speaks "
+                "TLS if and only if the URL says so (rediss:// for Redis)",
+                _correct(variable),
+                "or wait longer: WARMSTACK_START_TIMEOUT=SECONDS",
+            ],
+        )
+
+    @classmethod
+    def not_listening(cls, *, title: str, place: str, variable: str, cause: str) -> Self:
+        """The host is there, but nothing listens at the port."""
+        return cls(
+            f"{title} does not listen at {place}.",
+            why=cause,
+            todo=[
+                "start the server; if it is still starting, wait for it before pytest: with a "
+                "health check (docker compose up --wait), or with pg_isready or redis-cli ping",
+                _correct(variable),
+            ],
+        )
+
+    @classmethod
+    def unknown_host(cls, *, title: str, place: str, variable: str, cause: str) -> Self:
+        """The host has no address."""
+        return cls(
+            f"Could not resolve the host of {title} at {place}.",
+            why=cause,
+            todo=[
+                "use localhost, if the host is the name of a Compose service: such a name is "
+                "known in its own network only",
+                _correct(variable),
+            ],
+        )
+
+    @classmethod
+    def another(cls, *, title: str, place: str, variable: str, found: str) -> Self:
+        """Something else answers: *found*."""
+        return cls(
+            f"Expected {title} at {place}, but found {found}.",
+            why=f"{variable} names it as {title}",
+            todo=[_correct(variable)],
+        )
+
+    @classmethod
+    def wrong_tls(cls, *, title: str, place: str, variable: str, scheme: str) -> Self:
+        """Redis speaks TLS where *scheme* says no, or the other way round."""
+        is_tls, other = (True, "redis") if scheme == "rediss" else (False, "rediss")
+        return cls(
+            f"{title} at {place} {'does not speak' if is_tls else 'demands'} TLS.",
+            why=f"the URL begins with {scheme}://, which means "
+            f"{'with' if is_tls else 'without'} TLS",
+            todo=[f"let {variable} begin with {other}://", "or correct its port"],
+        )
+
+    @classmethod
+    def rejected(cls, *, title: str, place: str, variable: str, cause: str) -> Self:
+        """The server, or the client library, refuses the user, the password or the TLS options."""
+        return cls(
+            f"{title} at {place} rejected the connection.",
+            why=cause,
+            todo=[
+                f"correct the user and the password in {variable}; write characters such as @ : / "
+                "as %40 %3A %2F",
+                "or its TLS options: ?sslmode=require or disable for PostgreSQL, rediss:// for "
+                "Redis",
+            ],
+        )
+
+
+def _correct(variable: str) -> str:
+    return f"correct {variable}, or leave it out: pytest-warmstack then starts a server for you"
 
 
 class External:
@@ -53,14 +141,14 @@ class External:
 
     def __init__(self, run_context: RunContext, say: Callable[[str], None]) -> None:
         self._seconds = run_context.start_timeout
-        # A command works for no run: it only looks.
+        # A command has no run, and only looks.
         self._looks = not run_context.run
         self._say = say
 
     def ensure(self, spec: ServerSpec[C]) -> Server[C]:
         """Return the server at the URL of *spec*, as soon as it answers: it may be starting."""
         endpoint = replace(endpoint_of(spec), looks=self._looks)
-        client = self._connected(spec, endpoint)
+        client = self._connect(spec, endpoint)
         return ServerInfo(
             runtime=self.name,
             id=endpoint.place,
@@ -71,88 +159,75 @@ class External:
             state="running",
         ).ready(spec, client, "connected")
 
-    def _connected(self, spec: ServerSpec[C], endpoint: Endpoint) -> C:
-        deadline = originals.monotonic() + self._seconds
-        first = True
+    def _connect(self, spec: ServerSpec[C], endpoint: Endpoint) -> C:
         facts = {"title": spec.title, "place": endpoint.place, "variable": spec.url_variable}
+        deadline = originals.monotonic() + self._seconds
+        is_first = True
         while True:
-            left = max(
-                round(deadline - originals.monotonic(), 1), POLL_INTERVAL
-            )  # It is in the message.
+            # Rounded, since it can be part of the message.
+            left = max(round(deadline - originals.monotonic(), 1), POLL_INTERVAL)
             try:
-                return spec.connect(endpoint, "", min(left, _FIRST) if first else left)
-            except UnicodeError as error:  # That of IDNA: no name of a host looks like this.
-                raise _unknown(facts, endpoint, error) from error
+                return spec.connect(endpoint, "", min(left, _FIRST_TIMEOUT) if is_first else left)
+            except UnicodeError as error:  # No host can have such a name (IDNA).
+                raise ExternalFailed.unknown_host(**facts, cause=str(error)) from error
             except (NotOurs, NotReady) as refusal:
-                _see_that_it_may_come(facts, endpoint, refusal)
+                _check_permanent(facts, refusal)
                 left = deadline - originals.monotonic()
-                if first:
-                    found = answers.who(
-                        endpoint.host, endpoint.port, max(min(left, 3.0) / 3, POLL_INTERVAL)
-                    )
-                    _see_that_it_is_meant(facts, endpoint, found, spec.service)
+                if is_first:
+                    timeout = max(min(left, _ANSWERS_TIMEOUT) / 3, POLL_INTERVAL)
+                    found = answers.who(endpoint.host, endpoint.port, timeout)
+                    _check_found(facts, endpoint, found, spec.service)
                 if isinstance(refusal, NotOurs):
-                    raise ServerFailed.rejected(**facts, cause=str(refusal)) from refusal
+                    raise ExternalFailed.rejected(**facts, cause=str(refusal)) from refusal
                 if left <= 0:
-                    raise ServerFailed.unreachable(
+                    raise ExternalFailed.unreachable(
                         **facts, seconds=self._seconds, cause=str(refusal)
                     ) from refusal
-                if first:
+                if is_first:
                     self._say(f"waiting up to {self._seconds:g} s for {spec.title}: {refusal}")
-                    first = False
+                    is_first = False
             originals.sleep(POLL_INTERVAL)
 
 
-def _see_that_it_may_come(facts: dict[str, str], endpoint: Endpoint, refusal: Exception) -> None:
-    """Raise `ServerFailed` if *refusal* comes of something that no later attempt will mend."""
-    if any(words in str(refusal) for words in _POOLERS):
-        raise ServerFailed.rejected(**facts, cause=str(refusal)) from refusal
+def _check_permanent(facts: dict[str, str], refusal: Exception) -> None:
+    """Raise `ExternalFailed` if no later attempt can succeed, by the causes of *refusal*."""
+    if any(words in str(refusal) for words in _PERMANENT_POOLER_ERRORS):
+        raise ExternalFailed.rejected(**facts, cause=str(refusal)) from refusal
     for cause in _causes(refusal):
         if isinstance(cause, ConnectionRefusedError):
             words = os.strerror(errno.ECONNREFUSED)
-            raise ServerFailed.not_listening(**facts, cause=words) from refusal
-        if isinstance(cause, socket.gaierror) and cause.errno in _FOR_GOOD:
-            raise _unknown(facts, endpoint, cause) from refusal
+            raise ExternalFailed.not_listening(**facts, cause=words) from refusal
+        if isinstance(cause, socket.gaierror) and cause.errno in _PERMANENT_DNS_ERRORS:
+            words = cause.strerror or str(cause)
+            raise ExternalFailed.unknown_host(**facts, cause=words) from refusal
         if isinstance(refusal, NotOurs):
-            continue  # It names a file by itself.
+            continue  # Its own words name the file.
         if isinstance(cause, (FileNotFoundError, IsADirectoryError, PermissionError)):
-            words = f"a file that the URL names, or the address, can't be used: {cause.strerror}"
-            raise ServerFailed.rejected(**facts, cause=words) from refusal
+            words = f"can't use a file that the URL names, or the address: {cause.strerror}"
+            raise ExternalFailed.rejected(**facts, cause=words) from refusal
 
 
-def _see_that_it_is_meant(
-    facts: dict[str, str], endpoint: Endpoint, found: str, service: Service
-) -> None:
-    """Raise `ServerFailed` if what was *found* at *endpoint* is not what the URL says."""
-    if service is Service.POSTGRES:
-        wanted, other = {answers.POSTGRES}, set()
-    else:
-        wanted = {answers.REDIS}
-        other = {answers.TLS_REDIS, answers.TLS, answers.TLS_BOTH}
-        if endpoint.scheme == "rediss":
-            wanted, other = other, wanted
+def _check_found(facts: dict[str, str], endpoint: Endpoint, found: str, service: Service) -> None:
+    """Raise `ExternalFailed` if what was *found* at *endpoint* is not what the URL says."""
+    wanted, other = {answers.POSTGRES}, set()
+    if service is Service.REDIS:
+        wanted, other = {answers.REDIS}, {answers.TLS_REDIS, answers.TLS, answers.TLS_BOTH}
+    if endpoint.scheme == "rediss":
+        wanted, other = other, wanted
     if found == answers.NONE:
         cause = "connections are accepted, and closed without an answer"
-        raise ServerFailed.not_listening(**facts, cause=cause)
+        raise ExternalFailed.not_listening(**facts, cause=cause)
     if found == answers.TLS_BOTH and found in wanted:
         cause = "it demands a certificate: name it in the URL, ?ssl_certfile=FILE&ssl_keyfile=FILE"
-        raise ServerFailed.rejected(**facts, cause=cause)
+        raise ExternalFailed.rejected(**facts, cause=cause)
     if found in other:
-        raise ServerFailed.wrong_tls(**facts, scheme=endpoint.scheme)
+        raise ExternalFailed.wrong_tls(**facts, scheme=endpoint.scheme)
     if found not in wanted | {answers.UNKNOWN}:
-        raise ServerFailed.another(**facts, found=found)
-
-
-def _unknown(facts: dict[str, str], endpoint: Endpoint, error: Exception) -> ServerFailed:
-    title, variable = facts["title"], facts["variable"]
-    cause = getattr(error, "strerror", None) or str(error)
-    return ServerFailed.unknown_host(
-        title=title, host=endpoint.host, variable=variable, cause=cause
-    )
+        raise ExternalFailed.another(**facts, found=found)
 
 
 def _causes(error: BaseException | None) -> Iterator[BaseException]:
-    """Yield *error* and what it came of."""
+    """Yield *error* and every error that led to it."""
     while error is not None:
         yield error
         error = error.__cause__ or error.__context__
@@ -168,6 +243,6 @@ def endpoint_of(spec: ServerSpec[Any]) -> Endpoint:
         password=unquote(parts.password or ""),
         user=unquote(parts.username or ""),
         scheme=parts.scheme if is_redis else "",
-        # What libpq does as well when nothing is said.
+        # libpq's default, too.
         query=parts.query if is_redis else parts.query or "sslmode=prefer",
     )

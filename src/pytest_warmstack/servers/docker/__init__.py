@@ -1,6 +1,6 @@
 """Servers in Docker containers: found by label, reused, replaced, started, removed.
 
-This is the only room that speaks to docker and testcontainers.
+Only this package imports docker and testcontainers.
 """
 
 from __future__ import annotations
@@ -8,19 +8,24 @@ from __future__ import annotations
 import shutil
 import sys
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import closing, suppress
 from dataclasses import replace
 from functools import wraps
 from typing import Any, ParamSpec, TypeVar
 
 from docker.errors import APIError, ImageNotFound, NotFound
-from testcontainers.core.config import testcontainers_config
 
 from pytest_warmstack import originals
-from pytest_warmstack.servers.docker.container import ServerContainer, password_of, remove, without
+from pytest_warmstack.servers.docker import image
+from pytest_warmstack.servers.docker.container import (
+    ServerContainer,
+    epoch_seconds,
+    password_of,
+    remove,
+    without,
+)
 from pytest_warmstack.servers.docker.engine import Engine, explanation
-from pytest_warmstack.servers.docker.image import Image
-from pytest_warmstack.servers.docker.pull import NotPulled, fetch
+from pytest_warmstack.servers.docker.errors import ContainerFailed
 from pytest_warmstack.servers.errors import RuntimeUnavailable, ServerFailed
 from pytest_warmstack.servers.identity import Label
 from pytest_warmstack.servers.lifecycle import POLL_INTERVAL, remove_outdated
@@ -39,6 +44,9 @@ from pytest_warmstack.settings import RuntimeName
 
 P = ParamSpec("P")
 T = TypeVar("T")
+
+_LABELLED = {"label": Label.PROJECT.value}
+"""The engine's filter for everything that pytest-warmstack has made."""
 
 
 def _explained(method: Callable[P, T]) -> Callable[P, T]:
@@ -64,104 +72,87 @@ class Docker:
 
     @_explained
     def check(self, specs: Sequence[ServerSpec[Any]], say: Callable[[str], None]) -> None:
-        """Raise `RuntimeUnavailable` unless the images of all *specs* are there or were pulled."""
+        """Raise `RuntimeUnavailable` unless the images of all *specs* are here or can be pulled."""
         for spec in specs:
-            name = _named_by(spec)
-            images = self.engine.client.images
-            try:
-                try:
-                    found = images.get(name)
-                except ImageNotFound:
-                    fetch(self.engine.client, name, say)
-                    found = images.get(name)
-            except (APIError, NotPulled) as error:
-                raise RuntimeUnavailable.no_image(
-                    image=name,
-                    cause=explanation(error),
-                    variable=spec.image_variable,
-                    source=spec.image_source,
-                ) from error
-            service = Image(found.attrs["Config"]).service()
-            if service not in {None, spec.service}:
-                raise RuntimeUnavailable.another_service(
-                    image=name,
-                    found=str(service),
-                    cause=f"the image declares the port or the variables of {service}",
-                    title=spec.title,
-                    variable=spec.image_variable,
-                    source=spec.image_source,
-                )
+            image.check(self.engine.client, spec, say)
 
     @_explained
     def ensure(self, spec: ServerSpec[C]) -> Server[C]:
-        """Return the server of *spec* in the run's one container for it."""
+        """Return the server of *spec*, whose container is the only one of this run context."""
         run_context = self._run_context
-        name = run_context.name(spec, self.name)
         labels = run_context.labels(spec, self.name)
-        with _refusals(spec), self._container(spec, labels, name) as container:
-            outdated, trouble = remove_outdated(self, run_context, spec)
-            client, origin, reason = self._running(container, outdated)
-            origin = "shared" if origin == "reused" and not run_context.keep else origin
-            return ServerInfo(
-                runtime=self.name,
-                id=container.get_container_id(),
-                name=name,
-                labels=labels,
-                endpoint=container.endpoint(),
-                what=f"image {spec.image}",
-                state="running",
-                since=container.since(),
-            ).ready(spec, client, origin, reason, trouble)
+        name = run_context.name(spec, self.name)
+        try:
+            with closing(ServerContainer(self.engine, spec, labels, name)) as container:
+                outdated, trouble = remove_outdated(self, run_context, spec)
+                client, origin, reason = self._find_or_create(container, spec, name, outdated)
+                origin = "shared" if origin == "reused" and not run_context.keep else origin
+                return ServerInfo(
+                    runtime=self.name,
+                    id=container.get_container_id(),
+                    name=name,
+                    labels=labels,
+                    endpoint=container.endpoint(),
+                    what=f"image {spec.image}",
+                    state="running",
+                    since=epoch_seconds(container.get_wrapped_container().attrs["Created"]),
+                ).ready(spec, client, origin, reason, trouble)
+        except APIError as error:
+            raise ContainerFailed.refused(title=spec.title, cause=explanation(error)) from error
+        except NotOurs as error:
+            raise ContainerFailed.by_contract(
+                spec, image=image.name_of(spec), cause=str(error)
+            ) from error
 
-    def _running(self, container: ServerContainer, outdated: str) -> tuple[Any, str, str]:
-        """Bring *container* to answer; return its client, and how and why it came to."""
+    def _find_or_create(
+        self, container: ServerContainer, spec: ServerSpec[Any], name: str, outdated: str
+    ) -> tuple[Any, str, str]:
+        """Return the client of the server in *container*, its origin and the reason for that."""
         seconds = self._run_context.start_timeout
         deadline = originals.monotonic() + seconds
         while True:
             if container.find():
                 try:
                     origin, reason = container.wake()
-                    return container.ready(seconds), origin, reason
+                    return container.wait_ready(seconds), origin, reason
                 except (ServerFailed, NotOurs) as failure:
                     container.remove()
                     if not self._run_context.keep:
                         raise
                     outdated = f"the old one was broken: {failure}".splitlines()[0]
-                    # To find that out may have taken as long as a start does.
+                    # Finding that out may have taken as long as a start does.
                     deadline = originals.monotonic() + seconds
             elif container.create():
                 try:
-                    client = container.ready(seconds)
+                    client = container.wait_ready(seconds)
                 except BaseException:
                     container.remove()
                     raise
-                return client, *(("replaced", outdated) if outdated else ("started", ""))
-            # Another process of ours is creating or removing it at this moment.
+                return client, "replaced" if outdated else "started", outdated
+            # Another process is creating or removing it at this moment.
             if originals.monotonic() > deadline:
                 raise ServerFailed.locked(
-                    title=container.title, seconds=seconds, place=f"container {container.name}"
+                    title=spec.title, seconds=seconds, place=f"container {name}"
                 )
             originals.sleep(POLL_INTERVAL)
 
     @_explained
     def list(self) -> list[ServerInfo]:
-        """Return every container of ours in the engine."""
-        containers = self.engine.client.api.containers(
-            all=True, filters={"label": Label.PROJECT.value}
-        )
-        return [self._found(each) for each in containers]
+        """Return every container that pytest-warmstack has made in this engine."""
+        containers = self.engine.client.api.containers(all=True, filters=_LABELLED)
+        return [self._info(each) for each in containers]
 
-    def _found(self, each: dict[str, Any]) -> ServerInfo:
+    def _info(self, facts: dict[str, Any]) -> ServerInfo:
         found = ServerInfo(
             runtime=self.name,
-            id=each["Id"],
-            name=each["Names"][0].lstrip("/") if each["Names"] else each["Id"][:12],
-            labels=each["Labels"],
-            state=each["State"],
-            since=float(each["Created"]),
+            id=facts["Id"],
+            name=facts["Names"][0].lstrip("/") if facts["Names"] else facts["Id"][:12],
+            labels=facts["Labels"],
+            state=facts["State"],
+            since=float(facts["Created"]),
         )
-        # As it was asked for: the engine gives a number once its name is another's.
-        return replace(found, what=f"image {found.config.get('image', each['Image'])}")
+        # The name in the settings: the engine shows a number once another image has the name.
+        return replace(found, what=f"image {found.config.get('image', facts['Image'])}")
 
     @_explained
     def remove(self, found: ServerInfo) -> None:
@@ -179,27 +170,23 @@ class Docker:
         """Close the connection to the engine."""
         self.engine.close()
 
-    def _container(self, spec: ServerSpec[Any], labels: Any, name: str) -> ServerContainer:
-        """Return the container that *spec* has, or will have, under these labels and this name."""
-        return ServerContainer(self.engine, spec, labels, name)
-
     @_explained
     def connect(self, spec: ServerSpec[C], found: ServerInfo) -> C:
-        """Return a client that looks at the server that was found."""
-        with self._container(spec, found.labels, found.name) as container:
+        """Return a client that only looks at the server that was found."""
+        with closing(ServerContainer(self.engine, spec, found.labels, found.name)) as container:
             try:
                 if not container.find():
-                    raise NotReady(f"the container {found.name} is gone, or none of ours")
-                client: C = container.look(ANSWER_TIMEOUT)
+                    raise NotReady(f"the container {found.name} is gone, or has other labels")
+                endpoint = replace(container.endpoint(), looks=True)
+                return spec.connect(endpoint, found.labels[Label.FINGERPRINT], ANSWER_TIMEOUT)
             except NotFound as error:
                 raise NotReady(explanation(error)) from error
-            return client
 
     def memory(self, found: ServerInfo) -> int:
-        """Return how many bytes a container takes: tmpfs counts, caches of files don't."""
+        """Return the memory of a container in bytes, with its tmpfs, without caches of files."""
         with suppress(RuntimeUnavailable), self.engine.explained():
             stats = self.engine.client.api.stats(found.id, stream=False, one_shot=True)
-            # As `docker stats` has it (docker/cli, calculateMemUsageUnixNoCache).
+            # As `docker stats` computes it (docker/cli, calculateMemUsageUnixNoCache).
             memory = stats.get("memory_stats", {})
             detail = memory.get("stats", {})
             caches = detail.get("total_inactive_file", detail.get("inactive_file", 0))
@@ -207,7 +194,7 @@ class Docker:
         return 0
 
     def log(self, found: ServerInfo, lines: int, *, follow: bool = False) -> Iterator[str]:
-        """Yield the last *lines* that a container wrote, and with *follow* what comes then."""
+        """Yield the last *lines* that a container wrote; with *follow*, also those to come."""
         try:
             with self.engine.explained():
                 container = self.engine.client.containers.get(found.id)
@@ -224,93 +211,63 @@ class Docker:
     def client(
         self, spec: ServerSpec[Any], found: ServerInfo, program: str
     ) -> tuple[Sequence[str], Endpoint] | None:
-        """Return how to call a client in the container, by Docker's own command."""
+        """Return how the `docker` command calls a client in the container, if there is one."""
         docker = shutil.which("docker")
         if docker is None:
             return None
-        names = ("PGPASSWORD", "REDISCLI_AUTH")
-        passed = [part for name in names for part in ("--env", name)]
+        passed = ("--env", "PGPASSWORD", "--env", "REDISCLI_AUTH")
         terminal = ["--tty"] if sys.stdin.isatty() else []
-        engine = self.engine.named.arguments
+        engine = self.engine.address.arguments
         command = [docker, *engine, "exec", "--interactive", *terminal, *passed, found.id, program]
         return command, Endpoint(host="127.0.0.1", port=spec.port, password="")
 
     @_explained
     def leftovers(self) -> Sequence[ServerInfo]:
-        """Return the volumes and networks with our labels."""
+        """Return the volumes and networks with the labels of pytest-warmstack."""
         api = self.engine.client.api
-        filters = {"label": Label.PROJECT.value}
-        volumes = api.volumes(filters=filters)["Volumes"] or []
+        volumes = api.volumes(filters=_LABELLED)["Volumes"] or []
+        networks = api.networks(filters=_LABELLED)
         return [
-            *(self._scrap("volume", each["Name"], each) for each in volumes),
-            *(self._scrap("network", each["Id"], each) for each in api.networks(filters=filters)),
+            ServerInfo(
+                runtime=self.name,
+                id=each.get("Id", each["Name"]),
+                name=each["Name"],
+                labels=each["Labels"],
+                kind=kind,
+            )
+            for kind, found in (("volume", volumes), ("network", networks))
+            for each in found
         ]
-
-    def _scrap(self, kind: str, key: str, facts: dict[str, Any]) -> ServerInfo:
-        return ServerInfo(
-            runtime=self.name,
-            id=key,
-            name=facts["Name"],
-            labels=facts["Labels"],
-            kind=kind,
-        )
 
     @_explained
     def has(self, spec: ServerSpec[Any]) -> bool:
-        """Tell whether the image of *spec* is in the engine."""
+        """Tell whether the engine has the image of *spec*."""
         try:
-            self.engine.client.images.get(_named_by(spec))
+            self.engine.client.images.get(image.name_of(spec))
         except ImageNotFound:
             return False
         return True
 
     def offer(self, spec: ServerSpec[Any]) -> str:
-        """Return why the image's registry does not offer it; nothing if it does."""
+        """Return why the image can't be pulled from its registry; nothing if it can."""
         try:
             with self.engine.explained():
-                self.engine.client.api.inspect_distribution(_named_by(spec))
+                self.engine.client.api.inspect_distribution(image.name_of(spec))
         except RuntimeUnavailable as error:
             return error.why
         return ""
 
     @_explained
     def facts(self) -> Sequence[tuple[str, str]]:
-        """Return what there is to know of the engine, each thing with its name."""
-        return [*self._facts()]
-
-    def _facts(self) -> Iterator[tuple[str, str]]:
-        client = self.engine.client
-        named = self.engine.named
-        yield "address", f"{named.address}  ({named.source})"
-        told = client.info()
-        yield "engine", f"{client.version()['Version']}, {told.get('OperatingSystem', '')}"
-        options = told.get("SecurityOptions") or []
-        yield "rootless", "yes" if any("rootless" in each for each in options) else "no"
-        route = self.engine.route
-        way = ", or ".join(each or "all addresses" for each in route.binds)
-        yield "ports are open on", way or f"no address: the network {route.network} is joined"
-        yield "reached at", route.host or "the container's own address"
-
-
-@contextmanager
-def _refusals(spec: ServerSpec[Any]) -> Iterator[None]:
-    """Turn what the engine refuses, and a server that does not know us, into `ServerFailed`."""
-    try:
-        yield
-    except APIError as error:
-        raise ServerFailed.refused(title=spec.title, cause=explanation(error)) from error
-    except NotOurs as error:
-        raise ServerFailed.by_contract(
-            title=spec.title,
-            image=_named_by(spec),
-            cause=str(error),
-            wanted=spec.container("", "").contract,
-            variable=spec.image_variable,
-            url_variable=spec.url_variable,
-            source=spec.image_source,
-        ) from error
-
-
-def _named_by(spec: ServerSpec[Any]) -> str:
-    """Return the image as testcontainers names it, for whoever has a registry of their own."""
-    return f"{testcontainers_config.hub_image_name_prefix}{spec.image}"
+        """Return names and values that describe the engine, for `warmstack doctor`."""
+        client, address, route = self.engine.client, self.engine.address, self.engine.route
+        info = client.info()
+        is_rootless = any("rootless" in each for each in info.get("SecurityOptions") or [])
+        ports = ", or ".join(each or "all addresses" for each in route.binds)
+        return [
+            ("address", f"{address.url}  ({address.source})"),
+            ("engine", f"{client.version()['Version']}, {info.get('OperatingSystem', '')}"),
+            ("rootless", "yes" if is_rootless else "no"),
+            ("ports are open on", ports or f"no address: servers join the network {route.network}"),
+            ("reached at", route.host or "the container's own address"),
+        ]

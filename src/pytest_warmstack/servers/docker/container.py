@@ -1,14 +1,14 @@
-"""One server's container, as testcontainers makes them, but for its life."""
+"""One server's container, made by testcontainers, which does not decide how long it lives."""
 
 from __future__ import annotations
 
 import errno
 import os
+from collections.abc import Mapping
 from contextlib import suppress
-from dataclasses import replace
 from datetime import datetime
 from ipaddress import ip_address
-from typing import Any, Final, Self
+from typing import Any, Final
 
 from docker.errors import APIError, DockerException, NotFound
 from docker.models.containers import Container as EngineContainer
@@ -16,6 +16,7 @@ from testcontainers.core.container import DockerContainer
 
 from pytest_warmstack import originals
 from pytest_warmstack.servers.docker.engine import Engine, explanation
+from pytest_warmstack.servers.docker.errors import ContainerFailed
 from pytest_warmstack.servers.docker.image import Image
 from pytest_warmstack.servers.errors import ServerFailed
 from pytest_warmstack.servers.identity import Label
@@ -25,78 +26,73 @@ from pytest_warmstack.settings import RuntimeName
 
 _LOG_LINES: Final = 30
 _PASSWORD: Final = "WARMSTACK_PASSWORD"  # noqa: S105 - the name of a variable
-"""Where a container's password is kept: its environment, which only the engine can read."""
+"""The variable with a container's password: only the engine can read its environment."""
 
 
 class ServerContainer(DockerContainer):
-    """One server's container, as testcontainers makes them, but for its life.
+    """One server's container, made by testcontainers, which does not decide how long it lives.
 
-    testcontainers' own `start` brings up its reaper and marks the container for it; the reaper
-    then removes whatever carries the mark, also what should survive. So ours are created without
-    the mark, and the reaper of the user's own containers is left alone.
+    testcontainers' own `start` brings up its reaper and marks the container for it. The reaper then
+    removes every container with that mark, even one that is to be kept. So `create` sets no mark,
+    and does not touch the reaper of the user's own containers.
     """
 
-    def __init__(self, engine: Engine, spec: ServerSpec[Any], labels: Any, name: str) -> None:
-        with engine.found():
-            super().__init__(spec.image)
+    def __init__(
+        self, engine: Engine, spec: ServerSpec[Any], labels: Mapping[str, str], name: str
+    ) -> None:
+        with engine.environment():
+            super().__init__(spec.image, name=name)
         self._engine = engine
-        self.title = spec.title
-        self.name = name
         self._spec = spec
         self._labels = labels
-        self.with_name(name)
+        self._client: Any = self.get_docker_client().client
 
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.get_docker_client().client.close()
+    def close(self) -> None:
+        """Close the connection to the engine."""
+        self._client.close()
 
     def find(self) -> bool:
-        """Take hold of the container with these labels, if there is one."""
+        """Take hold of the container with these labels; return whether there is one."""
         keys = (Label.PROJECT, Label.SERVICE, Label.RUN, Label.FINGERPRINT)
         wanted = [f"{key}={self._labels.get(key, '')}" for key in keys]
         self._container = None
         for each in self._client.api.containers(all=True, filters={"label": wanted}):
-            # It may have been removed since it was listed.
+            # Another process may have removed it since it was listed.
             with suppress(NotFound):
                 self._container = self._client.containers.get(each["Id"])
         return self._container is not None
 
     def create(self) -> bool:
-        """Create the container and start it; False when another process was faster.
+        """Create the container and start it; return False if another process was faster.
 
-        The name is the arbiter: the engine gives it to one container only.
+        The name decides: the engine gives it to one container only.
         """
-        *narrower, last = self._engine.route.binds or ("",)
-        for bind in narrower:
-            # An address that was only likely to be the engine's machine's may not be one.
+        *narrow, last = self._engine.route.binds or ("",)
+        for address in narrow:
+            # The address is only likely to be one of the engine's machine.
             with suppress(APIError):
-                return self._create(bind)
+                return self._create(address)
         return self._create(last)
 
-    def _create(self, bind: str) -> bool:
-        """Do `create` with the port published on the address *bind*."""
-        spec = self._spec
+    def _create(self, address: str) -> bool:
+        """Do `create`, with the port published on *address*."""
         password = originals.urandom(16).hex()
-        plan = spec.container(password, self._labels[Label.FINGERPRINT])
+        plan = self._spec.container(password, self._labels[Label.FINGERPRINT])
         route = self._engine.route
         start = Image(self._client.images.get(self.image).attrs["Config"]).start(plan)
+        start.environment[_PASSWORD] = password
         self._container = None
         try:
             self._container = self._client.containers.create(
                 self.image,
                 name=self._name,
-                entrypoint=start.entrypoint,
-                command=list(start.command),
-                environment={**start.environment, _PASSWORD: password},
                 labels=self._labels,
-                ports={f"{spec.port}/tcp": (bind, None)} if route.binds else {},
-                tmpfs=dict(start.tmpfs),
+                ports={f"{self._spec.port}/tcp": (address, None)} if route.binds else {},
                 shm_size=plan.shm_size,
-                # Podman removes a container by stopping it first; there is nothing to save.
+                # Podman stops a container before it removes it; there is nothing to save.
                 stop_signal="SIGKILL",
                 **({"network": route.network} if route.network else {}),
+                **start._asdict(),
             )
             self._container.start()
         except APIError as error:
@@ -107,30 +103,32 @@ class ServerContainer(DockerContainer):
         return True
 
     def wake(self) -> tuple[str, str]:
-        """Bring a container that was found back to running; return origin and reason."""
+        """Have a container that was found run again; return the server's origin and the reason."""
         container = self._held
-        status = container.status
-        if status == "running":
-            return "reused", ""
-        if status == "paused":
-            container.unpause()
-            return "reused", "it was paused"
-        if status in {"created", "exited"}:
-            container.start()
-            if status == "exited":
+        match container.status:
+            case "running":
+                return "reused", ""
+            case "paused":
+                container.unpause()
+                return "reused", "it was paused"
+            case "created":
+                # Usually another process has just created it, and is about to start it too.
+                container.start()
+                return "reused", ""
+            case "exited":
+                container.start()
                 return "started again", "it had stopped"
-            # As a rule another process has just created it, and is about to start it too.
-            return "reused", ""
-        raise ServerFailed.refused(title=self.title, cause=f"its container is {status}")
+        cause = f"its container is {container.status}"
+        raise ContainerFailed.refused(title=self._spec.title, cause=cause)
 
-    def ready(self, seconds: float) -> Any:
+    def wait_ready(self, seconds: float) -> Any:
         """Return the client of the server as soon as it answers.
 
-        A server that has been up for longer than a start may take has only a little patience
-        coming; one that another process has just started has as long as our own.
+        A server that another process has just started has *seconds*, as one that this process has
+        started. One that has been up for longer must answer soon.
         """
         self.reload()
-        up = originals.now() - _timestamp(self._held.attrs["State"]["StartedAt"])
+        up = originals.now() - epoch_seconds(self._held.attrs["State"]["StartedAt"])
         try:
             return wait_ready(
                 self._spec,
@@ -144,34 +142,26 @@ class ServerContainer(DockerContainer):
         except ServerFailed as failure:
             log = self._log()
             if self._held.attrs["State"].get("OOMKilled") or os.strerror(errno.ENOSPC) in log:
-                raise ServerFailed.no_memory(
-                    title=self.title, place=self._room(), cause=failure.why, log=log
+                raise ContainerFailed.no_memory(
+                    title=self._spec.title, place=self._data_place(), cause=failure.why, log=log
                 ) from failure
             raise
-
-    def look(self, seconds: float) -> Any:
-        """Return a client that looks at the server that these labels describe, at the first try."""
-        endpoint = replace(self.endpoint(), looks=True)
-        return self._spec.connect(endpoint, self._labels[Label.FINGERPRINT], seconds)
 
     def endpoint(self) -> Endpoint:
         """Return where the server answers, seen from this process."""
         port = self._spec.port
         route = self._engine.route
+        password = password_of(self._held)
         if not route.binds:
             host = self.get_docker_client().bridge_ip(self.get_container_id())
-            return Endpoint(host=host, port=port, password=self._password())
+            return Endpoint(host=host, port=port, password=password)
         ports = self._held.attrs["NetworkSettings"]["Ports"]
         published = _published(ports.get(f"{port}/tcp") or [], route.binds[0] or route.host)
         return Endpoint(
-            host=_reached(route.host, published.get("HostIp", "")),
+            host=_reachable_host(route.host, published.get("HostIp", "")),
             port=int(published.get("HostPort", 0)),
-            password=self._password(),
+            password=password,
         )
-
-    def since(self) -> float:
-        """Return when the container was created, in seconds since the epoch."""
-        return _timestamp(self._held.attrs["Created"])
 
     def remove(self) -> None:
         """Remove the container with its data."""
@@ -190,29 +180,23 @@ class ServerContainer(DockerContainer):
         killed = ", the engine killed it for lack of memory" if state.get("OOMKilled") else ""
         return f"its container is {state['Status']}, exit status {state['ExitCode']}{killed}"
 
-    def _room(self) -> str:
-        """Return where the data lies, and how much room the engine's machine has for it."""
+    def _data_place(self) -> str:
+        """Return where the data is, and how much room the engine's machine has for it."""
         folders = ", ".join(self._held.attrs["HostConfig"]["Tmpfs"])
         # The kernel's default for a tmpfs (its documentation, tmpfs.rst, "size").
         size = self._client.info().get("MemTotal", 0) / 2 / 1e9
         return (
-            f"{folders} in the container, a tmpfs: it has {size:.1f} GB at most, half the memory "
-            "of the engine's machine, which it shares with everything there"
+            f"{folders} in the container, a tmpfs that has {size:.1f} GB at most: half the memory "
+            "of the engine's machine, shared with everything that runs there"
         )
 
     def _log(self) -> str:
         """Return the last lines that the server wrote, without its password."""
         try:
-            return without(self._password(), self._held.logs(tail=_LOG_LINES)).strip()
+            log = self._held.logs(tail=_LOG_LINES)
         except DockerException as error:
             return explanation(error)
-
-    def _password(self) -> str:
-        return password_of(self._held)
-
-    @property
-    def _client(self) -> Any:
-        return self.get_docker_client().client
+        return without(password_of(self._held), log).strip()
 
     @property
     def _held(self) -> EngineContainer:
@@ -220,9 +204,9 @@ class ServerContainer(DockerContainer):
 
 
 def _published(entries: list[dict[str, str]], address: str) -> dict[str, str]:
-    """Return where a port is published, of several *entries*, for whoever comes to *address*.
+    """Return the one of *entries* that tells which port to connect to at *address*.
 
-    A port that is open on all addresses may have one number over IPv4 and another over IPv6
+    A port that is open on all addresses can have one number for IPv4 and another for IPv6
     (moby/moby#42442).
     """
     for entry in entries:
@@ -231,11 +215,11 @@ def _published(entries: list[dict[str, str]], address: str) -> dict[str, str]:
     return entries[0] if entries else {}
 
 
-def _reached(host: str, bound: str) -> str:
-    """Return where a port is reached that is published on the address *bound*.
+def _reachable_host(host: str, bound: str) -> str:
+    """Return where to connect to a port that is published on the address *bound*.
 
-    As a rule there. But a wildcard is no address, and a loopback that is not ours is nowhere, so
-    then it is *host*, which leads to the engine.
+    That is *bound* itself, but not if it is a wildcard or the loopback of another machine: then it
+    is *host*, which leads to the engine.
     """
     if not bound or ip_address(bound).is_unspecified or ip_address(bound).is_loopback:
         return host
@@ -243,7 +227,7 @@ def _reached(host: str, bound: str) -> str:
 
 
 def remove(client: Any, container_id: str) -> None:
-    """Remove a container with its anonymous volumes; one that is going or gone is no error."""
+    """Remove a container with its anonymous volumes, unless it is gone or another removes it."""
     try:
         client.api.remove_container(container_id, force=True, v=True)
     except APIError as error:
@@ -257,20 +241,20 @@ def password_of(container: EngineContainer) -> str:
     return dict(entry.split("=", 1) for entry in entries).get(_PASSWORD, "")
 
 
-def without(password: str, written: bytes) -> str:
-    """Return what a server wrote, as a text without its password."""
-    text = written.decode(errors="replace")
+def without(password: str, log: bytes) -> str:
+    """Return what a server wrote, as text without its password."""
+    text = log.decode(errors="replace")
     return text.replace(password, "***") if password else text
 
 
 def _is_conflict(error: APIError) -> bool:
     """Tell whether the engine refuses a name because a container has it.
 
-    Podman says so with the status of a fault of its own.
+    Podman has no status of its own for it.
     """
     return error.status_code == 409 or "already in use" in explanation(error)
 
 
-def _timestamp(text: str) -> float:
-    """Return a time of the engine's, such as `2026-11-22T10:00:00.123456789Z`, as epoch seconds."""
+def epoch_seconds(text: str) -> float:
+    """Return the engine's `2026-11-22T10:00:00.123456789Z`, for example, as epoch seconds."""
     return datetime.fromisoformat(text).timestamp()

@@ -1,14 +1,14 @@
 """The engine that the user's `docker` command talks to, and the way to a server's port on it.
 
-testcontainers knows the rules (contexts, sockets, Docker in Docker); what it leaves open is closed
-here.
+testcontainers knows the rules (contexts, sockets, Docker in Docker); this module closes their gaps.
 """
 
 from __future__ import annotations
 
 import os
-import shutil
+import re
 import socket
+import ssl
 import struct
 import threading
 from collections.abc import Iterator, Mapping
@@ -22,27 +22,27 @@ from typing import Any, Final, NamedTuple
 from docker.constants import DEFAULT_UNIX_SOCKET
 from docker.context import Context, ContextAPI
 from docker.context.config import get_current_context_name
-from docker.errors import APIError, DockerException
+from docker.errors import APIError, DockerException, TLSParameterError
 from docker.utils.config import find_config_file
-from requests.exceptions import RequestException
 from testcontainers.core.config import ConnectionMode, testcontainers_config
 from testcontainers.core.docker_client import DockerClient
 from urllib3.exceptions import HTTPError
 
-from pytest_warmstack.servers.docker import ssh
-from pytest_warmstack.servers.errors import RuntimeUnavailable
+from pytest_warmstack import originals
+from pytest_warmstack.servers.docker import errors
+from pytest_warmstack.servers.docker.errors import DockerUnavailable, EngineFailure
+from pytest_warmstack.servers.docker.ssh import NoSsh, Tunnel, host_of
 from pytest_warmstack.servers.model import ANSWER_TIMEOUT
 
-_LOCAL: Final = {"localhost", "127.0.0.1", "::1"}
 _ENVIRONMENT: Final = threading.Lock()
-"""Held while DOCKER_HOST is not the user's: both servers are started at once."""
+"""Held while DOCKER_HOST is not the user's: both servers are started at the same time."""
 
 
 class Route(NamedTuple):
-    """Where a server's port is published, and how it is reached from here.
+    """Where a server's port is published, and the host at which this process reaches it.
 
-    *binds* are the addresses to publish it on, to be tried in order; none when the container's
-    own address is used, in *network*.
+    *binds* are the addresses to publish it on, to be tried in order; none if the container's own
+    address is used, in *network*.
     """
 
     binds: tuple[str, ...]
@@ -50,54 +50,51 @@ class Route(NamedTuple):
     network: str = ""
 
 
-class Named(NamedTuple):
-    """An engine's address, and what gave it that name.
+class EngineAddress(NamedTuple):
+    """An engine's address, such as `unix:///var/run/docker.sock`, and the setting that names it.
 
-    *arguments* tell the `docker` command to take the same one, and *variables* docker-py which
-    certificates to show and to trust there, where that is not for the environment to say.
+    *arguments* make the `docker` command use the same engine. *variables* tell docker-py which
+    certificates to use, where the environment's are not meant for this engine.
     """
 
-    address: str
+    url: str
     source: str
     arguments: tuple[str, ...] = ()
     variables: Mapping[str, str] = MappingProxyType({})
 
 
 class Engine:
-    """The engine that the user's `docker` command talks to, and the way to its containers."""
+    """The engine that the user's `docker` command talks to; raises `RuntimeUnavailable`."""
 
     def __init__(self) -> None:
-        self._tunnel: ssh.Tunnel | None = None
-        self.named = Named("", "")
+        self.address = find_address()
+        self._tunnel: Tunnel | None = None
         try:
-            self.named = _named()
-            self._door = self._open()
-            with self.found():
+            self._reached_at = self._open()
+            with self.environment():
                 self._docker = DockerClient()
-        except (DockerException, RequestException, OSError) as error:
-            words = self._tunnel.words() if self._tunnel else ""
-            self._shut()
-            raise RuntimeUnavailable.no_docker(
-                cause=words or explanation(error) + _bundle(error),
-                address=self.named.address,
-                source=self.named.source,
-            ) from error
+        except (DockerException, OSError) as error:
+            failure = self._explain(error, errors.NOT_RUNNING)
+            self._close_tunnel()
+            raise failure from error
 
     @contextmanager
     def explained(self) -> Iterator[None]:
         """Turn every error of docker-py, and of the way to the engine, into one of this package."""
         try:
-            self._see_that_it_listens()
+            self._probe()
             yield
-        except APIError as error:
-            raise RuntimeUnavailable.engine_refused(cause=explanation(error)) from error
-        except (DockerException, RequestException, HTTPError, OSError) as error:
-            words = self._tunnel.words() if self._tunnel else ""
-            raise RuntimeUnavailable.engine_lost(
-                cause=words or explanation(error),
-                address=self.named.address,
-                source=self.named.source,
-            ) from error
+        except (DockerException, HTTPError, OSError) as error:
+            raise self._explain(error, errors.LOST) from error
+
+    def _explain(self, error: Exception, otherwise: EngineFailure) -> DockerUnavailable:
+        said = self._tunnel.words() if self._tunnel else ""
+        return DockerUnavailable.by_engine(
+            failure=_failure(error, said) or otherwise,
+            cause=said or explanation(error) + _bundle_hint(error),
+            address=self.address.url,
+            source=self.address.source,
+        )
 
     @property
     def client(self) -> Any:
@@ -105,127 +102,105 @@ class Engine:
         return self._docker.client
 
     def _open(self) -> str:
-        """Return the address where docker-py can reach the engine; raise OSError if none can."""
-        address = self.named.address
-        if address.startswith("ssh://"):
-            if shutil.which("ssh") is None:
-                raise FileNotFoundError("there is no program `ssh` here, such as OpenSSH's client")
-            self._tunnel = ssh.Tunnel(address)
+        """Return the address at which docker-py reaches the engine; raise OSError if none does."""
+        if self.address.url.startswith("ssh://"):
+            self._tunnel = Tunnel(self.address.url)
             return self._tunnel.address
-        self._see_that_it_listens()
-        return address
+        self._probe()
+        return self.address.url
 
-    def _see_that_it_listens(self) -> None:
-        """Raise OSError if nothing listens on the engine's socket, as far as that is one.
+    def _probe(self) -> None:
+        """Raise OSError if the engine has a socket file, and nothing listens on it.
 
-        docker-py would find out as well, but leave a socket unclosed, which fails runs that turn
+        docker-py would notice as well, but leaves a socket unclosed, which fails runs that turn
         warnings into errors.
         """
-        if self.named.address.startswith("unix://"):
-            _peer(self.named.address)
+        if self.address.url.startswith("unix://"):
+            _listening_process(self.address.url)
 
     @contextmanager
-    def found(self) -> Iterator[None]:
-        """Let testcontainers find this engine, by DOCKER_HOST and what goes with it.
+    def environment(self) -> Iterator[None]:
+        """Lead testcontainers to this engine, by DOCKER_HOST and what belongs to it.
 
-        It writes that variable itself, too. The user's own code reads it, so all is put back.
+        testcontainers sets that variable itself, too. The user's own code reads it, so everything
+        is restored.
         """
-        wanted = {**self.named.variables, "DOCKER_HOST": self._door}
+        wanted = {**self.address.variables, "DOCKER_HOST": self._reached_at}
         with _ENVIRONMENT:
-            before = {name: os.environ.get(name) for name in wanted}
+            before = {name: os.environ[name] for name in wanted if name in os.environ}
             os.environ.update(wanted)
             try:
                 yield
             finally:
-                for name, value in before.items():
-                    if value is None:
-                        os.environ.pop(name, None)
-                    else:
-                        os.environ[name] = value
+                os.environ.update(before)
+                for name in wanted.keys() - before.keys():
+                    os.environ.pop(name, None)
 
     @cached_property
     def route(self) -> Route:
         """The way to a server's port, by testcontainers' rules.
 
-        They have two gaps. They take a machine with the marker file of a container for one, also
-        when it runs the engine itself. And of ssh they know the name that the user gave, not the
-        host that ssh makes of it.
+        They have two gaps. A machine with the marker file of a container counts as a container,
+        even if it runs the engine itself. And of an engine behind ssh they know the name that the
+        user gave, which may be an alias, instead of the host.
         """
-        with self.found():
+        with self.environment():
             mode = self._docker.get_connection_mode()
             host = self._docker.host()
             network = self._docker.find_host_network() or ""
         if self._tunnel:
             mode = testcontainers_config.connection_mode_override or ConnectionMode.docker_host
-            host = testcontainers_config.tc_host_override or ssh.host(self.named.address)
+            host = testcontainers_config.tc_host_override or host_of(self.address.url)
         if mode is ConnectionMode.docker_host:
-            address = "127.0.0.1" if host in _LOCAL else _resolved(host)
-            return _route(mode, host, address, shared=_is_ours(address))
+            address = "127.0.0.1" if host in {"localhost", "127.0.0.1", "::1"} else _resolve(host)
+            return _route(mode, host, address, shared=_is_own_address(address))
         gateway = _gateway(self.client.networks.get("bridge").attrs["IPAM"]["Config"][0])
-        shared = _is_ours(gateway) or _is_here(self._door)
+        shared = _is_own_address(gateway) or _is_beside(self._reached_at)
         if mode is ConnectionMode.bridge_ip and network.startswith("container:"):
-            # Ours is another container's network, which nobody can join twice by that name.
+            # This process is in another container's network, which has no name to join it by.
             mode = ConnectionMode.gateway_ip
         return _route(mode, gateway, gateway, shared=shared, network=network)
 
     def close(self) -> None:
         """Close the connection to the engine."""
         self.client.close()
-        self._shut()
+        self._close_tunnel()
 
-    def _shut(self) -> None:
-        """End what ssh still carries."""
+    def _close_tunnel(self) -> None:
         if self._tunnel:
             self._tunnel.close()
 
 
-def _route(
-    mode: ConnectionMode, host: str, address: str, *, shared: bool, network: str = ""
-) -> Route:
-    """Return the narrowest way to a port that an engine publishes.
+def find_address() -> EngineAddress:
+    """Return which engine to use, in testcontainers' order, with DOCKER_CONTEXT added to it.
 
-    *host* leads to the engine's machine, and *address* is what it stands for, or empty; *shared*
-    tells whether the engine's loopback is ours. If it isn't, the address that the engine is
-    reached at is most likely one of its machine, and nothing else need be opened. Where it is
-    not, behind a translation of addresses or a proxy, all of the machine's are left.
-    """
-    if shared:
-        return Route(("127.0.0.1",), "127.0.0.1")
-    if mode is ConnectionMode.bridge_ip:
-        return Route((), "", network)
-    return Route((address, "") if address else ("",), host)
-
-
-def _named() -> Named:
-    """Return how the engine is named here.
-
-    The order is testcontainers', with DOCKER_CONTEXT, which the `docker` command knows.
+    Raises `RuntimeUnavailable` if the context can't be used.
     """
     if address := testcontainers_config.tc_properties_get_tc_host():
         source = "tc.host in ~/.testcontainers.properties"
-        return Named(address, source, ("--host", address))
+        return EngineAddress(address, source, ("--host", address))
     if address := os.environ.get("DOCKER_HOST"):
-        return Named(address, "DOCKER_HOST")
+        return EngineAddress(address, "DOCKER_HOST")
     name = os.environ.get("DOCKER_CONTEXT") or get_current_context_name()
     try:
         context = ContextAPI.get_context(name)
-    except Exception as error:  # docker-py has no narrower one for a file that it can't read
-        raise DockerException(f"the docker context {name!r} can't be read: {error}") from error
+    except Exception as error:  # docker-py raises many kinds for a file that it can't read
+        raise DockerUnavailable.no_context(name=name, cause=f"can't read it: {error}") from error
     if context is None:
-        # docker-py looks for contexts beside that file only; the `docker` command can do without.
-        where = "" if find_config_file() else ", as far as docker-py looks without a config.json"
-        raise DockerException(f"there is no docker context {name!r}{where}")
+        # docker-py finds contexts beside that file only; the `docker` command does without it.
+        where = "" if find_config_file() else "; docker-py finds contexts beside a config.json only"
+        raise DockerUnavailable.no_context(name=name, cause=f"context not found{where}")
     if context.Host and context.Name != "default":
-        source = f"the docker context {context.Name}"
-        return Named(context.Host, source, variables=_certificates(context))
-    return Named(DEFAULT_UNIX_SOCKET.removeprefix("http+"), "the default")
+        source = f"the Docker context {context.Name}"
+        return EngineAddress(context.Host, source, variables=_certificates(context))
+    return EngineAddress(DEFAULT_UNIX_SOCKET.removeprefix("http+"), "the default")
 
 
 def _certificates(context: Context) -> Mapping[str, str]:
     """Return the variables that lead docker-py to the certificates of *context*, if it has any.
 
-    A context keeps them by the same three names as the folder of DOCKER_CERT_PATH. Those of the
-    environment are not meant for it; the `docker` command does not show them there either.
+    A context keeps them under the same three names as the folder of DOCKER_CERT_PATH. Like the
+    `docker` command, don't use those of the environment for a context.
     """
     if context.TLSConfig is None:
         return {"DOCKER_CERT_PATH": "", "DOCKER_TLS_VERIFY": ""}
@@ -235,12 +210,29 @@ def _certificates(context: Context) -> Mapping[str, str]:
     }
 
 
-def _peer(address: str) -> int:
-    """Return the process that listens on a `unix://` address, 0 when we can't see it.
+def _route(
+    mode: ConnectionMode, host: str, address: str, *, shared: bool, network: str = ""
+) -> Route:
+    """Return the narrowest way to a port that an engine publishes.
 
-    Raises OSError when nobody listens.
+    *host* leads to the engine's machine, and *address* is what it resolves to, or empty; *shared*
+    tells whether the engine's loopback is also that of this process. If not, the address at which
+    the engine is reached most likely belongs to its machine, and no other needs to be opened.
+    Behind address translation or a proxy it does not; then all of the machine's addresses are.
     """
-    with socket.socket(socket.AF_UNIX) as probe:
+    if shared:
+        return Route(("127.0.0.1",), "127.0.0.1")
+    if mode is ConnectionMode.bridge_ip:
+        return Route((), "", network)
+    return Route((address, "") if address else ("",), host)
+
+
+def _listening_process(address: str) -> int:
+    """Return the process that listens on a `unix://` address, 0 if it can't be seen from here.
+
+    Raises OSError if none listens.
+    """
+    with originals.Socket(socket.AF_UNIX) as probe:
         probe.settimeout(ANSWER_TIMEOUT)
         probe.connect(address.removeprefix("unix://"))
         if not hasattr(socket, "SO_PEERCRED"):
@@ -253,55 +245,74 @@ def _peer(address: str) -> int:
 def _gateway(pool: dict[str, str]) -> str:
     """Return the bridge's address on the engine's machine.
 
-    An engine that chose the network itself does not always tell the gateway; it is the network's
-    first address then.
+    An engine that chose the network itself does not always name the gateway; then it is the
+    network's first address.
     """
     return pool.get("Gateway") or str(next(ip_network(pool["Subnet"]).hosts()))
 
 
-def _is_ours(address: str) -> bool:
-    """Tell whether *address* is one of this machine: only then can a socket be bound to it."""
+def _is_own_address(address: str) -> bool:
+    """Tell whether this machine has *address*: only then can a socket be bound to it."""
     if not address:
         return False
-    with socket.socket(socket.AF_INET6 if ":" in address else socket.AF_INET) as probe:
-        try:
+    try:
+        with originals.Socket(socket.AF_INET6 if ":" in address else socket.AF_INET) as probe:
             probe.bind((address, 0))
-        except OSError:
-            return False
-        return True
+    except OSError:
+        return False
+    return True
 
 
-def _is_here(address: str) -> bool:
-    """Tell whether the engine at *address* is a process beside us, in the machine's own network.
+def _is_beside(address: str) -> bool:
+    """Tell whether the engine at *address* is a process of this machine, in the same network.
 
-    A container sees the engine's socket, but no process of the machine; and where it does see
-    them (`--pid=host`), its network is another one.
+    A container sees the engine's socket, but not the machine's processes; and if it does see them
+    (`--pid=host`), it has another network.
     """
-    if not address.startswith("unix://") or not _peer(address):
+    if not address.startswith("unix://") or not _listening_process(address):
         return False
     try:
         return Path("/proc/1/ns/net").readlink() == Path("/proc/self/ns/net").readlink()
     except OSError:
-        # Only root may look. Who is not root is hardly in such a container.
+        # Only root may read it, and a container with `--pid=host` most likely runs as root.
         return True
 
 
-def _resolved(host: str) -> str:
-    """Return the address that *host* stands for; empty when nobody knows it."""
+def _resolve(host: str) -> str:
+    """Return the address of *host*, or nothing if it has none."""
     try:
-        return str(socket.getaddrinfo(host, None, type=socket.SOCK_STREAM)[0][4][0])
+        return str(originals.getaddrinfo(host, None, type=socket.SOCK_STREAM)[0][4][0])
     except OSError:
         return ""
 
 
-def _bundle(error: Exception) -> str:
-    """Return what to know of a certificate that is not trusted, to be added to *error*'s words.
+def _failure(error: Exception, said: str) -> EngineFailure | None:
+    """Return what *error* and the words that ssh *said* mean, if it is a known failure."""
+    if re.search("docker (daemon|api)", said.lower()):
+        # These are the words of `docker` on the other machine.
+        return errors.NO_PERMISSION if "permission denied" in said.lower() else errors.NOT_RUNNING
+    if said or isinstance(error, NoSsh):
+        return errors.NO_SSH
+    if isinstance(error, PermissionError):
+        return errors.NO_PERMISSION
+    if isinstance(error, APIError) or isinstance(error.__cause__, APIError):
+        return errors.REFUSED
+    each: BaseException | None = error
+    while each is not None:
+        if isinstance(each, (ssl.SSLError, TLSParameterError)):
+            return errors.NO_TLS
+        each = each.__cause__ or each.__context__
+    return None
 
-    requests lets these variables win over what docker-py tells it (psf/requests#3829).
+
+def _bundle_hint(error: Exception) -> str:
+    """Return why a certificate is not trusted, if a variable is the reason.
+
+    requests prefers these variables to what docker-py tells it (psf/requests#3829).
     """
     for name in ("REQUESTS_CA_BUNDLE", "CURL_CA_BUNDLE"):
         if os.environ.get(name) and "CERTIFICATE_VERIFY_FAILED" in str(error):
-            return f"; {name} is set, and stands in the place of the engine's own authority"
+            return f"; {name} is set, and replaces the engine's own certificate authority"
     return ""
 
 

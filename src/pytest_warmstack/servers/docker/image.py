@@ -1,14 +1,27 @@
-"""What an image tells the engine of itself, and how its own entrypoint starts a server. Pure."""
+"""Images: pulled when the engine lacks them, and started by their own entrypoints."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import PurePosixPath
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
+from docker.errors import APIError, DockerException, ImageNotFound
+from requests.exceptions import Timeout
+from testcontainers.core.config import testcontainers_config
+from urllib3.exceptions import HTTPError
+
+from pytest_warmstack import originals
+from pytest_warmstack.servers.docker.engine import explanation
+from pytest_warmstack.servers.docker.errors import DockerUnavailable
 from pytest_warmstack.servers.identity import Service
-from pytest_warmstack.servers.model import Container
+from pytest_warmstack.servers.model import Container, ServerSpec
+
+PULL_TIMEOUT: Final = 60.0
+"""Seconds that a pull may go on without a line from the engine, which also reports its retries."""
+
+REPORT_INTERVAL: Final = 3.0
+"""Seconds between two lines about a pull."""
 
 _MARKS: Final[Mapping[Service, frozenset[str]]] = {
     Service.POSTGRES: frozenset({"5432/tcp", "PG_MAJOR", "PG_VERSION", "PGDATA"}),
@@ -16,37 +29,147 @@ _MARKS: Final[Mapping[Service, frozenset[str]]] = {
 }
 """The ports and variables that images of a service declare."""
 
-_SCRIPTS: Final = "/docker-entrypoint"
-"""What the folders with a project's own scripts begin with: some images declare them as volumes."""
+_SCRIPT_FOLDERS: Final = "/docker-entrypoint"
+"""Folders with a project's own scripts begin with this; some images declare them as volumes."""
 
-_ROOT: Final = frozenset({"", "0", "root"})
+_TMPFS_OPTIONS: Final = "mode=1777"
+"""Any user may write there, since an image may start its server as any user."""
+
+_DOWNLOADED: Final = frozenset({"Download complete", "Extracting", "Pull complete"})
+_NEW_LAYER: Final = _DOWNLOADED | {
+    *("Pulling fs layer", "Waiting", "Downloading", "Verifying Checksum")
+}
+"""What the engine says about a layer that it did not have before."""
 
 
-@dataclass(frozen=True, kw_only=True)
-class Start:
-    """How a container is created: *tmpfs* has the options of each folder that lies in memory."""
+def name_of(spec: ServerSpec[Any]) -> str:
+    """Return the full name of an image, with the registry that testcontainers is told to use."""
+    return f"{testcontainers_config.hub_image_name_prefix}{spec.image}"
 
-    entrypoint: Sequence[str] | None
-    command: Sequence[str]
-    environment: Mapping[str, str] = field(repr=False)
-    tmpfs: Mapping[str, str]
+
+def check(client: Any, spec: ServerSpec[Any], say: Callable[[str], None]) -> None:
+    """Pull the image of *spec* if need be; raise `RuntimeUnavailable` if it can't be used."""
+    name = name_of(spec)
+    try:
+        try:
+            found = client.images.get(name)
+        except ImageNotFound:
+            _pull(client.api, name, say)
+            found = client.images.get(name)
+    except (APIError, _NotPulled) as error:
+        raise DockerUnavailable.no_image(spec, image=name, cause=explanation(error)) from error
+    service = Image(found.attrs["Config"]).service()
+    if service not in {None, spec.service}:
+        raise DockerUnavailable.another_service(
+            image=name,
+            found=str(service),
+            cause=f"the image declares the port or the variables of {service}",
+            title=spec.title,
+            variable=spec.image_variable,
+            source=spec.image_source,
+        )
+
+
+class _NotPulled(Exception):
+    """An image could not be pulled; the text is the answer of its registry, or of the engine."""
+
+
+def _pull(api: Any, image: str, say: Callable[[str], None]) -> None:
+    """Pull *image* and say how far it is; raise `_NotPulled` with the registry's answer."""
+    say(f"pulling {image} ...")
+    _limit_silence(api.get_adapter(api.base_url))
+    # Without a tag, the engine would pull every tag that the registry has.
+    tagged = image if ":" in image.rpartition("/")[2] or "@" in image else f"{image}:latest"
+    progress = Progress(image, originals.monotonic())
+    try:
+        for line in api.pull(tagged, stream=True, decode=True):
+            if "error" in line:
+                raise _NotPulled(line["error"])
+            if text := progress.note(line, originals.monotonic()):
+                say(text)
+    except (Timeout, HTTPError) as error:
+        raise _NotPulled(f"the engine was silent for {PULL_TIMEOUT:g} seconds") from error
+    except (DockerException, OSError) as error:
+        raise _NotPulled(explanation(error)) from error
+    say(progress.end(originals.monotonic()))
+
+
+def _limit_silence(adapter: Any) -> None:
+    """Have *adapter* wait `PULL_TIMEOUT` for each piece of an answer; docker-py waits for ever."""
+    send = adapter.send
+
+    def send_with_timeout(*args: Any, timeout: Any = None, **options: Any) -> Any:
+        return send(*args, timeout=timeout or PULL_TIMEOUT, **options)
+
+    adapter.send = send_with_timeout
+
+
+class Progress:
+    """The layers of an image that is being pulled, and how many bytes of each are here.
+
+    The engine tells a layer's size only once it downloads it, and never for a small one.
+    """
+
+    def __init__(self, image: str, now: float) -> None:
+        self._image = image
+        self._begin = self._said = now
+        self._layers: dict[str, tuple[int, int]] = {}
+        self._done: set[str] = set()
+
+    def note(self, line: Mapping[str, Any], now: float) -> str | None:
+        """Take in a *line* from the engine; return what to say, if it is time to say something."""
+        layer, status = str(line.get("id", "")), line.get("status", "")
+        if status in _NEW_LAYER:
+            here, size = self._layers.setdefault(layer, (0, 0))
+            detail = line.get("progressDetail") or {}
+            if status == "Downloading":
+                rest = max(detail.get("total", 0), 0)
+                size = max(size, rest)
+                # After a lost connection, the engine counts only what was still missing. At the
+                # loss it reports the whole size, so this number can go down.
+                here = size - rest + detail.get("current", 0)
+            elif status in _DOWNLOADED:
+                here = size
+            self._layers[layer] = here, size
+        if status == "Pull complete":
+            self._done.add(layer)
+        if now - self._said < REPORT_INTERVAL or not self._layers:
+            return None
+        self._said = now
+        here, size = (sum(each) for each in zip(*self._layers.values(), strict=True))
+        layers = f"{len(self._done)} of {len(self._layers)} layers"
+        return f"pulling {self._image}: {here / 1e6:.1f} of {size / 1e6:.1f} MB, {layers}"
+
+    def end(self, now: float) -> str:
+        """Return what to say at the end."""
+        size = sum(size for _, size in self._layers.values())
+        return f"pulled {self._image}: {size / 1e6:.1f} MB in {now - self._begin:.1f} s"
+
+
+class Start(NamedTuple):
+    """How to create a container; *tmpfs* has mount options for each folder that is in memory."""
+
+    entrypoint: list[str] | None
+    command: list[str]
+    environment: dict[str, str]
+    tmpfs: dict[str, str]
 
 
 class Image:
-    """An image, by the part `Config` of what the engine's inspection returns."""
+    """An image, as the part `Config` of its inspection describes it."""
 
     def __init__(self, config: Mapping[str, Any]) -> None:
         self._entrypoint: list[str] = config.get("Entrypoint") or []
         self._command: list[str] = config.get("Cmd") or []
         self._volumes: list[str] = [*(config.get("Volumes") or [])]
         self._ports: set[str] = {*(config.get("ExposedPorts") or [])}
-        self._user: str = (config.get("User") or "").partition(":")[0]
+        self._is_root = (config.get("User") or "").partition(":")[0] in {"", "0", "root"}
         self._variables = dict(
-            entry.partition("=")[::2] for entry in config.get("Env") or [] if "=" in entry
+            entry.split("=", 1) for entry in config.get("Env") or [] if "=" in entry
         )
 
     def service(self) -> Service | None:
-        """Return the service whose server the image has, when it declares that of one only."""
+        """Return the service whose server the image has, if it declares exactly one."""
         declared = self._ports | self._variables.keys()
         found = [service for service, marks in _MARKS.items() if declared & marks]
         return found[0] if len(found) == 1 else None
@@ -54,12 +177,12 @@ class Image:
     def start(self, plan: Container) -> Start:
         """Return how the image's own entrypoint starts the server of *plan*.
 
-        The arguments follow the image's own command. A script that takes no arguments may take
-        them as a variable: as the only way if the image declares the variable, as a second way if
-        what the script takes is unknown.
+        The arguments follow the image's own command. A script may read them from a variable
+        instead: then they go there only, if the image declares that variable. If it is unknown
+        what the script reads, they go to both places.
         """
         files = [f"{name}_FILE" for name in plan.environment]
-        # The image's own secrets: scripts refuse a variable and a file for the same.
+        # Scripts refuse a password that is given both as a variable and as a file.
         environment = {name: "" for name in files if name in self._variables}
         environment |= plan.environment
         entrypoint, command = self._entrypoint, self._command
@@ -71,44 +194,36 @@ class Image:
             environment[plan.variable] = " ".join(filter(None, (own, *plan.arguments)))
             if own is not None:
                 arguments = ()
-        if entrypoint and _is_shell(entrypoint):
-            # Docker drops the command then.
-            entrypoint, command = _opened(entrypoint), []
+        if _is_shell(entrypoint):
+            # Docker ignores the command of such an image.
+            entrypoint, command = _with_arguments(entrypoint), []
         elif _is_shell(command):
-            command = _opened(command)
-        tmpfs = self._in_memory(plan)
+            command = _with_arguments(command)
         data = self._variables.get(plan.data_variable, plan.data)
-        if plan.data_variable and data in tmpfs and self._user not in _ROOT:
-            # The folder of a tmpfs is root's. Who is not root may make one of their own in it.
+        # The declared volumes: so the data is in memory wherever this image puts it, and no
+        # anonymous volume is made.
+        volumes = [each for each in self._volumes if not each.startswith(_SCRIPT_FOLDERS)]
+        folders = volumes or [data]
+        if plan.data_variable and data in folders and not self._is_root:
+            # A tmpfs belongs to root, and PostgreSQL wants to own its folder.
             environment[plan.data_variable] = f"{data}/data"
         return Start(
             entrypoint=entrypoint or None,
             command=[*command, *arguments],
             environment=environment,
-            tmpfs=tmpfs,
+            tmpfs=dict.fromkeys(folders, _TMPFS_OPTIONS),
         )
-
-    def _in_memory(self, plan: Container) -> dict[str, str]:
-        """Return the options of a tmpfs for each folder with data.
-
-        Those are the volumes that the image declares: then the data lies in memory wherever this
-        image puts it, and no anonymous volume is made. All users of the container may write there,
-        since the image may start the server as any.
-        """
-        volumes = [each for each in self._volumes if not each.startswith(_SCRIPTS)]
-        data = volumes or [self._variables.get(plan.data_variable, plan.data)]
-        return dict.fromkeys(data, "mode=1777")
 
 
 def _is_shell(words: Sequence[str]) -> bool:
-    """Tell whether *words* are a shell's command line, as Docker's shell form makes them."""
+    """Tell whether *words* are a command in Docker's shell form."""
     return len(words) == 3 and words[0].endswith("sh") and words[1] == "-c"
 
 
-def _opened(words: Sequence[str]) -> list[str]:
+def _with_arguments(words: Sequence[str]) -> list[str]:
     """Return a shell's command line that passes on the arguments after it.
 
-    >>> _opened(["/bin/sh", "-c", "redis-server /etc/redis.conf"])
+    >>> _with_arguments(["/bin/sh", "-c", "redis-server /etc/redis.conf"])
     ['/bin/sh', '-c', 'redis-server /etc/redis.conf "$@"', '/bin/sh']
     """
     shell, option, line = words

@@ -1,13 +1,14 @@
-"""An engine behind ssh, as the `docker` command reaches it: by the user's own ssh, keys and all.
+"""An engine behind ssh, reached as the `docker` command does: by the user's own ssh, keys and all.
 
-docker-py has a way of its own. It wants paramiko where it does not use it, insists on port 22
-where the user's configuration names another, and leaves processes and sockets behind, which fails
-runs that turn warnings into errors.
+docker-py's own way is not usable. It requires paramiko even where it does not use it, insists on
+port 22 where the user's configuration names another, and leaves processes and sockets behind, which
+fails runs that turn warnings into errors.
 """
 
 from __future__ import annotations
 
 import shlex
+import shutil
 import socket
 import subprocess
 import tempfile
@@ -18,24 +19,30 @@ from urllib.parse import urlsplit
 
 from pytest_warmstack import originals
 
-_PATIENCE: Final = 5.0
+_SSH_TIMEOUT: Final = 5.0
 """Seconds that ssh may take to notice that its connection is closed, and to read its files."""
 
 
-class Tunnel:
-    """A socket of our own; whoever connects to it talks to the engine at an `ssh://` address.
+class NoSsh(OSError):
+    """There is no ssh program."""
 
-    Each connection is `docker system dial-stdio` on the engine's machine, and ssh itself holds
-    the socket: not a byte passes through this process.
+
+class Tunnel:
+    """A private socket; each connection to it talks to the engine at an `ssh://` address.
+
+    Each connection is a `docker system dial-stdio` on the engine's machine. ssh itself holds the
+    socket, so that no byte passes through this process.
     """
 
     def __init__(self, address: str) -> None:
+        if shutil.which("ssh") is None:
+            raise NoSsh("there is no program `ssh` here, such as OpenSSH's client")
         self._command = command(address)
-        # The folder is nobody else's, and so is the socket in it.
+        # Only this user can enter the folder.
         self._folder = tempfile.TemporaryDirectory(prefix="warmstack-ssh-")
         self._log = Path(self._folder.name) / "log"
         path = str(Path(self._folder.name) / "engine.sock")
-        self._listener = socket.socket(socket.AF_UNIX)
+        self._listener = originals.Socket(socket.AF_UNIX)
         self._listener.bind(path)
         self._listener.listen()
         self._children: list[subprocess.Popen[bytes]] = []
@@ -44,7 +51,7 @@ class Tunnel:
         self.address = f"unix://{path}"
 
     def _serve(self) -> None:
-        """Give each connection an ssh of its own, until the socket is shut."""
+        """Start an ssh for each connection, until the socket is shut."""
         while True:
             try:
                 connection, _ = self._listener.accept()
@@ -57,65 +64,64 @@ class Tunnel:
                         stdin=connection.fileno(),
                         stdout=connection.fileno(),
                         stderr=log,
-                        # Ctrl-C is the run's, which still has containers to remove.
+                        # Ctrl-C must not end it: the run still has containers to remove.
                         start_new_session=True,
                     )
                 )
 
     def words(self) -> str:
-        """Return what ssh had to say, if anything."""
+        """Return what ssh wrote, if anything."""
         with suppress(OSError):
             return self._log.read_text(errors="replace").strip()
         return ""
 
     def close(self) -> None:
-        """End every connection, and see every ssh out."""
+        """Close every connection, and wait for every ssh to end."""
         with suppress(OSError):
             self._listener.shutdown(socket.SHUT_RDWR)
         self._listener.close()
-        self._thread.join(_PATIENCE)
+        self._thread.join(_SSH_TIMEOUT)
         for child in self._children:
             try:
-                child.wait(_PATIENCE)
+                child.wait(_SSH_TIMEOUT)
             except subprocess.TimeoutExpired:
                 child.kill()
-                with suppress(subprocess.TimeoutExpired):
-                    child.wait(_PATIENCE)
+                child.wait()
         self._folder.cleanup()
 
 
 def command(address: str) -> list[str]:
-    """Return the command that connects to the engine at *address*, as the `docker` command's.
+    """Return the command that connects to the engine at *address*, like the `docker` command's.
 
     >>> command("ssh://me@build:2222/run/podman.sock")[-4:]
     ['-p2222', '--', 'build', 'docker --host unix:///run/podman.sock system dial-stdio']
     """
-    url = urlsplit(address)
-    there = ["--host", f"unix://{url.path}"] if url.path.strip("/") else []
-    # The one argument that a shell reads: the login shell on the other machine.
-    remote = shlex.join(["docker", *there, "system", "dial-stdio"])
+    path = urlsplit(address).path
+    host = ["--host", f"unix://{path}"] if path.strip("/") else []
+    # One argument, since the login shell on the other machine parses it.
+    remote = shlex.join(["docker", *host, "system", "dial-stdio"])
     return [*_ssh(address, "-T", "-o", "ConnectTimeout=30"), remote]
 
 
-def host(address: str) -> str:
-    """Return the host that ssh connects to for *address*: its name may be an alias of ssh's own."""
-    name = _name(address)
-    with suppress(OSError, subprocess.TimeoutExpired):
+def host_of(address: str) -> str:
+    """Return the host that ssh connects to for *address*, whose name may be an alias."""
+    with suppress(OSError, subprocess.SubprocessError):
         answer = subprocess.run(
             _ssh(address, "-G"),
             stdin=subprocess.DEVNULL,
             capture_output=True,
             text=True,
-            check=False,
-            timeout=_PATIENCE,
+            check=True,
+            timeout=_SSH_TIMEOUT,
         ).stdout
-        words = (line.split() for line in answer.splitlines())
-        return next((each[1] for each in words if each[:1] == ["hostname"] and each[1:]), name)
-    return name
+        for line in answer.splitlines():
+            if line.startswith("hostname "):
+                return line.split()[1]
+    return _name(address)
 
 
 def _ssh(address: str, *options: str) -> list[str]:
-    """Return the call of ssh for *address*, with user and port as far as it names them."""
+    """Return the call of ssh for *address*, with user and port if it names them."""
     url = urlsplit(address)
     user = [f"-l{url.username}"] if url.username else []
     port = [f"-p{url.port}"] if url.port else []
@@ -123,6 +129,6 @@ def _ssh(address: str, *options: str) -> list[str]:
 
 
 def _name(address: str) -> str:
-    """Return the host that *address* names, in the user's own letters: ssh tells them apart."""
+    """Return the host in *address* as it is written: for ssh, upper and lower case differ."""
     name = urlsplit(address).netloc.rpartition("@")[2]
     return name[1:].partition("]")[0] if name.startswith("[") else name.partition(":")[0]

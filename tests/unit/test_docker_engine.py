@@ -7,25 +7,36 @@ import socket
 from collections.abc import Callable
 from hashlib import sha256
 from pathlib import Path
+from ssl import SSLError
 
 import pytest
 import testcontainers.core.config
-from docker.errors import APIError, DockerException
+from docker.errors import APIError, DockerException, TLSParameterError
 from testcontainers.core.config import ConnectionMode
 
-from pytest_warmstack.servers.docker.container import _is_conflict, _published, _reached
+from pytest_warmstack.servers.docker.container import _is_conflict, _published, _reachable_host
 from pytest_warmstack.servers.docker.engine import (
     Engine,
-    Named,
+    EngineAddress,
     Route,
+    _failure,
     _gateway,
-    _is_here,
-    _is_ours,
-    _named,
-    _resolved,
+    _is_beside,
+    _is_own_address,
+    _resolve,
     _route,
+    find_address,
 )
-from pytest_warmstack.servers.errors import RuntimeUnavailable
+from pytest_warmstack.servers.docker.errors import (
+    NO_PERMISSION,
+    NO_SSH,
+    NO_TLS,
+    NOT_RUNNING,
+    REFUSED,
+    DockerUnavailable,
+    EngineFailure,
+)
+from pytest_warmstack.servers.docker.ssh import NoSsh
 
 BRIDGE = ConnectionMode.bridge_ip
 GATEWAY = ConnectionMode.gateway_ip
@@ -78,7 +89,7 @@ def contexts(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Contexts:
         (BRIDGE, "172.17.0.1", "172.17.0.1", False, "shop", Route((), "", "shop")),
     ],
 )
-def test_a_port_is_opened_no_wider_than_it_is_reached(
+def test_a_port_is_opened_no_wider_than_it_is_reachable_host(
     mode: ConnectionMode, host: str, address: str, shared: bool, network: str, route: Route
 ) -> None:
     """Loopback wherever it is the engine's too; all addresses only after the likely one."""
@@ -97,7 +108,7 @@ def test_a_port_is_opened_no_wider_than_it_is_reached(
 )
 def test_a_port_is_reached_where_it_is_bound(bound: str, reached: str) -> None:
     """But for wildcards, and the loopback of another machine."""
-    assert _reached("build", bound) == reached
+    assert _reachable_host("build", bound) == reached
 
 
 V4 = {"HostIp": "0.0.0.0", "HostPort": "32770"}  # noqa: S104 - nothing is bound here
@@ -130,7 +141,7 @@ def test_the_number_of_a_port_is_that_of_the_address_we_come_to(
 
 def test_a_port_on_the_loopback_that_is_ours_is_reached_there() -> None:
     """Then the way to the engine is loopback too."""
-    assert _reached("127.0.0.1", "127.0.0.1") == "127.0.0.1"
+    assert _reachable_host("127.0.0.1", "127.0.0.1") == "127.0.0.1"
 
 
 @pytest.mark.parametrize(
@@ -151,7 +162,7 @@ def test_the_gateway_is_told_or_the_first_address(pool: dict[str, str], gateway:
 )
 def test_an_address_is_ours_when_a_socket_can_be_bound_to_it(address: str, ours: bool) -> None:
     """An address of another machine can't be bound; not a byte is sent to find that out."""
-    assert _is_ours(address) is ours
+    assert _is_own_address(address) is ours
 
 
 @pytest.mark.parametrize(
@@ -159,7 +170,7 @@ def test_an_address_is_ours_when_a_socket_can_be_bound_to_it(address: str, ours:
 )
 def test_a_name_that_nobody_knows_has_no_address(host: str, address: str) -> None:
     """It may be one that only a proxy, or ssh, knows."""
-    assert _resolved(host) == address
+    assert _resolve(host) == address
 
 
 def test_an_engine_is_here_when_we_see_its_process(tmp_path: Path) -> None:
@@ -176,8 +187,8 @@ def test_an_engine_is_here_when_we_see_its_process(tmp_path: Path) -> None:
         except OSError:
             beside = True
 
-        assert _is_here(f"unix://{path}") is beside
-        assert not _is_here("tcp://127.0.0.1:2375")
+        assert _is_beside(f"unix://{path}") is beside
+        assert not _is_beside("tcp://127.0.0.1:2375")
 
 
 @pytest.mark.parametrize(
@@ -199,7 +210,7 @@ def test_a_name_that_is_taken_is_told_from_other_trouble(
 
 def test_without_a_word_it_is_the_default_socket(contexts: Contexts) -> None:
     """As it is for the `docker` command."""
-    assert _named() == Named("unix:///var/run/docker.sock", "the default")
+    assert find_address() == EngineAddress("unix:///var/run/docker.sock", "the default")
 
 
 def test_each_source_gives_way_to_the_one_before(
@@ -207,15 +218,15 @@ def test_each_source_gives_way_to_the_one_before(
 ) -> None:
     """It is testcontainers' properties, DOCKER_HOST, DOCKER_CONTEXT, the current context."""
     contexts("current", current="tcp://a:1", other="ssh://me@b/c.sock")
-    assert _named()[:3] == ("tcp://a:1", "the docker context current", ())
+    assert find_address()[:3] == ("tcp://a:1", "the Docker context current", ())
 
     monkeypatch.setenv("DOCKER_CONTEXT", "other")
-    assert _named()[:3] == ("ssh://me@b/c.sock", "the docker context other", ())
+    assert find_address()[:3] == ("ssh://me@b/c.sock", "the Docker context other", ())
     monkeypatch.setenv("DOCKER_CONTEXT", "default")
-    assert _named() == Named("unix:///var/run/docker.sock", "the default")
+    assert find_address() == EngineAddress("unix:///var/run/docker.sock", "the default")
 
     monkeypatch.setenv("DOCKER_HOST", "tcp://c:3")
-    assert _named() == Named("tcp://c:3", "DOCKER_HOST")
+    assert find_address() == EngineAddress("tcp://c:3", "DOCKER_HOST")
 
     properties = {"tc.host": "tcp://d:4"}
     monkeypatch.setattr(
@@ -223,7 +234,7 @@ def test_each_source_gives_way_to_the_one_before(
     )
     source = "tc.host in ~/.testcontainers.properties"
     # The `docker` command does not read that file.
-    assert _named() == Named("tcp://d:4", source, ("--host", "tcp://d:4"))
+    assert find_address() == EngineAddress("tcp://d:4", source, ("--host", "tcp://d:4"))
 
 
 @pytest.mark.parametrize("skip", [False, True])
@@ -234,7 +245,7 @@ def test_a_context_shows_its_own_certificates_and_no_others(
     monkeypatch.setenv("DOCKER_TLS_VERIFY", "1")
     monkeypatch.setenv("DOCKER_CERT_PATH", "/nonexistent")
     contexts("plain", plain="tcp://a:1", guarded="tcp://b:2")
-    assert _named().variables == {"DOCKER_CERT_PATH": "", "DOCKER_TLS_VERIFY": ""}
+    assert find_address().variables == {"DOCKER_CERT_PATH": "", "DOCKER_TLS_VERIFY": ""}
 
     monkeypatch.setenv("DOCKER_CONTEXT", "guarded")
     key = sha256(b"guarded").hexdigest()
@@ -247,7 +258,7 @@ def test_a_context_shows_its_own_certificates_and_no_others(
     told["Endpoints"]["docker"]["SkipTLSVerify"] = skip
     meta.write_text(json.dumps(told))
 
-    assert _named().variables == {
+    assert find_address().variables == {
         "DOCKER_CERT_PATH": str(folder),
         "DOCKER_TLS_VERIFY": "" if skip else "1",
     }
@@ -260,12 +271,14 @@ def test_an_engine_behind_ssh_needs_the_program(
     monkeypatch.setenv("DOCKER_HOST", "ssh://me@build")
     monkeypatch.setenv("PATH", str(tmp_path))
 
-    with pytest.raises(RuntimeUnavailable) as caught:
+    with pytest.raises(DockerUnavailable) as caught:
         Engine()
 
     assert "Why: there is no program `ssh` here, such as OpenSSH's client" in str(caught.value)
     assert "ssh://me@build (DOCKER_HOST)" in str(caught.value)
-    assert caught.value.brief_reason == "Docker is not running at ssh://me@build"
+    assert caught.value.brief_reason == (
+        "The SSH connection to the Docker engine failed at ssh://me@build"
+    )
 
 
 @pytest.mark.parametrize("by", ["name", "variable"])
@@ -278,8 +291,8 @@ def test_a_context_that_is_not_there_is_no_reason_to_take_another_engine(
     else:
         monkeypatch.setenv("DOCKER_CONTEXT", "gone")
 
-    with pytest.raises(DockerException, match="there is no docker context 'gone'"):
-        _named()
+    with pytest.raises(DockerUnavailable, match="The Docker context 'gone' can't be used"):
+        find_address()
 
 
 def test_contexts_are_only_found_beside_a_configuration(
@@ -291,5 +304,52 @@ def test_contexts_are_only_found_beside_a_configuration(
     monkeypatch.setenv("HOME", str(tmp_path))
     monkeypatch.setenv("DOCKER_CONTEXT", "other")
 
-    with pytest.raises(DockerException, match=r"'other', as far as docker-py .* config\.json$"):
-        _named()
+    with pytest.raises(DockerUnavailable, match=r"not found; docker-py finds .* config\.json only"):
+        find_address()
+
+
+def because(error: Exception, cause: Exception) -> Exception:
+    """Return *error*, raised from *cause*."""
+    error.__cause__ = cause
+    return error
+
+
+@pytest.mark.parametrize(
+    ("error", "said", "failure"),
+    [
+        (ConnectionRefusedError(), "", None),
+        (FileNotFoundError(), "", None),
+        (DockerException("Error while fetching server API version"), "", None),
+        (PermissionError(), "", NO_PERMISSION),
+        (APIError("no"), "", REFUSED),
+        (because(DockerException("fetching"), APIError("no")), "", REFUSED),
+        (TLSParameterError("no file"), "", NO_TLS),
+        (because(DockerException("fetching"), because(OSError(), SSLError())), "", NO_TLS),
+        (NoSsh(), "", NO_SSH),
+        (OSError(), "ssh: Host key verification failed.", NO_SSH),
+        (OSError(), "Cannot connect to the Docker daemon at unix:///x.", NOT_RUNNING),
+        (OSError(), "permission denied while trying to connect to the Docker API", NO_PERMISSION),
+    ],
+)
+def test_an_engine_that_cannot_be_used_is_not_said_to_be_stopped(
+    error: Exception, said: str, failure: EngineFailure | None
+) -> None:
+    """Permission, certificates and ssh have headlines of their own; an unknown failure has none."""
+    assert _failure(error, said) is failure
+
+
+def test_a_socket_that_this_user_may_not_use(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The first advice is about the right to use it."""
+    monkeypatch.setenv("DOCKER_HOST", "unix:///closed.sock")
+    monkeypatch.setattr(Engine, "_open", refuse)
+
+    with pytest.raises(DockerUnavailable) as caught:
+        Engine()
+
+    assert (caught.value.what, caught.value.todo[0]) == NO_PERMISSION
+    assert caught.value.looked_at == ("unix:///closed.sock (DOCKER_HOST)",)
+
+
+def refuse(engine: Engine) -> str:
+    """Fail as the kernel does."""
+    raise PermissionError(13, "Permission denied")

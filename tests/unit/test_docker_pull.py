@@ -6,8 +6,10 @@ from typing import Any
 
 import pytest
 
-from pytest_warmstack.servers.docker.progress import EVERY, Progress
-from pytest_warmstack.servers.errors import RuntimeUnavailable
+from pytest_warmstack.redis import server as redis
+from pytest_warmstack.servers.docker.errors import DockerUnavailable
+from pytest_warmstack.servers.docker.image import REPORT_INTERVAL, Progress
+from pytest_warmstack.settings import Settings
 
 
 def line(layer: str, status: str, here: int = 0, size: int = 0) -> dict[str, Any]:
@@ -21,7 +23,7 @@ def last(*lines: dict[str, Any]) -> str | None:
     progress = Progress("redis:7", 0.0)
     for each in lines[:-1]:
         assert progress.note(each, 0.0) is None
-    return progress.note(lines[-1], EVERY)
+    return progress.note(lines[-1], REPORT_INTERVAL)
 
 
 def test_layers_are_added_up() -> None:
@@ -35,7 +37,7 @@ def test_layers_are_added_up() -> None:
             line("b", "Downloading", 1, 30),
             line("b", "Downloading", 2, 30),
         )
-        == "pulling redis:7: 5.0 of 40.0 MB, 0 of 3 layers are here"
+        == "pulling redis:7: 5.0 of 40.0 MB, 0 of 3 layers"
     )
 
 
@@ -46,7 +48,7 @@ def test_a_layer_that_was_fetched_counts_as_a_whole(status: str) -> None:
 
     said = last(line("a", "Downloading", 3, 10), line("a", status, 1, 20))
 
-    assert said == f"pulling redis:7: 10.0 of 10.0 MB, {done} of 1 layers are here"
+    assert said == f"pulling redis:7: 10.0 of 10.0 MB, {done} of 1 layers"
 
 
 @pytest.mark.parametrize(
@@ -63,7 +65,7 @@ def test_lines_of_another_kind_change_nothing(other: dict[str, Any]) -> None:
     """The name, the digest, layers that were there before, another attempt."""
     assert (
         last(line("a", "Downloading", 3, 10), other)
-        == "pulling redis:7: 3.0 of 10.0 MB, 0 of 1 layers are here"
+        == "pulling redis:7: 3.0 of 10.0 MB, 0 of 1 layers"
     )
 
 
@@ -74,7 +76,7 @@ def test_a_layer_that_is_resumed_goes_on_where_it_was() -> None:
 
     assert (
         last(*lines, line("a", "Retrying in 1 second"), line("a", "Downloading", 2, 5))
-        == "pulling redis:7: 7.0 of 10.0 MB, 0 of 1 layers are here"
+        == "pulling redis:7: 7.0 of 10.0 MB, 0 of 1 layers"
     )
 
 
@@ -92,8 +94,7 @@ def test_a_line_is_said_every_few_seconds_only() -> None:
     ]
 
     assert [each for each in said if each] == [
-        f"pulling redis:7: {number}.0 of 100.0 MB, 0 of 1 layers are here"
-        for number in (30, 60, 90)
+        f"pulling redis:7: {number}.0 of 100.0 MB, 0 of 1 layers" for number in (30, 60, 90)
     ]
     assert progress.end(110.04) == "pulled redis:7: 100.0 MB in 10.0 s"
 
@@ -113,7 +114,7 @@ def test_an_answer_of_the_registry_comes_with_what_helps_first(
     image: str, cause: str, hint: str
 ) -> None:
     """Its words decide; the other ways out follow."""
-    error = RuntimeUnavailable.no_image(image=image, cause=cause, variable="WARMSTACK_REDIS_IMAGE")
+    error = DockerUnavailable.no_image(redis.spec(Settings()), image=image, cause=cause)
 
     assert hint in error.todo[0]
     assert len(error.todo) == 4
@@ -121,6 +122,6 @@ def test_an_answer_of_the_registry_comes_with_what_helps_first(
 
 def test_another_answer_has_the_general_ways_out_only() -> None:
     """Nobody is told to log in where that is not what is wrong."""
-    error = RuntimeUnavailable.no_image(image="redis:7", cause="EOF", variable="A")
+    error = DockerUnavailable.no_image(redis.spec(Settings()), image="redis:7", cause="EOF")
 
     assert len(error.todo) == 3

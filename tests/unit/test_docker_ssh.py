@@ -66,7 +66,7 @@ def test_ssh_is_called_as_the_docker_command_does(address: str, words: list[str]
 
 def test_the_host_is_the_one_that_ssh_makes_of_it(program: None) -> None:
     """An alias in the user's configuration is known to ssh alone."""
-    assert ssh.host("ssh://me@alias:2222") == "192.0.2.7"
+    assert ssh.host_of("ssh://me@alias:2222") == "192.0.2.7"
 
 
 def test_the_host_is_the_given_one_where_ssh_tells_nothing(
@@ -75,7 +75,7 @@ def test_the_host_is_the_given_one_where_ssh_tells_nothing(
     """Without the program the name is all that there is."""
     monkeypatch.setenv("PATH", str(tmp_path))
 
-    assert ssh.host("ssh://me@alias:2222") == "alias"
+    assert ssh.host_of("ssh://me@alias:2222") == "alias"
 
 
 def test_each_connection_is_an_ssh_of_its_own(program: None) -> None:

@@ -1,0 +1,175 @@
+"""Errors of the Docker engine, of images, and of servers in containers."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable
+from typing import Any, Final, NamedTuple, Self
+
+from pytest_warmstack.servers.errors import (
+    EMBEDDED_INSTEAD,
+    RuntimeUnavailable,
+    ServerFailed,
+    last_lines,
+    set_by,
+)
+from pytest_warmstack.servers.model import ServerSpec
+
+
+class EngineFailure(NamedTuple):
+    """A way in which the engine can fail, and the likeliest cure."""
+
+    what: str
+    todo: str
+
+
+NOT_RUNNING: Final = EngineFailure(
+    "Docker is not running. Please start Docker first.",
+    "start Docker, or point DOCKER_HOST or a Docker context at an engine that runs",
+)
+LOST: Final = EngineFailure(
+    "The Docker engine stopped answering.", "check that the engine runs, then run again"
+)
+REFUSED: Final = EngineFailure(
+    "The Docker engine refused a request of pytest-warmstack.",
+    "read the engine's answer above, then run again",
+)
+NO_PERMISSION: Final = EngineFailure(
+    "Permission denied by the socket of the Docker engine.",
+    "add this user to the socket's group (sudo usermod -aG docker $USER), then log in again",
+)
+NO_TLS: Final = EngineFailure(
+    "The TLS connection to the Docker engine failed.",
+    "check the certificates of the Docker context, or those in DOCKER_CERT_PATH",
+)
+NO_SSH: Final = EngineFailure(
+    "The SSH connection to the Docker engine failed.",
+    "connect once by hand, with the user and host of that address: ssh USER@HOST docker version",
+)
+
+_DISK_HINT: Final = (
+    "no space left on device",
+    "free space where the engine keeps images and containers: docker system prune",
+)
+_REGISTRY_HINTS: Final = (
+    _DISK_HINT,
+    (
+        "toomanyrequests|too many requests",
+        "{login}, since registries allow more pulls to users who are logged in",
+    ),
+    (
+        "unauthorized|denied|authentication|no basic auth",
+        "{login}, if you have an account there, and check the name of the image",
+    ),
+    (
+        "manifest unknown|not found",
+        "check the name and the tag: the registry has no such image",
+    ),
+)
+"""Words in the answer of a registry, and what helps; the first that match count.
+
+The codes are those of the OCI distribution specification, "Error Codes", and of Docker Hub.
+"""
+
+
+class DockerUnavailable(RuntimeUnavailable):
+    """The Docker engine can't be used, or lacks an image."""
+
+    @classmethod
+    def by_engine(cls, *, failure: EngineFailure, cause: str, address: str, source: str) -> Self:
+        """The engine at *address* failed; *source* is the setting that names it."""
+        return cls(
+            failure.what,
+            why=cause,
+            looked_at=[f"{address} ({source})"],
+            todo=[
+                failure.todo,
+                f"docker --host {address} version, to see the engine's own answer",
+                EMBEDDED_INSTEAD,
+            ],
+            place=address,
+        )
+
+    @classmethod
+    def no_context(cls, *, name: str, cause: str) -> Self:
+        """The current Docker context does not exist, or can't be read."""
+        return cls(
+            f"The Docker context {name!r} can't be used.",
+            why=cause,
+            todo=[
+                "choose another context (docker context ls, then docker context use NAME), or "
+                "correct DOCKER_CONTEXT",
+                EMBEDDED_INSTEAD,
+            ],
+        )
+
+    @classmethod
+    def no_image(cls, spec: ServerSpec[Any], *, image: str, cause: str) -> Self:
+        """The engine does not have *image*, which is that of *spec*, and can't pull it."""
+        return cls(
+            f"Could not pull the Docker image {image}{set_by(spec.image_source)}.",
+            why=cause,
+            todo=[
+                *_hint(cause, _REGISTRY_HINTS, login=_login(image)),
+                f"docker pull {image}, to see the registry's own answer",
+                f"name an image that the engine has, or the same at a mirror, in "
+                f"{spec.image_variable}",
+                EMBEDDED_INSTEAD,
+            ],
+            image=image,
+        )
+
+
+class ContainerFailed(ServerFailed):
+    """A server in a container did not become ready."""
+
+    @classmethod
+    def refused(cls, *, title: str, cause: str) -> Self:
+        """The engine did not create or start the container."""
+        return cls(
+            f"{title} could not be started in Docker.",
+            why=cause,
+            todo=[
+                *_hint(cause, [_DISK_HINT]),
+                "read the engine's answer above, or start from nothing: warmstack clean",
+            ],
+        )
+
+    @classmethod
+    def no_memory(cls, *, title: str, place: str, cause: str, log: str) -> Self:
+        """The server had no room for its data, which lies in memory."""
+        return cls(
+            f"{title} ran out of memory for its data while it was starting in Docker.",
+            why=cause,
+            looked_at=[place, last_lines(log)],
+            todo=[
+                "give the Docker engine more memory (Docker Desktop: Settings, Resources)",
+                "or end what uses it: docker stats, warmstack clean --all-projects",
+                EMBEDDED_INSTEAD,
+            ],
+        )
+
+    @classmethod
+    def by_contract(cls, spec: ServerSpec[Any], *, image: str, cause: str) -> Self:
+        """The server of *image* answers, but did not take its password or its settings."""
+        return cls(
+            f"{spec.title} from the Docker image {image}{set_by(spec.image_source)} did not take "
+            "its password or its settings.",
+            why=f"it answers, but {cause}",
+            todo=[
+                f"let the image's entrypoint take {spec.container('', '').contract}",
+                f"or name another image in {spec.image_variable}",
+                f"or run the image yourself, and name its server: {spec.url_variable}=URL",
+            ],
+        )
+
+
+def _hint(cause: str, hints: Iterable[tuple[str, str]], **names: str) -> list[str]:
+    """Return the first of *hints* whose words are in *cause*, if any are."""
+    return [hint.format(**names) for words, hint in hints if re.search(words, cause.lower())][:1]
+
+
+def _login(image: str) -> str:
+    """Return the command that logs in to the registry of *image*."""
+    first, slash, _ = image.partition("/")
+    return f"docker login {first}" if slash and {*".:"} & {*first} else "docker login"
