@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, Final
 import pytest
 import pytest_asyncio
 
-from pytest_warmstack import unawaited
+from pytest_warmstack import background
 from pytest_warmstack.postgres.errors import LoopFailed
 
 if TYPE_CHECKING:
@@ -30,7 +30,7 @@ SHARED: Final[pytest.StashKey[Shared]] = pytest.StashKey()
 ROLLBACK: Final[pytest.StashKey[RollbackConnection]] = pytest.StashKey()
 """Where it keeps the connection, of its loop's own, over which it does that."""
 
-BEGUN: Final[pytest.StashKey[unawaited.Begun]] = pytest.StashKey()
+BEGUN: Final[pytest.StashKey[background.Begun]] = pytest.StashKey()
 """Where it keeps what its session and client have begun."""
 
 
@@ -77,7 +77,7 @@ def declare(loop: str) -> ModuleType:
 
         # An attribute that was expired would be loaded when it is read, which asyncio can't do.
         session = AsyncSession(db_engine, expire_on_commit=False)
-        unawaited.watch(session, "db_session", _begun(request.node))
+        background.watch(session, "db_session", _begun(request.node))
         yield session
         rollback = request.node.stash.get(ROLLBACK, None)
         if rollback is not None:
@@ -90,7 +90,7 @@ def declare(loop: str) -> ModuleType:
 
     @fixture("redis")
     async def redis(request: pytest.FixtureRequest, redis_url: str) -> AsyncIterator[Redis]:
-        from pytest_warmstack.redis.clients import client
+        from pytest_warmstack.redis.connections import client
 
         async with client(redis_url, _begun(request.node)) as redis:
             yield redis
@@ -104,9 +104,9 @@ def declare(loop: str) -> ModuleType:
     return plugin
 
 
-def _begun(node: pytest.Item) -> unawaited.Begun:
+def _begun(node: pytest.Item) -> background.Begun:
     """Return what the clients of the test *node* have begun."""
-    return node.stash.setdefault(BEGUN, unawaited.Begun())
+    return node.stash.setdefault(BEGUN, background.Begun())
 
 
 @pytest.hookimpl(wrapper=True)

@@ -249,9 +249,7 @@ def test_when_nothing_runs_every_refusal_is_told() -> None:
 
 def test_the_number_of_databases_that_can_be_leased_leaves_out_ours() -> None:
     """Database 0 holds the leases, and is nobody's."""
-    assert "2 living processes hold the 255 that can be leased" in str(
-        made("LeaseFailed.none_free")
-    )
+    assert "2 running processes hold the 255 databases" in str(made("LeaseFailed.none_free"))
 
 
 def test_a_server_that_wrote_nothing_is_told_as_such() -> None:

@@ -7,7 +7,7 @@ import inspect
 
 import pytest
 
-from pytest_warmstack.unawaited import Begun, watch
+from pytest_warmstack.background import Begun, watch
 
 
 class Client:

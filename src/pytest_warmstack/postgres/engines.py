@@ -30,7 +30,8 @@ from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession, create_async_engin
 from sqlalchemy.pool import ConnectionPoolEntry
 from sqlalchemy.util import LRUCache
 
-from pytest_warmstack import loops, originals
+from pytest_warmstack import originals
+from pytest_warmstack.background import end_transport, is_running_here
 from pytest_warmstack.postgres.clones import Shared
 from pytest_warmstack.postgres.connections import APPLICATION, NEUTRAL, explained
 from pytest_warmstack.postgres.errors import LoopFailed, StatementRefused
@@ -153,14 +154,14 @@ def cut(connection: Any) -> None:
     """End a connection of asyncpg, whatever loop it was opened in."""
     if not connection.is_closed():
         loop = _loop_of(connection)
-        loops.end(loop, connection._transport, connection.terminate)  # noqa: SLF001 - as below
+        end_transport(loop, connection._transport, connection.terminate)  # noqa: SLF001 - as below
         if loop.is_closed():  # There the first call does not come to its end.
             connection.terminate()
 
 
 def _is_here(connection: Any) -> bool:
     """Tell whether a connection of asyncpg belongs to the loop that runs the calling code."""
-    return loops.is_here(_loop_of(connection))
+    return is_running_here(_loop_of(connection))
 
 
 def _loop_of(connection: Any) -> AbstractEventLoop:
