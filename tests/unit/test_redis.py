@@ -1,4 +1,4 @@
-"""What Redis' answers are understood to say."""
+"""How answers of Redis are read, and how commands are written."""
 
 from __future__ import annotations
 
@@ -23,8 +23,8 @@ STATS = (
 )
 
 
-def test_a_list_of_clients_is_read() -> None:
-    """Who they are, where they stand, and whether they wait or listen."""
+def test_clients_are_parsed() -> None:
+    """Their ids, names and databases, and whether they wait, listen or monitor."""
     clients = parse_clients(LIST)
 
     assert [each.id for each in clients] == [7, 8, 9, 10]
@@ -34,8 +34,8 @@ def test_a_list_of_clients_is_read() -> None:
     assert clients[1].command == "blpop"
 
 
-def test_the_counts_of_commands_are_read() -> None:
-    """With their subcommands, where the server counts those."""
+def test_counts_of_commands_are_parsed() -> None:
+    """With subcommands, if the server counts them."""
     assert parse_counts(STATS) == {"config|set": 3, "config|get": 5, "get": 12}
 
 
@@ -50,13 +50,13 @@ def test_the_counts_of_commands_are_read() -> None:
         ({"client|pause": 1, "client|list": 9}, {"pause"}),
     ],
 )
-def test_what_changes_a_server_is_counted(stats: dict[str, int], changed: set[str]) -> None:
-    """And what only looks at it is not, but by a Redis that counts no subcommands."""
+def test_changes_are_noticed_by_the_counts(stats: dict[str, int], changed: set[str]) -> None:
+    """Commands that only read count too if the server, before Redis 7, counts no subcommands."""
     assert ServerState().changed(stats) == changed
 
 
-def test_the_commands_that_lead_from_one_state_to_another() -> None:
-    """What is to go first, then settings, libraries and users; what is alike is left alone."""
+def test_commands_restore_a_state() -> None:
+    """First removals, then settings, libraries and users; nothing for equal parts."""
     now = {"config maxmemory": "1", "config hz": "10", "function a": "code", "user ada": "on"}
     rules = "on #12ab ~(a* &* -@all (+get ~b)c) (~d +set)"
     wanted = {"config maxmemory": "0", "config hz": "10", "function b": "more", "user bob": rules}
@@ -88,8 +88,8 @@ def test_the_commands_that_lead_from_one_state_to_another() -> None:
         (("MGET", *["key"] * 99), f"MGET {'key ' * 28}key..."),
     ],
 )
-def test_a_command_is_shown_without_passwords_and_cut(words: tuple[str, ...], text: str) -> None:
-    """In errors, on one line."""
+def test_a_command_is_shown_cut_and_without_passwords(words: tuple[str, ...], text: str) -> None:
+    """On one line."""
     assert command_text(words) == text
 
 
@@ -103,6 +103,6 @@ def test_a_command_is_shown_without_passwords_and_cut(words: tuple[str, ...], te
         ("", None),
     ],
 )
-def test_a_name_tells_what_its_connection_holds(name: str, leased: range | None) -> None:
-    """So a FLUSHALL, which removes the keys, gives nothing away."""
+def test_a_connections_name_tells_its_databases(name: str, leased: range | None) -> None:
+    """They stay leased if a FLUSHALL removes the keys."""
     assert leases.leased(name) == leased
