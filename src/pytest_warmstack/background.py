@@ -1,17 +1,20 @@
-"""One background thread with one event loop, so that synchronous code can use async drivers.
+"""Event loops: the plugin's own, in a background thread, and those that tests run.
 
-The test's own loop is never touched: nothing made here may be handed to a test. And nothing that a
-test does to its own world reaches this loop: it has a clock and sockets of its own.
+Synchronous code uses async drivers on the background loop. It never touches a test's loop, and
+nothing that a test does to its own world (frozen clocks, blocked sockets) reaches it.
 """
 
 from __future__ import annotations
 
 import asyncio
+import functools
+import gc
+import inspect
+import sys
 import threading
 from collections.abc import Callable, Coroutine
 from concurrent.futures import Future
 from contextlib import suppress
-from functools import partial
 from socket import AI_NUMERICHOST, SOCK_STREAM, gaierror
 from typing import Any, Final, ParamSpec, TypeVar
 
@@ -22,14 +25,17 @@ T = TypeVar("T")
 P = ParamSpec("P")
 
 CALL_TIMEOUT: Final = 900.0
-"""Seconds after which a call that has not ended is given up.
+"""Seconds after which `BackgroundLoop.call` gives up.
 
-Whatever is called has a deadline of its own, which is shorter and can say what it waited for.
+Every function that it runs has a shorter timeout, and an error that says what it waited for.
 """
+
+_JOIN_TIMEOUT: Final = 5.0
+"""Seconds that the thread may take to end."""
 
 
 async def sleep(seconds: float) -> None:
-    """Sleep on the running loop, also where a test has replaced `asyncio.sleep`."""
+    """Sleep on the running loop, even if a test has replaced `asyncio.sleep`."""
     loop = asyncio.get_running_loop()
     wake = asyncio.Event()
     timer = loop.call_later(seconds, wake.set)
@@ -39,11 +45,69 @@ async def sleep(seconds: float) -> None:
         timer.cancel()
 
 
+class BackgroundLoop:
+    """An event loop in a thread, which starts with the first call."""
+
+    def __init__(self) -> None:
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._thread: threading.Thread | None = None
+        self._opening = threading.Lock()
+
+    def submit(
+        self, function: Callable[P, Coroutine[Any, Any, T]], *args: P.args, **kwargs: P.kwargs
+    ) -> Future[T]:
+        """Start *function* on the loop and return its future at once."""
+        with self._opening:
+            if self._loop is None:
+                self._loop = _Loop()
+                self._thread = originals.Thread(
+                    target=self._run, args=(self._loop,), name="warmstack-background", daemon=True
+                )
+                self._thread.start()
+        return asyncio.run_coroutine_threadsafe(function(*args, **kwargs), self._loop)
+
+    def call(
+        self, function: Callable[P, Coroutine[Any, Any, T]], *args: P.args, **kwargs: P.kwargs
+    ) -> T:
+        """Run *function* on the loop and return its result.
+
+        If the wait is interrupted, by Ctrl-C for example, *function* is cancelled. Raises
+        `BackgroundFailed` after `CALL_TIMEOUT`.
+        """
+        future = self.submit(function, *args, **kwargs)
+        try:
+            return future.result(CALL_TIMEOUT)
+        except BaseException as error:
+            is_stuck = isinstance(error, TimeoutError) and not future.done()
+            future.cancel()
+            if is_stuck:
+                name = getattr(function, "__qualname__", repr(function))
+                raise BackgroundFailed.stuck(function=name, seconds=CALL_TIMEOUT) from error
+            raise
+
+    def close(self) -> None:
+        """End the thread and cancel what still runs on its loop. Closing twice is fine."""
+        if self._loop is None or self._thread is None or self._loop.is_closed():
+            return
+        self._loop.call_soon_threadsafe(self._loop.stop)
+        self._thread.join(_JOIN_TIMEOUT)
+
+    @staticmethod
+    def _run(loop: asyncio.AbstractEventLoop) -> None:
+        loop.run_forever()
+        if tasks := asyncio.all_tasks(loop):
+            for task in tasks:
+                task.cancel()
+            loop.run_until_complete(asyncio.gather(*tasks, return_exceptions=True))
+        loop.run_until_complete(loop.shutdown_asyncgens())
+        loop.close()
+
+
 class _Loop(asyncio.SelectorEventLoop):
     """An event loop that no test can freeze, block or replace.
 
-    It is not the one of the event loop policy: a loop of asyncio's own writes at once what it is
-    given, which `Maintenance.post` relies on.
+    It ignores the event loop policy: asyncio's own loop writes data at once, which code that posts
+    a statement without waiting for its answer relies on.
     """
 
     def time(self) -> float:
@@ -58,7 +122,7 @@ class _Loop(asyncio.SelectorEventLoop):
         for family, kind, protocol, _, address in await self._addresses(host, port):
             sock = originals.Socket(family, kind, protocol)
             try:
-                sock.settimeout(0)  # As an event loop wants it.
+                sock.settimeout(0)  # `sock_connect` requires it.
                 await self.sock_connect(sock, address)
             except OSError as error:
                 sock.close()
@@ -71,84 +135,11 @@ class _Loop(asyncio.SelectorEventLoop):
         raise failure
 
     async def _addresses(self, host: str, port: int) -> Any:
-        resolve = partial(originals.getaddrinfo, host, port, type=SOCK_STREAM)
+        resolve = functools.partial(originals.getaddrinfo, host, port, type=SOCK_STREAM)
         with suppress(gaierror):
             return resolve(flags=AI_NUMERICHOST)
-        # It is a name; only now a thread is worth while.
+        # Only a name needs a thread to look it up.
         return await self.run_in_executor(None, resolve)
-
-
-class BackgroundLoop:
-    """The way to the background loop; its thread starts with the first call."""
-
-    def __init__(self) -> None:
-        self._loop: asyncio.AbstractEventLoop | None = None
-        self._thread: threading.Thread | None = None
-        self._opening = threading.Lock()
-
-    def submit(
-        self,
-        function: Callable[P, Coroutine[Any, Any, T]],
-        *args: P.args,
-        **kwargs: P.kwargs,
-    ) -> Future[T]:
-        """Start *function* on the background loop and return its future at once."""
-        return asyncio.run_coroutine_threadsafe(function(*args, **kwargs), self._opened())
-
-    def call(
-        self,
-        function: Callable[P, Coroutine[Any, Any, T]],
-        *args: P.args,
-        **kwargs: P.kwargs,
-    ) -> T:
-        """Run *function* on the background loop and return its result.
-
-        *function* has a deadline of its own. When the wait is interrupted, by Ctrl-C for example,
-        *function* is cancelled. Raises `BackgroundFailed` after `CALL_TIMEOUT`.
-        """
-        future = self.submit(function, *args, **kwargs)
-        try:
-            return future.result(CALL_TIMEOUT)
-        except BaseException as error:
-            is_stuck = isinstance(error, TimeoutError) and not future.done()
-            future.cancel()
-            if is_stuck:
-                name = getattr(function, "__qualname__", repr(function))
-                raise BackgroundFailed.stuck(function=name, seconds=CALL_TIMEOUT) from error
-            raise
-
-    def close(self) -> None:
-        """End the thread; what still runs on its loop is cancelled. Closing twice is fine."""
-        loop, thread = self._loop, self._thread
-        if loop is None or thread is None or loop.is_closed():
-            return
-        loop.call_soon_threadsafe(loop.stop)
-        thread.join(timeout=5)
-
-    def _opened(self) -> asyncio.AbstractEventLoop:
-        with self._opening:
-            if self._loop is None:
-                self._loop = _Loop()
-                self._thread = originals.Thread(
-                    target=self._run, args=(self._loop,), name="warmstack-background", daemon=True
-                )
-                self._thread.start()
-            return self._loop
-
-    @staticmethod
-    def _run(loop: asyncio.AbstractEventLoop) -> None:
-        loop.run_forever()
-        loop.run_until_complete(_cancel_all())
-        loop.run_until_complete(loop.shutdown_asyncgens())
-        loop.close()
-
-
-async def _cancel_all() -> None:
-    """Cancel every other task of the running loop, and wait until they have ended."""
-    tasks = asyncio.all_tasks() - {asyncio.current_task()}
-    for task in tasks:
-        task.cancel()
-    await asyncio.gather(*tasks, return_exceptions=True)
 
 
 class BackgroundFailed(WarmstackError):
@@ -156,7 +147,7 @@ class BackgroundFailed(WarmstackError):
 
     @classmethod
     def stuck(cls, *, function: str, seconds: float) -> BackgroundFailed:
-        """*function*, which this package runs in the background, did not end in *seconds*."""
+        """*function* did not end within *seconds*."""
         return cls(
             f"The background work of pytest-warmstack did not end within {seconds:g} seconds.",
             why=f"{function} was still running",
@@ -165,3 +156,123 @@ class BackgroundFailed(WarmstackError):
                 "if a test forks, or stops threads, run it in a subprocess",
             ],
         )
+
+
+# The event loops of tests: a client that one test gets may be used in several of them, and a
+# connection can only be closed in the loop that opened it.
+
+
+def is_running_here(loop: asyncio.AbstractEventLoop | None) -> bool:
+    """Tell whether *loop* runs the calling code."""
+    try:
+        return loop is asyncio.get_running_loop()
+    except RuntimeError:
+        return False
+
+
+def end_transport(
+    loop: asyncio.AbstractEventLoop, transport: Any, terminate: Callable[[], object]
+) -> None:
+    """Call *terminate*, which ends *transport*, as the state of its *loop* allows.
+
+    A test client of a web framework, a thread or `asyncio.run` opens connections in a loop that may
+    be closed, or run in another thread, when the test ends.
+    """
+    if loop.is_running() and not is_running_here(loop):
+        with suppress(RuntimeError):  # The loop has just been closed; the server notices that.
+            loop.call_soon_threadsafe(terminate)
+    elif loop.is_closed():
+        with suppress(RuntimeError):  # "Event loop is closed": the last step is scheduled there.
+            terminate()
+        _close_socket(transport)
+    else:
+        terminate()
+
+
+def _close_socket(transport: Any) -> None:
+    """Do the last step of a transport's end, which its closed loop can no longer do.
+
+    It closes the socket and informs the protocol (asyncio's selector_events.py). uvloop closes all
+    transports together with the loop.
+    """
+    # Below TLS is the transport of the socket.
+    inner = getattr(getattr(transport, "_ssl_protocol", None), "_transport", None) or transport
+    step = getattr(inner, "_call_connection_lost", None)
+    if step is not None and getattr(inner, "_sock", None) is not None:
+        with suppress(RuntimeError):  # Code that waits for an answer waits in the closed loop.
+            step(None)
+
+
+# Coroutines that a test made and never awaited: such a test passes, although nothing happened.
+
+
+class Begun:
+    """The coroutines of a test's clients that have not started to run."""
+
+    def __init__(self) -> None:
+        self._all: list[tuple[str, Coroutine[Any, Any, Any]]] = []
+
+    def add(self, name: str, coroutine: Coroutine[Any, Any, T]) -> Coroutine[Any, Any, T]:
+        """Return *coroutine*, which a call of *name* has made."""
+        self._all = [each for each in self._all if _is_new(each[1])]
+        self._all.append((name, coroutine))
+        return coroutine
+
+    def forgotten(self) -> list[str]:
+        """Close the coroutines that nothing awaits, and return their names."""
+        names = []
+        for name, coroutine in self._all:
+            if _is_new(coroutine) and not _has_task(coroutine):
+                names.append(name)
+                coroutine.close()
+        self._all.clear()
+        return names
+
+
+def watch(client: T, name: str, begun: Begun) -> T:
+    """Let *client*, which the test calls *name*, add the coroutines that it makes to *begun*."""
+    # A subclass: functions in the client's own attributes would refer to it in a circle.
+    cls: type[Any] = type(client)
+    client.__class__ = _watched(cls)  # type: ignore[arg-type] # a class has a hash
+    vars(client)["_warmstack_begun"] = name, begun
+    return client
+
+
+@functools.cache
+def _watched(cls: type[Any]) -> type[Any]:
+    methods = {
+        name: _adding(name, method)
+        for name in dir(cls)
+        if not name.startswith("_") and inspect.iscoroutinefunction(method := getattr(cls, name))
+    }
+    own = {"__module__": cls.__module__, "__qualname__": cls.__qualname__, "__doc__": cls.__doc__}
+    return type(cls.__name__, (cls,), own | methods)
+
+
+def _adding(method: str, original: Callable[..., Any]) -> Callable[..., Any]:
+    """Return the method *original*, which also adds its coroutine to the client's `Begun`."""
+
+    @functools.wraps(original)
+    def call(self: Any, *args: Any, **kwargs: Any) -> Any:
+        name, begun = self._warmstack_begun
+        text = f"{method}()"
+        if method == "execute_command" and args:  # Every command of Redis is one of these.
+            command = str(args[0]).lower()
+            text = f"{command}()" if hasattr(self, command) else f"{method}({args[0]!r})"
+        return begun.add(f"{name}.{text}", original(self, *args, **kwargs))
+
+    # A mock of the client asks which of its methods are asynchronous.
+    if sys.version_info >= (3, 12):
+        inspect.markcoroutinefunction(call)
+    else:
+        call._is_coroutine = asyncio.coroutines._is_coroutine  # type: ignore[attr-defined]  # noqa: SLF001
+    return call
+
+
+def _is_new(coroutine: Coroutine[Any, Any, Any]) -> bool:
+    return inspect.getcoroutinestate(coroutine) == inspect.CORO_CREATED
+
+
+def _has_task(coroutine: Coroutine[Any, Any, Any]) -> bool:
+    """Tell whether a task has *coroutine*, whose loop stopped before the task began."""
+    return any(isinstance(each, asyncio.Task) for each in gc.get_referrers(coroutine))

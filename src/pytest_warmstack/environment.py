@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     from pytest_warmstack.postgres.template.configurations import Configuration, Configurations
     from pytest_warmstack.postgres.template.dependencies import FileState
     from pytest_warmstack.postgres.template.templates import Layer, Template
-    from pytest_warmstack.redis.admin import Admin as RedisAdmin
+    from pytest_warmstack.redis.connections import Admin as RedisAdmin
     from pytest_warmstack.redis.leases import Lease, Leases
 
 T = TypeVar("T")

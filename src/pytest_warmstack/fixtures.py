@@ -22,12 +22,12 @@ if TYPE_CHECKING:
     from redis.asyncio import Redis
     from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession
 
+    from pytest_warmstack.background import Begun
     from pytest_warmstack.environment import Environment
     from pytest_warmstack.errors import WarmstackError
     from pytest_warmstack.postgres.clones import Clone, Shared
     from pytest_warmstack.postgres.engines import Engines, RollbackConnection
     from pytest_warmstack.servers.model import ServerHandle
-    from pytest_warmstack.unawaited import Begun
 
 T = TypeVar("T")
 
@@ -319,7 +319,7 @@ def _declare(loop: str) -> ModuleType:
     """Return a pytest plugin with the asynchronous fixtures for tests in *loop*."""
     import pytest_asyncio
 
-    from pytest_warmstack import unawaited
+    from pytest_warmstack.background import Begun, watch
 
     def fixture(name: str, scope: str = "function") -> Callable[[Callable[..., Any]], Any]:
         full = f"_warmstack_{name}_{loop}"
@@ -358,8 +358,8 @@ def _declare(loop: str) -> ModuleType:
 
         # An expired attribute would be loaded when it is read, which asyncio can't do.
         session = AsyncSession(db_engine, expire_on_commit=False)
-        begun = request.node.stash.setdefault(_BEGUN, unawaited.Begun())
-        unawaited.watch(session, "db_session", begun)
+        begun = request.node.stash.setdefault(_BEGUN, Begun())
+        watch(session, "db_session", begun)
         yield session
         rollback = request.node.stash.get(_ROLLBACK, None)
         if rollback is not None:
@@ -372,9 +372,9 @@ def _declare(loop: str) -> ModuleType:
 
     @fixture("redis")
     async def redis(request: pytest.FixtureRequest, redis_url: str) -> AsyncIterator[Redis]:
-        from pytest_warmstack.redis.clients import client
+        from pytest_warmstack.redis.connections import client
 
-        begun = request.node.stash.setdefault(_BEGUN, unawaited.Begun())
+        begun = request.node.stash.setdefault(_BEGUN, Begun())
         async with client(redis_url, begun) as redis:
             yield redis
 

@@ -1,13 +1,12 @@
 """Parts of the standard library as they were before a test could replace them.
 
 Tests freeze the clock, block sockets, and replace `time.sleep`, `os.urandom` or
-`threading.Thread`. What the plugin does between, behind or beside tests uses the names of this
-module, which is imported with the plugin.
+`threading.Thread`. Code that runs beside tests uses the names of this module, which is imported
+with the plugin.
 
-The clock is wrapped in a `partial`: freezegun replaces every attribute of every module that is one
-of the functions of `time` itself (freezegun's api.py, `start`). It is `clock_gettime`, since
-time-machine changes the functions of `time` in place, but leaves this one alone unless it is asked
-for the time of day (time-machine's _time_machine.c).
+freezegun replaces each attribute of each module that is a function of `time` (freezegun's api.py,
+`start`), so the clock is wrapped in a `partial`. time-machine changes the functions of `time` in
+place, but `clock_gettime` only for the time of day (time-machine's _time_machine.c).
 """
 
 from __future__ import annotations
@@ -19,7 +18,7 @@ import time
 from functools import partial
 
 monotonic = partial(time.clock_gettime, time.CLOCK_MONOTONIC)
-"""Return the seconds since some moment in the past; the number never goes back."""
+"""Return seconds that never go back, counted from an unknown moment."""
 
 sleep = partial(time.sleep)
 urandom = os.urandom
@@ -31,12 +30,12 @@ _EPOCH = time.time() - monotonic()
 
 
 def now() -> float:
-    """Return the time of day in seconds since the epoch, also in a test that has frozen it."""
+    """Return the real time of day in seconds since the epoch."""
     return _EPOCH + monotonic()
 
 
 class Socket(socket.socket):
-    """A socket that connects and sends also where a test has blocked that for all others."""
+    """A socket that connects and sends even if a test blocks that for all others."""
 
     connect = socket.socket.connect
     connect_ex = socket.socket.connect_ex
@@ -47,9 +46,9 @@ class Socket(socket.socket):
 
 
 def create_connection(host: str, port: int, seconds: float) -> Socket:
-    """Return a socket that is connected to *host*, whose operations take *seconds* at most.
+    """Return a socket connected to *host*; each operation may take *seconds*.
 
-    Tries all addresses of the host in turn. Raises OSError: that of the last address.
+    It tries all addresses of the host. Raises OSError: that of the last address.
     """
     failure = OSError(f"{host} has no address")
     for family, kind, protocol, _, address in getaddrinfo(host, port, type=socket.SOCK_STREAM):

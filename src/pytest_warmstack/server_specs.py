@@ -22,7 +22,7 @@ def make(
         from pytest_warmstack.postgres import server as postgres
 
         return postgres.spec(settings, background or BackgroundLoop())
-    from pytest_warmstack.redis import server as redis
+    from pytest_warmstack import redis
 
     return redis.spec(settings, number)
 

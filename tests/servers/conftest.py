@@ -10,9 +10,9 @@ from typing import Any
 import pytest
 from docker.errors import DockerException, ImageNotFound
 
+from pytest_warmstack import redis
 from pytest_warmstack.background import BackgroundLoop
 from pytest_warmstack.postgres import server as postgres
-from pytest_warmstack.redis import server as redis
 from pytest_warmstack.servers.errors import RuntimeUnavailable
 from pytest_warmstack.servers.model import ServerSpec
 from pytest_warmstack.settings import RuntimeName, Settings

@@ -24,7 +24,7 @@ from redis.exceptions import RedisError
 from projects import query, until
 from pytest_warmstack.postgres import sql
 from pytest_warmstack.postgres.native import NativePostgres, Programs, _unprivileged
-from pytest_warmstack.redis.server import NativeRedis
+from pytest_warmstack.redis.native import NativeRedis
 from pytest_warmstack.servers.model import Command, Endpoint
 
 LOOPBACK: Final = "127.0.0.1"

@@ -11,7 +11,7 @@ import os
 import sys
 from typing import Any
 
-from pytest_warmstack.redis import server as redis
+from pytest_warmstack import redis
 from pytest_warmstack.servers.docker import Docker
 from pytest_warmstack.servers.identity import Label, Process, Project
 from pytest_warmstack.servers.model import RunContext

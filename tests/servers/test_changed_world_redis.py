@@ -20,7 +20,7 @@ from redis import Redis
 
 from projects import Bench, Library, until
 from pytest_warmstack import originals
-from pytest_warmstack.redis.admin import USED
+from pytest_warmstack.redis.connections import USED
 from pytest_warmstack.redis.leases import Leases
 from pytest_warmstack.settings import RuntimeName
 

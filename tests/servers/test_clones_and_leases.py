@@ -292,7 +292,7 @@ def test_when_every_database_is_taken_the_text_says_so(bench: Bench) -> None:
         third.acquire("a test")
     text = str(caught.value)
     assert "Every database of the Redis server is in use." in text
-    assert "2 living processes hold the 2 that can be leased" in text
+    assert "2 running processes hold the 2 databases" in text
 
     first.close()
     assert third.acquire("a test").index == 1

@@ -207,7 +207,7 @@ def test_where_every_database_holds_keys_the_refusal_says_what_was_found(
     result.assert_outcomes(errors=2, deselected=3)
     result.stdout.fnmatch_lines(
         [
-            "*No database of the Redis server can be used: those that are free hold keys.",
+            "*No database of the Redis server can be used: the free ones are not empty.",
             "*database 1: 1 key, such as 'session:1'",
         ]
     )
@@ -316,7 +316,7 @@ def test_a_redis_for_each_process_can_not_be_somebody_elses(
     result = guest.run("--warmstack-redis=per-process", "-k", "read", **foreign.urls())
 
     result.assert_outcomes(errors=2, deselected=3)
-    assert "can't be had for one process alone" in told(result)
+    assert "Conflicting settings: a Redis URL is set" in told(result)
 
 
 def test_its_template_and_clones_are_shown_and_removed_by_the_commands(

@@ -242,7 +242,7 @@ def test_an_option_that_redis_py_does_not_know_is_told(guest: Library, query: st
     assert "Traceback" not in told(result)
     assert "WARMSTACK_REDIS_URL" in told(result)
     if scheme == "redis":
-        assert "redis-py can't use what the URL says after the ?: " in told(result)
+        assert "redis-py rejects the options of the URL: " in told(result)
 
 
 def test_a_server_that_says_yes_to_everything_is_no_redis(guest: Library) -> None:
@@ -251,7 +251,7 @@ def test_a_server_that_says_yes_to_everything_is_no_redis(guest: Library) -> Non
         text = refused(guest, place, name="REDIS")
 
     assert f"Redis at {place} rejected the connection." in text
-    assert "it does not tell the version of a Redis, but: 'OK'" in text
+    assert "its INFO has no version of Redis: 'OK'" in text
 
 
 # Servers that may still come

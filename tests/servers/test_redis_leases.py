@@ -14,7 +14,7 @@ import redis.exceptions
 from redis import Redis
 
 from projects import Bench, Library, until, with_command, with_options
-from pytest_warmstack.redis.admin import USER, Admin
+from pytest_warmstack.redis.connections import USER, Admin
 from pytest_warmstack.redis.errors import LeaseFailed
 from pytest_warmstack.redis.leases import Lease, Leases
 from pytest_warmstack.servers.errors import ServerFailed
@@ -165,7 +165,7 @@ def test_more_processes_than_databases_are_told_who_has_them(small: Desk, runtim
     with pytest.raises(LeaseFailed, match="Every database of the Redis server is in use") as caught:
         late.take()
     text = str(caught.value)
-    assert "6 living processes hold the 6 that can be leased" in text
+    assert "6 running processes hold the 6 databases" in text
     assert text.count("process-") == 6
 
     holders[3].close()
@@ -550,7 +550,7 @@ def test_a_key_that_is_not_text_is_shown_all_the_same(small: Desk, runtime: str)
         with Redis.from_url(redis_url(server.endpoint, index)) as each:
             each.set(b"\xff\xfe", "value")
 
-    with pytest.raises(LeaseFailed, match="hold keys") as caught:
+    with pytest.raises(LeaseFailed, match="not empty") as caught:
         small.leases(server).take()
 
     assert "database 1: 1 key, such as '\\udcff\\udcfe'" in str(caught.value)
@@ -652,13 +652,13 @@ def test_a_client_that_connects_anew_at_once_is_met_again(desk: Desk, runtime: s
     consumer = threading.Thread(target=consume, daemon=True)
     consumer.start()
     admin = desk.server().client
-    until(lambda: any(each.waits for each in admin.clients()), "it waits")
+    until(lambda: any(each.is_waiting for each in admin.clients()), "it waits")
     begin = admin.id
 
     leases.acquire("two")
 
     assert desk.told == [("one", "it left a Redis client that was in BLPOP")]
-    waiting = [each for each in admin.clients() if each.waits]
+    waiting = [each for each in admin.clients() if each.is_waiting]
     # Whatever it does: it was cut off again and again, for a bounded time.
     assert all(each.id > begin + 3 for each in waiting)
     end.set()
@@ -733,7 +733,7 @@ def test_one_who_is_interrupted_while_answers_come_loses_the_connection(
     """And not its place among the answers: the next test has the same databases, on a new one."""
     leases = desk.leases()
     index = leases.acquire("one").index
-    answers = leases._admin.begin(("PING",), ("ECHO", "a"), ("ECHO", "b"))
+    answers = leases._admin.stream(("PING",), ("ECHO", "a"), ("ECHO", "b"))
     assert next(answers) == "PONG"
 
     assert leases.acquire("two").index == index

@@ -37,9 +37,9 @@ from projects import (
     with_command,
     with_options,
 )
+from pytest_warmstack import redis
 from pytest_warmstack.postgres import server as postgres
-from pytest_warmstack.redis import server as redis
-from pytest_warmstack.redis.admin import Admin as RedisAdmin
+from pytest_warmstack.redis.connections import Admin as RedisAdmin
 from pytest_warmstack.servers.errors import ServerFailed
 from pytest_warmstack.servers.identity import KEPT, Label
 from pytest_warmstack.servers.model import Endpoint, NotOurs, NotReady, Server

@@ -19,7 +19,7 @@ from docker.errors import ImageNotFound
 
 from projects import Bench, Images, Library, engine, left
 from pytest_warmstack.postgres import connections
-from pytest_warmstack.redis import admin as redis_admin
+from pytest_warmstack.redis import connections as redis_connections
 from pytest_warmstack.servers.errors import ServerFailed
 from pytest_warmstack.settings import RuntimeName
 
@@ -278,7 +278,7 @@ def test_a_project_runs_on_every_redis(
     ("service", "room", "oldest", "wanted"),
     [
         ("postgres", connections, 99, "it needs PostgreSQL 99 or newer"),
-        ("redis", redis_admin, (99, 0), "it needs Redis 6.2 or newer"),
+        ("redis", redis_connections, (99, 0), "it needs Redis 6.2 or newer"),
     ],
 )
 def test_a_server_that_is_too_old_is_refused(

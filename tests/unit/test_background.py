@@ -1,4 +1,4 @@
-"""The background loop: what comes back through its door, and how it ends."""
+"""The background loop: results, errors, threads and its end."""
 
 from __future__ import annotations
 
@@ -19,13 +19,13 @@ OTHERS: set[threading.Thread] = set()
 
 
 def threads() -> list[threading.Thread]:
-    """Return the threads of background loops that this test made."""
+    """Return the threads of the background loops of this test."""
     return [each for each in threading.enumerate() if each.name == NAME and each not in OTHERS]
 
 
 @pytest.fixture(autouse=True)
 def others() -> None:
-    """The run of these tests may have a loop of its own, for tests that use a database."""
+    """Note the loop of the run itself, which tests with a database use."""
     OTHERS.clear()
     OTHERS.update(threads())
 
@@ -180,7 +180,7 @@ class Interrupted(BackgroundLoop):
 
 
 def test_an_interrupted_call_cancels_the_coroutine() -> None:
-    """What nobody waits for any more does not go on behind the user's back."""
+    """It doesn't go on after Ctrl-C."""
     background, rest = Interrupted(), Rest()
 
     with pytest.raises(KeyboardInterrupt):

@@ -7,7 +7,7 @@ from typing import Any, Final
 
 import pytest
 
-from pytest_warmstack.redis import server as redis
+from pytest_warmstack import redis
 from pytest_warmstack.servers.docker.image import Image
 from pytest_warmstack.servers.identity import Service
 from pytest_warmstack.servers.model import Container

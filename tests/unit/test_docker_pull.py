@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from pytest_warmstack.redis import server as redis
+from pytest_warmstack import redis
 from pytest_warmstack.servers.docker.errors import DockerUnavailable
 from pytest_warmstack.servers.docker.image import REPORT_INTERVAL, Progress
 from pytest_warmstack.settings import Settings

@@ -12,9 +12,9 @@ from typing import Any
 import pytest
 
 import pytest_warmstack
+from pytest_warmstack import redis
 from pytest_warmstack.errors import WarmstackError
 from pytest_warmstack.postgres.template.errors import TemplateFailed
-from pytest_warmstack.redis import server as redis
 from pytest_warmstack.servers.docker.errors import NOT_RUNNING, ContainerFailed
 from pytest_warmstack.servers.errors import RuntimeUnavailable, ServerFailed
 from pytest_warmstack.servers.identity import Label, Service
@@ -257,9 +257,7 @@ def test_when_nothing_runs_every_refusal_is_told() -> None:
 
 def test_the_number_of_databases_that_can_be_leased_leaves_out_ours() -> None:
     """Database 0 holds the leases, and is nobody's."""
-    assert "2 living processes hold the 255 that can be leased" in str(
-        made("LeaseFailed.none_free")
-    )
+    assert "2 running processes hold the 255 databases" in str(made("LeaseFailed.none_free"))
 
 
 def test_a_server_that_wrote_nothing_is_told_as_such() -> None:

@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from pytest_warmstack.redis import server as redis
+from pytest_warmstack import redis
 from pytest_warmstack.servers import PAUSE, RememberedServers, asked
 from pytest_warmstack.servers.identity import Label, Project, Service
 from pytest_warmstack.servers.model import Endpoint, NotReady, ServerInfo

@@ -8,8 +8,8 @@ from typing import Any, Final
 
 import pytest
 
+from pytest_warmstack import redis
 from pytest_warmstack import servers as runtimes
-from pytest_warmstack.redis import server as redis
 from pytest_warmstack.servers.docker.errors import NOT_RUNNING, DockerUnavailable
 from pytest_warmstack.servers.errors import RuntimeUnavailable
 from pytest_warmstack.servers.identity import Service

@@ -30,7 +30,8 @@ from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession, create_async_engin
 from sqlalchemy.pool import ConnectionPoolEntry
 from sqlalchemy.util import LRUCache
 
-from pytest_warmstack import loops, originals
+from pytest_warmstack import originals
+from pytest_warmstack.background import end_transport, is_running_here
 from pytest_warmstack.errors import WarmstackError
 from pytest_warmstack.postgres import DatabaseName
 from pytest_warmstack.postgres.clones import Shared
@@ -148,7 +149,7 @@ def cut(connection: Any) -> None:
     """End a connection of asyncpg, whatever event loop opened it."""
     if not connection.is_closed():
         loop = _loop_of(connection)
-        loops.end(loop, connection._transport, connection.terminate)  # noqa: SLF001 - as below
+        end_transport(loop, connection._transport, connection.terminate)  # noqa: SLF001 - as below
         if loop.is_closed():  # There the first call does not come to its end.
             connection.terminate()
 
@@ -161,7 +162,7 @@ def _loop_of(connection: Any) -> AbstractEventLoop:
 
 def _is_here(connection: Any) -> bool:
     """Return whether the current event loop opened a connection of asyncpg."""
-    return loops.is_here(_loop_of(connection))
+    return is_running_here(_loop_of(connection))
 
 
 def _replace_in_other_loop(connection: Any, _record: Any, _proxy: Any) -> None:

@@ -1,9 +1,9 @@
-"""Redis databases of its own for every process, held by a living connection.
+"""How processes share a Redis server: each leases databases, or the whole server.
 
-The lease is a key in database 0 for each database leased (in the last one, for a whole server),
-that holds the id of the holder's connection; when that connection is gone, the lease is free. The
-connection also bears the databases' numbers in its name, so that a test's FLUSHALL, which removes
-the keys, gives nothing away.
+A lease is a key for each leased database, in database 0 (in the last one, for a whole server). It
+holds the id of the connection of its process; when that connection ends, the databases are free.
+The connection's name has the numbers of the databases too, so that they stay leased if a test's
+FLUSHALL removes the keys.
 """
 
 from __future__ import annotations
@@ -12,28 +12,44 @@ import re
 import socket
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Final, TypeVar
 
 from pytest_warmstack import originals
 from pytest_warmstack.errors import WarmstackError
-from pytest_warmstack.redis import server_state
-from pytest_warmstack.redis.admin import (
-    ANSWER,
+from pytest_warmstack.redis.connections import (
     BUSY,
+    COMMAND_TIMEOUT,
     NAME,
     TITLE,
     USED,
     Admin,
     Client,
+    CommandRefused,
     is_forbidden,
+    parse_clients,
+    parse_counts,
 )
-from pytest_warmstack.redis.errors import CommandRefused, LeaseFailed
-from pytest_warmstack.redis.server_state import Counts, Look, ServerState, Untouched
+from pytest_warmstack.redis.server_state import STORED, Counts, Look, ServerState, end_script
 from pytest_warmstack.servers.errors import ServerFailed
 from pytest_warmstack.servers.model import NotOurs, NotReady, Server, redis_url
 
 T = TypeVar("T")
+
+CLOSE_TIMEOUT: Final = 2.0
+"""Seconds that restoring the server may take at the end of a run; else the next run does it."""
+
+LEAK_GRACE: Final = 0.2
+"""Seconds that a client which a test has closed may take to disconnect."""
+
+_POLL_INTERVAL: Final = 0.005
+"""Seconds between two looks whether a client has disconnected."""
+
+_RECONNECT_INTERVAL: Final = 0.02
+"""Seconds after which a client that was disconnected may have connected again."""
+
+_LEASE: Final = f"{NAME}:lease:"
+"""The beginning of the keys of leases, and of the names of their connections."""
 
 _CLAIM: Final = """
 for i, key in ipairs(KEYS) do
@@ -49,48 +65,63 @@ end
 for i, key in ipairs(KEYS) do redis.call('SET', key, ARGV[1]) end
 return 1
 """
-"""Take databases if the holder of each is still the one that was found to be gone (or none).
+"""Lease databases if their keys still have the values that this process has seen.
 
-The last argument is the first database, where one that was never ours has to be empty.
+The last argument is the first database on an external server, else empty: there a database that was
+never leased has to be empty.
 """
-
-_LEAVE: Final = 2.0
-"""Seconds that putting things right may take at the end of a run; the next one does it again."""
 
 
 @dataclass(frozen=True)
 class Lease:
-    """The *urls* of the databases that a process has, the first of which has the number *index*."""
+    """The *urls* of the databases that a process has; *index* is the number of the first."""
 
     index: int
     urls: tuple[str, ...]
 
+    @property
+    def indexes(self) -> range:
+        """The numbers of the databases."""
+        return range(self.index, self.index + len(self.urls))
 
-@dataclass
+
+@dataclass(frozen=True)
 class _Survey:
-    """What is leased on a server of *total* databases, and by whom.
+    """What a server has before a lease is taken.
 
-    *holders* are the connections of other processes with a lease, *held_by* the holder of each
-    database that a lease may begin at, by its key: the id of a connection, or nothing. *filled*
-    counts the keys in the databases of an external server.
+    *others* are the connections of other processes with a lease, *blocks* the databases that one
+    lease may have, *holders* the value of each database's key, *filled* the number of keys in the
+    databases of an external server.
     """
 
     total: int
-    living: Sequence[Client]
-    holders: Sequence[Client]
+    clients: Sequence[Client]
+    others: Sequence[Client]
     counts: Counts
-    stored: str | None = None
-    held_by: dict[int, list[str]] = field(default_factory=dict)
-    filled: Mapping[int, int] = field(default_factory=dict)
+    stored: str | None
+    blocks: Sequence[range]
+    holders: Mapping[int, str]
+    filled: Mapping[int, int]
+
+    @property
+    def leased(self) -> set[int]:
+        """The databases of other processes."""
+        return {index for each in self.others for index in leased(each.name) or ()}
+
+    def unmarked(self, block: range) -> set[int]:
+        """The databases with keys that no process of pytest-warmstack has ever leased.
+
+        The key of a lease stays when its process is killed.
+        """
+        return {each for each in block if self.filled.get(each) and not self.holders[each]}
 
 
 class Leases:
-    """What this process has of a Redis *server*.
+    """The *count* consecutive databases of a Redis *server* that this process has.
 
-    That is *count* consecutive databases, or the *whole* of it.
-
-    *connect* makes a new connection when the first one was lost: a test may kill every client.
-    *found* is told of clients that a test left behind: its name, and what is to be said.
+    With *whole*, it has the server for itself. *connect* opens a connection in place of a lost one:
+    a test may kill all clients. *found* gets the name of a test and a sentence about a client that
+    it left connected.
     """
 
     def __init__(
@@ -108,182 +139,145 @@ class Leases:
         self._count = count
         self._whole = whole
         self._found = found
+        self._external = server.external
+        self._state = ServerState(external=self._external)
         self._lease: Lease | None = None
-        self._first: int | None = None
-        # Of our connections, also those that the server may not know to be lost.
+        self._last_index: int | None = None
+        # Of all connections of this process: the server may not know yet that one is lost.
         self._ids = {self._admin.id}
-        self._test = ""
-        self._state = Untouched() if server.external else ServerState()
-        self._alone = False
-        # Where our own keys are. Who has the whole server uses the first of its databases.
+        self._suite_clients: set[int] = set()
+        self._last_test = ""
+        self._was_alone = False
+        # The database with the plugin's keys; the first is part of the lease of a whole server.
         self._home = 0
 
     def take(self) -> Lease:
-        """Take the lease, for as long as the process lives, and leave its databases as they are.
+        """Take the lease for the rest of the process, and leave its databases as they are.
 
-        If a run that was killed changed the server as a whole, that is undone. Raises `LeaseFailed`
-        when every database is leased by a living process, and `ServerFailed` when an external
-        server forbids what is needed.
+        Also undo what a killed run changed in the whole server. Raises `LeaseFailed` if other
+        processes have all databases, and `ServerFailed` if an external server forbids a command.
         """
-        return self._willingly(lambda: self._connected(lambda lease: lease))
+        return self._run_unblocked(lambda lease: lease)
 
     def acquire(self, test: str) -> Lease:
-        """Return the lease for *test*, with its databases empty.
+        """Return the lease for *test*, with empty databases.
 
-        Raises `LeaseFailed`, or `ServerFailed` when the server is gone.
+        Raises `LeaseFailed`, and `ServerFailed` if the server is gone.
         """
-        lease = self._willingly(lambda: self._connected(self._flush))
-        self._test = test
+        lease = self._run_unblocked(self._flush)
+        self._last_test = test
         return lease
 
     def look(self, *, in_test: bool) -> Look | None:
         """Look at the server before a fixture of a wider scope than a test is set up, or ends.
 
-        What tests before it have left is put right first, if none is in progress (*in_test*).
-        Nothing is raised: the next test that needs the server meets the same trouble.
+        Unless a test is in progress (*in_test*), changes of earlier tests are undone first. Return
+        None after an error: the next test that needs the server raises the same.
         """
         if self._lease is not None:
             with suppress(WarmstackError):
-                return self._connected(lambda _: self._look(in_test=in_test))
+                return self._run(lambda _: self._look(restore=not in_test))
         return None
 
     def adopt(self, before: Look) -> bool:
-        """Take what has changed since the look *before* for the suite's; return whether any has.
+        """Keep what changed since the look *before* until the run ends; return whether any did."""
 
-        Such a change stays until the run ends.
-        """
+        def adopt(_: Lease) -> bool:
+            now = self._activity()
+            self._suite_clients |= now.clients - before.clients
+            return self._state.adopt(self._admin, before, now)
+
         with suppress(WarmstackError):
-            return self._connected(lambda _: self._state.adopt(self._admin, before, self._is_alone))
+            return self._run(adopt)
         return False
 
-    def _look(self, *, in_test: bool) -> Look:
-        before = self._state.look(self._admin, self._is_alone)
-        if in_test or not self._state.done(before.counts):
-            return before
-        if not self._is_alone(self._admin.clients()):
-            return before
-        self._state.put_back(self._admin)
-        return self._state.look(self._admin, self._is_alone)
-
-    def _willingly(self, do: Callable[[], Lease]) -> Lease:
-        """Return what *do* gives; if the server refuses, undo what makes it, and try again."""
-        try:
-            try:
-                return do()
-            except CommandRefused as error:
-                self._make_willing(error)
-                return do()
-        except CommandRefused as error:
-            if self.server.external and is_forbidden(error.answer):
-                raise self._admin.forbidden(error.answer) from error
-            raise LeaseFailed.refused(
-                command=error.command, answer=error.answer, test=self._test
-            ) from error
-
-    def _lease_or_take(self) -> Lease:
-        if self._lease is None:
-            self._lease = self._take_lease()
-            self._first = self._lease.index
-        return self._lease
-
-    def _connected(self, do: Callable[[Lease], T]) -> T:
-        """Return what *do* gives for the lease; on a new connection if the old one is lost."""
-        begin = originals.monotonic()
-        try:
-            return do(self._lease_or_take())
-        except CommandRefused:
-            raise
-        except ServerFailed as error:
-            if originals.monotonic() - begin > ANSWER / 2:
-                raise LeaseFailed.silent(seconds=ANSWER, test=self._test) from error
-            # The lease is gone with the connection.
-            self._lease = None
-            try:
-                self._admin = self._connect()
-            except (NotReady, NotOurs) as failure:
-                raise ServerFailed.lost(title=TITLE, cause=str(failure)) from failure
-            self._ids.add(self._admin.id)
-            return do(self._lease_or_take())
-
-    def _make_willing(self, error: CommandRefused) -> None:
-        """Undo what makes the server refuse to empty a database, if a test of ours has done it.
-
-        Raises *error* again when it may be what another process wants.
-        """
-        admin = self._admin
-        if error.answer.startswith(BUSY) and self._alone:
-            server_state.end_script(admin)
-        if not self._is_alone(admin.clients()):
-            raise error
-        admin.command("SELECT", self._home)
-        self._state.free(admin)
-
     def close(self) -> None:
-        """Leave the server as it was found, and end the connection, and with it the lease."""
+        """Restore the server, and close the connection, which ends the lease."""
         if self._lease is not None:
-            # Not waited for when a test has paused the server for long.
-            leaving = originals.Thread(target=self._leave, args=(self._lease,), daemon=True)
-            leaving.start()
-            leaving.join(_LEAVE)
+            # A test may have paused the server for long.
+            restoring = originals.Thread(target=self._end, args=(self._lease,), daemon=True)
+            restoring.start()
+            restoring.join(CLOSE_TIMEOUT)
         self._admin.close()
 
-    def _leave(self, lease: Lease) -> None:
+    def _end(self, lease: Lease) -> None:
         with suppress(WarmstackError):
             self._state.end_suite()
             self._flush(lease)
-            # The next run then takes the same ones, and none that a living process has lost.
-            commands: list[Sequence[str | int]] = [
-                ("SELECT", self._home),
-                ("DEL", *self._keys(lease.index)),
-            ]
-            if not self.server.external:
+            # The next run then prefers these to databases whose process only lost its connection.
+            commands = [("SELECT", self._home), ("DEL", *map(_key, lease.indexes))]
+            if not self._external:
                 seconds, _ = self._admin.command("TIME")
                 commands.append(("SET", USED, seconds))
             self._admin.commands(*commands)
 
-    def _indexes(self, first: int) -> range:
-        return range(first, first + self._count)
+    # One connection: errors, and what can be done about them.
 
-    def _flush(self, lease: Lease) -> Lease:
-        """Empty the databases, and put right what a flush leaves, in one round trip if nothing."""
+    def _run_unblocked(self, action: Callable[[Lease], Lease]) -> Lease:
+        """Like `_run`; if the server refuses, undo what makes it refuse, and try again."""
+        try:
+            try:
+                return self._run(action)
+            except CommandRefused as error:
+                self._unblock(error)
+                return self._run(action)
+        except CommandRefused as error:
+            if self._external and is_forbidden(error.answer):
+                raise self._admin.forbidden(error.answer) from error
+            from pytest_warmstack.redis.errors import LeaseFailed
+
+            raise LeaseFailed.refused(
+                command=error.command,
+                answer=error.answer,
+                hints=error.hints,
+                test=self._last_test,
+            ) from error
+
+    def _run(self, action: Callable[[Lease], T]) -> T:
+        """Run *action* with the lease; if the connection is lost, once more on a new one."""
+        begin = originals.monotonic()
+        try:
+            return action(self._lease_or_take())
+        except CommandRefused:
+            raise
+        except ServerFailed as error:
+            if originals.monotonic() - begin > COMMAND_TIMEOUT / 2:
+                from pytest_warmstack.redis.errors import LeaseFailed
+
+                raise LeaseFailed.silent(seconds=COMMAND_TIMEOUT, test=self._last_test) from error
+            self._reconnect()
+            return action(self._lease_or_take())
+
+    def _lease_or_take(self) -> Lease:
+        if self._lease is None:
+            self._lease = self._take_lease()
+            self._last_index = self._lease.index
+        return self._lease
+
+    def _reconnect(self) -> None:
+        self._lease = None  # It ended with the connection.
+        try:
+            self._admin = self._connect()
+        except (NotReady, NotOurs) as error:
+            raise ServerFailed.lost(title=TITLE, cause=str(error)) from error
+        self._ids.add(self._admin.id)
+
+    def _unblock(self, error: CommandRefused) -> None:
+        """Undo what makes the server refuse to empty a database, if a test of this process did it.
+
+        Raises *error* if another process may want it so.
+        """
         admin = self._admin
-        # SYNC: an asynchronous flush could remove what the test has begun to write.
-        flushes: list[Sequence[str | int]] = [("FLUSHALL", "SYNC")] if self._whole else []
-        for index in self._indexes(lease.index):
-            flushes += [("SELECT", index), ("FLUSHDB", "SYNC")]
-        kept = ("SELECT", self._home), ("EXISTS", server_state.STORED)
-        answers = admin.begin(("INFO", "commandstats"), ("CLIENT", "LIST"), *flushes, *kept)
-        done = self._state.done(admin.stats(next(answers)))
-        clients = admin.clients_of(next(answers))
-        self._alone = self._is_alone(clients)
-        if "pause" in done and self._alone:
-            self._end_pause()
-        *_, is_stored = answers
-        # Asked again: another process may have come meanwhile.
-        if done and self._alone and self._is_alone(admin.clients()):
-            self._state.put_back(admin)
-        if not is_stored:
-            self._state.store(admin)  # A FLUSHALL took it, the test's or our own.
-        server_state.end_strays(
-            admin,
-            clients,
-            lambda each: (
-                (self._whole or each.database in self._indexes(lease.index))
-                and each.id not in self._state.clients
-            ),
-            lambda trouble: self._found(self._test or "before the first test", trouble),
-        )
-        return lease
-
-    def _end_pause(self) -> None:
-        """End a pause of all that writes, over a second connection: the flush waits for that."""
-        with suppress(WarmstackError, NotReady, NotOurs):
-            second = self._connect()
-            second.attempt(("CLIENT", "UNPAUSE"))
-            second.close()
+        if error.answer.startswith(BUSY) and self._was_alone:
+            end_script(admin)
+        if not self._is_alone(admin.clients()):
+            raise error
+        admin.command("SELECT", self._home)
+        self._state.make_writable(admin)
 
     def _is_alone(self, clients: Iterable[Client]) -> bool:
-        return self._whole or not (self.server.external or self._others(clients))
+        """Tell whether this process may change the whole server."""
+        return self._whole or not (self._external or self._others(clients))
 
     def _others(self, clients: Iterable[Client]) -> list[Client]:
         """Return the connections of other processes that hold a lease."""
@@ -291,131 +285,202 @@ class Leases:
             each for each in clients if each.id not in self._ids and leased(each.name) is not None
         ]
 
+    # Before each test, and around fixtures of a wider scope.
+
+    def _flush(self, lease: Lease) -> Lease:
+        """Empty the databases and undo what a flush leaves; one round trip if there is nothing."""
+        admin = self._admin
+        # SYNC: an asynchronous flush could remove what the test begins to write.
+        flushes: list[Sequence[str | int]] = [("FLUSHALL", "SYNC")] if self._whole else []
+        for index in lease.indexes:
+            flushes += [("SELECT", index), ("FLUSHDB", "SYNC")]
+        answers = admin.stream(
+            *(("INFO", "commandstats"), ("CLIENT", "LIST"), *flushes),
+            *(("SELECT", self._home), ("EXISTS", STORED)),
+        )
+        changed = self._state.changed(parse_counts(next(answers)))
+        clients = parse_clients(next(answers))
+        self._was_alone = self._is_alone(clients)
+        if "pause" in changed and self._was_alone:
+            self._end_pause()
+        *_, is_stored = answers
+        # Another process may have come meanwhile.
+        if changed and self._was_alone and self._is_alone(admin.clients()):
+            self._state.restore(admin)
+        if not is_stored:  # A FLUSHALL removed it, the test's or the one above.
+            self._state.store(admin)
+        self._disconnect_strays(clients, lease)
+        return lease
+
+    def _end_pause(self) -> None:
+        """End a CLIENT PAUSE over a second connection: the flush waits for its end."""
+        with suppress(WarmstackError, NotReady, NotOurs):
+            second = self._connect()
+            second.attempt(("CLIENT", "UNPAUSE"))
+            second.close()
+
+    def _disconnect_strays(self, clients: Sequence[Client], lease: Lease) -> None:
+        """Disconnect and report clients that wait or listen in the databases of the lease.
+
+        They would get what the next test sends. Those that the test has closed may take a moment.
+        """
+
+        def strays(clients: Iterable[Client]) -> dict[int, Client]:
+            return {
+                each.id: each
+                for each in clients
+                if each.is_waiting
+                and (self._whole or each.database in lease.indexes)
+                and each.id not in self._suite_clients
+                and not each.name.startswith(NAME)
+            }
+
+        admin, found = self._admin, strays(clients)
+        deadline = originals.monotonic() + LEAK_GRACE
+        while found and originals.monotonic() < deadline:
+            originals.sleep(_POLL_INTERVAL)
+            now = strays(admin.clients())
+            found = {each: client for each, client in now.items() if each in found}
+        for each in found.values():
+            name = f" {each.name!r}" if each.name else ""
+            what = "was subscribed" if "P" in each.flags else f"was in {each.command.upper()}"
+            test = self._last_test or "before the first test"
+            self._found(test, f"it left a Redis client{name} that {what}")
+        while found and originals.monotonic() < deadline + LEAK_GRACE:
+            # A refusal means that the client is gone.
+            admin.attempt(*(("CLIENT", "KILL", "ID", each) for each in found))
+            # A client that connects again at once is killed too; a slow one, after the next test.
+            originals.sleep(_RECONNECT_INTERVAL)
+            found = strays(admin.clients())
+
+    def _look(self, *, restore: bool) -> Look:
+        now = self._state.look(self._admin, self._activity())
+        if not (restore and now.alone and self._state.changed(now.counts)):
+            return now
+        self._state.restore(self._admin)
+        return self._state.look(self._admin, self._activity())
+
+    def _activity(self) -> Look:
+        """Return a look at the counts and the clients alone; an external server may hide counts."""
+        counted = [] if self._external else [("INFO", "commandstats")]
+        listing, *stats = self._admin.commands(("CLIENT", "LIST"), *counted)
+        clients = parse_clients(listing)
+        ids = frozenset(each.id for each in clients)
+        return Look(parse_counts("".join(stats)), {}, ids, self._is_alone(clients))
+
+    # Taking a lease.
+
     def _take_lease(self) -> Lease:
-        """Take free databases, those that this process has had before if they are."""
-        survey = self._survey()
-        if "pause" in self._state.done(survey.counts) and self._is_alone(survey.living):
-            self._admin.attempt(("CLIENT", "UNPAUSE"))  # The claim would wait for its end.
-        for start in self._free(survey):
-            if self._claim(survey, start):
-                self._remember(survey)
-                self._admin.command("SELECT", start)
-                urls = (redis_url(self._admin.endpoint, each) for each in self._indexes(start))
-                return Lease(start, tuple(urls))
-        self._admin.command("CLIENT", "SETNAME", NAME)
+        """Take free databases, if possible those that this process had before."""
+        admin, survey = self._admin, self._survey()
+        if "pause" in self._state.changed(survey.counts) and self._is_alone(survey.clients):
+            admin.attempt(("CLIENT", "UNPAUSE"))  # The claim would wait for its end.
+        for block in self._free_blocks(survey):
+            if self._claim(survey, block):
+                self._restore_after_kill(survey)
+                admin.command("SELECT", block.start)
+                return Lease(block.start, tuple(redis_url(admin.endpoint, each) for each in block))
+        admin.command("CLIENT", "SETNAME", NAME)
         raise self._none_free(survey)
 
     def _survey(self) -> _Survey:
-        """Ask the server what is leased; the connection is then at the database of our keys."""
+        """Ask the server what is leased, and select the database with the plugin's keys."""
         admin = self._admin
-        settings, clients, stats = admin.attempt(
+        settings, listing, stats = admin.attempt(
             ("CONFIG", "GET", "databases"), ("CLIENT", "LIST"), ("INFO", "commandstats")
         )
-        # A managed server may tell nothing. What it must tell is asked again, for its refusal.
+        # A managed service may refuse. What is needed is asked again, to raise the refusal.
         total = int(settings[1]) if settings else admin.databases()
-        living = admin.clients_of(clients) if clients is not None else admin.clients()
-        survey = _Survey(total, living, self._others(living), admin.stats(stats or ""))
+        clients = admin.clients() if listing is None else parse_clients(listing)
         self._home = total - 1 if self._whole else 0
         starts = [0] if self._whole else range(1, total - self._count + 1, self._count)
-        keys = {start: self._keys(start) for start in starts}
-        if not keys:
+        blocks = [range(start, start + self._count) for start in starts]
+        if not blocks:
+            from pytest_warmstack.redis.errors import LeaseFailed
+
             raise LeaseFailed.too_many_asked(databases=total, count=self._count)
-        _, survey.stored, found = admin.commands(
-            ("SELECT", self._home),
-            ("GET", server_state.STORED),
-            ("MGET", *(key for each in keys.values() for key in each)),
+        indexes = [index for block in blocks for index in block]
+        _, stored, holders = admin.commands(
+            ("SELECT", self._home), ("GET", STORED), ("MGET", *map(_key, indexes))
         )
-        answers = iter(found)
-        survey.held_by = {start: [next(answers) or "" for _ in own] for start, own in keys.items()}
-        if self.server.external:
-            survey.filled = admin.filled()
-        return survey
+        return _Survey(
+            total=total,
+            clients=clients,
+            others=self._others(clients),
+            counts=parse_counts(stats or ""),
+            stored=stored,
+            blocks=blocks,
+            holders={index: each or "" for index, each in zip(indexes, holders, strict=True)},
+            filled=admin.filled() if self._external else {},
+        )
 
-    def _free(self, survey: _Survey) -> Iterable[int]:
-        """Return where a lease may begin, the best first.
+    def _free_blocks(self, survey: _Survey) -> Iterable[range]:
+        """Return the databases that can be leased, the best first.
 
-        Databases that a process had which is gone come last: it may have lost its connection only.
+        Databases of a process that is gone come last: it may only have lost its connection.
         """
-        ids = {str(each.id) for each in survey.living if each.id not in self._ids}
-        taken = [indexes for each in survey.holders if (indexes := leased(each.name)) is not None]
-        return [
-            start
-            for start in sorted(
-                survey.held_by, key=lambda each: (each != self._first, any(survey.held_by[each]))
-            )
-            if ids.isdisjoint(survey.held_by[start])
-            and not any(_overlap(self._indexes(start), each) for each in taken)
-            and not self._foreign_keys(survey, start)
-        ]
+        ids = {str(each.id) for each in survey.clients if each.id not in self._ids}
 
-    def _foreign_keys(self, survey: _Survey, start: int) -> list[int]:
-        """Return the databases from *start* on that hold keys and have never been leased.
+        def is_free(block: range) -> bool:
+            taken = survey.leased.intersection(block) or survey.unmarked(block)
+            return not taken and ids.isdisjoint(survey.holders[each] for each in block)
 
-        The key of a lease is our mark, which stays when its holder is killed.
+        def rank(block: range) -> tuple[bool, bool]:
+            return block.start != self._last_index, any(survey.holders[each] for each in block)
+
+        return sorted(filter(is_free, survey.blocks), key=rank)
+
+    def _claim(self, survey: _Survey, block: range) -> bool:
+        """Lease the databases of *block*; return False if another process was faster."""
+        # The name comes first: from now on, no other process takes these for free.
+        host = re.sub(r"[^!-~]", "?", socket.gethostname())  # A name can't contain spaces.
+        name = f"{_LEASE}{block[0]}-{block[-1]}:process-{originals.getpid()}@{host}"
+        self._admin.command("CLIENT", "SETNAME", name)
+        must_be_empty = block.start if self._external else ""
+        keys, holders = map(_key, block), (survey.holders[each] for each in block)
+        words = (len(block), *keys, self._admin.id, *holders, must_be_empty)
+        return bool(self._admin.command("EVAL", _CLAIM, *words))
+
+    def _restore_after_kill(self, survey: _Survey) -> None:
+        """Remember the server's pristine state, and restore it if a killed run changed it.
+
+        Not after a reconnection, when a test is in progress.
         """
-        marked = zip(self._indexes(start), survey.held_by[start], strict=True)
-        return [index for index, mark in marked if survey.filled.get(index) and not mark]
+        if (
+            self._state.remember(self._admin, survey.stored)
+            and self._state.changed(survey.counts)
+            and self._is_alone(self._admin.clients())
+        ):
+            self._state.restore(self._admin)
 
-    def _claim(self, survey: _Survey, start: int) -> bool:
-        """Take the databases from *start* on; return whether no other process was faster."""
-        admin, own = self._admin, self._keys(start)
-        # The name first: from now on no other process takes these for free.
-        admin.command("CLIENT", "SETNAME", self._name(start))
-        look_into = start if self.server.external else ""
-        held = survey.held_by[start]
-        return bool(admin.command("EVAL", _CLAIM, len(own), *own, admin.id, *held, look_into))
+    def _none_free(self, survey: _Survey) -> WarmstackError:
+        from pytest_warmstack.redis.errors import LeaseFailed
 
-    def _remember(self, survey: _Survey) -> None:
-        """Remember the server as it was before any run; put right what a killed one has left.
-
-        A process that only connects again does neither: its test is in progress.
-        """
-        if not self._state.remember(self._admin, survey.stored):
-            return
-        if self._state.done(survey.counts) and self._is_alone(self._admin.clients()):
-            self._state.put_back(self._admin)
-
-    def _none_free(self, survey: _Survey) -> LeaseFailed:
-        """Return the error that tells why there was nothing to take."""
-        held = {index for each in survey.holders for index in leased(each.name) or ()}
-        found = {each for start in survey.held_by for each in self._foreign_keys(survey, start)}
-        theirs = sorted(found - held)
-        if theirs:
-            return LeaseFailed.not_ours(
+        unmarked = set().union(*map(survey.unmarked, survey.blocks)) - survey.leased
+        if not unmarked:
+            return LeaseFailed.none_free(
                 databases=survey.total,
                 count=self._count,
-                leased=len(held),
-                found=[
-                    server_state.described(self._admin, each, survey.filled[each])
-                    for each in theirs[:12]
+                holders=[
+                    f"{each.name.removeprefix(_LEASE)}, {each.address}" for each in survey.others
                 ],
             )
-        return LeaseFailed.none_free(
-            databases=survey.total,
-            count=self._count,
-            holders=[
-                f"{each.name.removeprefix(_LEASE)}, {each.address}" for each in survey.holders
-            ],
+        examples = []
+        for index in sorted(unmarked)[:12]:
+            _, key, _ = self._admin.commands(("SELECT", index), ("RANDOMKEY",), ("SELECT", 0))
+            keys = survey.filled[index]
+            plural = "" if keys == 1 else "s"
+            examples.append(f"database {index}: {keys} key{plural}, such as {key!r}")
+        return LeaseFailed.not_empty(
+            databases=survey.total, count=self._count, leased=len(survey.leased), found=examples
         )
 
-    def _keys(self, first: int) -> list[str]:
-        return [f"{_LEASE}{index}" for index in self._indexes(first)]
 
-    def _name(self, first: int) -> str:
-        """Return the name of the connection that holds the lease; it may hold no space."""
-        indexes = self._indexes(first)
-        host = re.sub(r"[^!-~]", "?", socket.gethostname())
-        return f"{_LEASE}{indexes[0]}-{indexes[-1]}:process-{originals.getpid()}@{host}"
-
-
-_LEASE: Final = f"{NAME}:lease:"
+def _key(index: int) -> str:
+    return f"{_LEASE}{index}"
 
 
 def leased(name: str) -> range | None:
-    """Return the databases that the connection called *name* holds; None when it holds none."""
+    """Return the databases that the connection called *name* has leased; None if it has none."""
     match = re.match(rf"{_LEASE}(\d+)-(\d+)", name)
     return range(int(match[1]), int(match[2]) + 1) if match else None
-
-
-def _overlap(one: range, other: range) -> bool:
-    return one.start < other.stop and other.start < one.stop

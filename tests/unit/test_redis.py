@@ -1,11 +1,11 @@
-"""What Redis' answers are understood to say."""
+"""How answers of Redis are read, and how commands are written."""
 
 from __future__ import annotations
 
 import pytest
 
 from pytest_warmstack.redis import leases
-from pytest_warmstack.redis.admin import Admin, shown
+from pytest_warmstack.redis.connections import command_text, parse_clients, parse_counts
 from pytest_warmstack.redis.server_state import ServerState, changes
 
 LIST = (
@@ -23,25 +23,24 @@ STATS = (
 )
 
 
-def test_a_list_of_clients_is_read() -> None:
-    """Who they are, where they stand, and whether they wait or listen."""
-    clients = Admin.clients_of(LIST)
+def test_clients_are_parsed() -> None:
+    """Their ids, names and databases, and whether they wait, listen or monitor."""
+    clients = parse_clients(LIST)
 
     assert [each.id for each in clients] == [7, 8, 9, 10]
     assert [each.database for each in clients] == [3, 4, 0, 0]
     assert [each.name for each in clients[1:]] == ["", "shop", ""]
-    assert [each.waits for each in clients] == [False, True, False, False]
-    assert [each.listens for each in clients] == [False, False, True, True]
+    assert [each.is_waiting for each in clients] == [False, True, True, True]
     assert clients[1].command == "blpop"
 
 
-def test_the_counts_of_commands_are_read() -> None:
-    """With their subcommands, where the server counts those."""
-    assert Admin.stats(STATS) == {"config|set": 3, "config|get": 5, "get": 12}
+def test_counts_of_commands_are_parsed() -> None:
+    """With subcommands, if the server counts them."""
+    assert parse_counts(STATS) == {"config|set": 3, "config|get": 5, "get": 12}
 
 
 @pytest.mark.parametrize(
-    ("stats", "done"),
+    ("stats", "changed"),
     [
         ({}, set()),
         ({"config|set": 2, "config|get": 9}, {"config"}),
@@ -51,13 +50,13 @@ def test_the_counts_of_commands_are_read() -> None:
         ({"client|pause": 1, "client|list": 9}, {"pause"}),
     ],
 )
-def test_what_changes_a_server_is_counted(stats: dict[str, int], done: set[str]) -> None:
-    """And what only looks at it is not, but by a Redis that counts no subcommands."""
-    assert ServerState().done(stats) == done
+def test_changes_are_noticed_by_the_counts(stats: dict[str, int], changed: set[str]) -> None:
+    """Commands that only read count too if the server, before Redis 7, counts no subcommands."""
+    assert ServerState().changed(stats) == changed
 
 
-def test_the_commands_that_lead_from_one_state_to_another() -> None:
-    """What is to go first, then settings, libraries and users; what is alike is left alone."""
+def test_commands_restore_a_state() -> None:
+    """First removals, then settings, libraries and users; nothing for equal parts."""
     now = {"config maxmemory": "1", "config hz": "10", "function a": "code", "user ada": "on"}
     rules = "on #12ab ~(a* &* -@all (+get ~b)c) (~d +set)"
     wanted = {"config maxmemory": "0", "config hz": "10", "function b": "more", "user bob": rules}
@@ -89,9 +88,9 @@ def test_the_commands_that_lead_from_one_state_to_another() -> None:
         (("MGET", *["key"] * 99), f"MGET {'key ' * 28}key..."),
     ],
 )
-def test_a_command_is_shown_without_passwords_and_cut(words: tuple[str, ...], text: str) -> None:
-    """In errors, on one line."""
-    assert shown(words) == text
+def test_a_command_is_shown_cut_and_without_passwords(words: tuple[str, ...], text: str) -> None:
+    """On one line."""
+    assert command_text(words) == text
 
 
 @pytest.mark.parametrize(
@@ -104,22 +103,6 @@ def test_a_command_is_shown_without_passwords_and_cut(words: tuple[str, ...], te
         ("", None),
     ],
 )
-def test_a_name_tells_what_its_connection_holds(name: str, leased: range | None) -> None:
-    """So a FLUSHALL, which removes the keys, gives nothing away."""
+def test_a_connections_name_tells_its_databases(name: str, leased: range | None) -> None:
+    """They stay leased if a FLUSHALL removes the keys."""
     assert leases.leased(name) == leased
-
-
-@pytest.mark.parametrize(
-    ("one", "other", "overlap"),
-    [
-        (range(1, 2), range(1, 2), True),
-        (range(1, 6), range(5, 7), True),
-        (range(5, 7), range(1, 6), True),
-        (range(1, 6), range(6, 11), False),
-        (range(6, 11), range(1, 6), False),
-        (range(1, 9), range(3, 4), True),
-    ],
-)
-def test_blocks_of_databases_overlap_or_not(one: range, other: range, *, overlap: bool) -> None:
-    """Also those of processes that asked for different numbers."""
-    assert leases._overlap(one, other) is overlap

@@ -1,4 +1,4 @@
-"""Coroutines that a client made, and what became of them."""
+"""Coroutines of a test's clients that the test never awaited."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import inspect
 
 import pytest
 
-from pytest_warmstack.unawaited import Begun, watch
+from pytest_warmstack.background import Begun, watch
 
 
 class Client:
@@ -24,12 +24,12 @@ class Client:
 
 @pytest.fixture
 def begun() -> Begun:
-    """What the client of a test has begun."""
+    """The coroutines of a test's client."""
     return Begun()
 
 
-def test_what_is_not_awaited_is_forgotten_once(begun: Begun) -> None:
-    """It is closed, so that Python warns of nothing."""
+def test_a_coroutine_that_is_not_awaited_is_reported_once(begun: Begun) -> None:
+    """It is closed, so that Python doesn't warn of it."""
     coroutine = watch(Client(), "it", begun).ask()
 
     assert begun.forgotten() == ["it.ask()"]
@@ -37,8 +37,8 @@ def test_what_is_not_awaited_is_forgotten_once(begun: Begun) -> None:
     assert begun.forgotten() == []
 
 
-def test_what_is_awaited_is_not_kept(begun: Begun) -> None:
-    """A test of a thousand statements has one coroutine to look at."""
+def test_an_awaited_coroutine_is_not_kept(begun: Begun) -> None:
+    """After a thousand statements, one coroutine is left."""
     client = watch(Client(), "it", begun)
 
     assert [asyncio.run(client.ask()) for _ in range(1000)] == [42] * 1000
@@ -46,8 +46,8 @@ def test_what_is_awaited_is_not_kept(begun: Begun) -> None:
     assert begun.forgotten() == []
 
 
-def test_what_a_task_has_is_not_forgotten(begun: Begun) -> None:
-    """The loop may run again, as one of a wider scope does."""
+def test_a_coroutine_of_a_task_is_not_reported(begun: Begun) -> None:
+    """Its loop may run again, as a loop of a wider scope does."""
     client = watch(Client(), "it", begun)
     loop = asyncio.new_event_loop()
     task = loop.create_task(client.ask())
@@ -58,7 +58,7 @@ def test_what_a_task_has_is_not_forgotten(begun: Begun) -> None:
 
 
 def test_a_client_stays_what_it_is(begun: Begun) -> None:
-    """Its class has the same name and can be recognised; its methods are asynchronous or not."""
+    """A watched client is an instance of its class, and its coroutine functions are recognised."""
     client = watch(Client(), "it", begun)
 
     assert isinstance(client, Client)

@@ -1,0 +1,479 @@
+"""Connections to Redis: the plugin's own, and those of the clients that tests get.
+
+No other module imports redis-py.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import re
+import socket
+import ssl
+from collections import defaultdict
+from collections.abc import AsyncIterator, Iterator, Sequence
+from contextlib import asynccontextmanager, closing, suppress
+from typing import Any, Final, NamedTuple, Self
+
+from redis.asyncio import Redis
+from redis.asyncio.client import Pipeline
+from redis.backoff import NoBackoff
+from redis.connection import Connection, SSLConnection, parse_url
+from redis.exceptions import (
+    AuthenticationError,
+    NoPermissionError,
+    OutOfMemoryError,
+    ReadOnlyError,
+    RedisError,
+    ResponseError,
+)
+from redis.retry import Retry
+
+from pytest_warmstack import originals
+from pytest_warmstack.background import Begun, end_transport, is_running_here, watch
+from pytest_warmstack.servers.errors import ServerFailed, raise_if_out_of_resources
+from pytest_warmstack.servers.model import (
+    LOOKER,
+    Endpoint,
+    NotOurs,
+    NotReady,
+    redis_url,
+)
+
+TITLE: Final = "Redis"
+
+OLDEST: Final = (6, 2)
+"""The first version whose FLUSHDB has the option SYNC."""
+
+SECRET_SETTINGS: Final = frozenset(
+    {"requirepass", "masterauth", "primaryauth", "tls-key-file-pass"}
+)
+"""Settings that are neither stored nor restored; `masterauth` is `primaryauth` in Valkey."""
+
+NAME: Final = "pytest-warmstack"
+"""The beginning of the name of every connection of the plugin that uses the server."""
+
+USED: Final = f"{NAME}:used"
+"""The key with the time at which the last run ended, in seconds since the epoch."""
+
+USER: Final = NAME
+"""The plugin's own user on a managed server, so that a test may change the user `default`."""
+
+BUSY: Final = "BUSY"
+"""The code of a server's answers while a script blocks it."""
+
+COMMAND_TIMEOUT: Final = 30.0
+"""Seconds that a server may take to answer one command."""
+
+_MAX_DATABASES: Final = 1024
+"""Databases that are counted on a server that hides its settings."""
+
+_SHOWN_LENGTH: Final = 60
+"""Characters of each argument of a command that an error shows; twice as many of the command."""
+
+_IGNORED_OPTIONS: Final = frozenset(
+    {"db", "connection_class", "max_connections", "health_check_interval"}
+)
+"""Options of a URL that are for redis-py's clients, not for a connection."""
+
+_CODES: Final = {NoPermissionError: "NOPERM", OutOfMemoryError: "OOM", ReadOnlyError: "READONLY"}
+"""The codes that redis-py cuts off an answer, because its class tells them (`parse_error`)."""
+
+_HINTS: Final = {
+    "OOM": "give it more memory: CONFIG SET maxmemory 0 lifts the limit",
+    "NOPERM": "give the user the right: ACL SETUSER NAME ~* &* +@all",
+    "READONLY": "it follows another server: REPLICAOF NO ONE ends that",
+    "MISCONF": 'it can\'t write its data to a disk: CONFIG SET save "" ends the attempts',
+}
+"""What helps, by the code that an answer begins with."""
+
+
+class CommandRefused(ServerFailed):
+    """Redis refused a *command* of the plugin; *answer* is its reason, *hints* are cures."""
+
+    command = answer = ""
+    hints: Sequence[str] = ()
+
+    @classmethod
+    def by_redis(cls, *, command: str, answer: str) -> CommandRefused:
+        """Redis answered *answer* to *command*, in which passwords are masked."""
+        hints = [hint for code, hint in _HINTS.items() if answer.partition(" ")[0] == code]
+        check = "check whether a test changed the whole server (CONFIG SET, ACL)"
+        error = cls(f"Redis refused the command {command}.", why=answer, todo=[*hints, check])
+        error.command, error.answer, error.hints = command, answer, hints
+        return error
+
+
+class Client(NamedTuple):
+    """A connection to the server, from CLIENT LIST."""
+
+    id: int
+    name: str
+    address: str
+    database: int
+    command: str
+    flags: str
+
+    @property
+    def is_waiting(self) -> bool:
+        """Whether it is blocked (BLPOP), subscribed to a channel, or a monitor, by its flags."""
+        return not {"b", "P", "O"}.isdisjoint(self.flags)
+
+
+class Admin:
+    """The plugin's connection to a server, which is never renewed: the lease depends on it.
+
+    So it is a bare `Connection` of redis-py: its clients reconnect.
+    """
+
+    def __init__(self, endpoint: Endpoint, connection: Any) -> None:
+        self.endpoint = endpoint
+        self.version = ""
+        self.also = ""
+        self.id = 0
+        self._connection = connection
+        self._cause = ""
+        self._unread = 0
+
+    @classmethod
+    def connect(cls, endpoint: Endpoint, fingerprint: str, timeout: float) -> Self:
+        """Connect to the server with this *fingerprint*, within *timeout* seconds.
+
+        An external server has no fingerprint. Raises `NotReady` if nothing answers yet, `NotOurs`
+        if it is another server or refuses the login, and `ServerFailed` if it can't be used.
+        """
+        _probe(endpoint, timeout)
+        admin = cls(endpoint, _new_connection(endpoint, timeout))
+        try:
+            admin._check(admin._log_in(fingerprint))
+        except BaseException:
+            admin.close()
+            raise
+        return admin
+
+    def _log_in(self, fingerprint: str) -> str:
+        """Log in, check the fingerprint, and return what INFO tells of the server."""
+        # A managed service often refuses CONFIG.
+        ident = [("CONFIG", "GET", "syslog-ident")] if fingerprint else []
+        try:
+            _connect_as(USER if fingerprint else "", self._connection)
+            # A server that still loads its data refuses PING.
+            _, info, self.id, *idents = self.commands(
+                ("PING",), ("INFO", "server"), ("CLIENT", "ID"), *ident
+            )
+        except AuthenticationError as error:
+            raise NotOurs(f"it does not take the password: {error}") from error
+        except (CommandRefused, ResponseError, ValueError) as error:
+            answer = error.answer if isinstance(error, CommandRefused) else _full_text(error)
+            if answer.startswith(BUSY):
+                raise NotReady(f"{self.endpoint.place}: {answer}") from error
+            if is_forbidden(answer) and not fingerprint:
+                raise self.forbidden(answer) from error
+            raise NotOurs(f"it refused the first commands: {answer}") from error
+        except (RedisError, ServerFailed, OSError) as error:
+            if _is_tls_refusal(error):
+                raise NotOurs(str(error)) from error
+            raise_if_out_of_resources(error)
+            words = error.why if isinstance(error, ServerFailed) else error
+            raise NotReady(f"{self.endpoint.place}: {words}") from error
+        for _, name in idents:
+            if name != f"warmstack-{fingerprint}":
+                raise NotOurs(f"it calls itself {name!r}")
+        return str(info)
+
+    def _check(self, info: str) -> None:
+        """Read the version from *info*; raise if the server is too old, or is no Redis."""
+        facts = dict(line.partition(":")[::2] for line in info.splitlines())
+        self.version = facts.get("redis_version", "")
+        if not re.match(r"\d+\.\d+", self.version):
+            raise NotOurs(f"its INFO has no version of Redis: {info[:60]!r}")
+        if "cluster" in {facts.get("redis_mode"), facts.get("server_mode")}:  # Redis, Valkey.
+            raise ServerFailed.cluster(place=self.endpoint.place)
+        if "valkey_version" in facts:
+            self.also = f"Valkey {facts['valkey_version']}"
+        if tuple(map(int, self.version.split(".")[:2])) < OLDEST:
+            raise ServerFailed.unsupported(
+                title=TITLE,
+                found=self.version,
+                wanted="Redis 6.2 or newer, whose FLUSHDB has the option SYNC",
+            )
+
+    def command(self, *words: str | int) -> Any:
+        """Return the answer to one command.
+
+        Raises `CommandRefused`, and `ServerFailed` if the connection is lost.
+        """
+        (answer,) = self.stream(words)
+        return answer
+
+    def commands(self, *commands: Sequence[str | int]) -> list[Any]:
+        """Return the answers to several commands, in one round trip. Raises like `command`."""
+        return list(self.stream(*commands))
+
+    def stream(self, *commands: Sequence[str | int]) -> Iterator[Any]:
+        """Send several commands at once and yield each answer as it comes.
+
+        Read all answers before the next command. Raises like `command`; if one command is refused,
+        the answers to those after it are dropped.
+        """
+        refusal = None
+        for answer in self._receive(commands):
+            if isinstance(answer, CommandRefused):
+                refusal = refusal or answer
+            elif refusal is None:
+                yield answer
+        if refusal is not None:
+            raise refusal
+
+    def attempt(self, *commands: Sequence[str | int]) -> list[Any]:
+        """Return the answers to several commands; None for each command that is refused."""
+        answers = self._receive(commands)
+        return [None if isinstance(each, CommandRefused) else each for each in answers]
+
+    def _receive(self, commands: Sequence[Sequence[str | int]]) -> Iterator[Any]:
+        """Send *commands* and yield each answer, or the `CommandRefused` that takes its place.
+
+        All errors of redis-py become errors of this package here.
+        """
+        connection = self._connection
+        if self._unread:
+            self._lose(RuntimeError("an interrupted command left unread answers"))
+        if self._cause:  # redis-py would reconnect, without the lease.
+            raise ServerFailed.lost(title=TITLE, cause=self._cause)
+        self._unread = len(commands)
+        try:
+            connection.send_packed_command(connection.pack_commands(commands))
+            for words in commands:
+                try:
+                    answer = connection.read_response()
+                except ResponseError as error:
+                    answer = CommandRefused.by_redis(
+                        command=command_text(words), answer=_full_text(error)
+                    )
+                self._unread -= 1
+                yield answer
+        except (RedisError, OSError) as error:
+            raise self._lose(error) from error
+
+    def _lose(self, error: Exception) -> ServerFailed:
+        self._cause, self._unread = str(error), 0
+        self.close()
+        return ServerFailed.lost(title=TITLE, cause=self._cause)
+
+    def forbidden(self, answer: str) -> ServerFailed:
+        """Return the error for an answer for which `is_forbidden` is true."""
+        return ServerFailed.forbidden(
+            place=self.endpoint.place, user=self.endpoint.user, cause=answer
+        )
+
+    def clients(self) -> list[Client]:
+        """Return all connections to the server."""
+        return parse_clients(self.command("CLIENT", "LIST"))
+
+    def databases(self) -> int:
+        """Return the number of databases, counting them if the server hides its settings."""
+        with suppress(CommandRefused, IndexError):
+            return int(self.command("CONFIG", "GET", "databases")[1])
+        number = 1
+        with suppress(CommandRefused):
+            while number < _MAX_DATABASES and self.command("SELECT", number):
+                number += 1
+        self.command("SELECT", 0)
+        return number
+
+    def filled(self) -> dict[int, int]:
+        """Return the number of keys in each database that is not empty."""
+        keyspace = self.command("INFO", "keyspace")
+        return {int(db): int(keys) for db, keys in re.findall(r"db(\d+):keys=(\d+)", keyspace)}
+
+    def users(self) -> int:
+        """Return the number of other processes that use this server."""
+        return sum(each.name.startswith(NAME) and each.id != self.id for each in self.clients())
+
+    def used(self) -> float:
+        """Return when the last run ended, in seconds since the epoch; 0 if none ended yet."""
+        times = [0.0]
+        for home in sorted({0, self.databases() - 1}):
+            _, stored = self.commands(("SELECT", home), ("GET", USED))
+            with suppress(TypeError, ValueError):
+                times.append(float(stored))
+        return max(times)
+
+    def close(self) -> None:
+        """Close the connection, which ends the lease."""
+        self._connection.disconnect()
+
+
+def parse_clients(listing: str) -> list[Client]:
+    """Return the connections in an answer to CLIENT LIST."""
+    clients = []
+    for line in listing.splitlines():
+        of = defaultdict[str, str](str, re.findall(r"(\S+?)=(\S*)", line))
+        place = of["name"], of["addr"], int(of["db"] or 0)
+        clients.append(Client(int(of["id"]), *place, of["cmd"], of["flags"]))
+    return clients
+
+
+def parse_counts(info: str) -> dict[str, int]:
+    """Return the number of calls of each command, from an answer to INFO commandstats."""
+    return {name: int(calls) for name, calls in re.findall(r"cmdstat_(.+?):calls=(\d+)", info)}
+
+
+def is_forbidden(answer: str) -> bool:
+    """Tell whether the server refuses a command to this user, or has disabled or renamed it."""
+    return answer.startswith(("NOPERM", "unknown command"))
+
+
+def command_text(words: Sequence[str | int]) -> str:
+    """Return a command as an error shows it: on one line, with passwords masked, and cut."""
+    name, *rest = (" ".join(str(word).split()) for word in words)
+    if name == "AUTH":
+        rest = ["***"]
+    elif name == "CONFIG" and SECRET_SETTINGS.intersection(rest):
+        rest[-1] = "***"
+    elif name == "ACL":
+        # ACL SETUSER adds a password with >text or #digest, and removes it with < or !.
+        rest = [re.sub(r"^([<>#!]).*", r"\1***", word) for word in rest]
+    text = " ".join(_cut(word, _SHOWN_LENGTH) for word in (name, *rest))
+    return _cut(text, 2 * _SHOWN_LENGTH)
+
+
+def _cut(text: str, length: int) -> str:
+    return text if len(text) <= length else f"{text[:length].rstrip('. ')}..."
+
+
+def _full_text(error: Exception) -> str:
+    """Return a server's answer, with the code that redis-py cut off."""
+    codes = (code for kind, code in _CODES.items() if isinstance(error, kind))
+    return " ".join([*codes, str(error)])
+
+
+class _Plain(Connection):
+    """A connection over a socket that tests can't block, replace or find."""
+
+    def _connect(self) -> originals.Socket:
+        seconds: Any = self.socket_connect_timeout
+        connected = originals.create_connection(self.host, int(self.port), seconds)
+        connected.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        connected.settimeout(self.socket_timeout)
+        return connected
+
+
+class _OverTls(SSLConnection, _Plain):
+    """The same with TLS, which redis-py puts around the socket."""
+
+
+def _new_connection(endpoint: Endpoint, timeout: float) -> Connection:
+    kind: Any = _OverTls if endpoint.scheme == "rediss" else _Plain
+    try:
+        options: Any = parse_url(redis_url(endpoint, 0))  # type: ignore[no-untyped-call]
+        options |= {
+            "client_name": LOOKER if endpoint.looks else NAME,
+            "decode_responses": True,
+            # What a test writes may be no text, and must be sent back as it was.
+            "encoding_errors": "surrogateescape",
+            "protocol": 2,
+            "retry": Retry(NoBackoff(), 0),
+            "socket_connect_timeout": timeout,
+            "socket_timeout": COMMAND_TIMEOUT,
+        }
+        known = {key: each for key, each in options.items() if key not in _IGNORED_OPTIONS}
+        connection: Connection = kind(**known)
+    except (ValueError, TypeError, RedisError) as error:
+        raise NotOurs(f"redis-py rejects the options of the URL: {error}") from error
+    return connection
+
+
+def _connect_as(user: str, connection: Connection) -> None:
+    """Connect as *user*; as the user of the URL if a test has removed *user*, or it is empty."""
+    if user:
+        with suppress(AuthenticationError):
+            connection.username = user
+            connection.connect()  # type: ignore[no-untyped-call]
+            return
+        connection.username = None
+    connection.connect()  # type: ignore[no-untyped-call]
+
+
+def _is_tls_refusal(error: BaseException | None) -> bool:
+    """Tell whether *error* is a failure of TLS that waiting won't cure."""
+    while error is not None:
+        # A server that hangs up during the handshake may be starting.
+        if isinstance(error, ssl.SSLError) and not isinstance(error, ssl.SSLEOFError):
+            return True
+        error = error.__cause__ or error.__context__
+    return False
+
+
+def _probe(endpoint: Endpoint, timeout: float) -> None:
+    """Raise `NotReady` if nothing answers within *timeout* seconds, `NotOurs` if it isn't Redis.
+
+    A connection of redis-py has one timeout, which has to be long enough for all commands.
+    """
+    try:
+        with closing(originals.create_connection(endpoint.host, endpoint.port, timeout)) as probe:
+            if endpoint.scheme == "rediss":
+                # Only the handshake: the connection will verify the certificate.
+                context = ssl.create_default_context()
+                context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
+                context.wrap_socket(probe).close()
+                return
+            probe.sendall(b"PING\r\n")
+            answer = probe.recv(64)
+    except OSError as error:
+        raise_if_out_of_resources(error)
+        refusal = NotOurs if _is_tls_refusal(error) else NotReady
+        raise refusal(f"{endpoint.place}: {error}") from error
+    if not answer:
+        raise NotReady(f"{endpoint.place}: it hung up")
+    if not answer.startswith((b"+", b"-")):
+        raise NotOurs(f"its first answer is not in the protocol of Redis: {answer!r}")
+
+
+@asynccontextmanager
+async def client(url: str, begun: Begun) -> AsyncIterator[Redis]:
+    """Yield a client for a test; close it with all its connections, of every event loop.
+
+    *begun* collects the coroutines that it makes.
+    """
+    client: Redis = watch(_Client.from_url(url), "redis_client", begun)
+    pool = client.connection_pool
+    pool.connection_class = _loop_bound(pool.connection_class)
+    yield client
+    await client.aclose()
+
+
+class _Client(Redis):
+    """A client whose pipelines are watched too."""
+
+    def pipeline(self, *args: Any, **kwargs: Any) -> Pipeline:
+        _, begun = vars(self)["_warmstack_begun"]
+        return watch(super().pipeline(*args, **kwargs), "redis_client.pipeline()", begun)
+
+
+def _loop_bound(base: Any) -> Any:
+    """Return a subclass of *base* whose connections may be used in any event loop.
+
+    A connection of another loop is closed without that loop, and opened again if it is needed.
+    """
+
+    class LoopBound(base):  # type: ignore[misc]
+        _warmstack_loop: asyncio.AbstractEventLoop | None = None
+
+        async def connect(self) -> None:
+            self._leave_other_loop()
+            await super().connect()
+            self._warmstack_loop = asyncio.get_running_loop()
+
+        async def disconnect(self, *args: Any, **kwargs: Any) -> None:
+            self._leave_other_loop()
+            await super().disconnect(*args, **kwargs)
+
+        def _leave_other_loop(self) -> None:
+            loop, writer = self._warmstack_loop, getattr(self, "_writer", None)
+            if writer is not None and loop is not None and not is_running_here(loop):
+                # As its own `disconnect` leaves it (redis-py's asyncio/connection.py).
+                self._reader = self._writer = None
+                # The lambda keeps the writer until then: one that is collected first warns.
+                end_transport(loop, writer.transport, lambda: writer.transport.abort())
+
+    return LoopBound
