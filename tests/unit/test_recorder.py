@@ -26,7 +26,7 @@ import importlib.util, json, pathlib, sys, types
 from pytest_warmstack.postgres.template.child.recorder import Recorder
 
 class Guard:
-    def watch(self):
+    def wrap_drivers(self):
         pass
 
 def load(path):
@@ -37,9 +37,8 @@ def load(path):
 
 def run():
     for path, module in loaded.items():
-        recorder.link(path.stem)
-        getattr(module, "upgrade", lambda: None)()
-        recorder.link("")
+        with recorder.step(path.stem):
+            getattr(module, "upgrade", lambda: None)()
 
 root = pathlib.Path.cwd()
 paths = sorted(root.glob("versions/*.py"))
@@ -48,13 +47,13 @@ sys.modules["steps"] = types.SimpleNamespace(run=run)
 recorder = Recorder(str(root), json.loads(sys.argv[1]), Guard())
 recorder.env = str(root / "env.py")
 recorder.install()
-recorder.take_sources([str(path) for path in paths])
+recorder.add_revision_files([str(path) for path in paths])
 loaded = {path: load(path) for path in paths}
 load(root / "env.py")
 told = {}
 for path in paths:
-    for name, link in ((path.stem, path.stem), (f"{path.stem} as loaded", "")):
-        needs = recorder.needs(str(path), link)
+    for name, step in ((path.stem, path.stem), (f"{path.stem} as loaded", "")):
+        needs = recorder.needs(recorder.modules(str(path)), step)
         told[name] = recorder.digests(needs, own=recorder.key("file", str(path)))
 print(json.dumps(told))
 """
