@@ -317,10 +317,10 @@ def module(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
 
 def test_a_line_names_a_function_or_the_metadata_of_models(module: str) -> None:
     """An attribute of a module, or of something in it."""
-    assert isinstance(find(f"{module}:Base.metadata"), MetaData)
+    assert isinstance(find(f"{module}:Base.metadata", ""), MetaData)
     # A declarative base is what one thinks of first.
-    assert find(f"{module}:Base") is find(f"{module}:Base.metadata")
-    orders = find(f"{module}:orders")
+    assert find(f"{module}:Base", "") is find(f"{module}:Base.metadata", "")
+    orders = find(f"{module}:orders", "")
     assert isinstance(orders, Call)
     assert orders.function.__name__ == "orders"
 
@@ -331,19 +331,19 @@ def test_a_line_that_names_something_else_is_refused(module: str, name: str, val
     with pytest.raises(
         BuildFailure, match=f"{module}:{name} is {value}, a .*; it has to be a MetaData or"
     ):
-        find(f"{module}:{name}")
+        find(f"{module}:{name}", "")
 
 
 @pytest.mark.parametrize("name", ["several", "awaited"])
 def test_a_line_that_names_a_generator_is_refused(module: str, name: str) -> None:
     """To call it would do nothing."""
     with pytest.raises(BuildFailure, match=f"{module}:{name} is a generator"):
-        find(f"{module}:{name}")
+        find(f"{module}:{name}", "")
 
 
 def test_a_line_that_names_nothing_is_refused(module: str) -> None:
     """A misspelt module, and a misspelt attribute, whose right name is then guessed."""
     with pytest.raises((BuildFailure, ModuleNotFoundError), match="warmstack_demos"):
-        find("warmstack_demos:orders")
+        find("warmstack_demos:orders", "")
     with pytest.raises(BuildFailure, match=f"{module} has no attribute order; did you mean orders"):
-        find(f"{module}:order")
+        find(f"{module}:order", "")

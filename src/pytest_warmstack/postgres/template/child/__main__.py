@@ -18,7 +18,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from typing import IO, TYPE_CHECKING, Any
 
-from pytest_warmstack.postgres.template.child import database_url, failures, project_names
+from pytest_warmstack.postgres.template.child import database_url, failures
 from pytest_warmstack.postgres.template.child.guard import Guard
 from pytest_warmstack.postgres.template.child.recorder import Recorder
 from pytest_warmstack.postgres.template.child.variables import Variables
@@ -122,18 +122,15 @@ class Work:
     def _do_script(self, do: str, line: str) -> dict[str, Any]:
         with self._own_imports():
             from pytest_warmstack.postgres.template.child import scripts
-        root = self._project["root"]
-        project_names.prefer_project(line, root)
         self._tell(f"in {line}")
         if do == "describe":
             return scripts.describe(line, self._recorder)
-        return scripts.apply(line, root, self._guard, self._recorder)
+        return scripts.apply(line, self._guard, self._recorder)
 
     def _load_revisions(self) -> Revisions:
         with self._own_imports():
             from pytest_warmstack.postgres.template.child.revisions import Revisions
         alembic = self._project["alembic"]
-        project_names.prefer_project(alembic["callable"], self._project["root"])
         url = database_url.url(alembic, self._project["url"])
         return Revisions(alembic, url, self._guard, self._recorder, self._tell)
 

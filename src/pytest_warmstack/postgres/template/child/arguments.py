@@ -1,11 +1,13 @@
-"""Which parameters a seed or schema function may have, and what each of them gets.
+"""The project's functions: how a line names one, and what its parameters get.
 
-`PARAMETERS` is the list of them: the code, the error and the README's table follow it.
+`PARAMETERS` lists which parameters a seed or schema function may have: the code, the error and the
+README's table follow it.
 """
 
 from __future__ import annotations
 
 import asyncio
+import difflib
 import importlib
 import inspect
 import re
@@ -15,6 +17,8 @@ from collections import OrderedDict
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping
 from contextlib import AsyncExitStack, ExitStack, asynccontextmanager, closing, contextmanager
 from enum import StrEnum
+from importlib.machinery import PathFinder
+from importlib.util import module_from_spec
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, Final, NamedTuple, get_args, get_origin, get_type_hints
@@ -109,6 +113,36 @@ class Call(NamedTuple):
         signature = inspect.Signature([each.parameter for each in self.arguments])
         bound = inspect.BoundArguments(signature, OrderedDict(values))
         return self.function(*bound.args, **bound.kwargs)
+
+
+def resolve(line: str, root: str) -> Any:
+    """Return what *line*, `package.module:attribute`, names in the project whose folder is *root*.
+
+    Raises `BuildFailure` if the module has no such attribute.
+    """
+    module, _, path = line.partition(":")
+    _prefer_project(module, root)
+    found: Any = importlib.import_module(module)
+    for name in path.split("."):
+        if not hasattr(found, name):
+            close = difflib.get_close_matches(name, dir(found), 1)
+            hint = f"; did you mean {close[0]}?" if close else ""
+            raise BuildFailure("config", f"{module} has no attribute {path}{hint}")
+        found = getattr(found, name)
+    return found
+
+
+def _prefer_project(module: str, root: str) -> None:
+    """Make Python import *module* from *root*, also if its folder has no `__init__.py`.
+
+    Python prefers any package with one, wherever on the path it lies (PEP 420): the folder `tests`
+    of an installed package would hide the project's `tests/seed.py`.
+    """
+    top, file = module.partition(".")[0], Path(root, *module.split("."))
+    if top not in sys.modules and (file.with_suffix(".py").is_file() or file.is_dir()):
+        spec = PathFinder.find_spec(top, [root])
+        if spec is not None and spec.loader is None:
+            sys.modules[top] = module_from_spec(spec)
 
 
 def understood() -> list[str]:
@@ -279,7 +313,8 @@ async def _run_in_loop(call: Call, values: dict[str, Any], urls: Callable[..., A
             await result
         elif takes_async:
             raise BuildFailure(
-                "signature", "it takes an asynchronous argument, but is not an async def"
+                "signature",
+                "it is not an async def, but takes an asynchronous argument: make it an async def",
             )
 
 

@@ -14,7 +14,7 @@ from typing import Any
 from alembic.config import CommandLine, Config
 from sqlalchemy import URL, make_url
 
-from pytest_warmstack.postgres.template.child import arguments, database_url, project_names
+from pytest_warmstack.postgres.template.child import arguments, database_url
 from pytest_warmstack.postgres.template.child.failures import BuildFailure
 from pytest_warmstack.postgres.template.child.recorder import Recorder, real
 from pytest_warmstack.postgres.template.dependencies import related_options, sections
@@ -106,7 +106,7 @@ class Configuration:
     def _call(self) -> Config | None:
         url = self._url.render_as_string(hide_password=False)
         with self._recorder.step(self.function):
-            function = project_names.resolve(self.function)
+            function = arguments.resolve(self.function, self._recorder.root)
             modules = {self.function.partition(":")[0], getattr(function, "__module__", "")}
             files = [getattr(sys.modules.get(each), "__file__", None) for each in modules]
             self._function_files = {real(each) for each in files if each}

@@ -34,7 +34,8 @@ from pytest_warmstack.postgres.template.dependencies import (
     place,
 )
 
-_PACKAGE: Final = os.path.abspath(f"{__file__}/../../../..")  # noqa: PTH100
+_LIBRARIES: Final = tuple(f"{each}{os.sep}" for each in (*SITE, *STDLIB))
+_PACKAGE: Final = os.path.realpath(f"{os.path.dirname(__file__)}/../../..")  # noqa: PTH120
 _SYSTEM: Final = ("/dev/", "/proc/", "/sys/", "/etc/", "/usr/", "/run/", "/var/run/", "/System/")
 """Folders whose files belong to the machine and to no project."""
 
@@ -54,15 +55,15 @@ class Recorder:
     """Records which code reads what.
 
     A module needs all that the modules which it imports need, however deep. What is read while a
-    build step runs belongs to that step. `env` is the path of env.py: what it reads belongs to no
-    step.
+    build step runs belongs to that step. `root` is the project's folder. `env` is the path of
+    env.py: what it reads belongs to no step.
     """
 
     def __init__(self, root: str, ignore: list[str], guard: Any) -> None:
-        self._root = real(root)
+        self.root = real(root)
         self._ignore = [f"{each}*" if each.endswith("/") else each for each in ignore]
         self._guard = guard
-        self._file_state = FileState(self._root)
+        self._file_state = FileState(self.root)
         # Linux dates files by a clock that ticks every few milliseconds.
         self._began = time.time() - 0.01
         self._imports: defaultdict[str, set[str]] = defaultdict(set)
@@ -155,14 +156,13 @@ class Recorder:
         return keys
 
     def _make_key(self, kind: str, path: str) -> str:
-        """Return the key of a file or folder."""
         return f"{kind}:{self.name(path)}"
 
     def name(self, path: str) -> str:
         """Return the name of a file or folder in keys and patterns."""
         # By the name that was used, where that is in the project: a link may lead elsewhere later.
         used = os.path.abspath(path)  # noqa: PTH100
-        return place(used if used.startswith(self._root + os.sep) else real(path), self._root)
+        return place(used if used.startswith(self.root + os.sep) else real(path), self.root)
 
     def is_ignored(self, name: str) -> bool:
         """Tell whether a pattern leaves the file called *name* out."""
@@ -221,11 +221,8 @@ class Recorder:
 
     def _find_whether_project(self, path: str) -> bool:
         """Tell whether the code at *path* is the project's: not a library's, Python's or ours."""
-        return (
-            not path.startswith("<")
-            and path != ""
-            and not _lies_in(real(path), (*SITE, *STDLIB, real(_PACKAGE)))
-        )
+        is_file = path and not path.startswith("<")
+        return bool(is_file) and not real(path).startswith((*_LIBRARIES, f"{_PACKAGE}{os.sep}"))
 
     def _note_import(self, importer: str | None, name: str, fromlist: Any) -> None:
         if name.startswith(("asyncpg", "psycopg")):
@@ -317,11 +314,11 @@ class Recorder:
     def _is_data(self, name: str, kind: str) -> bool:
         """Tell whether a file or folder is the project's: not Python's or the machine's."""
         path = f"{real(name)}/"
-        if _lies_in(path, (*SITE, *STDLIB)):
+        if path.startswith(_LIBRARIES):
             return False
-        if path.startswith(self._root + os.sep):
+        if path.startswith(self.root + os.sep):
             # The folders of Git, pytest and Python change all the time.
-            folders = path[len(self._root) + 1 :].split("/")[: -1 if kind == "folder" else -2]
+            folders = path[len(self.root) + 1 :].split("/")[: -1 if kind == "folder" else -2]
             return not any(each.startswith(".") or each == "__pycache__" for each in folders)
         home = os.path.expanduser("~")  # noqa: PTH111
         elsewhere = (*_SYSTEM, os.path.realpath(tempfile.gettempdir()) + os.sep, f"{home}/.")
@@ -332,10 +329,6 @@ class Recorder:
 def real(path: str) -> str:
     """Return the path of a file without links; asked for the same ones thousands of times."""
     return os.path.realpath(path)
-
-
-def _lies_in(path: str, folders: tuple[str, ...]) -> bool:
-    return any(path.startswith(folder + os.sep) for folder in folders)
 
 
 def _with_parents(module: str) -> Iterator[str]:

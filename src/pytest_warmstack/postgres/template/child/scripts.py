@@ -13,7 +13,7 @@ import asyncpg
 from sqlalchemy import URL, MetaData, NullPool, create_mock_engine
 from sqlalchemy.ext.asyncio import AsyncConnection, create_async_engine
 
-from pytest_warmstack.postgres.template.child import arguments, database_url, project_names
+from pytest_warmstack.postgres.template.child import arguments, database_url
 from pytest_warmstack.postgres.template.child.failures import BuildFailure
 from pytest_warmstack.postgres.template.child.guard import Guard
 from pytest_warmstack.postgres.template.child.recorder import Recorder
@@ -35,18 +35,18 @@ _COPY: Final = re.compile(
 """Rows as pg_dump writes them (PostgreSQL's documentation, "COPY")."""
 
 
-def apply(line: str, root: str, guard: Guard, recorder: Recorder) -> dict[str, Any]:
+def apply(line: str, guard: Guard, recorder: Recorder) -> dict[str, Any]:
     """Apply the script that *line* names, `file.sql` or `package.module:attribute`.
 
     The report has what it needed.
     """
     if line.endswith(".sql"):
-        path = Path(root, line)
+        path = Path(recorder.root, line)
         key = recorder.key("file", str(path))
         text = path.read_text(encoding="utf-8")
         _with_connection(guard.url, lambda connection: run_sql(connection, path.name, text))
         return {"needs": recorder.digests({key})}
-    found = find(line)
+    found = find(line, recorder.root)
     with recorder.step(line):
         if isinstance(found, MetaData):
             if not found.tables:
@@ -64,7 +64,7 @@ def describe(line: str, recorder: Recorder) -> dict[str, Any]:
 
     The digest is empty for a function: what it does is only known when it is called.
     """
-    found = find(line)
+    found = find(line, recorder.root)
     ddl = _ddl_digest(found) if isinstance(found, MetaData) else ""
     return {"ddl": ddl, "needs": _needs(line, recorder)}
 
@@ -102,9 +102,9 @@ def _with_connection(url: URL, work: Callable[[AsyncConnection], Awaitable[None]
     asyncio.run(connect())
 
 
-def find(line: str) -> MetaData | arguments.Call:
+def find(line: str, root: str) -> MetaData | arguments.Call:
     """Return what `package.module:attribute` names: a `MetaData`, or how a function is called."""
-    found = project_names.resolve(line)
+    found = arguments.resolve(line, root)
     # A declarative base has the metadata of all models; a model also has it, but is a table itself.
     metadata = getattr(found, "metadata", None)
     if isinstance(metadata, MetaData) and not hasattr(found, "__table__"):
