@@ -101,20 +101,18 @@ def _sample(schema: dict[str, Any], name: str, defs: Any = None) -> Any:
     defs = schema.get("$defs", defs)
     schema = next((each for each in schema.get("anyOf", ()) if each != {"type": "null"}), schema)
     schema = defs[schema["$ref"].rpartition("/")[2]] if "$ref" in schema else schema
-    if "const" in schema or "enum" in schema:
-        return schema.get("const", *schema.get("enum", ())[:1])
-    match schema.get("type"):
-        case "boolean":
-            return True
-        case "array":
-            return []
-        case "object":
-            return {
-                each: _sample(schema["properties"][each], f"{name}_{each}", defs)
-                for each in schema.get("required", ())
-            }
-        case "integer" | "number":
-            return placeholder_of(name) or 1
+    if "const" in schema:
+        return schema["const"]
+    if "enum" in schema:
+        return schema["enum"][0]
+    kind = schema.get("type")
+    if kind in {"boolean", "array"}:
+        return True if kind == "boolean" else []
+    if kind == "object":
+        required = schema.get("required", ())
+        return {e: _sample(schema["properties"][e], f"{name}_{e}", defs) for e in required}
+    if kind in {"integer", "number"}:
+        return placeholder_of(name) or 1
     return placeholder_of(name) or (
         "http://localhost:1" if schema.get("format") == "uri" else "test"
     )
