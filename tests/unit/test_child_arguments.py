@@ -208,6 +208,25 @@ def test_a_function_that_needs_no_loop_runs_in_none() -> None:
     ]
 
 
+@pytest.mark.parametrize("wrapper", ["**named", "*given, dsn, **named"])
+def test_a_decorator_gets_the_parameters_by_their_names(wrapper: str) -> None:
+    """But for those that can only be given by their position."""
+    head = f"""
+import functools
+def passes_on(function):
+    @functools.wraps(function)
+    def wrapper({wrapper}):
+        seen.append(dsn if "dsn" in locals() else named["dsn"])
+    return wrapper
+seen = []
+"""
+    seed = made("@passes_on\ndef seed(dsn): pass\nseed.seen = seen", head=head)
+
+    arguments.run(arguments.call(seed), lambda _: make_url("postgresql://h/d"))
+
+    assert vars(seed)["seen"] == ["postgresql://h/d"]
+
+
 @pytest.mark.parametrize(
     "text",
     [

@@ -13,7 +13,6 @@ import inspect
 import re
 import sys
 import warnings
-from collections import OrderedDict
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping
 from contextlib import AsyncExitStack, ExitStack, asynccontextmanager, closing, contextmanager
 from enum import StrEnum
@@ -110,9 +109,10 @@ class Call(NamedTuple):
 
     def __call__(self, values: Mapping[str, Any]) -> Any:
         """Call the function with *values* by the names of its parameters."""
-        signature = inspect.Signature([each.parameter for each in self.arguments])
-        bound = inspect.BoundArguments(signature, OrderedDict(values))
-        return self.function(*bound.args, **bound.kwargs)
+        parameters = [each.parameter for each in self.arguments]
+        positional = [each.name for each in parameters if each.kind is each.POSITIONAL_ONLY]
+        named = {name: value for name, value in values.items() if name not in positional}
+        return self.function(*map(values.__getitem__, positional), **named)
 
 
 def resolve(line: str, root: str) -> Any:
