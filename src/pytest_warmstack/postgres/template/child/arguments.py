@@ -22,11 +22,6 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, Final, NamedTuple, get_args, get_origin, get_type_hints
 
-import asyncpg
-from sqlalchemy import NullPool
-from sqlalchemy.ext.asyncio import AsyncSession, async_sessionmaker, create_async_engine
-from sqlalchemy.orm import Session, sessionmaker
-
 from pytest_warmstack.postgres.template.child.failures import (
     BuildFailure,
     is_project_file,
@@ -295,6 +290,9 @@ def _fail_if_not_awaited() -> Iterator[None]:
 
 
 async def _run_in_loop(call: Call, values: dict[str, Any], urls: Callable[..., Any]) -> None:
+    from sqlalchemy import NullPool
+    from sqlalchemy.ext.asyncio import create_async_engine
+
     engine = create_async_engine(urls("postgresql+asyncpg"), poolclass=NullPool)
     dsn = urls("postgresql").render_as_string(hide_password=False)
     takes_async = any(each.kind in _ASYNC for each in call.arguments)
@@ -338,6 +336,9 @@ def _opened(kind: Kind, urls: Callable[..., Any], is_async: bool) -> Iterator[An
 @asynccontextmanager
 async def _opened_in_loop(argument: Argument, engine: Any, dsn: str) -> AsyncIterator[Any]:
     """Yield an argument that belongs to the running loop."""
+    from sqlalchemy.ext.asyncio import AsyncSession, async_sessionmaker
+    from sqlalchemy.orm import Session, sessionmaker
+
     kind, cls = argument.kind, argument.cls
     if kind in {Kind.ENGINE, Kind.ASYNC_ENGINE}:
         yield engine.sync_engine if kind is Kind.ENGINE else engine
@@ -346,6 +347,8 @@ async def _opened_in_loop(argument: Argument, engine: Any, dsn: str) -> AsyncIte
     elif kind is Kind.ASYNC_FACTORY:
         yield async_sessionmaker(engine, expire_on_commit=False)
     elif kind is Kind.ASYNCPG:
+        import asyncpg
+
         connection = await asyncpg.connect(dsn)
         try:
             yield connection
@@ -355,7 +358,9 @@ async def _opened_in_loop(argument: Argument, engine: Any, dsn: str) -> AsyncIte
             await connection.close()
     else:
         if kind is Kind.ASYNC_PSYCOPG:
-            manager = await importlib.import_module("psycopg").AsyncConnection.connect(dsn)
+            import psycopg
+
+            manager: Any = await psycopg.AsyncConnection.connect(dsn)
         elif kind is Kind.SESSION:
             manager = AsyncSession(engine, sync_session_class=cls or Session)
         elif kind is Kind.ASYNC_SESSION:
