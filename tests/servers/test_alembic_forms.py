@@ -368,7 +368,7 @@ def test_revisions_that_are_left_out_on_purpose_can_be_declared(form: Form) -> N
     form.configure(*lines)
 
     assert form.column(TABLES) == SHOP[:2]
-    assert "does not see" not in form.runs[-1].stem.with_suffix(".out").read_text()
+    assert "does not load" not in form.runs[-1].stem.with_suffix(".out").read_text()
 
 
 def test_another_history_that_is_left_out_is_told_until_it_is_declared(form: Form) -> None:
@@ -378,12 +378,12 @@ def test_another_history_that_is_left_out_is_told_until_it_is_declared(form: For
         each.write_text(each.read_text().replace("= '0", "= '9"))
 
     assert form.column(TABLES) == SHOP[:2]
-    seen = "1 revision (9 revision files that Alembic does not see)"
+    seen = "1 revision (9 revision files that Alembic does not load)"
     assert seen in form.runs[-1].stem.with_suffix(".out").read_text()
 
     form.configure("warmstack_depends_ignore = migrations/versions/2024/*")
     assert form.column(TABLES) == SHOP[:2]
-    assert "does not see" not in form.runs[-1].stem.with_suffix(".out").read_text()
+    assert "does not load" not in form.runs[-1].stem.with_suffix(".out").read_text()
 
 
 def test_revisions_in_folders_are_seen_where_the_configuration_says_so(form: Form) -> None:

@@ -117,7 +117,7 @@ def test_a_module_that_is_not_found_is_told_with_the_folders_that_were_looked_in
     kept.write("tests/seed.py", SEED)
     kept.write("test_rows.py", TEST)
     lines = {
-        "shelves.seed:fill": ["No module named 'shelves.seed'", "in shelves, */shelves.py, which"],
+        "shelves.seed:fill": ["No module named 'shelves.seed'", "in shelves: */shelves.py"],
         "tests.absent:fill": ["No module named 'tests.absent'", "in tests: */packages/tests"],
         "absent:fill": ["No module named 'absent'", f"Looked for it in: *{kept.folder}*"],
     }

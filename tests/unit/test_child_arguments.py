@@ -12,7 +12,8 @@ import pytest
 from sqlalchemy import make_url
 
 from pytest_warmstack.postgres.template.child import arguments, database_url
-from pytest_warmstack.postgres.template.child.failures import Trouble
+from pytest_warmstack.postgres.template.child.arguments import Kind
+from pytest_warmstack.postgres.template.child.failures import BuildFailure
 
 HEAD = """
 import asyncio, functools, sqlalchemy as sa
@@ -62,41 +63,41 @@ def kinds(function: Callable[..., Any]) -> list[str]:
 @pytest.mark.parametrize(
     ("signature", "kind"),
     [
-        ("def seed(x: Session)", arguments.SESSION),
-        ("def seed(x: Own)", arguments.SESSION),
-        ("def seed(x: SessionDep)", arguments.SESSION),
-        ("def seed(x: Optional[Session])", arguments.SESSION),
-        ("def seed(x: 'Session | None')", arguments.SESSION),
-        ("def seed(*, x: Annotated[Optional['Session'], 'Depends'])", arguments.SESSION),
-        ("def seed(x: Session, /)", arguments.SESSION),
-        ("async def seed(x: AsyncSession)", arguments.ASYNC_SESSION),
-        ("async def seed(x: AsyncDep)", arguments.ASYNC_SESSION),
-        ("async def seed(x: Session | AsyncSession)", arguments.ASYNC_SESSION),
-        ("def seed(x: AsyncSession | Session)", arguments.SESSION),
-        ("def seed(x: sessionmaker[Session])", arguments.FACTORY),
-        ("async def seed(x: async_sessionmaker[AsyncSession])", arguments.ASYNC_FACTORY),
-        ("def seed(x: Connection | Engine)", arguments.CONNECTION),
-        ("def seed(x: sa.Connection)", arguments.CONNECTION),
-        ("async def seed(x: AsyncConnection)", arguments.ASYNC_CONNECTION),
-        ("async def seed(x: asyncpg.Connection)", arguments.ASYNCPG),
-        ("def seed(x: 'psycopg.Connection[Any]')", arguments.PSYCOPG),
-        ("async def seed(x: psycopg.AsyncConnection)", arguments.ASYNC_PSYCOPG),
-        ("def seed(x: psycopg2.extensions.connection)", arguments.PSYCOPG2),
-        ("def seed(x: Engine)", arguments.ENGINE),
-        ("async def seed(x: AsyncEngine)", arguments.ASYNC_ENGINE),
-        ("def seed(x: AsyncEngine)", arguments.ASYNC_ENGINE),
-        ("async def seed(x: URL)", arguments.URL),
-        ("async def seed(x: str | URL)", arguments.URL),
-        ("def seed(url: str)", arguments.TEXT),
-        ("async def seed(db_url)", arguments.TEXT),
-        ("def seed(dsn: str)", arguments.DSN),
-        ("def seed(db)", arguments.SESSION),
-        ("async def seed(session)", arguments.ASYNC_SESSION),
-        ("def seed(conn: Any)", arguments.CONNECTION),
-        ("async def seed(connection: object)", arguments.ASYNC_CONNECTION),
-        ("def seed(engine)", arguments.ENGINE),
-        ("async def seed(session_factory)", arguments.ASYNC_FACTORY),
-        ("@passes_on\nasync def seed(x: AsyncSession)", arguments.ASYNC_SESSION),
+        ("def seed(x: Session)", Kind.SESSION),
+        ("def seed(x: Own)", Kind.SESSION),
+        ("def seed(x: SessionDep)", Kind.SESSION),
+        ("def seed(x: Optional[Session])", Kind.SESSION),
+        ("def seed(x: 'Session | None')", Kind.SESSION),
+        ("def seed(*, x: Annotated[Optional['Session'], 'Depends'])", Kind.SESSION),
+        ("def seed(x: Session, /)", Kind.SESSION),
+        ("async def seed(x: AsyncSession)", Kind.ASYNC_SESSION),
+        ("async def seed(x: AsyncDep)", Kind.ASYNC_SESSION),
+        ("async def seed(x: Session | AsyncSession)", Kind.ASYNC_SESSION),
+        ("def seed(x: AsyncSession | Session)", Kind.SESSION),
+        ("def seed(x: sessionmaker[Session])", Kind.FACTORY),
+        ("async def seed(x: async_sessionmaker[AsyncSession])", Kind.ASYNC_FACTORY),
+        ("def seed(x: Connection | Engine)", Kind.CONNECTION),
+        ("def seed(x: sa.Connection)", Kind.CONNECTION),
+        ("async def seed(x: AsyncConnection)", Kind.ASYNC_CONNECTION),
+        ("async def seed(x: asyncpg.Connection)", Kind.ASYNCPG),
+        ("def seed(x: 'psycopg.Connection[Any]')", Kind.PSYCOPG),
+        ("async def seed(x: psycopg.AsyncConnection)", Kind.ASYNC_PSYCOPG),
+        ("def seed(x: psycopg2.extensions.connection)", Kind.PSYCOPG2),
+        ("def seed(x: Engine)", Kind.ENGINE),
+        ("async def seed(x: AsyncEngine)", Kind.ASYNC_ENGINE),
+        ("def seed(x: AsyncEngine)", Kind.ASYNC_ENGINE),
+        ("async def seed(x: URL)", Kind.URL),
+        ("async def seed(x: str | URL)", Kind.URL),
+        ("def seed(url: str)", Kind.TEXT),
+        ("async def seed(db_url)", Kind.TEXT),
+        ("def seed(dsn: str)", Kind.DSN),
+        ("def seed(db)", Kind.SESSION),
+        ("async def seed(session)", Kind.ASYNC_SESSION),
+        ("def seed(conn: Any)", Kind.CONNECTION),
+        ("async def seed(connection: object)", Kind.ASYNC_CONNECTION),
+        ("def seed(engine)", Kind.ENGINE),
+        ("async def seed(session_factory)", Kind.ASYNC_FACTORY),
+        ("@passes_on\nasync def seed(x: AsyncSession)", Kind.ASYNC_SESSION),
     ],
 )
 def test_a_parameter_is_understood(signature: str, kind: str, *, future: bool) -> None:
@@ -107,14 +108,14 @@ def test_a_parameter_is_understood(signature: str, kind: str, *, future: bool) -
 @pytest.mark.parametrize(
     ("annotation", "kind"),
     [
-        ("AsyncSession", arguments.ASYNC_SESSION),
-        ("AsyncSession | None", arguments.ASYNC_SESSION),
-        ("Annotated[AsyncSession, Depends(get)]", arguments.ASYNC_SESSION),
-        ("orm.Session", arguments.SESSION),
-        ("sa.Connection", arguments.CONNECTION),
-        ("asyncpg.Connection", arguments.ASYNCPG),
-        ("psycopg.Connection", arguments.PSYCOPG),
-        ("Engine", arguments.ENGINE),
+        ("AsyncSession", Kind.ASYNC_SESSION),
+        ("AsyncSession | None", Kind.ASYNC_SESSION),
+        ("Annotated[AsyncSession, Depends(get)]", Kind.ASYNC_SESSION),
+        ("orm.Session", Kind.SESSION),
+        ("sa.Connection", Kind.CONNECTION),
+        ("asyncpg.Connection", Kind.ASYNCPG),
+        ("psycopg.Connection", Kind.PSYCOPG),
+        ("Engine", Kind.ENGINE),
     ],
 )
 def test_what_is_imported_for_type_checkers_only_is_understood_too(
@@ -151,25 +152,25 @@ def test_a_partial_function_needs_only_the_rest() -> None:
 
     call = arguments.call(functools.partial(function, count=3))
 
-    assert [each.kind for each in call.arguments] == [arguments.ASYNC_SESSION]
+    assert [each.kind for each in call.arguments] == [Kind.ASYNC_SESSION]
     assert call.is_async
 
 
 @pytest.mark.parametrize(
     ("signature", "words"),
     [
-        ("def seed(client)", r"\(client\) is not understood"),
-        ("def seed(locale: str)", r"\(locale: str\) is not understood"),
-        ("def seed(session: str)", r"\(session: str\) is not understood"),
-        ("def seed(session: dict)", r"\(session: dict\) is not understood"),
-        ("def seed(db: 'Database')", r"\(db: 'Database'\) is not understood"),
+        ("def seed(client)", r"\(client\) is not supported"),
+        ("def seed(locale: str)", r"\(locale: str\) is not supported"),
+        ("def seed(session: str)", r"\(session: str\) is not supported"),
+        ("def seed(session: dict)", r"\(session: dict\) is not supported"),
+        ("def seed(db: 'Database')", r"\(db: 'Database'\) is not supported"),
         ("async def seed(x: Session)", "is not asynchronous, .* make it a def"),
         ("async def seed(x: Engine)", "is not asynchronous, .* make it a def"),
     ],
 )
 def test_what_is_not_understood_is_named(signature: str, words: str) -> None:
     """Before anything is built: the list of what is understood follows in the error."""
-    with pytest.raises(Trouble, match=words) as caught:
+    with pytest.raises(BuildFailure, match=words) as caught:
         arguments.call(made(f"{signature}: pass"))
 
     assert caught.value.kind == "signature"
@@ -179,9 +180,9 @@ def test_the_list_names_each_kind_once() -> None:
     """The error's lines and the README's rows are made from one list."""
     lines = arguments.understood()
 
-    assert len(lines) == len(arguments.TAKEN)
-    for taken, line in zip(arguments.TAKEN, lines, strict=True):
-        assert all(each in line for each in (*taken.names, *taken.plain, *taken.awaited))
+    assert len(lines) == len(arguments.PARAMETERS)
+    for row, line in zip(arguments.PARAMETERS, lines, strict=True):
+        assert all(each in line for each in (*row.names, *row.kinds, *row.async_kinds))
 
 
 def test_a_function_that_needs_no_loop_runs_in_none() -> None:
@@ -207,6 +208,25 @@ def test_a_function_that_needs_no_loop_runs_in_none() -> None:
     ]
 
 
+@pytest.mark.parametrize("wrapper", ["**named", "*given, dsn, **named"])
+def test_a_decorator_gets_the_parameters_by_their_names(wrapper: str) -> None:
+    """But for those that can only be given by their position."""
+    head = f"""
+import functools
+def passes_on(function):
+    @functools.wraps(function)
+    def wrapper({wrapper}):
+        seen.append(dsn if "dsn" in locals() else named["dsn"])
+    return wrapper
+seen = []
+"""
+    seed = made("@passes_on\ndef seed(dsn): pass\nseed.seen = seen", head=head)
+
+    arguments.run(arguments.call(seed), lambda _: make_url("postgresql://h/d"))
+
+    assert vars(seed)["seen"] == ["postgresql://h/d"]
+
+
 @pytest.mark.parametrize(
     "text",
     [
@@ -219,7 +239,7 @@ def test_what_a_seed_never_awaits_is_an_error(text: str) -> None:
     """Its rows would be missing, and Python only warns."""
     seed = made(f"async def work(): pass\n{text}")
 
-    with pytest.warns(RuntimeWarning), pytest.raises(Trouble) as caught:
+    with pytest.warns(RuntimeWarning), pytest.raises(BuildFailure) as caught:
         arguments.run(arguments.call(seed), lambda _: make_url("postgresql://"))
 
     assert "coroutine 'work' was never awaited" in str(caught.value)

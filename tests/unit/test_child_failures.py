@@ -13,25 +13,26 @@ import pytest
 import sqlalchemy
 from sqlalchemy.exc import ProgrammingError
 
-from pytest_warmstack.postgres.template.child import failures
 from pytest_warmstack.postgres.template.child.failures import (
-    Refused,
-    Trouble,
+    BuildFailure,
+    ForbiddenConnection,
     message,
+    print_traceback,
     report,
+    sqlstate,
     where,
 )
 
 
 class Revisions:
-    """What trouble asks about the revisions."""
+    """What the report of a failure asks about the revisions."""
 
     is_first = False
 
     def __init__(self, home: Path | None = None, stage: str = "upgrade", **files: str) -> None:
         self.home = home
         self.stage = stage
-        self.told: list[str] = []
+        self.alembic_warnings: list[str] = []
         self._files = {(home or Path()) / name.replace("__", "."): id for name, id in files.items()}
 
     def by_path(self) -> dict[Path, str]:
@@ -86,7 +87,7 @@ def test_an_error_is_told_in_its_own_words(error: BaseException, words: str) -> 
 
 def test_a_refusal_of_ours_is_told_without_its_kind() -> None:
     """It is a sentence, and the name of a class of ours tells nobody anything."""
-    assert message(Refused("the database prod is not the template")) == (
+    assert message(ForbiddenConnection("the database prod is not the template")) == (
         "the database prod is not the template"
     )
 
@@ -122,7 +123,7 @@ def test_the_code_of_postgresql_is_found_whichever_driver_raised(
     error: BaseException, state: str
 ) -> None:
     """SQLAlchemy keeps the driver's error, and every driver has its name for the code."""
-    assert failures._state(error) == state
+    assert sqlstate(error) == state
     assert report(error, None)["state"] == state
 
 
@@ -140,7 +141,7 @@ def test_the_code_is_found_behind_the_error_that_was_raised() -> None:
     for explicit in (False, True):
         with pytest.raises(RuntimeError) as caught:
             outer(explicit)
-        assert failures._state(caught.value) == "42710"
+        assert sqlstate(caught.value) == "42710"
 
 
 def test_the_code_of_a_real_driver_is_found() -> None:
@@ -149,7 +150,7 @@ def test_the_code_of_a_real_driver_is_found() -> None:
 
     error = ProgrammingError("SELECT 1", {}, psycopg.errors.UndefinedTable("no"))
 
-    assert failures._state(error) == "42P01"
+    assert sqlstate(error) == "42P01"
 
 
 # Where
@@ -231,7 +232,7 @@ def test_an_error_of_libraries_alone_has_no_place(revisions: Any) -> None:
 
 def test_an_error_of_ours_has_the_place_that_it_was_given() -> None:
     """It knows better than its traceback."""
-    error = Trouble("revisions", "there are two of 0002", "in 0002_b.py", "42P01")
+    error = BuildFailure("revisions", "there are two of 0002", "in 0002_b.py", state="42P01")
 
     told = report(error, Revisions())
 
@@ -242,7 +243,7 @@ def test_an_error_of_ours_has_the_place_that_it_was_given() -> None:
 def test_the_report_has_the_stage_and_what_alembic_warned_of(tmp_path: Path) -> None:
     """A warning before the error is often its cause."""
     revisions = Revisions(tmp_path, "config")
-    revisions.told = ["Revision 0009 is not present"]
+    revisions.alembic_warnings = ["Revision 0009 is not present"]
 
     told = report(KeyError("0009"), revisions)
 
@@ -259,7 +260,7 @@ def test_of_a_traceback_the_projects_own_frames_are_shown(
     """Those of libraries are many, and well."""
     error = raised(tmp_path / "demo.py", "import json\n\ndef run():\n    json.loads('{')\n", "run")
 
-    failures.show(error)
+    print_traceback(error)
 
     shown = capsys.readouterr().err
     assert f'File "{tmp_path}/demo.py", line 4, in run' in shown
@@ -270,6 +271,6 @@ def test_of_a_traceback_the_projects_own_frames_are_shown(
 
 def test_of_an_error_of_ours_nothing_is_shown(capsys: pytest.CaptureFixture[str]) -> None:
     """Its words are all there is to it."""
-    failures.show(Trouble("config", "no"))
+    print_traceback(BuildFailure("config", "no"))
 
     assert capsys.readouterr().err == ""

@@ -13,8 +13,8 @@ from sqlalchemy import MetaData
 
 from pytest_warmstack.postgres.template.child import scripts
 from pytest_warmstack.postgres.template.child.arguments import Call
-from pytest_warmstack.postgres.template.child.failures import Trouble
-from pytest_warmstack.postgres.template.child.scripts import _found, _parts, _plain, _run
+from pytest_warmstack.postgres.template.child.failures import BuildFailure
+from pytest_warmstack.postgres.template.child.scripts import _parts, _unquoted, find, run_sql
 
 DUMP = r'''--
 -- PostgreSQL database dump
@@ -167,7 +167,7 @@ def test_a_part_of_comments_alone_is_nothing(text: str) -> None:
 )
 def test_a_name_loses_its_quotes(name: str, plain: str) -> None:
     """The driver quotes it again by itself."""
-    assert _plain(name) == plain
+    assert _unquoted(name) == plain
 
 
 # What is run
@@ -214,15 +214,15 @@ class Raw:
 def applied(text: str, raw: Raw | None = None) -> list[Any]:
     """Return what is done for the script *text*."""
     raw = raw or Raw()
-    asyncio.run(_run(raw, Path("sql/a.sql"), text))  # type: ignore[arg-type]
+    asyncio.run(run_sql(raw, "a.sql", text))  # type: ignore[arg-type]
     return raw.done
 
 
-def failed(text: str, refused: str, error: Exception, *, place: bool) -> Trouble:
-    """Return the trouble when PostgreSQL refuses a part of *text*, and maybe tells the place."""
+def failed(text: str, refused: str, error: Exception, *, place: bool) -> BuildFailure:
+    """Return the failure when PostgreSQL refuses a part of *text*, and maybe tells the place."""
     if place:
         error.place = True  # type: ignore[attr-defined]
-    with pytest.raises(Trouble) as caught:
+    with pytest.raises(BuildFailure) as caught:
         applied(text, Raw(refused, error))
     return caught.value
 
@@ -279,7 +279,7 @@ def test_a_transaction_that_is_left_open_is_told() -> None:
     raw = Raw()
     raw.begun = True
 
-    with pytest.raises(Trouble, match="begins a transaction and does not commit it") as caught:
+    with pytest.raises(BuildFailure, match="begins a transaction and does not commit it") as caught:
         applied("BEGIN; SELECT 1;\n", raw)
 
     assert caught.value.where == "in a.sql"
@@ -317,10 +317,10 @@ def module(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
 
 def test_a_line_names_a_function_or_the_metadata_of_models(module: str) -> None:
     """An attribute of a module, or of something in it."""
-    assert isinstance(_found(f"{module}:Base.metadata"), MetaData)
+    assert isinstance(find(f"{module}:Base.metadata", ""), MetaData)
     # A declarative base is what one thinks of first.
-    assert _found(f"{module}:Base") is _found(f"{module}:Base.metadata")
-    orders = _found(f"{module}:orders")
+    assert find(f"{module}:Base", "") is find(f"{module}:Base.metadata", "")
+    orders = find(f"{module}:orders", "")
     assert isinstance(orders, Call)
     assert orders.function.__name__ == "orders"
 
@@ -329,21 +329,21 @@ def test_a_line_names_a_function_or_the_metadata_of_models(module: str) -> None:
 def test_a_line_that_names_something_else_is_refused(module: str, name: str, value: str) -> None:
     """The error tells what it is, and what it should be."""
     with pytest.raises(
-        Trouble, match=f"{module}:{name} is {value}, a .*, and neither a MetaData nor"
+        BuildFailure, match=f"{module}:{name} is {value}, a .*; it has to be a MetaData or"
     ):
-        _found(f"{module}:{name}")
+        find(f"{module}:{name}", "")
 
 
 @pytest.mark.parametrize("name", ["several", "awaited"])
 def test_a_line_that_names_a_generator_is_refused(module: str, name: str) -> None:
     """To call it would do nothing."""
-    with pytest.raises(Trouble, match=f"{module}:{name} is a generator"):
-        _found(f"{module}:{name}")
+    with pytest.raises(BuildFailure, match=f"{module}:{name} is a generator"):
+        find(f"{module}:{name}", "")
 
 
 def test_a_line_that_names_nothing_is_refused(module: str) -> None:
     """A misspelt module, and a misspelt attribute, whose right name is then guessed."""
-    with pytest.raises((Trouble, ModuleNotFoundError), match="warmstack_demos"):
-        _found("warmstack_demos:orders")
-    with pytest.raises(Trouble, match=f"{module} has no order; is orders meant"):
-        _found(f"{module}:order")
+    with pytest.raises((BuildFailure, ModuleNotFoundError), match="warmstack_demos"):
+        find("warmstack_demos:orders", "")
+    with pytest.raises(BuildFailure, match=f"{module} has no attribute order; did you mean orders"):
+        find(f"{module}:order", "")

@@ -40,7 +40,7 @@ for name, text in attempts.items():
         while error is not None:
             raised.append(error)
             error = error.__cause__ or error.__context__
-    refusals = [str(each) for each in raised if type(each).__name__ == "Refused"]
+    refusals = [str(each) for each in raised if type(each).__name__ == "ForbiddenConnection"]
     told[name] = [(refusals or [repr(each) for each in raised] or [""])[0], guard.refused]
 print(json.dumps(told))
 """

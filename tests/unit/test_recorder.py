@@ -9,8 +9,9 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -26,7 +27,7 @@ import importlib.util, json, pathlib, sys, types
 from pytest_warmstack.postgres.template.child.recorder import Recorder
 
 class Guard:
-    def watch(self):
+    def wrap_drivers(self):
         pass
 
 def load(path):
@@ -37,9 +38,8 @@ def load(path):
 
 def run():
     for path, module in loaded.items():
-        recorder.link(path.stem)
-        getattr(module, "upgrade", lambda: None)()
-        recorder.link("")
+        with recorder.step(path.stem):
+            getattr(module, "upgrade", lambda: None)()
 
 root = pathlib.Path.cwd()
 paths = sorted(root.glob("versions/*.py"))
@@ -48,17 +48,40 @@ sys.modules["steps"] = types.SimpleNamespace(run=run)
 recorder = Recorder(str(root), json.loads(sys.argv[1]), Guard())
 recorder.env = str(root / "env.py")
 recorder.install()
-recorder.take_sources([str(path) for path in paths])
+recorder.add_revision_files([str(path) for path in paths])
 loaded = {path: load(path) for path in paths}
 load(root / "env.py")
 told = {}
 for path in paths:
-    for name, link in ((path.stem, path.stem), (f"{path.stem} as loaded", "")):
-        needs = recorder.needs(str(path), link)
+    for name, step in ((path.stem, path.stem), (f"{path.stem} as loaded", "")):
+        needs = recorder.needs(recorder.modules(str(path)), step)
         told[name] = recorder.digests(needs, own=recorder.key("file", str(path)))
 print(json.dumps(told))
 """
 """Load and run revisions as Alembic does, below env.py, and print what each of them needed."""
+
+FORK = """
+import json, os, sys, tempfile, traceback
+import pytest_warmstack.postgres.template.child.recorder
+
+code, requests = compile(sys.argv[1], "<string>", "exec"), sys.stdin
+for line in iter(requests.readline, ""):
+    request = json.loads(line)
+    if os.fork():
+        os.wait()
+        continue
+    try:
+        os.chdir(request["root"])
+        os.environ["TMPDIR"] = request["temporary"]
+        tempfile.tempdir = None
+        sys.argv[1] = json.dumps(request["ignore"])
+        exec(code, {"__name__": "__main__"})
+    except BaseException:
+        print(json.dumps(traceback.format_exc()))
+    sys.stdout.flush()
+    os._exit(0)
+"""
+"""Do what RECORD does in a fork for each line of JSON; print the traceback if that fails."""
 
 ENV = "import steps\nsteps.run()\n"
 
@@ -75,33 +98,58 @@ def root(tmp_path: Path) -> Path:
     return root
 
 
+@pytest.fixture(scope="module")
+def forker() -> Iterator[subprocess.Popen[str]]:
+    """A process that forks for each recording: a start of Python would take far longer."""
+    with subprocess.Popen(
+        [sys.executable, "-P", "-c", FORK, RECORD],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+    ) as process:
+        yield process
+        assert process.stdin is not None
+        process.stdin.close()
+
+
+def forked(process: subprocess.Popen[str], request: dict[str, Any]) -> Needs:
+    """Return what a fork of *process* records."""
+    assert process.stdin is not None
+    assert process.stdout is not None
+    process.stdin.write(json.dumps(request) + "\n")
+    process.stdin.flush()
+    needs: Needs | str = json.loads(process.stdout.readline())
+    assert not isinstance(needs, str), needs
+    return needs
+
+
 @pytest.fixture
-def recorded(root: Path) -> Recorded:
-    """Write files of a project, and tell what its revisions need: keys with their digests."""
+def recorded(root: Path, forker: subprocess.Popen[str]) -> Recorded:
+    """Write files of a project, and return what its revisions need: keys with their digests."""
 
     def recorded(
-        files: Files,
-        *,
-        ignore: Sequence[str] = (),
-        python: str = sys.executable,
-        **variables: str,
+        files: Files, *, ignore: Sequence[str] = (), python: str = "", **variables: str
     ) -> Needs:
         for name, text in {"env.py": ENV, **files}.items():
             path = root / name
             path.parent.mkdir(parents=True, exist_ok=True)
             path.write_text(text, encoding="utf-8")
+        temporary = str(root.parent / "tmp")
+        if not python and not variables:
+            request = {"root": str(root), "temporary": temporary, "ignore": ignore}
+            return forked(forker, request)
         done = subprocess.run(
-            [python, "-P", "-c", RECORD, json.dumps(ignore)],
+            [python or sys.executable, "-P", "-c", RECORD, json.dumps(ignore)],
             cwd=root,
-            env=os.environ | {"TMPDIR": str(root.parent / "tmp")} | variables,
+            env=os.environ | {"TMPDIR": temporary} | variables,
             capture_output=True,
             text=True,
             check=False,
             timeout=60,
         )
         assert done.returncode == 0, done.stderr
-        told: Needs = json.loads(done.stdout.splitlines()[-1])
-        return told
+        needs: Needs = json.loads(done.stdout.splitlines()[-1])
+        return needs
 
     return recorded
 
@@ -269,10 +317,10 @@ def test_compiled_modules_are_needs_all_the_same(recorded: Recorded, root: Path)
     """A second process loads them from their cache, and the sources decide what it holds."""
     files = {**HELPERS, "versions/0001.py": "import shop.helpers"}
 
-    first = recorded(files, PYTHONDONTWRITEBYTECODE="")
+    first, second = (recorded(files, PYTHONDONTWRITEBYTECODE="") for _ in range(2))
 
     assert list(root.glob("shop/__pycache__/helpers.*.pyc"))
-    assert recorded(files) == first
+    assert first == second
     assert beside(first) == BOTH
 
 

@@ -1,7 +1,8 @@
-"""What the child does: `python -m pytest_warmstack.postgres.template.child`.
+"""The child's conversation: `python -m pytest_warmstack.postgres.template.child MODULE...`.
 
-It is told on standard input, a line of JSON each: first about the project, then what to do. It
-answers each on standard output; whatever the project's code prints goes to standard error.
+The parent writes lines of JSON to standard input: first about the project, then one for each thing
+to do. The child answers each on standard output; what the project's code prints goes to standard
+error. The child imports the modules of the command line before it reads.
 """
 
 from __future__ import annotations
@@ -15,9 +16,6 @@ import signal
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from importlib.machinery import PathFinder
-from importlib.util import module_from_spec
-from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
 from pytest_warmstack.postgres.template.child import database_url, failures
@@ -30,16 +28,11 @@ if TYPE_CHECKING:
 
 
 def main() -> None:
-    """Answer until there is nothing more to do."""
-    # What comes in and goes out is ours alone: the project's code may read and print, too.
-    requests, answers = os.fdopen(os.dup(0)), os.fdopen(os.dup(1), "w", encoding="utf-8")
-    with open(os.devnull) as nothing:  # noqa: PTH123 - its descriptor is what is wanted
-        os.dup2(nothing.fileno(), 0)
-    os.dup2(2, 1)
-    # A child that is late is asked where it is; this works also when Python itself is stuck.
+    """Answer requests until standard input ends."""
+    requests, answers = _take_streams()
+    # The parent sends this signal when the child is late; it works even when Python is stuck.
     faulthandler.register(signal.SIGUSR1, all_threads=True)
-    # It takes long, and there is nothing to do yet. A tenth of it would be the search for garbage,
-    # of which an import leaves none.
+    # Imports leave no garbage, and the search for it would take a tenth of their time.
     gc.disable()
     for module in sys.argv[1:]:
         importlib.import_module(module)
@@ -49,112 +42,113 @@ def main() -> None:
         project = json.loads(requests.readline() or "null")
         work: Work | None = None
         for line in requests:
-            request = json.loads(line)
             error: BaseException | None = None
             try:
                 work = work or Work(project, answers)
-                report = work.do(**request)
+                report = work.do(**json.loads(line))
             except BaseException as raised:
                 error = raised
-                failures.show(error)
+                failures.print_traceback(error)
                 report = failures.report(error, work and work.revisions)
             if work is not None:
-                # Also when the project's code swallowed the refusal and went on.
-                report["refused"] = work.guard.refused
-                report["databases"] = work.revisions.databases() if work.revisions else []
-                report["variables"] = work.environment.wanted(
-                    error, project["env"], refused=bool(work.guard.refused)
-                )
+                report |= work.observed(error)
             for stream in (sys.stdout, sys.stderr):
                 with suppress(Exception):  # The project's code may have closed or replaced it.
                     stream.flush()
-            # What was written before the answer is read before it, too.
+            # The parent reads what was written before the answer up to this mark.
             os.write(2, b"\0\n")
-            json.dump(report, answers)
-            answers.write("\n")
-            answers.flush()
+            _send(answers, report)
+
+
+def _take_streams() -> tuple[IO[str], IO[str]]:
+    """Take standard input and output away from the project's code, which may use them too."""
+    requests, answers = os.fdopen(os.dup(0)), os.fdopen(os.dup(1), "w", encoding="utf-8")
+    with open(os.devnull) as nothing:  # noqa: PTH123 - for its descriptor
+        os.dup2(nothing.fileno(), 0)
+    os.dup2(2, 1)
+    return requests, answers
+
+
+def _send(answers: IO[str], message: dict[str, Any]) -> None:
+    json.dump(message, answers)
+    answers.write("\n")
+    answers.flush()
 
 
 class Work:
-    """The work of this process: guarded, recorded, and telling where it is."""
+    """What the parent asks for, done under the guard and the recorder."""
 
     def __init__(self, project: dict[str, Any], answers: IO[str]) -> None:
-        self._libraries = sys.path
+        self._own_path = sys.path
         # The project's code finds modules where the tests do, and in the same order.
         sys.path = project["path"]
         self._project = project
-        # Which driver it is takes Alembic to know; a script alone can do without.
-        asks = any("{db_url}" in line for line in project["env"])
-        if project["alembic"] and asks:
-            with _path(self._libraries):
+        # Alembic knows which driver the project uses. A script alone does without that import.
+        is_asked = any("{db_url}" in line for line in project["env"])
+        if project["alembic"] and is_asked:
+            with self._own_imports():
                 importlib.import_module("alembic.config")
-        url = database_url.url(project["alembic"] if asks else None, project["url"])
+        url = database_url.url(project["alembic"] if is_asked else None, project["url"])
         database_url.set_environment(project["env"], url)
-        self.environment = Variables()
-        self.environment.watch()
-        self.guard = Guard(url)
-        self.revisions: Revisions | None = None
-        self._root = project["root"]
-        self._recorder = Recorder(self._root, project["ignore"], self.guard)
+        self._variables = Variables()
+        self._variables.watch()
+        self._guard = Guard(url)
+        self._recorder = Recorder(project["root"], project["ignore"], self._guard)
         self._answers = answers
-        self.guard.install()
+        self.revisions: Revisions | None = None
+        self._guard.install()
         self._recorder.install()
 
     def do(self, do: str, **request: Any) -> dict[str, Any]:
-        """Do what is asked for, and return the report."""
+        """Do what the request asks for, and return the report."""
         if do in {"describe", "script"}:
-            with _path(self._libraries):
-                from pytest_warmstack.postgres.template.child import scripts
-            _prefer_own(request["line"], self._root)
-            self._tell(f"in {request['line']}")
-            if do == "describe":
-                return scripts.describe(request["line"], self._recorder)
-            return scripts.apply(request["line"], self._root, self.guard, self._recorder)
-        if self.revisions is None:
-            with _path(self._libraries):
-                from pytest_warmstack.postgres.template.child.revisions import Revisions
-            alembic = self._project["alembic"]
-            _prefer_own(alembic["callable"], self._root)
-            url = database_url.url(alembic, self._project["url"])
-            self.revisions = Revisions(alembic, url, self.guard, self._recorder, self._tell)
+            return self._do_script(do, request["line"])
+        self.revisions = self.revisions or self._load_revisions()
         if do == "plan":
             return self.revisions.plan()
         report = self.revisions.upgrade(request["links"], own=request["own"])
-        self.guard.release()
+        self._guard.release()
         return report
 
+    def observed(self, error: BaseException | None) -> dict[str, Any]:
+        """Return what was observed, even if the project's code swallowed an error and went on."""
+        refused = self._guard.refused
+        return {
+            "refused": refused,
+            "databases": self.revisions.configuration.databases() if self.revisions else [],
+            "variables": self._variables.wanted(error, self._project["env"], refused=bool(refused)),
+        }
+
+    def _do_script(self, do: str, line: str) -> dict[str, Any]:
+        with self._own_imports():
+            from pytest_warmstack.postgres.template.child import scripts
+        self._tell(f"in {line}")
+        if do == "describe":
+            return scripts.describe(line, self._recorder)
+        return scripts.apply(line, self._guard, self._recorder)
+
+    def _load_revisions(self) -> Revisions:
+        with self._own_imports():
+            from pytest_warmstack.postgres.template.child.revisions import Revisions
+        alembic = self._project["alembic"]
+        url = database_url.url(alembic, self._project["url"])
+        return Revisions(alembic, url, self._guard, self._recorder, self._tell)
+
     def _tell(self, at: str) -> None:
-        """Tell the parent what is being done, in case that it has to say so."""
-        json.dump({"at": at}, self._answers)
-        self._answers.write("\n")
-        self._answers.flush()
+        """Tell the parent what is going on, for an error about a child that is late or ends."""
+        _send(self._answers, {"at": at})
 
+    @contextmanager
+    def _own_imports(self) -> Iterator[None]:
+        """Look for modules where the child does, not in the project.
 
-@contextmanager
-def _path(path: list[str]) -> Iterator[None]:
-    """Look for modules in *path* for as long as this lasts.
-
-    For our own imports: the project may have a folder with the name of a library, `alembic`, say.
-    """
-    sys.path, before = path, sys.path
-    try:
-        yield
-    finally:
-        sys.path = before
-
-
-def _prefer_own(line: str, root: str) -> None:
-    """See that the module that *line* names is the project's, if its folder has no `__init__.py`.
-
-    Python prefers any package with one, wherever on the path it lies (PEP 420): `tests` of a wheel
-    would hide the project's `tests/seed.py`.
-    """
-    module = line.partition(":")[0]
-    top, file = module.partition(".")[0], Path(root, *module.split("."))
-    if top not in sys.modules and (file.with_suffix(".py").is_file() or file.is_dir()):
-        spec = PathFinder.find_spec(top, [root])
-        if spec is not None and spec.loader is None:
-            sys.modules[top] = module_from_spec(spec)
+        The project may have a folder with the name of a library, such as `alembic`.
+        """
+        sys.path, before = self._own_path, sys.path
+        try:
+            yield
+        finally:
+            sys.path = before
 
 
 if __name__ == "__main__":

@@ -1,11 +1,13 @@
-"""What a seed or schema function may take, and how it gets it.
+"""The project's functions: how a line names one, and what its parameters get.
 
-`TAKEN` is the one list of that: the code, the error and the README are made from it.
+`PARAMETERS` lists which parameters a seed or schema function may have: the code, the error and the
+README's table follow it.
 """
 
 from __future__ import annotations
 
 import asyncio
+import difflib
 import importlib
 import inspect
 import re
@@ -13,68 +15,83 @@ import sys
 import warnings
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping
 from contextlib import AsyncExitStack, ExitStack, asynccontextmanager, closing, contextmanager
+from enum import StrEnum
+from importlib.machinery import PathFinder
+from importlib.util import module_from_spec
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, Final, NamedTuple, get_args, get_origin, get_type_hints
 
-from pytest_warmstack.postgres.template.child.failures import Trouble, is_own
+from pytest_warmstack.postgres.template.child.failures import (
+    BuildFailure,
+    is_project_file,
+    listen_to_warnings,
+)
 
 
-class Taken(NamedTuple):
-    """A row of the list: names of a parameter, and what it may be annotated with.
+class Kind(StrEnum):
+    """What a parameter gets, in the words of the error and of the README."""
 
-    Without an annotation a `def` gets the first of *plain*, an `async def` that of *awaited*.
+    SESSION = "sqlalchemy.orm.Session"
+    FACTORY = "sqlalchemy.orm.sessionmaker"
+    CONNECTION = "sqlalchemy.Connection"
+    ENGINE = "sqlalchemy.Engine"
+    ASYNC_SESSION = "sqlalchemy.ext.asyncio.AsyncSession"
+    ASYNC_FACTORY = "sqlalchemy.ext.asyncio.async_sessionmaker"
+    ASYNC_CONNECTION = "sqlalchemy.ext.asyncio.AsyncConnection"
+    ASYNC_ENGINE = "sqlalchemy.ext.asyncio.AsyncEngine"
+    ASYNCPG = "asyncpg.Connection"
+    PSYCOPG = "psycopg.Connection"
+    ASYNC_PSYCOPG = "psycopg.AsyncConnection"
+    PSYCOPG2 = "psycopg2.extensions.connection"
+    URL = "sqlalchemy.URL"
+    TEXT = "a URL as text"
+    DSN = "a URL as text, without a driver"
+
+
+class ParameterRow(NamedTuple):
+    """A row of `PARAMETERS`: names of a parameter, and the types that it may be annotated with.
+
+    Without an annotation, a `def` gets the first of *kinds*, an `async def` that of *async_kinds*.
     """
 
     names: tuple[str, ...]
-    plain: tuple[str, ...]
-    awaited: tuple[str, ...] = ()
+    kinds: tuple[Kind, ...]
+    async_kinds: tuple[Kind, ...] = ()
 
 
-SESSION: Final = "sqlalchemy.orm.Session"
-FACTORY: Final = "sqlalchemy.orm.sessionmaker"
-CONNECTION: Final = "sqlalchemy.Connection"
-ENGINE: Final = "sqlalchemy.Engine"
-ASYNC_SESSION: Final = "sqlalchemy.ext.asyncio.AsyncSession"
-ASYNC_FACTORY: Final = "sqlalchemy.ext.asyncio.async_sessionmaker"
-ASYNC_CONNECTION: Final = "sqlalchemy.ext.asyncio.AsyncConnection"
-ASYNC_ENGINE: Final = "sqlalchemy.ext.asyncio.AsyncEngine"
-ASYNCPG: Final = "asyncpg.Connection"
-PSYCOPG: Final = "psycopg.Connection"
-ASYNC_PSYCOPG: Final = "psycopg.AsyncConnection"
-PSYCOPG2: Final = "psycopg2.extensions.connection"
-URL: Final = "sqlalchemy.URL"
-TEXT: Final = "a URL as text"
-DSN: Final = "a URL as text, without a driver"
-
-TAKEN: Final = (
-    Taken(("session", "db", "db_session", "async_session"), (SESSION,), (ASYNC_SESSION,)),
-    Taken(
-        ("connection", "conn", "db_connection"),
-        (CONNECTION, PSYCOPG, PSYCOPG2),
-        (ASYNC_CONNECTION, ASYNCPG, ASYNC_PSYCOPG),
+PARAMETERS: Final = (
+    ParameterRow(
+        ("session", "db", "db_session", "async_session"), (Kind.SESSION,), (Kind.ASYNC_SESSION,)
     ),
-    Taken(("engine", "db_engine", "async_engine"), (ENGINE,), (ASYNC_ENGINE,)),
-    Taken(("session_factory", "session_maker", "sessionmaker"), (FACTORY,), (ASYNC_FACTORY,)),
-    Taken(("url", "db_url", "database_url"), (TEXT, URL)),
-    Taken(("dsn", "conninfo"), (DSN,)),
+    ParameterRow(
+        ("connection", "conn", "db_connection"),
+        (Kind.CONNECTION, Kind.PSYCOPG, Kind.PSYCOPG2),
+        (Kind.ASYNC_CONNECTION, Kind.ASYNCPG, Kind.ASYNC_PSYCOPG),
+    ),
+    ParameterRow(("engine", "db_engine", "async_engine"), (Kind.ENGINE,), (Kind.ASYNC_ENGINE,)),
+    ParameterRow(
+        ("session_factory", "session_maker", "sessionmaker"), (Kind.FACTORY,), (Kind.ASYNC_FACTORY,)
+    ),
+    ParameterRow(("url", "db_url", "database_url"), (Kind.TEXT, Kind.URL)),
+    ParameterRow(("dsn", "conninfo"), (Kind.DSN,)),
 )
 
-_AWAITED: Final = frozenset(kind for taken in TAKEN for kind in taken.awaited)
-_GREENLET: Final = frozenset({SESSION, FACTORY, CONNECTION, ENGINE})
-"""What works over asyncpg only below SQLAlchemy's `run_sync`."""
+_CLASSES: Final = [
+    kind for row in PARAMETERS for kind in (*row.kinds, *row.async_kinds) if " " not in kind
+]
+_ASYNC: Final = frozenset(kind for row in PARAMETERS for kind in row.async_kinds)
+_GREENLET: Final = frozenset({Kind.SESSION, Kind.FACTORY, Kind.CONNECTION, Kind.ENGINE})
+"""What works with asyncpg only in SQLAlchemy's `run_sync`."""
 
 _VARIADIC: Final = {inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD}
 
 
 class Argument(NamedTuple):
-    """What a parameter gets: *kind* is a text of `TAKEN`.
-
-    *cls* is the class of an annotation, which may be a subclass, such as SQLModel's `Session`.
-    """
+    """What *parameter* gets: *cls* may be a subclass of *kind*, such as SQLModel's `Session`."""
 
     parameter: inspect.Parameter
-    kind: str
+    kind: Kind
     cls: Any = None
 
 
@@ -85,72 +102,73 @@ class Call(NamedTuple):
     arguments: tuple[Argument, ...]
     is_async: bool
 
-    def __call__(self, given: Mapping[str, Any]) -> Any:
-        """Call the function with what is *given* for each parameter."""
-        alone = [
-            each.parameter.name
-            for each in self.arguments
-            if each.parameter.kind is inspect.Parameter.POSITIONAL_ONLY
-        ]
-        named = {name: value for name, value in given.items() if name not in alone}
-        return self.function(*(given[name] for name in alone), **named)
+    def __call__(self, values: Mapping[str, Any]) -> Any:
+        """Call the function with *values* by the names of its parameters."""
+        parameters = [each.parameter for each in self.arguments]
+        positional = [each.name for each in parameters if each.kind is each.POSITIONAL_ONLY]
+        named = {name: value for name, value in values.items() if name not in positional}
+        return self.function(*map(values.__getitem__, positional), **named)
+
+
+def resolve(line: str, root: str) -> Any:
+    """Return what *line*, `package.module:attribute`, names in the project whose folder is *root*.
+
+    Raises `BuildFailure` if the module has no such attribute.
+    """
+    module, _, path = line.partition(":")
+    _prefer_project(module, root)
+    found: Any = importlib.import_module(module)
+    for name in path.split("."):
+        if not hasattr(found, name):
+            close = difflib.get_close_matches(name, dir(found), 1)
+            hint = f"; did you mean {close[0]}?" if close else ""
+            raise BuildFailure("config", f"{module} has no attribute {path}{hint}")
+        found = getattr(found, name)
+    return found
+
+
+def _prefer_project(module: str, root: str) -> None:
+    """Make Python import *module* from *root*, also if its folder has no `__init__.py`.
+
+    Python prefers any package with one, wherever on the path it lies (PEP 420): the folder `tests`
+    of an installed package would hide the project's `tests/seed.py`.
+    """
+    top, file = module.partition(".")[0], Path(root, *module.split("."))
+    if top not in sys.modules and (file.with_suffix(".py").is_file() or file.is_dir()):
+        spec = PathFinder.find_spec(top, [root])
+        if spec is not None and spec.loader is None:
+            sys.modules[top] = module_from_spec(spec)
 
 
 def understood() -> list[str]:
-    """Return a line for each kind of parameter that is understood."""
+    """Return a line for each row of `PARAMETERS`."""
     return [
-        f"{', '.join(taken.names)}: {' or '.join(taken.plain)}"
-        + (f"; in an async def {' or '.join(taken.awaited)}" if taken.awaited else "")
-        for taken in TAKEN
+        f"{', '.join(row.names)}: {' or '.join(row.kinds)}"
+        + (f"; in an async def {' or '.join(row.async_kinds)}" if row.async_kinds else "")
+        for row in PARAMETERS
     ]
-
-
-def table() -> str:
-    """Return the same as the README has it."""
-
-    def cell(texts: tuple[str, ...]) -> str:
-        return ", ".join(each if " " in each else f"`{each}`" for each in texts)
-
-    rows = [
-        (cell(taken.names), cell(taken.plain), cell(taken.awaited or taken.plain))
-        for taken in TAKEN
-    ]
-    head = ("Parameter", "in a `def`", "in an `async def`")
-    return "\n".join(f"| {' | '.join(row)} |" for row in (head, ("---",) * 3, *rows))
 
 
 def call(function: Callable[..., Any]) -> Call:
-    """Return how *function* is called; raise `Trouble` for a parameter that is not understood.
+    """Return how *function* is called; a parameter with a default keeps it.
 
-    A parameter with a default keeps it.
+    Raises `BuildFailure` for a parameter that is not in `PARAMETERS`.
     """
-    taker = function
+    unwrapped, target = inspect.unwrap(function), function
     if any(each.kind in _VARIADIC for each in _parameters(function)):
-        # A decorator that passes on whatever it gets.
-        taker = inspect.unwrap(function)
-    is_async = any(
-        map(inspect.iscoroutinefunction, (function, taker, type(function).__call__))  # an object's
-    )
-    names = getattr(inspect.unwrap(function), "__globals__", {})
-    arguments = []
-    for parameter in _parameters(taker):
-        if parameter.kind in _VARIADIC or parameter.default is not parameter.empty:
-            continue
-        argument = _argument(parameter, names, is_async=is_async)
-        if argument is None:
-            raise Trouble("signature", f"its parameter ({parameter}) is not understood")
-        if is_async and argument.kind in _GREENLET:
-            raise Trouble(
-                "signature",
-                f"its parameter ({parameter}) is not asynchronous, and it is an async def: make"
-                " it a def",
-            )
-        arguments.append(argument)
+        target = unwrapped  # A decorator that passes on its arguments.
+    # A callable object is asynchronous by its `__call__`.
+    is_async = any(map(inspect.iscoroutinefunction, (function, target, type(function).__call__)))
+    arguments = [
+        _argument(each, getattr(unwrapped, "__globals__", {}), is_async=is_async)
+        for each in _parameters(target)
+        if each.kind not in _VARIADIC and each.default is each.empty
+    ]
     return Call(function, tuple(arguments), is_async)
 
 
 def _parameters(function: Callable[..., Any]) -> list[inspect.Parameter]:
-    """Return the parameters of *function* itself, and not of what it wraps."""
+    """Return the parameters of *function* itself, not of the function that it wraps."""
     options: dict[str, Any] = {"follow_wrapped": False}
     if sys.version_info >= (3, 14):
         # An annotation may name what is imported for type checkers only.
@@ -160,147 +178,155 @@ def _parameters(function: Callable[..., Any]) -> list[inspect.Parameter]:
 
 def _argument(
     parameter: inspect.Parameter, names: Mapping[str, Any], *, is_async: bool
-) -> Argument | None:
-    """Return what *parameter* gets, by its annotation or else by its name; None for neither."""
+) -> Argument:
+    """Return what *parameter* gets, by its annotation or else by its name."""
     hint = parameter.annotation
     try:
-        # It takes `Annotated` off, and knows the names of the module.
-        here = SimpleNamespace(__annotations__={"it": hint})
-        hint = get_type_hints(here, dict(names)).get("it", hint)
-    except Exception:  # A name that is imported for type checkers only: its text is looked at.
+        # It removes `Annotated`, and knows the names of the module.
+        namespace = SimpleNamespace(__annotations__={"it": hint})
+        hint = get_type_hints(namespace, dict(names)).get("it", hint)
+    except Exception:  # A name that is imported for type checkers only: compare its text.
         hint = str(hint)
     found = _by_text(hint) if isinstance(hint, str) else _by_class(hint)
-    # Of `Session | AsyncSession` the one that the function can use.
-    found.sort(key=lambda each: (each[0] in _AWAITED) != is_async)
-    if found:
-        return Argument(parameter, *found[0])
-    if hint not in (parameter.empty, Any, object, str):
-        return None
-    for taken in TAKEN:
-        if parameter.name in taken.names:
-            kinds = taken.awaited if is_async and taken.awaited else taken.plain
-            if hint is not str or kinds[0] in {TEXT, DSN}:
-                return Argument(parameter, kinds[0])
-    return None
+    # Of `Session | AsyncSession` take the one that the function can use.
+    found.sort(key=lambda each: (each[0] in _ASYNC) != is_async)
+    kind, cls = found[0] if found else (_by_name(parameter.name, hint, is_async=is_async), None)
+    if kind is None:
+        raise BuildFailure("signature", f"its parameter ({parameter}) is not supported")
+    if is_async and kind in _GREENLET:
+        raise BuildFailure(
+            "signature",
+            f"its parameter ({parameter}) is not asynchronous, but it is an async def: make it a"
+            " def",
+        )
+    return Argument(parameter, kind, cls)
 
 
-def _by_class(hint: Any) -> list[tuple[str, Any]]:
+def _by_class(hint: Any) -> list[tuple[Kind, Any]]:
     """Return the kinds, with their classes, of an annotation, which may be a union."""
     hint = getattr(hint, "__value__", hint)  # What Python 3.12's `type X = ...` stands for.
-    members = get_args(hint)
     cls = get_origin(hint) or hint
     if not isinstance(cls, type) or cls.__module__ in {"types", "typing"}:
-        return [each for member in members for each in _by_class(member)]
-    found = []
-    for kind in _kinds():
-        module, _, name = kind.rpartition(".")
-        known = getattr(sys.modules.get(module), name, None)
-        if isinstance(known, type) and issubclass(cls, known):
-            found.append((kind, cls))
-    return found
+        return [each for member in get_args(hint) for each in _by_class(member)]
+    # A class may be defined in another module than the one that people import it from.
+    bases = {(base.__module__.partition(".")[0], base.__name__) for base in cls.__mro__}
+    return [
+        (kind, cls)
+        for kind in _CLASSES
+        if (kind.partition(".")[0], kind.rpartition(".")[2]) in bases
+    ]
 
 
-def _by_text(hint: str) -> list[tuple[str, Any]]:
-    """Return the kinds of an annotation that can't be evaluated, by the names in it."""
-    for word in re.findall(r"[A-Za-z_][\w.]*", hint):
-        last = word.rpartition(".")[2]
-        for wanted in (word, last):
-            found = [kind for kind in _kinds() if f".{kind}".endswith(f".{wanted}")]
-            if found:
-                return [(found[0], None)]
-    return []
+def _by_text(hint: str) -> list[tuple[Kind, Any]]:
+    """Return the kind of an annotation that can't be evaluated, by the names in it."""
+    words = re.findall(r"[A-Za-z_][\w.]*", hint)
+    return [
+        (kind, None)
+        for word in words
+        for name in (word, word.rpartition(".")[2])
+        for kind in _CLASSES
+        if f".{kind}".endswith(f".{name}")
+    ][:1]
 
 
-def _kinds() -> Iterator[str]:
-    """Yield the kinds that are classes."""
-    for taken in TAKEN:
-        yield from (kind for kind in (*taken.plain, *taken.awaited) if " " not in kind)
+def _by_name(name: str, hint: Any, *, is_async: bool) -> Kind | None:
+    """Return the kind that a parameter gets by its name, if its annotation allows for that."""
+    for row in PARAMETERS:
+        if name in row.names and hint in (inspect.Parameter.empty, Any, object, str):
+            kind = ((is_async and row.async_kinds) or row.kinds)[0]
+            return kind if hint is not str or kind in {Kind.TEXT, Kind.DSN} else None
+    return None
 
 
 def run(call: Call, urls: Callable[..., Any]) -> None:
     """Do *call*; then commit and close what it got.
 
-    *urls* gives SQLAlchemy's URL of the database, with the driver that it is called with.
+    *urls* returns SQLAlchemy's URL of the database for the driver that it is called with.
     """
     kinds = {each.kind for each in call.arguments}
-    with _all_awaited(), ExitStack() as stack:
-        # With no loop around it, where none is needed: the function may call asyncio.run().
-        given = {
-            each.parameter.name: stack.enter_context(_plain(each, urls, is_async=call.is_async))
+    with _fail_if_not_awaited(), ExitStack() as stack:
+        values = {
+            each.parameter.name: stack.enter_context(_opened(each.kind, urls, call.is_async))
             for each in call.arguments
-            if each.kind not in _AWAITED | _GREENLET
+            if each.kind not in _ASYNC | _GREENLET
         }
-        if kinds.isdisjoint(_AWAITED | _GREENLET):
-            made = call(given)
-            if inspect.isawaitable(made):
-                asyncio.run(_result(made))
+        if kinds.isdisjoint(_ASYNC | _GREENLET):
+            # Without an event loop: the function may call asyncio.run() itself.
+            wait_for(call(values))
         else:
-            asyncio.run(_in_loop(call, given, urls))
+            asyncio.run(_run_in_loop(call, values, urls))
+
+
+def wait_for(result: Any) -> Any:
+    """Return the result of a call; if it is awaitable, wait for it in an event loop."""
+
+    async def wait() -> Any:
+        return await result
+
+    return asyncio.run(wait()) if inspect.isawaitable(result) else result
 
 
 @contextmanager
-def _all_awaited() -> Iterator[None]:
-    """Raise `Trouble` if the project's code began something meanwhile, and never awaited it.
+def _fail_if_not_awaited() -> Iterator[None]:
+    """Raise `BuildFailure` if the project's code never awaits a coroutine.
 
-    Python warns of that alone: the rows would be missing, and nothing would say so.
+    Python only warns of that: rows would be missing without an error.
     """
-    show, seen = warnings.showwarning, list[tuple[str, str]]()
+    seen: list[tuple[str, str]] = []
 
-    def note(message: Warning | str, category: type[Warning], filename: str, *rest: Any) -> None:
-        if issubclass(category, RuntimeWarning) and "was never awaited" in str(message):
-            # Python tells where the last of it was: in a variable, that is where the call ends.
-            place = f"in {Path(filename).name}, line {rest[0]}" if is_own(filename) else ""
-            seen.append((str(message), place))
-        show(message, category, filename, *rest)
+    def note(message: str, category: type[Warning], filename: str, line: int) -> None:
+        if issubclass(category, RuntimeWarning) and "was never awaited" in message:
+            # Python names the line where the coroutine is deleted: for a variable, that is where
+            # the call ends.
+            own = is_project_file(filename)
+            seen.append((message, f"in {Path(filename).name}, line {line}" if own else ""))
 
     with warnings.catch_warnings():
         warnings.filterwarnings("always", ".* was never awaited", RuntimeWarning)
-        warnings.showwarning = note  # type: ignore[assignment]
+        listen_to_warnings(note)
         yield
     for text, where in seen:
-        raise Trouble("script", f"{text}: nothing of it happened", where)
+        raise BuildFailure("script", f"{text}: it did nothing", where)
 
 
-async def _result(made: Any) -> Any:
-    return await made
-
-
-async def _in_loop(call: Call, given: dict[str, Any], urls: Callable[..., Any]) -> None:
+async def _run_in_loop(call: Call, values: dict[str, Any], urls: Callable[..., Any]) -> None:
     from sqlalchemy import NullPool
     from sqlalchemy.ext.asyncio import create_async_engine
 
     engine = create_async_engine(urls("postgresql+asyncpg"), poolclass=NullPool)
     dsn = urls("postgresql").render_as_string(hide_password=False)
-    awaited = False
+    takes_async = any(each.kind in _ASYNC for each in call.arguments)
     async with AsyncExitStack() as stack:
         stack.push_async_callback(engine.dispose)
         for each in call.arguments:
-            if each.kind in _AWAITED | _GREENLET:
-                opened = await stack.enter_async_context(_opened(each, engine, dsn))
-                given[each.parameter.name] = opened
-            awaited |= each.kind in _AWAITED
-        if call.is_async or awaited:
-            made = call(given)
+            if each.kind in _ASYNC | _GREENLET:
+                opened = await stack.enter_async_context(_opened_in_loop(each, engine, dsn))
+                values[each.parameter.name] = opened
+        if call.is_async or takes_async:
+            result = call(values)
         else:
             connection = await stack.enter_async_context(engine.connect())
-            made = await connection.run_sync(lambda _: call(given))
-        if inspect.isawaitable(made):
-            await made
-        elif awaited:
-            raise Trouble("signature", "it awaits nothing of what it takes: make it an async def")
+            result = await connection.run_sync(lambda _: call(values))
+        if inspect.isawaitable(result):
+            await result
+        elif takes_async:
+            raise BuildFailure(
+                "signature",
+                "it is not an async def, but takes an asynchronous argument: make it an async def",
+            )
 
 
 @contextmanager
-def _plain(argument: Argument, urls: Callable[..., Any], *, is_async: bool) -> Iterator[Any]:
-    """Yield what *argument* gets; SQLAlchemy is not needed for it."""
+def _opened(kind: Kind, urls: Callable[..., Any], is_async: bool) -> Iterator[Any]:  # noqa: FBT001
+    """Yield an argument that needs no event loop."""
     dsn = urls("postgresql").render_as_string(hide_password=False)
-    if argument.kind == DSN:
+    if kind is Kind.DSN:
         yield dsn
-    elif argument.kind in {TEXT, URL}:
+    elif kind in {Kind.TEXT, Kind.URL}:
         url = urls("postgresql+asyncpg" if is_async else "")
-        yield url if argument.kind == URL else url.render_as_string(hide_password=False)
+        yield url if kind is Kind.URL else url.render_as_string(hide_password=False)
     else:
-        driver = importlib.import_module(argument.kind.partition(".")[0])
+        driver = importlib.import_module(kind.partition(".")[0])
         with closing(driver.connect(dsn)) as connection:
             yield connection
             if not connection.closed:
@@ -308,41 +334,19 @@ def _plain(argument: Argument, urls: Callable[..., Any], *, is_async: bool) -> I
 
 
 @asynccontextmanager
-async def _opened(argument: Argument, engine: Any, dsn: str) -> AsyncIterator[Any]:
-    """Yield what *argument* gets, which belongs to the running loop."""
+async def _opened_in_loop(argument: Argument, engine: Any, dsn: str) -> AsyncIterator[Any]:
+    """Yield an argument that belongs to the running loop."""
+    from sqlalchemy.ext.asyncio import AsyncSession, async_sessionmaker
+    from sqlalchemy.orm import Session, sessionmaker
+
     kind, cls = argument.kind, argument.cls
-    if kind in {ENGINE, ASYNC_ENGINE}:
-        yield engine.sync_engine if kind == ENGINE else engine
-    elif kind in {FACTORY, ASYNC_FACTORY}:
-        from sqlalchemy.ext.asyncio import async_sessionmaker
-        from sqlalchemy.orm import sessionmaker
-
-        if kind == FACTORY:
-            yield sessionmaker(engine.sync_engine)
-        else:
-            yield async_sessionmaker(engine, expire_on_commit=False)
-    elif kind in {SESSION, ASYNC_SESSION}:
-        from sqlalchemy.ext.asyncio import AsyncSession
-        from sqlalchemy.orm import Session
-
-        if kind == SESSION:
-            session = AsyncSession(engine, sync_session_class=cls or Session)
-        else:
-            session = (cls or AsyncSession)(engine, expire_on_commit=False)
-        async with session:
-            yield session.sync_session if kind == SESSION else session
-            await session.commit()
-    elif kind in {CONNECTION, ASYNC_CONNECTION}:
-        async with engine.connect() as connection:
-            yield connection.sync_connection if kind == CONNECTION else connection
-            if not connection.closed:
-                await connection.commit()
-    elif kind == ASYNC_PSYCOPG:
-        import psycopg
-
-        async with await psycopg.AsyncConnection.connect(dsn) as connection:
-            yield connection  # It commits and closes itself.
-    else:
+    if kind in {Kind.ENGINE, Kind.ASYNC_ENGINE}:
+        yield engine.sync_engine if kind is Kind.ENGINE else engine
+    elif kind is Kind.FACTORY:
+        yield sessionmaker(engine.sync_engine)
+    elif kind is Kind.ASYNC_FACTORY:
+        yield async_sessionmaker(engine, expire_on_commit=False)
+    elif kind is Kind.ASYNCPG:
         import asyncpg
 
         connection = await asyncpg.connect(dsn)
@@ -352,3 +356,19 @@ async def _opened(argument: Argument, engine: Any, dsn: str) -> AsyncIterator[An
                 await connection.execute("COMMIT")
         finally:
             await connection.close()
+    else:
+        if kind is Kind.ASYNC_PSYCOPG:
+            import psycopg
+
+            manager: Any = await psycopg.AsyncConnection.connect(dsn)
+        elif kind is Kind.SESSION:
+            manager = AsyncSession(engine, sync_session_class=cls or Session)
+        elif kind is Kind.ASYNC_SESSION:
+            manager = (cls or AsyncSession)(engine, expire_on_commit=False)
+        else:
+            manager = engine.connect()
+        async with manager as opened:
+            sync_side = {Kind.SESSION: "sync_session", Kind.CONNECTION: "sync_connection"}
+            yield getattr(opened, sync_side[kind]) if kind in sync_side else opened
+            if not getattr(opened, "closed", False):
+                await opened.commit()

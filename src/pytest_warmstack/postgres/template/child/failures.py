@@ -1,103 +1,85 @@
-"""What went wrong in the project's code, in its own words, with its place."""
+"""What failed in the project's code: the message, the place, and PostgreSQL's code for it."""
 
 from __future__ import annotations
 
-import difflib
-import importlib
 import os
 import sys
 import traceback
-from collections.abc import Iterator, Sequence
+import warnings
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from types import TracebackType
-from typing import Any
+from typing import Any, Final
 
 from pytest_warmstack.postgres.template.dependencies import STDLIB
 
-_LINES = 20
-"""How many lines of an exception's message are told."""
+_MESSAGE_LINES: Final = 20
+"""How many lines of an exception's message are reported."""
+
+_NOT_PROJECT: Final = ("<", str(Path(os.__file__).parent), str(Path(__file__).parent))
+"""Beginnings of the file names of code that is not the project's."""
 
 
-class Trouble(Exception):
-    """A state that we found ourselves; *kind* tells the parent which error it is.
+class BuildFailure(Exception):
+    """A failure that the child detects by itself.
 
-    *state* is PostgreSQL's SQLSTATE, if it was PostgreSQL that refused; *unseen* are patterns of
-    the revision files that Alembic does not see.
+    *kind* tells the parent which error to raise. *state* is PostgreSQL's SQLSTATE, if PostgreSQL
+    reported the failure. *unseen* are patterns of revision files that Alembic does not load.
     """
 
     def __init__(
         self,
         kind: str,
-        cause: str,
+        message: str,
         where: str = "",
+        *,
         state: str = "",
         unseen: Sequence[str] = (),
     ) -> None:
-        super().__init__(cause)
+        super().__init__(message)
         self.kind = kind
         self.where = where
         self.state = state
         self.unseen = unseen
 
 
-class Refused(Exception):
-    """The project's code was about to connect to something else than the template."""
+class ForbiddenConnection(Exception):
+    """The project's code tried to connect to something other than the template."""
 
     sqlstate = "refused"
 
 
-def attribute(text: str) -> Any:
-    """Return what `package.module:attribute` names; raise `Trouble` when it is not there."""
-    module, _, path = text.partition(":")
-    found: Any = importlib.import_module(module)
-    for name in path.split("."):
-        if not hasattr(found, name):
-            close = difflib.get_close_matches(name, dir(found), 1)
-            hint = f"; is {close[0]} meant?" if close else ""
-            raise Trouble("config", f"{module} has no {path}{hint}")
-        found = getattr(found, name)
-    return found
-
-
 def report(error: BaseException, revisions: Any) -> dict[str, Any]:
-    """Return what the parent makes its error of."""
-    if isinstance(error, Trouble):
-        return {
-            "error": str(error),
-            "kind": error.kind,
-            "where": error.where,
-            "state": error.state,
-            "unseen": error.unseen,
-        }
-    told = revisions.told if revisions is not None else []
-    words = [message(error), *(f"Before that, a warning: {each}" for each in told)]
+    """Return the fields from which the parent makes its error; *revisions* may be None."""
+    if isinstance(error, BuildFailure):
+        return {"error": str(error), **vars(error)}
+    warned = revisions.alembic_warnings if revisions else []
     return {
-        "error": "\n".join(words),
-        "kind": revisions.stage if revisions is not None else "",
+        "error": "\n".join(
+            [message(error), *(f"Before that, a warning: {each}" for each in warned)]
+        ),
+        "kind": revisions.stage if revisions else "",
         "where": where(error, revisions),
-        "state": _state(error),
-        "first": revisions is not None and revisions.is_first,
+        "state": sqlstate(error),
+        "first": bool(revisions) and revisions.is_first,
     }
 
 
-def show(error: BaseException) -> None:
-    """Print the traceback of *error*, without the frames of libraries: they are many, and well."""
-    if isinstance(error, Trouble):
+def print_traceback(error: BaseException) -> None:
+    """Print the traceback of *error* without the many frames of libraries."""
+    if isinstance(error, BuildFailure):
         return
     whole = traceback.TracebackException.from_exception(error)
-    link: traceback.TracebackException | None = whole
-    while link is not None:
-        link.stack = traceback.StackSummary.from_list(
-            [frame for frame in link.stack if is_own(frame.filename)]
+    for each in _chain(whole):
+        each.stack = traceback.StackSummary.from_list(
+            [frame for frame in each.stack if is_project_file(frame.filename)]
         )
-        link = link.__cause__ or link.__context__
     sys.stderr.write("".join(whole.format()))
 
 
 def message(error: BaseException) -> str:
-    """Return the exception in its own words."""
-    lines = str(error).splitlines()[:_LINES] or [""]
-    if not isinstance(error, Refused):
+    """Return the exception's own message, which begins with its class."""
+    lines = str(error).splitlines()[:_MESSAGE_LINES] or [""]
+    if not isinstance(error, ForbiddenConnection):
         lines[0] = f"{type(error).__name__}: {lines[0]}"
     if isinstance(error, ModuleNotFoundError) and error.name:
         lines.append(_looked_in(error.name))
@@ -105,60 +87,76 @@ def message(error: BaseException) -> str:
 
 
 def _looked_in(module: str) -> str:
-    """Return where Python looked for a module that it did not find, without its own folders."""
+    """Return where Python looked for a module that it did not find."""
     package = module.rpartition(".")[0]
     if (found := sys.modules.get(package)) is not None:
-        inside = ", ".join(getattr(found, "__path__", ()))
-        where = f": {inside}" if inside else f", {found.__file__}, which is no package"
-        return f"Looked for it in {package}{where}"
-    own = (*STDLIB, *(f"{each}/lib-dynload" for each in STDLIB))
-    folders = [each for each in sys.path if each not in own and Path(each).is_dir()]
+        return (
+            f"Looked for it in {package}: {', '.join(getattr(found, '__path__', [found.__file__]))}"
+        )
+    folders = [
+        each
+        for each in sys.path
+        if each.removesuffix("/lib-dynload") not in STDLIB and Path(each).is_dir()
+    ]
     return f"Looked for it in: {', '.join(folders)}"
 
 
 def where(error: BaseException, revisions: Any) -> str:
-    """Return the words for the revision that was running, or the project's file, if one was."""
-    spots = list(_spots(error))
-    if revisions is not None:
-        for path, line in reversed(spots):
-            if (revision := revisions.by_path().get(path)) is not None:
-                return f"in revision {revision} ({path.name}, line {line})"
-        for path, line in reversed(spots):
-            if revisions.home is not None and path.is_relative_to(revisions.home):
-                return f"in {path.relative_to(revisions.home)}, line {line}"
-    for path, line in reversed(spots):
-        if is_own(str(path)):
+    """Return the revision that was running, else the project's file, with the line; or nothing."""
+    places = list(_places(error))
+    ids = revisions.by_path() if revisions else {}
+    for path, line in places:
+        if path in ids:
+            return f"in revision {ids[path]} ({path.name}, line {line})"
+    home = revisions.home if revisions else None
+    for path, line in places:
+        if home is not None and path.is_relative_to(home):
+            return f"in {path.relative_to(home)}, line {line}"
+    for path, line in places:
+        if is_project_file(str(path)):
             return f"in {path.name}, line {line}"
     return ""
 
 
-def _state(error: BaseException) -> str:
+def listen_to_warnings(note: Callable[[str, type[Warning], str, int], None]) -> None:
+    """Call *note* with the text, class, file and line of each warning before it is shown."""
+    show = warnings.showwarning
+
+    def noted(message: Any, category: type[Warning], filename: str, line: int, *rest: Any) -> None:
+        note(str(message), category, filename, line)
+        show(message, category, filename, line, *rest)
+
+    warnings.showwarning = noted  # type: ignore[assignment]
+
+
+def sqlstate(error: BaseException) -> str:
     """Return PostgreSQL's code for the error, SQLSTATE, whichever driver raised it."""
-    link: BaseException | None = error
-    while link is not None:
-        for each in (link, getattr(link, "orig", None)):
-            if code := getattr(each, "sqlstate", None) or getattr(each, "pgcode", None):
+    for each in _chain(error):
+        for raised in (each, getattr(each, "orig", None)):
+            if code := getattr(raised, "sqlstate", None) or getattr(raised, "pgcode", None):
                 return str(code)
-        link = link.__cause__ or link.__context__
     return ""
 
 
-def _spots(error: BaseException) -> Iterator[tuple[Path, int]]:
-    """Yield the files and lines that the exception, or what caused it, passed through."""
-    if (before := error.__cause__ or error.__context__) is not None:
-        yield from _spots(before)
-    entry: TracebackType | None = error.__traceback__
-    while entry is not None:
-        file = Path(entry.tb_frame.f_code.co_filename)
-        # A compiled module names a file that only its author has.
-        if file.is_file():
-            yield file.resolve(), entry.tb_lineno
-        entry = entry.tb_next
-    if isinstance(error, SyntaxError) and error.filename:
-        yield Path(error.filename).resolve(), error.lineno or 0
+def _places(error: BaseException) -> Iterator[tuple[Path, int]]:
+    """Yield the files and lines of the error, innermost first, and then those of its causes."""
+    for each in _chain(error):
+        if isinstance(each, SyntaxError) and each.filename:
+            yield Path(each.filename).resolve(), each.lineno or 0
+        for frame, line in reversed(list(traceback.walk_tb(each.__traceback__))):
+            file = Path(frame.f_code.co_filename)
+            # A compiled module may name a file of the machine that compiled it.
+            if file.is_file():
+                yield file.resolve(), line
 
 
-def is_own(filename: str) -> bool:
-    """Tell whether a file is the project's: no library's, not Python's, not ours."""
-    foreign = ("<", str(Path(os.__file__).parent), str(Path(__file__).parent))
-    return not filename.startswith(foreign) and "site-packages" not in Path(filename).parts
+def _chain(error: Any) -> Iterator[Any]:
+    """Yield an exception (or its `TracebackException`) and then what caused it."""
+    while error is not None:
+        yield error
+        error = error.__cause__ or error.__context__
+
+
+def is_project_file(filename: str) -> bool:
+    """Tell whether code is the project's: not a library's, Python's or the child's."""
+    return not filename.startswith(_NOT_PROJECT) and "site-packages" not in Path(filename).parts

@@ -1,9 +1,9 @@
 """What the project's code reads while it builds: modules, files, folders, packages.
 
-Three sources. `__import__` and `importlib.import_module` are wrapped, since a module that was
-imported before is imported again without a trace, and is needed all the same. Python's audit
-hooks tell of every file that is opened and every folder that is listed. `os.stat` is wrapped for
-those who only look whether there is one.
+`__import__` and `importlib.import_module` are wrapped, since Python does not report the import of a
+module that is there already, which the importer needs all the same. Python's audit hooks report
+each file that is opened and each folder that is listed. `os.stat` is wrapped for code that only
+looks whether a file exists.
 """
 
 from __future__ import annotations
@@ -17,10 +17,14 @@ import sys
 import tempfile
 import time
 from collections import defaultdict
+from collections.abc import Iterator
+from collections.abc import Set as AbstractSet
+from contextlib import contextmanager
 from functools import cache, lru_cache
 from importlib.machinery import SourceFileLoader
+from importlib.metadata import packages_distributions
 from types import FrameType, ModuleType
-from typing import Any
+from typing import Any, Final
 
 from pytest_warmstack.postgres.template.dependencies import (
     SITE,
@@ -30,50 +34,58 @@ from pytest_warmstack.postgres.template.dependencies import (
     place,
 )
 
-_OURS = os.path.abspath(os.path.join(__file__, *[os.pardir] * 4))  # noqa: PTH100, PTH118
-"""The folder of this package, whose modules are no part of a project."""
+_LIBRARIES: Final = tuple(f"{each}{os.sep}" for each in (*SITE, *STDLIB))
+_PACKAGE: Final = os.path.realpath(f"{os.path.dirname(__file__)}/../../..")  # noqa: PTH120
+_SYSTEM: Final = ("/dev/", "/proc/", "/sys/", "/etc/", "/usr/", "/run/", "/var/run/", "/System/")
+"""Folders whose files belong to the machine and to no project."""
 
-_SYSTEM = ("/dev/", "/proc/", "/sys/", "/etc/", "/usr/", "/run/", "/var/run/", "/System/")
-"""Where files lie that are the machine's, and no part of a project."""
+_CODE_READERS: Final = ("linecache", "tokenize", "importlib.metadata")
+"""Modules of Python that read code to show it, or look for what is installed."""
 
-_READERS = ("linecache", "tokenize", "importlib.metadata")
-"""Parts of Python that read code to show it, or look for what is installed."""
+_CODE_FILES: Final = (".py", ".pyc", ".so", ".zip", ".egg")
 
-
-_IMPORTS = "<importlib._bootstrap, recorded>"
-"""The name of the code that imports and records it."""
+_IMPORT_CODE: Final = "<importlib._bootstrap, recorded>"
+"""The file name of the wrapper of `__import__`."""
 
 _stat = os.stat
-"""Ours, which is not noted."""
+"""The original, which records nothing."""
 
 
 class Recorder:
-    """Writes down who read what.
+    """Records which code reads what.
 
-    A module's needs are those of all that it imports, however deep. What is read while a link of
-    the chain runs is that link's. `env` is the path of env.py, which reads for nobody.
+    A module needs all that the modules which it imports need, however deep. What is read while a
+    build step runs belongs to that step. `root` is the project's folder. `env` is the path of
+    env.py: what it reads belongs to no step.
     """
 
     def __init__(self, root: str, ignore: list[str], guard: Any) -> None:
-        self._root = real(root)
-        self._ignore = ignore
+        self.root = real(root)
+        self._ignore = [f"{each}*" if each.endswith("/") else each for each in ignore]
         self._guard = guard
-        self._file_state = FileState(self._root)
+        self._file_state = FileState(self.root)
         # Linux dates files by a clock that ticks every few milliseconds.
         self._began = time.time() - 0.01
         self._imports: defaultdict[str, set[str]] = defaultdict(set)
         self._packages: defaultdict[str, set[str]] = defaultdict(set)
         self._reads: defaultdict[str, set[str]] = defaultdict(set)
         self._written: set[str] = set()
-        self._sources: set[str] = set()
-        self._link = ""
+        self._revision_files: set[str] = set()
+        self._step = ""
         self.env = ""
+        # A build asks for the same ones thousands of times.
         self._is_project = lru_cache(maxsize=None)(self._find_whether_project)
-        self._key = lru_cache(maxsize=None)(self._make_key)
+        self.key = lru_cache(maxsize=None)(self._make_key)
 
     def install(self) -> None:
-        """Begin to write down."""
-        original, by_name = builtins.__import__, importlib.import_module
+        """Begin to record; this can't be undone."""
+        self._wrap_imports()
+        self._wrap_stat()
+        self._refuse_stale_bytecode()
+        sys.addaudithook(self._audit_hook)
+
+    def _wrap_imports(self) -> None:
+        import_original, by_name_original = builtins.__import__, importlib.import_module
 
         def import_(
             name: str,
@@ -85,7 +97,7 @@ class Recorder:
             importer = globals.get("__file__") if globals else None
             whole = _absolute(name, globals, level) if level and globals else name
             try:
-                module = original(name, globals, locals, fromlist, level)
+                module = import_original(name, globals, locals, fromlist, level)
             except ImportError:
                 self._note_missing(importer, whole, fromlist or ())
                 raise
@@ -93,77 +105,80 @@ class Recorder:
             return module
 
         def import_module(name: str, package: str | None = None) -> ModuleType:
-            module = by_name(name, package)
+            module = by_name_original(name, package)
             self._note_import(None, module.__name__, ())
             return module
 
-        def look(path: Any, *args: Any, **kwargs: Any) -> os.stat_result:
-            self._note_look(path)
-            return _stat(path, *args, **kwargs)
-
-        path_stats = SourceFileLoader.path_stats
-
-        def dates(loader: SourceFileLoader, path: str) -> Any:
-            if self._is_project(path) and _is_edited(path):
-                raise OSError(f"the compiled {path} may be of another text")
-            return path_stats(loader, path)
-
-        SourceFileLoader.path_stats = dates  # type: ignore[method-assign,assignment]
-        # A warning is shown at the line that imports: `warnings.warn` leaves out what it takes for
-        # the import system (its `_is_internal_frame`).
-        import_.__code__ = import_.__code__.replace(co_filename=_IMPORTS)
+        # `warnings.warn` skips frames of the import system, which it knows by this name (its
+        # `_is_internal_frame`): so a warning still names the line that imports.
+        import_.__code__ = import_.__code__.replace(co_filename=_IMPORT_CODE)
         builtins.__import__ = import_
         importlib.import_module = import_module
-        os.stat = look
-        for able in (os.supports_dir_fd, os.supports_fd, os.supports_follow_symlinks):
-            able |= {look} if _stat in able else set()
-        sys.addaudithook(self._audit_hook)
 
-    def take_sources(self, paths: list[str]) -> dict[str, str]:
-        """Return the keys of revision files by their paths, looked at before they are loaded."""
-        self._sources |= {real(path) for path in paths}
+    def _wrap_stat(self) -> None:
+        def stat(path: Any, *args: Any, **kwargs: Any) -> os.stat_result:
+            self._note_file(sys._getframe(1), "there", path)  # noqa: SLF001 - the caller
+            return _stat(path, *args, **kwargs)
+
+        os.stat = stat
+        for able in (os.supports_dir_fd, os.supports_fd, os.supports_follow_symlinks):
+            able |= {stat} if _stat in able else set()
+
+    def _refuse_stale_bytecode(self) -> None:
+        """Compile a project file that was written after it was compiled.
+
+        Python compares whole seconds and sizes only, and may run the previous text.
+        """
+        original = SourceFileLoader.path_stats
+
+        def path_stats(loader: SourceFileLoader, path: str) -> Any:
+            if self._is_project(path) and _is_edited(path):
+                raise OSError(f"{path} was written after it was compiled")
+            return original(loader, path)
+
+        SourceFileLoader.path_stats = path_stats  # type: ignore[method-assign,assignment]
+
+    @contextmanager
+    def step(self, name: str) -> Iterator[None]:
+        """Assign what is read meanwhile to the build step *name*."""
+        self._step = f"step:{name}"
+        try:
+            yield
+        finally:
+            self._step = ""
+
+    def add_revision_files(self, paths: list[str]) -> dict[str, str]:
+        """Return the keys of revision files by their paths; call it before they are loaded."""
+        self._revision_files |= {real(path) for path in paths}
         keys = {path: self.key("file", path) for path in paths}
         for key in keys.values():
             self._file_state.digest(key)
         return keys
 
-    def key(self, kind: str, path: str) -> str:
-        """Return the key of a file or folder."""
-        return self._key(kind, path)
-
     def _make_key(self, kind: str, path: str) -> str:
+        return f"{kind}:{self.name(path)}"
+
+    def name(self, path: str) -> str:
+        """Return the name of a file or folder in keys and patterns."""
         # By the name that was used, where that is in the project: a link may lead elsewhere later.
-        name = os.path.abspath(path)  # noqa: PTH100
-        inside = name.startswith(self._root + os.sep)
-        return f"{kind}:{place(name if inside else real(path), self._root)}"
+        used = os.path.abspath(path)  # noqa: PTH100
+        return place(used if used.startswith(self.root + os.sep) else real(path), self.root)
 
     def is_ignored(self, name: str) -> bool:
-        """Tell whether the file called *name* is left out; `data/` names all that is below it."""
-        patterns = (f"{each}*" if each.endswith("/") else each for each in self._ignore)
-        return any(fnmatch.fnmatch(name, pattern) for pattern in patterns)
+        """Tell whether a pattern leaves the file called *name* out."""
+        return any(fnmatch.fnmatch(name, pattern) for pattern in self._ignore)
 
-    def digests(self, keys: set[str], *, own: str = "") -> dict[str, str]:
-        """Return the digests of *keys*, without those that are to be left out; *own* never is."""
-        left = {key for key in keys if not self.is_ignored(key.partition(":")[2])} | (
-            {own} if own else set()
-        )
-        return {key: self._stable(key) for key in sorted(left)}
+    def digests(self, keys: AbstractSet[str], *, own: str = "") -> dict[str, str]:
+        """Return the digests of *keys* that no pattern leaves out, and always that of *own*."""
+        kept = {key for key in keys if not self.is_ignored(key.partition(":")[2])} | {own} - {""}
+        return {key: self._stable_digest(key) for key in sorted(kept)}
 
-    def link(self, name: str) -> None:
-        """Tell which link of the chain runs from now on; none when *name* is empty."""
-        self._link = name
-
-    def needs(self, path: str, link: str = "") -> set[str]:
-        """Return the keys of what the module at *path* needed, and what *link* read as it ran."""
-        return self.needs_of(self.modules(path), link)
-
-    def needs_of(self, modules: set[str], link: str = "") -> set[str]:
-        """Return the keys of *modules* and of what they, and *link*, read."""
-        keys = {self.key("file", each) for each in modules}
+    def needs(self, modules: set[str], step: str = "") -> set[str]:
+        """Return the keys of the files *modules* and of what they, and the build *step*, read."""
+        keys = {self.key("file", each) for each in modules} | self._reads[f"step:{step}"]
         for each in modules:
-            keys |= self._reads[each]
-            keys |= {f"package:{name}" for name in _distributions(frozenset(self._packages[each]))}
-        return keys | self._reads[f"link:{link}"]
+            keys |= self._reads[each].union(*map(_distributions, self._packages[each]))
+        return keys
 
     def modules(self, path: str) -> set[str]:
         """Return the files of the module at *path* and of all project modules that it imported."""
@@ -171,37 +186,33 @@ class Recorder:
         ahead = [real(path)]
         while ahead:
             each = ahead.pop()
-            if each not in found and (
-                not found or not self.is_ignored(self.key("file", each).partition(":")[2])
-            ):
+            if each not in found and (not found or not self.is_ignored(self.name(each))):
                 found.add(each)
                 ahead += self._imports[each]
         return found
 
-    def modules_of(self, name: str) -> set[str]:
-        """Return the files of the module called *name*, its packages', and of what they import."""
+    def modules_of(self, line: str) -> set[str]:
+        """Return the same for the module and the packages in `package.module:attribute`."""
         found: set[str] = set()
-        while name:
+        for name in _with_parents(line.partition(":")[0]):
             file = getattr(sys.modules.get(name), "__file__", None)
             found |= self.modules(file) if file else set()
-            name = name.rpartition(".")[0]
         return found
 
-    def version(self, path: str) -> set[str]:
+    def package_of(self, path: str) -> set[str]:
         """Return the key of the installed distribution that *path* lies in, if there is one."""
         for site in SITE:
             if path.startswith(site + os.sep):
-                top = os.path.relpath(path, site).partition(os.sep)[0]
-                return {f"package:{name}" for name in _distributions(frozenset({top}))}
+                return _distributions(os.path.relpath(path, site).partition(os.sep)[0])
         return set()
 
-    def _stable(self, key: str) -> str:
-        """Return the digest of *key*; one that never fits for a file that changed meanwhile."""
+    def _stable_digest(self, key: str) -> str:
+        """Return the digest of *key*; one that never fits if the file changed during the build."""
         kind, _, name = key.partition(":")
         if kind == "file":
             try:
                 changed = _stat(self._file_state.path(name)).st_mtime
-                # A date in the future is a clock that goes wrong, and no change.
+                # A date in the future comes from a clock that is wrong, not from a change.
                 if self._began < changed <= time.time():
                     return "changed while it was read"
             except OSError:
@@ -210,133 +221,104 @@ class Recorder:
 
     def _find_whether_project(self, path: str) -> bool:
         """Tell whether the code at *path* is the project's: not a library's, Python's or ours."""
-        if path.startswith("<") or not path:
-            return False
-        foreign = (*SITE, *STDLIB, real(_OURS))
-        return not any(real(path).startswith(each + os.sep) for each in foreign)
+        is_file = path and not path.startswith("<")
+        return bool(is_file) and not real(path).startswith((*_LIBRARIES, f"{_PACKAGE}{os.sep}"))
 
     def _note_import(self, importer: str | None, name: str, fromlist: Any) -> None:
         if name.startswith(("asyncpg", "psycopg")):
-            self._guard.watch()
-        names = [name, *(f"{name}.{each}" for each in fromlist)]
-        parent = name.rpartition(".")[0]
-        while parent:
-            names.append(parent)
-            parent = parent.rpartition(".")[0]
-        own: list[str] = []
+            self._guard.wrap_drivers()
+        own: set[str] = set()
         others: set[str] = set()
-        for each in names:
+        for each in (*_with_parents(name), *(f"{name}.{each}" for each in fromlist)):
             file = getattr(sys.modules.get(each), "__file__", None)
-            if isinstance(file, str):
-                if self._is_project(file):
-                    own.append(real(file))
-                else:
-                    others.add(each.partition(".")[0])
+            if isinstance(file, str) and self._is_project(file):
+                own.add(real(file))
+            elif isinstance(file, str):
+                others.add(each.partition(".")[0])
         if importer is None or not self._is_project(importer):
-            if not own:
-                return
-            importer = self._nearest(sys._getframe(2))  # noqa: SLF001 - the import statement's
-        if importer is None:
-            return
-        importer = real(importer)
-        self._imports[importer].update(each for each in own if each != importer)
-        self._packages[importer] |= others - sys.stdlib_module_names
+            # A library may import for the project's code.
+            importer = self._nearest(sys._getframe(2)) if own else None  # noqa: SLF001
+        if importer is not None:
+            self._imports[real(importer)] |= own - {real(importer)}
+            self._packages[real(importer)] |= others - sys.stdlib_module_names
 
     def _note_missing(self, importer: str | None, name: str, fromlist: Any) -> None:
-        """Note where a module would be that was looked for in vain: it may appear."""
+        """Record where a module would be that was not found: it may appear."""
         if importer is None or not self._is_project(importer):
             return
         for each in (name, *(f"{name}.{part}" for part in fromlist)):
             package, _, last = each.rpartition(".")
             folders = getattr(sys.modules.get(package), "__path__", ()) if package else sys.path
-            for folder in folders:
+            for folder in folders if each not in sys.modules else ():
                 stem = os.path.abspath(os.path.join(folder, last))  # noqa: PTH100, PTH118
                 for path in (f"{stem}.py", f"{stem}/__init__.py"):
-                    if each not in sys.modules and self._is_data(path, "file"):
-                        self._reads[real(importer)].add(self.key("there", path))
+                    self._note_read(real(importer), "there", path)
 
-    def _note_look(self, path: Any) -> None:
-        """Note that somebody looks whether there is a file, which opens none."""
-        if not isinstance(path, (str, os.PathLike)):
-            return
-        frame = sys._getframe(2)  # noqa: SLF001 - whoever looks
-        if _is_reader(frame) or (reader := self._reader(frame)) is None:
-            return
-        name = os.path.abspath(os.fsdecode(path))  # noqa: PTH100
-        if name not in self._written and self._is_data(name, "file"):
-            self._reads[reader].add(self.key("there", name))
-
-    def _nearest(self, frame: FrameType | None) -> str | None:
-        """Return the file of the innermost frame that is the project's."""
-        while frame is not None:
-            if self._is_project(frame.f_code.co_filename):
-                return frame.f_code.co_filename
-            frame = frame.f_back
-        return None
-
-    def _audit_hook(self, event: str, args: tuple[Any, ...]) -> None:
-        """Note a file that is opened, or a folder that is listed; Python tells before it does."""
-        if event == "exec":
-            self._note_execution(getattr(args[0], "co_filename", ""))
-            return
-        if event == "open":
-            path, mode, flags = args
-            kind = "file"
-            writes = flags & (os.O_WRONLY | os.O_RDWR) if mode is None else set(mode) & set("wax+")
-        elif event in {"os.listdir", "os.scandir"}:
-            path, kind, writes = args[0], "folder", False
-        else:
-            return
-        if not isinstance(path, (str, bytes, os.PathLike)):
-            if path is not None or kind == "file":
-                return  # A descriptor: it was opened by its name before.
-            path = "."
-        frame = sys._getframe(1)  # noqa: SLF001 - whoever opens it
-        if _is_reader(frame) or (_is_import(frame) and _is_code(path, kind)):
-            return
-        if (reader := self._reader(frame)) is None:
-            return
-        name = os.path.abspath(os.fsdecode(path))  # noqa: PTH100
-        if writes:
-            self._written.add(name)
-        elif name not in self._written and self._is_data(name, kind):
+    def _note_read(self, reader: str, kind: str, path: str) -> None:
+        name = os.path.abspath(path)  # noqa: PTH100
+        if name not in self._written and self._is_data(name, kind):
             self._reads[reader].add(self.key(kind, name))
 
-    def _note_execution(self, file: str) -> None:
-        """Note a file of code that is loaded, also by those who do without an import."""
-        if self._is_project(file):
-            importer = self._nearest(sys._getframe(2))  # noqa: SLF001 - whoever loads it
-            if importer is not None and real(importer) != real(file):
-                self._imports[real(importer)].add(real(file))
+    def _audit_hook(self, event: str, args: tuple[Any, ...]) -> None:
+        if event not in {"open", "os.listdir", "os.scandir", "exec"}:
+            return  # `sys._getframe` is an event as well.
+        frame = sys._getframe(1)  # noqa: SLF001 - the code that opens, lists or executes
+        if event == "open":
+            path, mode, flags = args
+            writes = flags & (os.O_WRONLY | os.O_RDWR) if mode is None else set(mode) & set("wax+")
+            self._note_file(frame, "file", path, writes=bool(writes))
+        elif event == "exec":
+            # Also code that is loaded without an import.
+            file = getattr(args[0], "co_filename", "")
+            importer = self._nearest(frame) if self._is_project(file) else None
+            if importer is not None and importer != real(file):
+                self._imports[importer].add(real(file))
+        else:
+            self._note_file(frame, "folder", "." if args[0] is None else args[0])
+
+    def _note_file(self, frame: FrameType, kind: str, path: Any, *, writes: bool = False) -> None:
+        """Record that the code of *frame* opens a file, lists a folder, or looks for a file."""
+        if not isinstance(path, (str, bytes, os.PathLike)):
+            return  # A descriptor: it was opened by its name before.
+        if _reads_code(frame, path, kind) or (reader := self._reader(frame)) is None:
+            return
+        if writes:
+            self._written.add(os.path.abspath(os.fsdecode(path)))  # noqa: PTH100
+        else:
+            self._note_read(reader, kind, os.fsdecode(path))
+
+    def _project_frames(self, frame: FrameType | None) -> Iterator[FrameType]:
+        """Yield the frames of the project's code, innermost first."""
+        while frame is not None:
+            if self._is_project(frame.f_code.co_filename):
+                yield frame
+            frame = frame.f_back
+
+    def _nearest(self, frame: FrameType | None) -> str | None:
+        return next((real(each.f_code.co_filename) for each in self._project_frames(frame)), None)
 
     def _reader(self, frame: FrameType | None) -> str | None:
-        """Return who reads: a module that is being imported, a revision, the link that runs.
+        """Return what a read belongs to: a module being imported, a revision, the running step.
 
-        Nobody when it is env.py or what it called: those are no dependencies.
+        None for env.py and what it calls: those are no dependencies.
         """
-        while frame is not None:
-            file = frame.f_code.co_filename
-            if self._is_project(file):
-                path = real(file)
-                if frame.f_code.co_name == "<module>":
-                    # env.py is at work all the time: what runs below it decides.
-                    return path if path != self.env else self._running()
-                if path in self._sources:
-                    return self._running() or path
-            frame = frame.f_back
-        return self._running()
-
-    def _running(self) -> str | None:
-        return f"link:{self._link}" if self._link else None
+        for each in self._project_frames(frame):
+            path = real(each.f_code.co_filename)
+            if each.f_code.co_name == "<module>":
+                # env.py runs all the time: what runs below it decides.
+                return path if path != self.env else self._step or None
+            if path in self._revision_files:
+                return self._step or path
+        return self._step or None
 
     def _is_data(self, name: str, kind: str) -> bool:
-        """Tell whether a file that was read is the project's: none of Python's or the machine's."""
+        """Tell whether a file or folder is the project's: not Python's or the machine's."""
         path = f"{real(name)}/"
-        if any(path.startswith(each + os.sep) for each in (*SITE, *STDLIB)):
+        if path.startswith(_LIBRARIES):
             return False
-        if path.startswith(self._root + os.sep):
-            # Git's, pytest's and Python's own folders change all the time.
-            folders = path[len(self._root) + 1 :].split("/")[: -2 if kind == "file" else -1]
+        if path.startswith(self.root + os.sep):
+            # The folders of Git, pytest and Python change all the time.
+            folders = path[len(self.root) + 1 :].split("/")[: -1 if kind == "folder" else -2]
             return not any(each.startswith(".") or each == "__pycache__" for each in folders)
         home = os.path.expanduser("~")  # noqa: PTH111
         elsewhere = (*_SYSTEM, os.path.realpath(tempfile.gettempdir()) + os.sep, f"{home}/.")
@@ -349,11 +331,15 @@ def real(path: str) -> str:
     return os.path.realpath(path)
 
 
-def _is_edited(path: str) -> bool:
-    """Tell whether a file was written after it was compiled.
+def _with_parents(module: str) -> Iterator[str]:
+    """Yield the name of a module and those of its packages."""
+    while module:
+        yield module
+        module = module.rpartition(".")[0]
 
-    Python compares whole seconds and sizes only, and would run what stood there before.
-    """
+
+def _is_edited(path: str) -> bool:
+    """Tell whether a file was written after it was compiled."""
     try:
         compiled = _stat(importlib.util.cache_from_source(path))
         return _stat(path).st_mtime_ns >= compiled.st_mtime_ns
@@ -361,19 +347,12 @@ def _is_edited(path: str) -> bool:
         return False
 
 
-def _is_import(frame: FrameType) -> bool:
-    """Tell whether a frame belongs to the import system, which reads data files as well."""
-    return frame.f_code.co_filename.startswith("<frozen importlib")
-
-
-def _is_code(path: Any, kind: str) -> bool:
-    """Tell whether the import system looks for code: that is known as a module."""
-    return kind == "folder" or os.fsdecode(path).endswith((".py", ".pyc", ".so", ".zip", ".egg"))
-
-
-def _is_reader(frame: FrameType) -> bool:
-    """Tell whether a frame belongs to a part of Python that reads code."""
-    return str(frame.f_globals.get("__name__", "")).startswith(_READERS)
+def _reads_code(frame: FrameType, path: Any, kind: str) -> bool:
+    """Tell whether Python reads a file to import it, or to show its code."""
+    if frame.f_code.co_filename.startswith("<frozen importlib"):
+        # The import system reads data files as well.
+        return kind == "folder" or os.fsdecode(path).endswith(_CODE_FILES)
+    return str(frame.f_globals.get("__name__", "")).startswith(_CODE_READERS)
 
 
 def _absolute(name: str, importing: dict[str, Any], level: int) -> str:
@@ -385,22 +364,12 @@ def _absolute(name: str, importing: dict[str, Any], level: int) -> str:
         return name
 
 
+_modules_installed = cache(packages_distributions)
+
+
 @cache
-def _by_module() -> dict[str, list[str]]:
-    from importlib.metadata import packages_distributions
-
-    return dict(packages_distributions())
-
-
-def _distributions(modules: frozenset[str]) -> set[str]:
-    """Return the distributions that brought *modules*.
-
-    Alembic and SQLAlchemy always count; then the list of all that is installed, which takes long,
-    is not needed.
-    """
-    plain = {"alembic", "sqlalchemy"}
-    found = set(modules & plain)
-    if others := modules - plain:
-        for module in others:
-            found |= {distribution(each) for each in _by_module().get(module, ())}
-    return found
+def _distributions(module: str) -> set[str]:
+    """Return the keys of the distributions that bring the top-level *module*."""
+    if module in {"alembic", "sqlalchemy"}:
+        return {f"package:{module}"}  # Without the list of all that is installed, which is slow.
+    return {f"package:{distribution(each)}" for each in _modules_installed().get(module, ())}

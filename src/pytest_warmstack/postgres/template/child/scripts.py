@@ -1,31 +1,31 @@
-"""SQL files, functions and `MetaData` of the project: its schema without Alembic, its seed."""
+"""SQL files, functions and `MetaData` of the project: a schema without Alembic, and the seed."""
 
 from __future__ import annotations
 
 import asyncio
 import inspect
 import re
-from collections.abc import Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 import asyncpg
-from sqlalchemy import MetaData, NullPool, create_mock_engine
+from sqlalchemy import URL, MetaData, NullPool, create_mock_engine
 from sqlalchemy.ext.asyncio import AsyncConnection, create_async_engine
 
-from pytest_warmstack.postgres.template.child import arguments, database_url, failures
-from pytest_warmstack.postgres.template.child.failures import Trouble
+from pytest_warmstack.postgres.template.child import arguments, database_url
+from pytest_warmstack.postgres.template.child.failures import BuildFailure
 from pytest_warmstack.postgres.template.child.guard import Guard
 from pytest_warmstack.postgres.template.child.recorder import Recorder
 from pytest_warmstack.servers.identity import fingerprint
 
-_PSQL = re.compile(r"^\\(un)?restrict\b.*$", re.MULTILINE)
-"""Commands of psql that pg_dump writes, and that nobody but psql needs."""
+_PSQL: Final = re.compile(r"^\\(un)?restrict\b.*$", re.MULTILINE)
+"""Commands that pg_dump writes, and that only psql needs."""
 
-_COMMENT = re.compile(r"--[^\n]*|/\*.*?\*/", re.DOTALL)
+_COMMENT: Final = re.compile(r"--[^\n]*|/\*.*?\*/", re.DOTALL)
 
-_NAME = r'(?:"(?:[^"]|"")+"|\w+)'
-_COPY = re.compile(
+_NAME: Final = r'(?:"(?:[^"]|"")+"|\w+)'
+_COPY: Final = re.compile(
     rf"^COPY\s+(?:(?P<schema>{_NAME})\.)?(?P<table>{_NAME})\s*"
     rf"(?:\((?P<columns>\s*{_NAME}(?:\s*,\s*{_NAME})*\s*)\)\s*)?FROM\s+stdin"
     r"(?:\s+(?:WITH\s*)?\(\s*FORMAT\s+(?P<format>text|csv)\s*\))?\s*;[ \t]*\n"
@@ -35,132 +35,136 @@ _COPY = re.compile(
 """Rows as pg_dump writes them (PostgreSQL's documentation, "COPY")."""
 
 
-def apply(line: str, root: str, guard: Guard, recorder: Recorder) -> dict[str, Any]:
+def apply(line: str, guard: Guard, recorder: Recorder) -> dict[str, Any]:
     """Apply the script that *line* names, `file.sql` or `package.module:attribute`.
 
     The report has what it needed.
     """
-    modules: set[str] = set()
     if line.endswith(".sql"):
-        path = Path(root, line)
-        keys = {recorder.key("file", str(path))}
+        path = Path(recorder.root, line)
+        key = recorder.key("file", str(path))
         text = path.read_text(encoding="utf-8")
-        asyncio.run(_connected(guard, lambda connection: _run(connection, path, text)))
-    else:
-        keys = set()
-        found = _found(line)
-        recorder.link(line)
-        try:
-            if isinstance(found, MetaData):
-                asyncio.run(_connected(guard, lambda connection: _create(connection, found, line)))
-            else:
-                arguments.run(found, lambda driver: database_url.for_code(guard.url, driver))
-        finally:
-            recorder.link("")
-        # Now, since a function may import something when it is called.
-        modules = recorder.modules_of(line.partition(":")[0])
-    return {"needs": recorder.digests(keys | recorder.needs_of(modules, line))}
+        _with_connection(guard.url, lambda connection: run_sql(connection, path.name, text))
+        return {"needs": recorder.digests({key})}
+    found = find(line, recorder.root)
+    with recorder.step(line):
+        if isinstance(found, MetaData):
+            if not found.tables:
+                raise BuildFailure(
+                    "script", f"{line} has no table: name the module that imports all the models"
+                )
+            _with_connection(guard.url, lambda each: each.run_sync(found.create_all))
+        else:
+            arguments.run(found, lambda driver: database_url.for_code(guard.url, driver))
+    return {"needs": _needs(line, recorder)}
 
 
 def describe(line: str, recorder: Recorder) -> dict[str, Any]:
-    """Return the digest of what the `MetaData` that *line* names does, and what that was read from.
+    """Return the digest of what the `MetaData` that *line* names does, and what it was read from.
 
-    A digest is missing when it names a function, which tells what it does only when it is called.
+    The digest is empty for a function: what it does is only known when it is called.
     """
-    found = _found(line)
-    ddl = _ddl(found) if isinstance(found, MetaData) else ""
-    modules = recorder.modules_of(line.partition(":")[0])
-    return {"ddl": ddl, "needs": recorder.digests(recorder.needs_of(modules, line))}
+    found = find(line, recorder.root)
+    ddl = _ddl_digest(found) if isinstance(found, MetaData) else ""
+    return {"ddl": ddl, "needs": _needs(line, recorder)}
 
 
-def _ddl(metadata: MetaData) -> str:
-    """Return the digest of all statements by which `create_all` would make the tables."""
-    told: list[str] = []
+def _needs(line: str, recorder: Recorder) -> dict[str, str]:
+    return recorder.digests(recorder.needs(recorder.modules_of(line), line))
+
+
+def _ddl_digest(metadata: MetaData) -> str:
+    """Return the digest of all statements by which `create_all` would create the tables."""
+    statements: list[str] = []
 
     def note(statement: Any, *_: object, **__: object) -> None:
         compiled = statement.compile(dialect=engine.dialect)
-        told.append(f"{compiled} {compiled.params or ''}")
+        statements.append(f"{compiled} {compiled.params or ''}")
 
     engine = create_mock_engine("postgresql+asyncpg://", note)
     try:
         metadata.create_all(engine, checkfirst=False)
-    except Exception:  # A listener of the project's wants a real connection: its files decide.
+    except Exception:  # A listener of the project needs a real connection: its files decide.
         return ""
-    return fingerprint(*told)
+    return fingerprint(*statements)
 
 
-async def _connected(guard: Guard, work: Any) -> None:
-    """Do *work* with a connection to the template, and commit what it left open."""
-    url = guard.url.set(drivername="postgresql+asyncpg")
-    engine = create_async_engine(url, poolclass=NullPool)
-    async with engine.connect() as connection:
-        await work(connection)
-        await connection.commit()
-    await engine.dispose()
+def _with_connection(url: URL, work: Callable[[AsyncConnection], Awaitable[None]]) -> None:
+    """Do *work* with a connection to the template, and commit."""
+
+    async def connect() -> None:
+        engine = create_async_engine(url.set(drivername=database_url.ASYNCPG), poolclass=NullPool)
+        async with engine.connect() as connection:
+            await work(connection)
+            await connection.commit()
+        await engine.dispose()
+
+    asyncio.run(connect())
 
 
-def _found(line: str) -> MetaData | arguments.Call:
+def find(line: str, root: str) -> MetaData | arguments.Call:
     """Return what `package.module:attribute` names: a `MetaData`, or how a function is called."""
-    found = failures.attribute(line)
-    # A declarative base is what one thinks of first; a model is something else.
+    found = arguments.resolve(line, root)
+    # A declarative base has the metadata of all models; a model also has it, but is a table itself.
     metadata = getattr(found, "metadata", None)
     if isinstance(metadata, MetaData) and not hasattr(found, "__table__"):
         return metadata
     if isinstance(found, MetaData):
         return found
     if inspect.isgeneratorfunction(found) or inspect.isasyncgenfunction(found):
-        raise Trouble("script", f"{line} is a generator, and calling it runs nothing of it")
+        raise BuildFailure("script", f"{line} is a generator: a call of it would run nothing")
     if not callable(found) or isinstance(found, type):
-        raise Trouble(
-            "script",
-            f"{line} is {found!r}, a {type(found).__name__}, and neither a MetaData nor a function",
+        kind = type(found).__name__
+        raise BuildFailure(
+            "script", f"{line} is {found!r}, a {kind}; it has to be a MetaData or a function"
         )
     return arguments.call(found)
 
 
-async def _create(connection: AsyncConnection, metadata: MetaData, line: str) -> None:
-    """Make the tables of *metadata*."""
-    if not metadata.tables:
-        raise Trouble(
-            "script",
-            f"{line} has no table: name the module that imports all the models",
-        )
-    await connection.run_sync(metadata.create_all)
-
-
-async def _run(connection: AsyncConnection, path: Path, text: str) -> None:
-    """Run an SQL file as psql would, as far as it is SQL or rows that pg_dump wrote."""
+async def run_sql(connection: AsyncConnection, file: str, text: str) -> None:
+    """Run the text of an SQL file as psql would, as far as it is SQL or rows that pg_dump wrote."""
     raw: Any = (await connection.get_raw_connection()).driver_connection
-    # Blanks in their place: PostgreSQL tells where an error is by counting.
+    # PostgreSQL reports the position of an error: blanks keep it.
     text = _PSQL.sub(lambda match: " " * len(match[0]), text)
     for begin, part in _parts(text):
         try:
             if not isinstance(part, str):
-                await raw.copy_to_table(
-                    _plain(part["table"]),
-                    source=_bytes(part["rows"]),
-                    schema_name=_plain(part["schema"]) if part["schema"] else None,
-                    columns=[_plain(each) for each in re.findall(_NAME, part["columns"] or "")]
-                    or None,
-                    format=(part["format"] or "text").lower(),
-                )
+                await _copy_rows(raw, part)
             elif _COMMENT.sub("", part).strip("; \t\n\r"):
                 await raw.execute(part)
         except asyncpg.PostgresError as error:
-            # PostgreSQL tells the place of a mistake in the text, and not that of a broken rule.
-            position = getattr(error, "position", None)
-            spot = text[: begin + int(position) - 1] if position else ""
-            words = f"{type(error).__name__}: {error}"
-            if text[len(spot) :].startswith("\\"):
-                words += " (commands of psql are not run: only SQL is)"
-            line = f", line {spot.count(chr(10)) + 1}" if position else ""
-            raise Trouble("script", words, f"in {path.name}{line}", error.sqlstate) from error
+            raise _sql_failure(error, file, text, begin) from error
     if raw.is_in_transaction():
-        raise Trouble("script", "it begins a transaction and does not commit it", f"in {path.name}")
+        raise BuildFailure("script", "it begins a transaction and does not commit it", f"in {file}")
+
+
+async def _copy_rows(raw: Any, match: re.Match[str]) -> None:
+    async def rows() -> AsyncIterator[bytes]:
+        yield match["rows"].encode()
+
+    await raw.copy_to_table(
+        _unquoted(match["table"]),
+        source=rows(),
+        schema_name=_unquoted(match["schema"]) if match["schema"] else None,
+        columns=[_unquoted(each) for each in re.findall(_NAME, match["columns"] or "")] or None,
+        format=(match["format"] or "text").lower(),
+    )
+
+
+def _sql_failure(error: Any, file: str, text: str, begin: int) -> BuildFailure:
+    """Return the failure of the part of *text* that begins at *begin*."""
+    message, where = f"{type(error).__name__}: {error}", f"in {file}"
+    # PostgreSQL reports the position of a syntax error, but not that of a violated constraint.
+    if position := getattr(error, "position", None):
+        at = begin + int(position) - 1
+        where += f", line {text.count(chr(10), 0, at) + 1}"
+        if text.startswith("\\", at):
+            message += " (commands of psql are not run, only SQL)"
+    return BuildFailure("script", message, where, state=error.sqlstate)
 
 
 def _parts(text: str) -> Iterator[tuple[int, Any]]:
-    """Yield the statements and the rows of a script, each with where it begins."""
+    """Yield the statements and the rows of a script, each with its position."""
     end = 0
     for match in _COPY.finditer(text):
         yield end, text[end : match.start()]
@@ -169,10 +173,5 @@ def _parts(text: str) -> Iterator[tuple[int, Any]]:
     yield end, text[end:]
 
 
-async def _bytes(text: str) -> Any:
-    yield text.encode()
-
-
-def _plain(name: str) -> str:
-    """Return a name of a statement without its quotes."""
+def _unquoted(name: str) -> str:
     return name[1:-1].replace('""', '"') if name.startswith('"') else name

@@ -1,4 +1,4 @@
-"""Which variables the project's code reads, for the advice when it can't reach its database."""
+"""The environment variables that lead the project's code to its database, for an error's advice."""
 
 from __future__ import annotations
 
@@ -8,50 +8,41 @@ import re
 import sys
 import traceback
 from collections.abc import Iterator, Sequence
-from enum import Enum
+from contextlib import suppress
 from pathlib import Path
-from types import UnionType
-from typing import Annotated, Any, Final, Literal, Union, get_args, get_origin
+from typing import Any, Final
 
-from pytest_warmstack.postgres.template.child.failures import is_own
+from pytest_warmstack.postgres.template.child.failures import is_project_file
 from pytest_warmstack.settings import LIBPQ, placeholder_of
 
 _UNSET: Final = ("KeyError", "ValidationError", "ArgumentError", "NoSuchModuleError")
-"""What code raises that looks for a URL in the environment and finds none."""
+"""Exceptions of code that finds no URL in the environment."""
 
-_NAMED: Final = re.compile(
+_READS: Final = re.compile(
     r"(?:environ\s*\[|environ\.get\(|getenv\(|\benv(?:\.\w+)?\(|\bconfig\()\s*[\"']([A-Za-z]\w*)[\"']"
 )
-"""A variable's name in Python code that reads it, with the libraries that are made for it."""
+"""Python code that reads a variable, also with django-environ, environs or decouple."""
 
-
-_SAMPLES: Final[tuple[tuple[Any, Any], ...]] = (
-    (bool, True),
-    ((list, tuple, set, frozenset), []),
-    (dict, {}),
-)
-"""A value for each type that has no use for a text."""
-
-_PYTHONS: Final = frozenset({"os", "collections.abc", "_collections_abc"})
-"""The modules that `os.environ` is made of."""
+_ENVIRON_MODULES: Final = frozenset({"os", "collections.abc", "_collections_abc"})
+"""The modules that implement `os.environ`."""
 
 
 class Variables:
-    """What is read of `os.environ` from now on, one name at a time; a copy of all is no read."""
+    """Records the variables that code reads one by one; a copy of `os.environ` does not count."""
 
     def __init__(self) -> None:
         self.read: list[str] = []
         self._copied: set[str] = set()
 
     def watch(self) -> None:
-        """Begin to listen. Every way to read a variable encodes its name first."""
+        """Begin to record. Every way to read a variable encodes its name first."""
         environ: Any = os.environ
         encode, decode = environ.encodekey, environ.decodekey
 
         def encodekey(name: str) -> Any:
             if name in self._copied:
                 self._copied.discard(name)
-            elif name not in self.read and not (name in LIBPQ and _is_drivers()):
+            elif name not in self.read and not (name in LIBPQ and _is_driver_reading()):
                 self.read.append(name)
             return encode(name)
 
@@ -67,79 +58,76 @@ class Variables:
     ) -> dict[str, str]:
         """Return the variables that would lead the project's code to its database, with values.
 
-        A value has the database's placeholders, or is one that the code can take.
-        *error* is what it raised. If it was *refused*, since it was about to connect elsewhere,
-        they are those that say where; else those that it missed, if that is what it says.
-        *own* are the lines that set some already.
+        A value has the database's placeholders, or is one that the code accepts. *error* is what
+        the code raised. If a connection was *refused*, the variables are those that name a
+        database; otherwise those that *error* says are missing. *own* are the lines that set some
+        already.
         """
-        named = [*_missing_fields(error), *self.read, *_in_source(error)]
+        missing = [*_missing_fields(error)]
+        named = [*missing, *self.read, *_in_source(error)]
         if refused:
             found = [name for name in (*named, *_fields()) if "{" in placeholder_of(name)]
         else:
-            found = self._missing(error, named)
+            unset = [name for name in named if name not in os.environ]
+            found = [
+                name for name in unset if name in missing or re.search(rf"\b{name}\b", str(error))
+            ]
+            if found or type(error).__name__ in _UNSET:
+                found += filter(placeholder_of, unset)
         known = {line.partition("=")[0] for line in own}
         return {name: _value(name) for name in dict.fromkeys(found) if name not in known}
 
-    def _missing(self, error: BaseException | None, named: Sequence[str]) -> list[str]:
-        if error is None:
-            return []
-        fields, text = set(_missing_fields(error)), str(error)
-        said = [
-            name
-            for name in named
-            if name not in os.environ and (name in fields or re.search(rf"\b{name}\b", text))
-        ]
-        if not said and type(error).__name__ not in _UNSET:
-            return []
-        return [*said, *(each for each in named if each not in os.environ and placeholder_of(each))]
-
 
 def _value(variable: str) -> str:
-    """Return what to write for *variable*, as far as its name and the settings' types tell."""
+    """Return a value for *variable* that its name and the type of its field allow."""
     for model in _models():
         for name, field in model.model_fields.items():
             if variable in _names(model, name):
-                found = _sample(field.annotation, variable)
+                found = _sample(_schema(field.annotation), variable)
                 return found if isinstance(found, str) else json.dumps(found, default=str)
     return placeholder_of(variable) or "test"
 
 
-def _sample(annotation: Any, name: str) -> Any:
-    """Return a value of the type *annotation* for the variable or field called *name*."""
-    kinds = [each for each in get_args(annotation) if each is not type(None)]
-    origin = get_origin(annotation)
-    if origin is Literal:
-        return kinds[0]
-    if origin in {Union, UnionType, Annotated}:
-        return _sample(kinds[0], name)
-    kind = origin or annotation
-    fields = getattr(kind, "model_fields", None)
-    if fields is not None:
-        required = {each: field for each, field in fields.items() if field.is_required()}
-        return {each: _sample(required[each].annotation, f"{name}_{each}") for each in required}
-    if not isinstance(kind, type):
-        return placeholder_of(name) or "test"
-    if issubclass(kind, Enum):
-        return next(iter(kind)).value
-    for types, value in _SAMPLES:
-        if issubclass(kind, types):
-            return value
-    if issubclass(kind, int | float):
+def _schema(annotation: Any) -> dict[str, Any]:
+    """Return the JSON schema of a type, empty if it has none."""
+    with suppress(Exception):  # Some types have none, such as a function.
+        schema: dict[str, Any] = sys.modules["pydantic"].TypeAdapter(annotation).json_schema()
+        return schema
+    return {}
+
+
+def _sample(schema: dict[str, Any], name: str, defs: Any = None) -> Any:
+    """Return a value that *schema* allows, for the variable or field called *name*."""
+    defs = schema.get("$defs", defs)
+    schema = next((each for each in schema.get("anyOf", ()) if each != {"type": "null"}), schema)
+    schema = defs[schema["$ref"].rpartition("/")[2]] if "$ref" in schema else schema
+    if "const" in schema:
+        return schema["const"]
+    if "enum" in schema:
+        return schema["enum"][0]
+    kind = schema.get("type")
+    if kind in {"boolean", "array"}:
+        return True if kind == "boolean" else []
+    if kind == "object":
+        required = schema.get("required", ())
+        return {e: _sample(schema["properties"][e], f"{name}_{e}", defs) for e in required}
+    if kind in {"integer", "number"}:
         return placeholder_of(name) or 1
-    is_url = kind.__name__.endswith(("Url", "Dsn")) and kind.__module__.startswith("pydantic")
-    return placeholder_of(name) or ("http://localhost:1" if is_url else "test")
+    return placeholder_of(name) or (
+        "http://localhost:1" if schema.get("format") == "uri" else "test"
+    )
 
 
-def _is_drivers() -> bool:
-    """Tell whether the code that reads a variable is a driver's, or the guard's."""
+def _is_driver_reading() -> bool:
+    """Tell whether a driver, or the guard, reads the variable."""
     frame: Any = sys._getframe(2)  # noqa: SLF001 - as `traceback` does, and for a moment only
-    while frame is not None and frame.f_globals.get("__name__") in _PYTHONS:
+    while frame is not None and frame.f_globals.get("__name__") in _ENVIRON_MODULES:
         frame = frame.f_back
-    return frame is not None and not is_own(frame.f_code.co_filename)
+    return frame is not None and not is_project_file(frame.f_code.co_filename)
 
 
 def _missing_fields(error: BaseException | None) -> Iterator[str]:
-    """Yield the variables for the fields that pydantic says are missing."""
+    """Yield the variables of the fields that pydantic says are missing."""
     errors = getattr(error, "errors", None)
     if type(error).__name__ != "ValidationError" or not callable(errors):
         return
@@ -153,7 +141,7 @@ def _missing_fields(error: BaseException | None) -> Iterator[str]:
 
 
 def _models(base: Any = None) -> Iterator[Any]:
-    """Yield the classes of pydantic-settings that the project has made."""
+    """Yield the project's classes of pydantic-settings."""
     if base is None:
         base = getattr(sys.modules.get("pydantic_settings"), "BaseSettings", None)
     for each in base.__subclasses__() if base is not None else ():
@@ -174,7 +162,7 @@ def _fields() -> Iterator[str]:
 
 
 def _names(model: Any, name: str) -> list[str]:
-    """Return the variables that the field *name* of a class of settings is read from."""
+    """Return the variables that set the field *name* of a class of settings."""
     alias = getattr(model.model_fields.get(name), "validation_alias", None)
     choices = [str(each) for each in getattr(alias, "choices", [alias]) if isinstance(each, str)]
     if choices or name not in model.model_fields:  # An error names a field by its alias.
@@ -188,9 +176,7 @@ def _delimiter(model: Any) -> str:
 
 def _in_source(error: BaseException | None) -> Iterator[str]:
     """Yield the variables that the files name which *error* passed through: more may be missing."""
-    files = dict.fromkeys(
-        frame.filename for frame in traceback.extract_tb(error.__traceback__ if error else None)
-    )
-    for file in files:
-        if is_own(file) and Path(file).is_file():
-            yield from _NAMED.findall(Path(file).read_text(encoding="utf-8", errors="replace"))
+    stack = traceback.extract_tb(error.__traceback__ if error else None)
+    for file in dict.fromkeys(frame.filename for frame in stack):
+        if is_project_file(file) and Path(file).is_file():
+            yield from _READS.findall(Path(file).read_text(encoding="utf-8", errors="replace"))

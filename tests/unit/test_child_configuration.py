@@ -11,7 +11,7 @@ import pytest
 from alembic.config import Config
 from sqlalchemy import make_url
 
-from pytest_warmstack.postgres.template.child.values import digest
+from pytest_warmstack.postgres.template.child.configuration import digest
 
 ONE = "postgresql+psycopg://postgres:s3cret@127.0.0.1:5001/warmstack_b_1"
 TWO = "postgresql+psycopg://postgres:t0psecret@127.0.0.1:5002/warmstack_b_2"
