@@ -48,7 +48,8 @@ if TYPE_CHECKING:
     from pytest_warmstack.postgres.clones import Clone, Clones, Finding, Shared
     from pytest_warmstack.postgres.template.configurations import Configuration, Configurations
     from pytest_warmstack.postgres.template.dependencies import FileState
-    from pytest_warmstack.postgres.template.templates import Layer, Template
+    from pytest_warmstack.postgres.template.layers import Layer
+    from pytest_warmstack.postgres.template.templates import Template
     from pytest_warmstack.redis.admin import Admin as RedisAdmin
     from pytest_warmstack.redis.leases import Lease, Leases
 
@@ -108,11 +109,16 @@ class Environment:
 
         *tests* tells by folders how many tests will ask for a database. Errors are not raised here:
         whoever asks for the thing gets them. But it raises `TemplateFailed` before it starts
-        anything if tests would get an empty database, and Alembic's configuration is elsewhere.
+        anything if tests would get an empty database, and Alembic's configuration is elsewhere, or
+        if a file of the schema or seed does not exist.
         """
         for folder, count in tests.items():
             with suppress(WarmstackError):
                 self._expected[self._alembic(folder)] += count
+        if self._expected:
+            from pytest_warmstack.postgres.template.layers import check_scripts
+
+            check_scripts(self.settings, Path(self.run_context.project.path))
         if self._expected[None]:
             self._see_that_empty_is_meant()
         self._specs = {service: self._spec(service) for service in services}
@@ -523,20 +529,16 @@ class Environment:
         layers = self._layers(alembic)
         # Somebody else's server stays, and what stands ready on it serves the next run, of anybody.
         keep = run_context.keep or server.foreign
-        made = templates.ensure(
-            admin,
-            layers,
+        request = templates.TemplateRequest(
+            layers=layers,
+            settings=settings,
             file_state=self._file_state(),
-            depends=settings.depends,
-            ignore=settings.depends_ignore,
+            say=self.say,
             keep=keep,
-            rebuild=settings.rebuild,
             run=run_context.run,
             project=run_context.project.slug,
-            # A waiting process may wait for the whole build of another, and no longer.
-            timeout=settings.migrate_timeout,
-            say=self.say,
         )
+        made = templates.ensure(admin, request)
         self.ledger.note(
             Step(
                 "template",

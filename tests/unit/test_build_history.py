@@ -49,7 +49,7 @@ def after(number: int, *before: int, text: str = "") -> BuildStep:
 
 def alembic(*links: BuildStep, **fields: Any) -> LayerRecord:
     """Return what the layer of Alembic has."""
-    return LayerRecord(ALEMBIC, "k", links=links)._replace(**fields)
+    return LayerRecord(ALEMBIC, "k", steps=links)._replace(**fields)
 
 
 def base(**needs: str) -> LayerRecord:
@@ -60,7 +60,7 @@ def base(**needs: str) -> LayerRecord:
 def seed(*names: str, **fields: Any) -> LayerRecord:
     """Return what the layer of the seed has."""
     links = tuple(BuildStep(each, f"file:{each}", {f"file:{each}": each}) for each in names)
-    return LayerRecord("seed", "s", links=links)._replace(**fields)
+    return LayerRecord("seed", "s", steps=links)._replace(**fields)
 
 
 class Case:
@@ -76,7 +76,7 @@ class Case:
         there: dict[str, str] = {}
         for portion in (*recorded, *planned):
             there.update(portion.needs)
-            for each in portion.links:
+            for each in portion.steps:
                 there.update(each.needs)
         self._comparison = Comparison(Files(there | files))
 
@@ -88,19 +88,19 @@ class Case:
     @property
     def begins(self) -> int:
         """How many links the template has, if the plan begins with all of them."""
-        return self._comparison.begins(self.planned, self.record)
+        return (lambda found: found[0] if found[1] else 0)(self.common)
 
     def arranged(self, base: LayerRecord | None, near: LayerRecord) -> tuple[list[str], int]:
         """The numbers of the revisions in the order of the build, and where edits begin."""
         records = [Record(1.0, "run", (each,)) if each else None for each in (base, near)]
         assert records[1] is not None
-        found, reach = self._comparison.arranged(self.planned, records[0], records[1])
-        return [each.name.lstrip("0") for each in found[0].links], reach
+        found, reach = self._comparison.arrange(self.planned, records[0], records[1])
+        return [each.name.lstrip("0") for each in found[0].steps], reach
 
     @property
     def why(self) -> str:
         """The words for what differs first."""
-        return next(iter(self._comparison.apart(self.planned, self.record)[0]), "")
+        return next(iter(self._comparison.differences(self.planned, self.record)[0]), "")
 
 
 ONE, TWO, THREE = link(1), link(2), link(3)
@@ -155,10 +155,10 @@ def test_functions_are_told_apart_by_their_names() -> None:
     orders, stock = (BuildStep(f"shop.demo:{name}", "", module) for name in ("orders", "stock"))
 
     same = Case(
-        [base(), seed()._replace(links=(orders,))], [base(), seed()._replace(links=(orders,))]
+        [base(), seed()._replace(steps=(orders,))], [base(), seed()._replace(steps=(orders,))]
     )
     other = Case(
-        [base(), seed()._replace(links=(stock,))], [base(), seed()._replace(links=(orders,))]
+        [base(), seed()._replace(steps=(stock,))], [base(), seed()._replace(steps=(orders,))]
     )
 
     assert (same.common, same.why) == ((1, True), "")
@@ -402,7 +402,7 @@ def test_a_changed_configuration_is_told(need: str, name: str) -> None:
 )
 def test_a_layer_with_another_key_is_told(layer: str, words: str) -> None:
     """What decides a layer and stands in no file."""
-    search = LayerRecord("search", "1", links=(BuildStep("", "", {}),))
+    search = LayerRecord("search", "1", steps=(BuildStep("", "", {}),))
     planned = [base(), alembic(ONE), search, seed("a.sql")]
     recorded = [each._replace(key="old") if each.layer == layer else each for each in planned]
 
@@ -417,7 +417,7 @@ def test_a_layer_with_another_key_is_told(layer: str, words: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("recorded", "files", "is_apart"),
+    ("recorded", "files", "is_of_another"),
     [
         ({"ini:orders/alembic.ini": "1"}, {"ini:orders/alembic.ini": "2"}, True),
         ({"ini:orders/alembic.ini": "1"}, {}, False),
@@ -431,13 +431,13 @@ def test_a_layer_with_another_key_is_told(layer: str, words: str) -> None:
     ids=["of another service", "of a file that moved", "of the same file", "of a function"],
 )
 def test_what_another_configuration_has_is_not_compared(
-    recorded: dict[str, str], files: dict[str, str], *, is_apart: bool
+    recorded: dict[str, str], files: dict[str, str], *, is_of_another: bool
 ) -> None:
     """Where it is still there: else it may be this one, which was moved."""
     planned = [base(), alembic(needs={"ini:users/alembic.ini": "1"})]
     record = Record(0.0, "", (base(), alembic(needs=recorded)))
 
-    assert Comparison(Files(files)).is_apart(planned, record) is is_apart  # type: ignore[arg-type]
+    assert Comparison(Files(files)).is_of_another_project(planned, record) is is_of_another  # type: ignore[arg-type]
 
 
 def test_a_declared_file_that_changed_is_told_as_declared() -> None:
@@ -490,7 +490,7 @@ def test_a_layer_that_is_gone_is_told() -> None:
 def test_a_layer_that_came_before_another_is_told() -> None:
     """What was applied first can't follow."""
     case = Case(
-        [base(), LayerRecord("schema", "k", links=(BuildStep("a.sql", "", {}),)), alembic(ONE)],
+        [base(), LayerRecord("schema", "k", steps=(BuildStep("a.sql", "", {}),)), alembic(ONE)],
         [base(), alembic(ONE)],
     )
 
@@ -508,7 +508,7 @@ def test_a_link_at_the_end_of_a_layer_that_is_not_the_last_is_told() -> None:
 
 def test_an_edited_seed_leaves_the_migrations_in_common() -> None:
     """What comes before it need not be built again."""
-    edited = seed()._replace(links=(BuildStep("a.sql", "file:a.sql", {"file:a.sql": "edited"}),))
+    edited = seed()._replace(steps=(BuildStep("a.sql", "file:a.sql", {"file:a.sql": "edited"}),))
 
     case = Case([base(), alembic(ONE, TWO), edited], [base(), alembic(ONE, TWO), seed("a.sql")])
 
@@ -539,7 +539,7 @@ def test_whatever_differs_has_a_reason() -> None:
         [portions[0], alembic(ONE, TWO, THREE), portions[2]],
         [portions[0], portions[2], portions[1]],
         [portions[0], alembic(ONE, TWO, key="x"), portions[2]],
-        [*portions, LayerRecord("tail", "k", links=(BuildStep("", "", {}),))],
+        [*portions, LayerRecord("tail", "k", steps=(BuildStep("", "", {}),))],
         portions[:1],
     ]
 

@@ -19,7 +19,7 @@ NAMESPACE: Final = "pytest-warmstack"
 SERVER_FORMAT: Final = "4"
 """Raised when a server that an older version of this package started must not be reused."""
 
-BUILD_FORMAT: Final = "4"
+BUILD_FORMAT: Final = "5"
 """Raised when a template that an older version of this package built must not be reused.
 
 A fingerprint of files alone once let a broken builder pass unnoticed (pgtestdb, changelog 0.1.1).

@@ -118,7 +118,9 @@ class Comparison:
         if (planned.name, planned.digest) != (recorded.name, recorded.digest):
             return False
         holds = self._file_state.holds
-        return planned.is_settled or (holds(recorded.other_needs()) and holds(planned.other_needs()))
+        return planned.is_settled or (
+            holds(recorded.other_needs()) and holds(planned.other_needs())
+        )
 
     def _differences(self, plan: Sequence[LayerRecord], record: Record) -> Iterator[str]:
         """Yield a phrase for each difference from *record*, except for additions at the end."""

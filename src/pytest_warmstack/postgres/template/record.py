@@ -200,7 +200,9 @@ class Record(NamedTuple):
 
             def step(name: str, own: int | None, numbers: list[int], after: Any) -> BuildStep:
                 source = "" if own is None else table[numbers[own]][0]
-                return BuildStep(name, source, needs(numbers), None if after is None else tuple(after))
+                return BuildStep(
+                    name, source, needs(numbers), None if after is None else tuple(after)
+                )
 
             layers = tuple(
                 LayerRecord(
