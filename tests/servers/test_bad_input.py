@@ -349,7 +349,7 @@ def test_an_env_py_with_an_address_of_its_own_is_stopped_before_it_connects(
 
         text = refused(
             kept,
-            f"127.0.0.1:{port}/orders, and were stopped before that",
+            f"127.0.0.1:{port}/orders; the connection was blocked.",
             WARMSTACK_MIGRATE_TIMEOUT="10",
         )
 
@@ -376,7 +376,7 @@ def test_a_driver_alone_does_not_get_to_another_database_of_the_same_server(
         f"{CALL}",
     )
 
-    text = refused(kept, "postgres, and were stopped before that")
+    text = refused(kept, "postgres; the connection was blocked.")
 
     assert "warmstack_env = DATABASE_URL={db_url}" in split(text)[-1]
     assert kept.sql("SELECT to_regclass('stray') IS NULL")[0][0]

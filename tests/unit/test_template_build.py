@@ -19,8 +19,8 @@ from pytest_warmstack.postgres import sql
 from pytest_warmstack.postgres.admin import Database
 from pytest_warmstack.postgres.template.dependencies import ABSENT, FileState
 from pytest_warmstack.postgres.template.errors import TemplateFailed
-from pytest_warmstack.postgres.template.record import ALEMBIC, BuildStep, LayerRecord
 from pytest_warmstack.postgres.template.layers import Layer, Target
+from pytest_warmstack.postgres.template.record import ALEMBIC, BuildStep, LayerRecord
 from pytest_warmstack.postgres.template.templates import (
     Template,
     TemplateRequest,
