@@ -541,7 +541,7 @@ def test_python_files_come_in_a_stable_order(root: Path) -> None:
 # What it costs
 
 
-def test_each_file_is_read_once_even_if_a_thousand_links_need_it(
+def test_each_file_is_read_once_even_if_a_thousand_steps_need_it(
     root: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A helper that every revision imports costs a warm run one look."""

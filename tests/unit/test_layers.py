@@ -154,7 +154,7 @@ def test_what_everything_stands_on_is_the_version_and_what_is_declared(root: Pat
 
 
 @pytest.mark.parametrize("ddl", ["", "0123"])
-def test_each_line_is_a_link_with_its_file(
+def test_each_line_is_a_step_with_its_file(
     root: Path, monkeypatch: pytest.MonkeyPatch, ddl: str
 ) -> None:
     """A function has no file of its own until it has run; a `MetaData` has what it makes."""
@@ -179,9 +179,9 @@ def test_a_script_outside_of_the_project_has_a_name_too(root: Path) -> None:
     shared.write_text("")
 
     for line in (f"../{shared.name}", str(shared)):
-        (link,) = scripts(root, line).plan(NOWHERE).steps
-        assert link.source == f"file:../{shared.name}"
-        assert link.digest
+        (step,) = scripts(root, line).plan(NOWHERE).steps
+        assert step.source == f"file:../{shared.name}"
+        assert step.digest
 
 
 @pytest.mark.parametrize("name", ["schema", "seed"])
@@ -216,7 +216,7 @@ def test_a_template_with_other_lines_is_another(root: Path) -> None:
 
 
 def test_the_key_of_scripts_is_the_environment_that_they_get(root: Path) -> None:
-    """A function may read it; the lines themselves are links."""
+    """A function may read it; the lines themselves are steps."""
     keys = {scripts(root, "base.sql", env=env).key for env in [(), ("A=1",), ("A=2",)]}
 
     assert len(keys) == 3
@@ -226,7 +226,7 @@ def test_the_key_of_scripts_is_the_environment_that_they_get(root: Path) -> None
 # Custom layers
 
 
-def test_a_custom_layer_is_one_link_whose_key_is_its_fingerprint() -> None:
+def test_a_custom_layer_is_one_step_whose_key_is_its_fingerprint() -> None:
     """It says itself when it would give another result."""
     layer = Custom(Search("search", "1"), 30)
 

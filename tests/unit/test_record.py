@@ -21,15 +21,15 @@ HELPER = ("file:shop/migrations/helpers.py", "d" * 16)
 
 
 def revision(number: int, **more: str) -> BuildStep:
-    """Return the link of a revision, which needs *more* besides its own file."""
+    """Return the step of a revision, which needs *more* besides its own file."""
     source = f"file:shop/migrations/versions/{number:04}_t.py"
     return BuildStep(f"{number:04}", source, {source: f"{number:016}", **more})
 
 
 def revisions(count: int, first: int = 1, **fields: Any) -> LayerRecord:
     """Return what the layer of Alembic has."""
-    links = tuple(revision(number) for number in range(first, first + count))
-    return LayerRecord(ALEMBIC, "k", steps=links)._replace(**fields)
+    steps = tuple(revision(number) for number in range(first, first + count))
+    return LayerRecord(ALEMBIC, "k", steps=steps)._replace(**fields)
 
 
 def seed(*names: str) -> LayerRecord:
@@ -37,9 +37,9 @@ def seed(*names: str) -> LayerRecord:
     return LayerRecord("seed", "s", steps=tuple(BuildStep(name, "", {}) for name in names))
 
 
-def record(*portions: LayerRecord) -> Record:
-    """Return the record of a template of *portions*, above what everything stands on."""
-    return Record(1.5, "run", (LayerRecord(BASE, "b", needs={"glob:data": "1"}), *portions))
+def record(*layers: LayerRecord) -> Record:
+    """Return the record of a template of *layers*, above what everything stands on."""
+    return Record(1.5, "run", (LayerRecord(BASE, "b", needs={"glob:data": "1"}), *layers))
 
 
 # Written and read
@@ -76,18 +76,18 @@ WHOLE = Record(
 
 
 def test_a_record_is_read_as_it_was_written() -> None:
-    """All of it, in order: portions, links, and what each of them needs."""
+    """All of it, in order: layers, steps, and what each of them needs."""
     again = Record.read(WHOLE.write())
 
     assert again == WHOLE
     assert again is not None
     assert again.write() == WHOLE.write()
-    assert [list(link.needs) for link in again.layers[2].steps] == [
-        list(link.needs) for link in WHOLE.layers[2].steps
+    assert [list(step.needs) for step in again.layers[2].steps] == [
+        list(step.needs) for step in WHOLE.layers[2].steps
     ]
 
 
-def test_what_many_links_share_stands_in_the_text_once() -> None:
+def test_what_many_steps_share_stands_in_the_text_once() -> None:
     """A helper that a thousand revisions import makes the comment no thousand times longer."""
     many = LayerRecord(
         ALEMBIC,
@@ -164,7 +164,7 @@ def test_a_comment_that_was_cut_is_read_as_none(end: int) -> None:
 
 
 @pytest.mark.parametrize(
-    ("portion", "words"),
+    ("layer", "words"),
     [
         (revisions(9), "9 revisions"),
         (revisions(1), "1 revision"),
@@ -180,9 +180,9 @@ def test_a_comment_that_was_cut_is_read_as_none(end: int) -> None:
         (LayerRecord("search index", "k", steps=(BuildStep("", "", {}),)), "search index"),
     ],
 )
-def test_a_portion_tells_what_it_holds(portion: LayerRecord, words: str) -> None:
+def test_a_layer_tells_what_it_holds(layer: LayerRecord, words: str) -> None:
     """Revisions are counted, a script is named, and somebody else's layer has its name."""
-    assert portion.describe() == words
+    assert layer.describe() == words
 
 
 def test_a_record_tells_what_its_layers_hold() -> None:
@@ -213,19 +213,19 @@ def test_a_warning_is_told_once_at_its_end() -> None:
         ("", "the name"),
     ],
 )
-def test_a_link_is_known_by_the_name_of_its_file(source: str, label: str) -> None:
-    """That is what a reader sees in the folder; without a file it is the link's own name."""
-    link = BuildStep("the name", source, {source: "1"} if source else {})
+def test_a_step_is_known_by_the_name_of_its_file(source: str, label: str) -> None:
+    """That is what a reader sees in the folder; without a file it is the step's own name."""
+    step = BuildStep("the name", source, {source: "1"} if source else {})
 
-    assert link.label == label
+    assert step.label == label
 
 
-def test_a_links_own_file_is_told_from_the_others() -> None:
+def test_a_steps_own_file_is_told_from_the_others() -> None:
     """Its own is compared by content, so that it can be renamed; the others by their names."""
-    link = revision(1, **dict([HELPER]))
+    step = revision(1, **dict([HELPER]))
 
-    assert link.digest == f"{1:016}"
-    assert link.other_needs() == dict([HELPER])
+    assert step.digest == f"{1:016}"
+    assert step.other_needs() == dict([HELPER])
     assert BuildStep("shop.demo:orders", "", dict([HELPER])).digest is None
     assert BuildStep("shop.demo:orders", "", dict([HELPER])).other_needs() == dict([HELPER])
 
@@ -271,7 +271,7 @@ def test_an_extension_tells_what_was_added_to_what(base: Record, made: Record, w
 # Put together
 
 
-def test_links_of_all_portions_are_counted() -> None:
+def test_steps_of_all_layers_are_counted() -> None:
     """What everything stands on has none."""
     assert count_steps(record(revisions(3), seed("a.sql", "b.sql")).layers) == 5
     assert count_steps(record().layers) == 0
@@ -297,7 +297,7 @@ def test_what_is_planned_carries_what_a_template_is_known_to_need() -> None:
 
 
 def test_what_was_applied_takes_the_place_of_what_was_planned() -> None:
-    """From the first link that ran, with what it was seen to need; the others stay."""
+    """From the first step that ran, with what it was seen to need; the others stay."""
     planned = revisions(3, needs={"a": "1"}, folders={"f": "1"}, remark=" (before)")
     applied = revisions(
         1,

@@ -223,29 +223,29 @@ class Steps(Layer):
         return self.name == ALEMBIC or record.names == [each.name for each in self.steps]
 
     def plan(self, _target: Target) -> LayerRecord:
-        """Return a link for each step, with what is known before it ran."""
+        """Return a BuildStep for each step, with what is known before it ran."""
         file_state = self._shop.file_state()
         folders = {FOLDER: file_state.digest(FOLDER)} if self.name == ALEMBIC else {}
-        links = tuple(self._link(each, (each.file, *each.imports)) for each in self.steps)
-        return LayerRecord(self.name, self.key, folders=folders, steps=links)
+        steps = tuple(self._build_step(each, (each.file, *each.imports)) for each in self.steps)
+        return LayerRecord(self.name, self.key, folders=folders, steps=steps)
 
-    def apply(self, target: Target, portion: LayerRecord) -> LayerRecord:
+    def apply(self, target: Target, record: LayerRecord) -> LayerRecord:
         """Apply steps; return them with all that they needed."""
         assert self._server is not None
         by_name = {each.name: each for each in self.steps}
-        last = [link.name for link in portion.steps[-1:]]
-        assert portion.whole is (last == [each.name for each in self.steps[-1:]])
-        links = []
-        for link in portion.steps:
-            step = by_name[link.name]
+        last = [each.name for each in record.steps[-1:]]
+        assert record.whole is (last == [each.name for each in self.steps[-1:]])
+        steps = []
+        for planned in record.steps:
+            step = by_name[planned.name]
             if self.fails:
                 raise TemplateFailed.layer_failed(layer=self.name, cause="no", kind="Steps")
             self._server.held[target.database].append(self.words(step))
             Steps.applied.append(step.name)
-            links.append(self._link(step, (step.file, *step.imports, *step.reads)))
-        return portion._replace(steps=tuple(links))
+            steps.append(self._build_step(step, (step.file, *step.imports, *step.reads)))
+        return record._replace(steps=tuple(steps))
 
-    def _link(self, step: Step, keys: Sequence[str]) -> BuildStep:
+    def _build_step(self, step: Step, keys: Sequence[str]) -> BuildStep:
         file_state = self._shop.file_state()
         return BuildStep(step.name, step.file, {key: file_state.digest(key) for key in keys})
 
