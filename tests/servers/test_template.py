@@ -285,7 +285,7 @@ def test_migrations_that_connect_by_a_function_of_their_own_are_stopped_too(kept
     )
 
     port = kept.kept("postgres").port
-    assert f"tried to connect to postgresql://127.0.0.1:{port}/postgres, and were" in refused(kept)
+    assert f"tried to connect to postgresql://127.0.0.1:{port}/postgres; the" in refused(kept)
 
 
 @pytest.mark.parametrize("how", ["url", "connect_args"])
