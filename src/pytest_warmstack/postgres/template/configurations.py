@@ -100,8 +100,8 @@ class Configurations:
         if base is None:
             from pytest_warmstack.postgres.template.errors import TemplateFailed
 
-            source = self._settings.sources["alembic"]
-            raise TemplateFailed.no_alembic(named=str(self._last_folders[0] / named), source=source)
+            path, source = self._last_folders[0] / named, self._settings.sources["alembic"]
+            raise TemplateFailed.no_file(layer="alembic", file=str(path), source=source)
         path = base / named
         if path.suffix != ".toml":
             return self._read(base, path, base / _TOML)

@@ -48,17 +48,22 @@ class TemplateFailed(WarmstackError):
     """The template could not be built. Nothing half-built is left."""
 
     @classmethod
-    def no_alembic(cls, *, named: str, source: str) -> TemplateFailed:
-        """The file that `warmstack_alembic` names does not exist."""
-        return cls(
-            f"The Alembic configuration {named} does not exist.",
-            why="no such file",
-            looked_at=[f"warmstack_alembic, from the {source}"],
-            todo=[
+    def no_file(cls, *, layer: str, file: str, source: str) -> TemplateFailed:
+        """A file that warmstack_alembic, warmstack_schema or warmstack_seed names is missing."""
+        what = f"{layer} file"
+        todo = ["name a file relative to pytest's root, or a package.module:attribute"]
+        if layer == "alembic":
+            what = "Alembic configuration"
+            todo = [
                 "name the alembic.ini or pyproject.toml of the project, relative to pytest's "
                 "configuration file or its root",
                 "or remove the setting: tests then get the nearest one from their folder upwards",
-            ],
+            ]
+        return cls(
+            f"The {what} {file} does not exist.",
+            why="no such file",
+            looked_at=_setting(layer, source),
+            todo=todo,
         )
 
     @classmethod
@@ -103,7 +108,7 @@ class TemplateFailed(WarmstackError):
         return cls(
             f"The function {function} did not return an Alembic configuration.",
             why=f"{failure.cause}{failure.where and f' ({failure.where})'}",
-            looked_at=[f"warmstack_alembic, from the {source}", *_output(failure)],
+            looked_at=[*_setting("alembic", source), *_output(failure)],
             todo=_loop_hints(failure.cause)
             or [
                 *failure.hints,
@@ -236,16 +241,6 @@ class TemplateFailed(WarmstackError):
         )
 
     @classmethod
-    def no_script(cls, *, layer: str, file: str, source: str) -> TemplateFailed:
-        """An SQL file that `warmstack_schema` or `warmstack_seed` names does not exist."""
-        return cls(
-            f"The {layer} file {file} does not exist.",
-            why="no such file",
-            looked_at=[f"warmstack_{layer}, from the {source}"],
-            todo=["name a file relative to pytest's root, or a package.module:attribute"],
-        )
-
-    @classmethod
     def script_failed(
         cls, failure: Failure, *, layer: str, line: str, source: str, dump: str
     ) -> TemplateFailed:
@@ -253,7 +248,7 @@ class TemplateFailed(WarmstackError):
         return cls(
             f"The {layer} {line} failed{failure.place}.",
             why=failure.cause,
-            looked_at=[f"warmstack_{layer}, from the {source}", *_output(failure)],
+            looked_at=[*_setting(layer, source), *_output(failure)],
             todo=[*_hints(failure, dump), f"fix the {layer} and run again"],
         )
 
@@ -266,7 +261,7 @@ class TemplateFailed(WarmstackError):
         return cls(
             f"The {layer} function {line} can't be called.",
             why=failure.cause,
-            looked_at=[f"warmstack_{layer}, from the {source}", *_output(failure)],
+            looked_at=[*_setting(layer, source), *_output(failure)],
             todo=[
                 f"give the parameter one of these names, or annotate it:\n{known}",
                 "or give it a default value, which it keeps",
@@ -302,6 +297,10 @@ class TemplateFailed(WarmstackError):
             looked_at=[f"the holder of the lock: {holder}"],
             todo=["end the other run; the next one removes what it leaves behind"],
         )
+
+
+def _setting(layer: str, source: str) -> list[str]:
+    return [f"warmstack_{layer}, from the {source}"]
 
 
 def _output(failure: Failure) -> list[str]:

@@ -373,9 +373,8 @@ def check_scripts(settings: Settings, root: Path) -> None:
             if not is_attribute(line) and not (root / line).is_file():
                 from pytest_warmstack.postgres.template.errors import TemplateFailed
 
-                raise TemplateFailed.no_script(
-                    layer=name, file=str(root / line), source=settings.sources.get(name, "")
-                )
+                source = settings.sources.get(name, "")
+                raise TemplateFailed.no_file(layer=name, file=str(root / line), source=source)
 
 
 def make(
