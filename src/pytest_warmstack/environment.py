@@ -33,7 +33,8 @@ if TYPE_CHECKING:
     from pytest_warmstack.postgres.databases import Databases
     from pytest_warmstack.postgres.template.configurations import Configuration, Configurations
     from pytest_warmstack.postgres.template.dependencies import FileState
-    from pytest_warmstack.postgres.template.templates import Layer, Template
+    from pytest_warmstack.postgres.template.layers import Layer
+    from pytest_warmstack.postgres.template.templates import Template
     from pytest_warmstack.redis.connections import Admin as RedisAdmin
     from pytest_warmstack.redis.leases import Lease, Leases
 
@@ -187,15 +188,20 @@ class Environment:
         """Make *services* ready, all at the same time.
 
         *tests* maps each folder to the number of its tests that will ask for a database. Raises
-        `TemplateFailed` if databases would be empty although Alembic is configured elsewhere, and
-        `RuntimeUnavailable` if the settings name a runtime or an image that is not available. Other
-        errors are raised for the tests that need what could not be made.
+        `TemplateFailed` if a file of the schema or the seed is missing, or if databases would be
+        empty although Alembic is configured elsewhere, and `RuntimeUnavailable` if the settings
+        name a runtime or an image that is not available. Other errors are raised for the tests that
+        need what could not be made.
         """
         for folder, count in tests.items():
             try:
                 self._template(folder).expected += count
             except WarmstackError as error:
                 self._misconfigured.append(error)
+        if tests:
+            from pytest_warmstack.postgres.template.layers import check_scripts
+
+            check_scripts(self.settings, self._root)
         without = self._templates.get(None)
         if without is not None and without.expected:
             self._check_empty_is_meant()
@@ -500,20 +506,16 @@ class Environment:
 
         begin = originals.monotonic()
         settings, layers = self.settings, template.layers.get()
-        made = templates.ensure(
-            databases,
-            layers,
+        request = templates.TemplateRequest(
+            layers=layers,
+            settings=settings,
             file_state=self._file_state,
-            depends=settings.depends,
-            ignore=settings.depends_ignore,
+            say=self.say,
             keep=keep,
-            rebuild=settings.rebuild,
             run=self.run_context.run,
             project=self.run_context.project.slug,
-            # A waiting process may wait for the whole build of another, and no longer.
-            timeout=settings.migrate_timeout,
-            say=self.say,
         )
+        made = templates.ensure(databases, request)
         facts = {
             "origin": made.origin,
             "text": made.text,

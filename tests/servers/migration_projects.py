@@ -193,7 +193,7 @@ class Shelf:
         admin: Databases | None = None,
         keep: bool = True,
         run: str = "",
-        say: Callable[[str], object] = lambda _: None,
+        say: Callable[[str], None] = lambda _: None,
     ) -> templates.Template:
         """Return the template of the project as a new run gets it."""
         admin = admin or self.admin
@@ -201,18 +201,15 @@ class Shelf:
         file_state = FileState(str(project.folder))
         alembic = Configurations(settings, project.folder).of(project.folder)
         with project.importable():
-            made = templates.ensure(
-                admin,
-                layers.make(settings, project.folder, file_state, alembic),
+            request = templates.TemplateRequest(
+                layers=layers.make(settings, project.folder, file_state, alembic),
+                settings=settings,
                 file_state=file_state,
-                depends=settings.depends,
-                ignore=settings.depends_ignore,
-                keep=keep,
-                rebuild=settings.rebuild,
-                run=run or os.urandom(5).hex(),
-                timeout=60,
                 say=say,
+                keep=keep,
+                run=run or os.urandom(5).hex(),
             )
+            made = templates.ensure(admin, request)
         # Nothing is dropped; it is only written down that they were used.
         admin.background.call(admin.main.execute, *made.notes())
         return made

@@ -287,7 +287,7 @@ def test_a_function_that_takes_something_else_is_refused(
     result.assert_outcomes(errors=1)
     result.stdout.fnmatch_lines(
         [
-            "*The function takers:init of the seed can't be called.",
+            "*The seed function takers:init can't be called.",
             f"*Why: {words}",
             *(f"*{line}" for line in understood()),
         ]
@@ -448,8 +448,8 @@ def test_a_layer_of_the_projects_own_lies_between_migrations_and_seed(kept: Libr
 @pytest.mark.parametrize(
     ("statement", "words"),
     [
-        ("SELECT 1/0", "The template's layer search failed.\nWhy: DivisionByZeroError: "),
-        ("SELECT pg_sleep(60)", "The layer search did not end within 2 seconds, and was stopped."),
+        ("SELECT 1/0", "The template layer search failed.\nWhy: DivisionByZeroError: "),
+        ("SELECT pg_sleep(60)", "The layer search did not finish within 2 seconds."),
     ],
 )
 def test_a_layer_of_the_projects_own_that_fails_leaves_nothing(

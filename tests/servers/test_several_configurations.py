@@ -200,7 +200,7 @@ def test_tests_without_one_stop_the_run_where_there_are_some_below(repo: Library
         [
             "ERROR: No Alembic configuration was found for the tests that ask for a database.",
             "Why: *but there is services/orders/alembic.ini, services/users/alembic.ini",
-            "*that all tests are to have: warmstack_alembic = services/orders/alembic.ini",
+            "*the one for all tests: warmstack_alembic = services/orders/alembic.ini",
             "*warmstack_alembic = none",
         ]
     )

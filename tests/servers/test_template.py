@@ -21,8 +21,8 @@ from pytest_warmstack.postgres import sql
 from pytest_warmstack.postgres.retention import Retention
 from pytest_warmstack.postgres.template import templates
 from pytest_warmstack.postgres.template.dependencies import FileState
-from pytest_warmstack.postgres.template.layers import Foreign
-from pytest_warmstack.settings import RuntimeName
+from pytest_warmstack.postgres.template.layers import Custom
+from pytest_warmstack.settings import RuntimeName, Settings
 
 REUSE = "--reuse-containers"
 
@@ -286,7 +286,7 @@ def test_migrations_that_connect_by_a_function_of_their_own_are_stopped_too(kept
     )
 
     port = kept.kept("postgres").port
-    assert f"tried to connect to postgresql://127.0.0.1:{port}/postgres, and were" in refused(kept)
+    assert f"tried to connect to postgresql://127.0.0.1:{port}/postgres; the" in refused(kept)
 
 
 @pytest.mark.parametrize("how", ["url", "connect_args"])
@@ -315,7 +315,7 @@ def test_migrations_that_connect_elsewhere_are_stopped_before_they_do(
         real.setblocking(False)
         with pytest.raises(BlockingIOError):
             real.accept()
-    assert f"127.0.0.1:{port}/orders, and were stopped before that." in text
+    assert f"127.0.0.1:{port}/orders; the connection was blocked." in text
     assert 'config.get_main_option("sqlalchemy.url")' in text
     assert 'config.attributes.get("url")' in text
     assert "warmstack_env = DATABASE_URL={db_url}" in text
@@ -344,7 +344,7 @@ def test_a_refusal_that_env_py_swallows_is_told_all_the_same(kept: Library) -> N
         "    pass\n",
     )
 
-    assert "and were stopped before that." in refused(kept)
+    assert "the connection was blocked." in refused(kept)
 
 
 @pytest.mark.parametrize(
@@ -420,7 +420,7 @@ def test_migrations_that_never_end_are_stopped_at_the_deadline(kept: Library) ->
 
     text = refused(kept, WARMSTACK_MIGRATE_TIMEOUT="2")
 
-    assert "The migrations did not end within 2 seconds, and were stopped." in text
+    assert "The migrations did not finish within 2 seconds." in text
     assert "WARMSTACK_MIGRATE_TIMEOUT" in text
 
 
@@ -528,13 +528,13 @@ def test_only_the_templates_that_were_used_last_stay(standing: Bench) -> None:
     built: list[int] = []
 
     def ensure(admin: Any, number: int) -> templates.Template:
-        return templates.ensure(
-            admin,
-            [Foreign(Counting(number, built), timeout=10)],
+        request = templates.TemplateRequest(
+            layers=[Custom(Counting(number, built), timeout=10)],
+            settings=Settings(),
             file_state=FileState(str(standing.folder)),
-            timeout=10,
             say=lambda _: None,
         )
+        return templates.ensure(admin, request)
 
     used_by_another = ensure(others, 0).name
     names = [ensure(mine, number).name for number in range(1, 7)]

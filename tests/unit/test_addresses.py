@@ -11,7 +11,8 @@ from sqlalchemy import make_url
 
 from pytest_warmstack.postgres import DatabaseName, State
 from pytest_warmstack.postgres.clones import Clone
-from pytest_warmstack.postgres.template.builder import Builder
+from pytest_warmstack.postgres.template.dependencies import FileState
+from pytest_warmstack.postgres.template.layers import BuildContext
 from pytest_warmstack.redis.leases import Lease
 from pytest_warmstack.server_specs import make
 from pytest_warmstack.servers.external import endpoint_of
@@ -79,7 +80,7 @@ def test_a_url_shows_no_password_in_a_report() -> None:
     held = [
         *(url, redis_url(endpoint, 1), handle, endpoint, handle.get_connection_url()),
         *(Clone(DatabaseName(State.IN_USE, "0"), 1, url), Lease(1, (url,))),
-        *(Builder(root=Path(), timeout=1, env=("KEY=hunter2",)),),
+        *(BuildContext(Settings(env=("KEY=hunter2",)), Path(), FileState(".")),),
     ]
 
     assert "hunter" not in repr(held)

@@ -36,7 +36,7 @@ def key(number: int, words: str = "t") -> str:
     return f"file:shop/versions/{number:04}_{words}.py"
 
 
-def link(number: int, *, words: str = "t", text: str = "", **needs: str) -> BuildStep:
+def step(number: int, *, words: str = "t", text: str = "", **needs: str) -> BuildStep:
     """Return a revision with the content *text*, which needs more files."""
     source = key(number, words)
     return BuildStep(f"{number:04}", source, {source: text or f"text {number}", **needs})
@@ -44,12 +44,12 @@ def link(number: int, *, words: str = "t", text: str = "", **needs: str) -> Buil
 
 def after(number: int, *before: int, text: str = "") -> BuildStep:
     """Return a revision that is applied after others, in whatever order those are."""
-    return link(number, text=text)._replace(after=tuple(f"{each:04}" for each in before))
+    return step(number, text=text)._replace(after=tuple(f"{each:04}" for each in before))
 
 
-def alembic(*links: BuildStep, **fields: Any) -> LayerRecord:
+def alembic(*steps: BuildStep, **fields: Any) -> LayerRecord:
     """Return what the layer of Alembic has."""
-    return LayerRecord(ALEMBIC, "k", links=links)._replace(**fields)
+    return LayerRecord(ALEMBIC, "k", steps=steps)._replace(**fields)
 
 
 def base(**needs: str) -> LayerRecord:
@@ -59,8 +59,8 @@ def base(**needs: str) -> LayerRecord:
 
 def seed(*names: str, **fields: Any) -> LayerRecord:
     """Return what the layer of the seed has."""
-    links = tuple(BuildStep(each, f"file:{each}", {f"file:{each}": each}) for each in names)
-    return LayerRecord("seed", "s", links=links)._replace(**fields)
+    steps = tuple(BuildStep(each, f"file:{each}", {f"file:{each}": each}) for each in names)
+    return LayerRecord("seed", "s", steps=steps)._replace(**fields)
 
 
 class Case:
@@ -74,9 +74,9 @@ class Case:
     ) -> None:
         self.planned, self.record = planned, Record(1.0, "run", tuple(recorded))
         there: dict[str, str] = {}
-        for portion in (*recorded, *planned):
-            there.update(portion.needs)
-            for each in portion.links:
+        for layer in (*recorded, *planned):
+            there.update(layer.needs)
+            for each in layer.steps:
                 there.update(each.needs)
         self._comparison = Comparison(Files(there | files))
 
@@ -87,39 +87,40 @@ class Case:
 
     @property
     def begins(self) -> int:
-        """How many links the template has, if the plan begins with all of them."""
-        return self._comparison.begins(self.planned, self.record)
+        """How many steps the template has, if the plan begins with all of them."""
+        count, whole = self.common
+        return count if whole else 0
 
     def arranged(self, base: LayerRecord | None, near: LayerRecord) -> tuple[list[str], int]:
         """The numbers of the revisions in the order of the build, and where edits begin."""
         records = [Record(1.0, "run", (each,)) if each else None for each in (base, near)]
         assert records[1] is not None
-        found, reach = self._comparison.arranged(self.planned, records[0], records[1])
-        return [each.name.lstrip("0") for each in found[0].links], reach
+        found, reach = self._comparison.arrange(self.planned, records[0], records[1])
+        return [each.name.lstrip("0") for each in found[0].steps], reach
 
     @property
     def why(self) -> str:
         """The words for what differs first."""
-        return next(iter(self._comparison.apart(self.planned, self.record)[0]), "")
+        return next(iter(self._comparison.differences(self.planned, self.record)[0]), "")
 
 
-ONE, TWO, THREE = link(1), link(2), link(3)
+ONE, TWO, THREE = step(1), step(2), step(3)
 
 
 # The same, or more
 
 
 def test_what_is_the_same_agrees_to_the_end() -> None:
-    """All links are in common, those are all, and there is no reason to tell."""
-    portions = [base(), alembic(ONE, TWO, THREE), seed("a.sql", "b.sql")]
+    """All steps are in common, those are all, and there is no reason to tell."""
+    layers = [base(), alembic(ONE, TWO, THREE), seed("a.sql", "b.sql")]
 
-    case = Case(portions, portions)
+    case = Case(layers, layers)
 
     assert (case.common, case.begins, case.why) == ((5, True), 5, "")
 
 
-@pytest.mark.parametrize("added", [(THREE,), (THREE, link(4), link(5))])
-def test_links_at_the_end_extend_what_is_there(added: tuple[BuildStep, ...]) -> None:
+@pytest.mark.parametrize("added", [(THREE,), (THREE, step(4), step(5))])
+def test_steps_at_the_end_extend_what_is_there(added: tuple[BuildStep, ...]) -> None:
     """Revisions after the last one are applied to the template as it is; that needs no reason."""
     case = Case([base(), alembic(ONE, TWO, *added)], [base(), alembic(ONE, TWO)])
 
@@ -142,7 +143,7 @@ def test_a_revision_and_a_layer_at_the_end_extend_what_is_there() -> None:
 
 def test_a_file_that_was_renamed_agrees() -> None:
     """A revision is known by its id and its content; its file's name decides nothing."""
-    old, new = link(2, words="add_totals", text="same"), link(2, words="totals", text="same")
+    old, new = step(2, words="add_totals", text="same"), step(2, words="totals", text="same")
 
     case = Case([base(), alembic(ONE, new)], [base(), alembic(ONE, old)], **{old.source: ABSENT})
 
@@ -155,10 +156,10 @@ def test_functions_are_told_apart_by_their_names() -> None:
     orders, stock = (BuildStep(f"shop.demo:{name}", "", module) for name in ("orders", "stock"))
 
     same = Case(
-        [base(), seed()._replace(links=(orders,))], [base(), seed()._replace(links=(orders,))]
+        [base(), seed()._replace(steps=(orders,))], [base(), seed()._replace(steps=(orders,))]
     )
     other = Case(
-        [base(), seed()._replace(links=(stock,))], [base(), seed()._replace(links=(orders,))]
+        [base(), seed()._replace(steps=(stock,))], [base(), seed()._replace(steps=(orders,))]
     )
 
     assert (same.common, same.why) == ((1, True), "")
@@ -167,7 +168,7 @@ def test_functions_are_told_apart_by_their_names() -> None:
 
 
 def test_a_template_of_nothing_is_no_beginning() -> None:
-    """One without a link saves no work: an empty database is made as quickly."""
+    """One without a step saves no work: an empty database is made as quickly."""
     case = Case([base(), alembic(ONE)], [base()])
 
     assert (case.common, case.begins, case.why) == ((0, True), 0, "")
@@ -243,9 +244,9 @@ def test_what_was_edited_is_built_last(
 # Something else
 
 
-def test_an_edited_link_ends_what_is_in_common() -> None:
+def test_an_edited_step_ends_what_is_in_common() -> None:
     """What was applied after it stood on something else."""
-    edited = link(2, text="edited")
+    edited = step(2, text="edited")
 
     case = Case([base(), alembic(ONE, edited, THREE)], [base(), alembic(ONE, TWO, THREE)])
 
@@ -253,9 +254,9 @@ def test_an_edited_link_ends_what_is_in_common() -> None:
     assert case.why == "0002_t.py changed"
 
 
-def test_the_file_of_an_edited_link_is_told_by_its_name_of_now() -> None:
+def test_the_file_of_an_edited_step_is_told_by_its_name_of_now() -> None:
     """Who looks for it finds it under that name."""
-    edited = link(2, words="renamed", text="edited")
+    edited = step(2, words="renamed", text="edited")
 
     case = Case([base(), alembic(ONE, edited)], [base(), alembic(ONE, TWO)])
 
@@ -263,7 +264,7 @@ def test_the_file_of_an_edited_link_is_told_by_its_name_of_now() -> None:
     assert case.why == "0002_renamed.py changed"
 
 
-def test_a_removed_link_ends_what_is_in_common() -> None:
+def test_a_removed_step_ends_what_is_in_common() -> None:
     """A revision can't be taken back out of a template."""
     case = Case([base(), alembic(ONE, THREE)], [base(), alembic(ONE, TWO, THREE)])
 
@@ -271,7 +272,7 @@ def test_a_removed_link_ends_what_is_in_common() -> None:
     assert case.why == "0002_t.py is gone"
 
 
-def test_a_link_that_was_removed_from_the_end_is_told() -> None:
+def test_a_step_that_was_removed_from_the_end_is_told() -> None:
     """A checkout of an older branch has fewer revisions than the template."""
     case = Case([base(), alembic(ONE)], [base(), alembic(ONE, TWO, THREE)])
 
@@ -279,9 +280,9 @@ def test_a_link_that_was_removed_from_the_end_is_told() -> None:
     assert case.why == "0002_t.py is gone"
 
 
-def test_an_inserted_link_ends_what_is_in_common() -> None:
+def test_an_inserted_step_ends_what_is_in_common() -> None:
     """A revision that comes in between changes what the next one stands on."""
-    between = link(9, words="between")
+    between = step(9, words="between")
 
     case = Case([base(), alembic(ONE, between, TWO)], [base(), alembic(ONE, TWO)])
 
@@ -289,7 +290,7 @@ def test_an_inserted_link_ends_what_is_in_common() -> None:
     assert case.why == "0009_between.py is new before 0002_t.py"
 
 
-def test_links_in_another_order_are_something_else() -> None:
+def test_steps_in_another_order_are_something_else() -> None:
     """Two scripts of the seed that change places may do something else."""
     case = Case([base(), seed("b.sql", "a.sql")], [base(), seed("a.sql", "b.sql")])
 
@@ -298,8 +299,8 @@ def test_links_in_another_order_are_something_else() -> None:
 
 
 def test_a_changed_helper_is_told_with_who_imported_it() -> None:
-    """The first link that imports it is where the difference begins."""
-    two, three = link(2, **{HELPERS: "old"}), link(3, **{HELPERS: "old"})
+    """The first step that imports it is where the difference begins."""
+    two, three = step(2, **{HELPERS: "old"}), step(3, **{HELPERS: "old"})
 
     case = Case(
         [base(), alembic(ONE, two, three)], [base(), alembic(ONE, two, three)], **{HELPERS: "new"}
@@ -318,8 +319,8 @@ def test_a_changed_helper_is_told_with_who_imported_it() -> None:
     ],
 )
 def test_changed_data_is_told_with_who_used_it(before: str, now: str, words: str) -> None:
-    """A file that a link read as it ran: edited, removed, or made where there was none."""
-    recorded = link(2, **{CSV: before})
+    """A file that a step read as it ran: edited, removed, or made where there was none."""
+    recorded = step(2, **{CSV: before})
 
     case = Case([base(), alembic(ONE, TWO)], [base(), alembic(ONE, recorded)], **{CSV: now})
 
@@ -330,15 +331,15 @@ def test_changed_data_is_told_with_who_used_it(before: str, now: str, words: str
 def test_a_folder_and_a_pattern_are_told_whole() -> None:
     """There may be many files and folders of one name."""
     for need in ("folder:shop/data", "glob:shop/**/*.sql"):
-        recorded = link(2, **{need: "old"})
+        recorded = step(2, **{need: "old"})
         case = Case([base(), alembic(TWO)], [base(), alembic(recorded)], **{need: "new"})
 
         assert case.why == f"{need.partition(':')[2]} changed (used by 0002_t.py)"
 
 
-def test_what_a_link_is_planned_to_need_has_to_be_as_it_was_read_too() -> None:
+def test_what_a_step_is_planned_to_need_has_to_be_as_it_was_read_too() -> None:
     """A helper that is edited between the plan and the comparison makes the plan an old one."""
-    planned = link(2, **{HELPERS: "old"})
+    planned = step(2, **{HELPERS: "old"})
 
     case = Case([base(), alembic(ONE, planned)], [base(), alembic(ONE, TWO)], **{HELPERS: "new"})
 
@@ -365,9 +366,9 @@ def test_a_changed_package_is_told_with_both_versions(before: str, now: str, wor
     assert case.why == words
 
 
-def test_a_package_that_one_link_imports_is_told_with_this_one() -> None:
+def test_a_package_that_one_step_imports_is_told_with_this_one() -> None:
     """Those before it do not depend on it."""
-    two = link(2, **{"package:geoalchemy2": "0.15"})
+    two = step(2, **{"package:geoalchemy2": "0.15"})
     now = {"package:geoalchemy2": "0.16"}
 
     case = Case([base(), alembic(ONE, two)], [base(), alembic(ONE, two)], **now)
@@ -381,7 +382,7 @@ def test_a_package_that_one_link_imports_is_told_with_this_one() -> None:
     [("ini:conf/alembic.ini", "alembic.ini"), ("toml:pyproject.toml", "pyproject.toml")],
 )
 def test_a_changed_configuration_is_told(need: str, name: str) -> None:
-    """What all links depend on is nobody's in particular."""
+    """What all steps depend on is nobody's in particular."""
     case = Case([base(), alembic(ONE)], [base(), alembic(ONE, needs={need: "a"})], **{need: "b"})
 
     assert case.common == (0, False)
@@ -402,7 +403,7 @@ def test_a_changed_configuration_is_told(need: str, name: str) -> None:
 )
 def test_a_layer_with_another_key_is_told(layer: str, words: str) -> None:
     """What decides a layer and stands in no file."""
-    search = LayerRecord("search", "1", links=(BuildStep("", "", {}),))
+    search = LayerRecord("search", "1", steps=(BuildStep("", "", {}),))
     planned = [base(), alembic(ONE), search, seed("a.sql")]
     recorded = [each._replace(key="old") if each.layer == layer else each for each in planned]
 
@@ -417,7 +418,7 @@ def test_a_layer_with_another_key_is_told(layer: str, words: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("recorded", "files", "is_apart"),
+    ("recorded", "files", "is_of_another"),
     [
         ({"ini:orders/alembic.ini": "1"}, {"ini:orders/alembic.ini": "2"}, True),
         ({"ini:orders/alembic.ini": "1"}, {}, False),
@@ -431,20 +432,20 @@ def test_a_layer_with_another_key_is_told(layer: str, words: str) -> None:
     ids=["of another service", "of a file that moved", "of the same file", "of a function"],
 )
 def test_what_another_configuration_has_is_not_compared(
-    recorded: dict[str, str], files: dict[str, str], *, is_apart: bool
+    recorded: dict[str, str], files: dict[str, str], *, is_of_another: bool
 ) -> None:
     """Where it is still there: else it may be this one, which was moved."""
     planned = [base(), alembic(needs={"ini:users/alembic.ini": "1"})]
     record = Record(0.0, "", (base(), alembic(needs=recorded)))
 
-    assert Comparison(Files(files)).is_apart(planned, record) is is_apart  # type: ignore[arg-type]
+    assert Comparison(Files(files)).is_of_another_project(planned, record) is is_of_another  # type: ignore[arg-type]
 
 
 def test_a_declared_file_that_changed_is_told_as_declared() -> None:
     """Its change rebuilds all, since nobody knows who reads it."""
-    portions = [base(**{"glob:sql": "old"}), alembic(ONE)]
+    layers = [base(**{"glob:sql": "old"}), alembic(ONE)]
 
-    case = Case(portions, portions, **{"glob:sql": "new"})
+    case = Case(layers, layers, **{"glob:sql": "new"})
 
     assert (case.common, case.begins) == ((0, False), 0)
     assert case.why == "sql changed (named in warmstack_depends)"
@@ -490,7 +491,7 @@ def test_a_layer_that_is_gone_is_told() -> None:
 def test_a_layer_that_came_before_another_is_told() -> None:
     """What was applied first can't follow."""
     case = Case(
-        [base(), LayerRecord("schema", "k", links=(BuildStep("a.sql", "", {}),)), alembic(ONE)],
+        [base(), LayerRecord("schema", "k", steps=(BuildStep("a.sql", "", {}),)), alembic(ONE)],
         [base(), alembic(ONE)],
     )
 
@@ -498,7 +499,7 @@ def test_a_layer_that_came_before_another_is_told() -> None:
     assert case.why == "there is a schema now"
 
 
-def test_a_link_at_the_end_of_a_layer_that_is_not_the_last_is_told() -> None:
+def test_a_step_at_the_end_of_a_layer_that_is_not_the_last_is_told() -> None:
     """The seed was applied before the revision that is new."""
     case = Case([base(), alembic(ONE, TWO), seed("a.sql")], [base(), alembic(ONE), seed("a.sql")])
 
@@ -508,7 +509,7 @@ def test_a_link_at_the_end_of_a_layer_that_is_not_the_last_is_told() -> None:
 
 def test_an_edited_seed_leaves_the_migrations_in_common() -> None:
     """What comes before it need not be built again."""
-    edited = seed()._replace(links=(BuildStep("a.sql", "file:a.sql", {"file:a.sql": "edited"}),))
+    edited = seed()._replace(steps=(BuildStep("a.sql", "file:a.sql", {"file:a.sql": "edited"}),))
 
     case = Case([base(), alembic(ONE, TWO), edited], [base(), alembic(ONE, TWO), seed("a.sql")])
 
@@ -518,9 +519,9 @@ def test_an_edited_seed_leaves_the_migrations_in_common() -> None:
 
 def test_the_first_difference_is_the_one_that_is_told() -> None:
     """Of several, the one from which on everything is built anew."""
-    two = link(2, **{HELPERS: "old"})
+    two = step(2, **{HELPERS: "old"})
     case = Case(
-        [base(), alembic(link(1, text="edited"), two), seed("b.sql")],
+        [base(), alembic(step(1, text="edited"), two), seed("b.sql")],
         [base(), alembic(ONE, two), seed("a.sql")],
         **{HELPERS: "new"},
     )
@@ -531,21 +532,21 @@ def test_the_first_difference_is_the_one_that_is_told() -> None:
 
 def test_whatever_differs_has_a_reason() -> None:
     """No template is built anew without a word, unless what is there was only added to."""
-    portions = [base(**{"glob:sql": "1"}), alembic(ONE, TWO), seed("a.sql")]
+    layers = [base(**{"glob:sql": "1"}), alembic(ONE, TWO), seed("a.sql")]
     others = [
-        [base(), *portions[1:]],
-        [portions[0], alembic(ONE), portions[2]],
-        [portions[0], alembic(TWO), portions[2]],
-        [portions[0], alembic(ONE, TWO, THREE), portions[2]],
-        [portions[0], portions[2], portions[1]],
-        [portions[0], alembic(ONE, TWO, key="x"), portions[2]],
-        [*portions, LayerRecord("tail", "k", links=(BuildStep("", "", {}),))],
-        portions[:1],
+        [base(), *layers[1:]],
+        [layers[0], alembic(ONE), layers[2]],
+        [layers[0], alembic(TWO), layers[2]],
+        [layers[0], alembic(ONE, TWO, THREE), layers[2]],
+        [layers[0], layers[2], layers[1]],
+        [layers[0], alembic(ONE, TWO, key="x"), layers[2]],
+        [*layers, LayerRecord("tail", "k", steps=(BuildStep("", "", {}),))],
+        layers[:1],
     ]
 
     for other in others:
-        for planned, recorded in ((portions, other), (other, portions)):
+        for planned, recorded in ((layers, other), (other, layers)):
             case = Case(planned, recorded)
-            links, whole = case.common
+            steps, whole = case.common
             assert bool(case.why) is not whole, (planned, recorded)
-            assert case.begins == (links if whole else 0)
+            assert case.begins == (steps if whole else 0)

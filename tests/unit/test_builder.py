@@ -14,9 +14,12 @@ import pytest
 
 from pytest_warmstack.postgres.template import builder as module
 from pytest_warmstack.postgres.template.builder import Builder
+from pytest_warmstack.postgres.template.configurations import Configuration
+from pytest_warmstack.postgres.template.dependencies import FileState
 from pytest_warmstack.postgres.template.errors import TemplateFailed
-from pytest_warmstack.postgres.template.templates import Target
+from pytest_warmstack.postgres.template.layers import BuildContext, Target
 from pytest_warmstack.servers.model import Endpoint
+from pytest_warmstack.settings import Settings
 
 STAND_IN = """
 import faulthandler, json, os, signal, sys, time
@@ -66,8 +69,10 @@ def builder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callabl
     monkeypatch.setenv("PYTHONPATH", str(tmp_path), prepend=os.pathsep)
     made: list[Builder] = []
 
-    def make(timeout: float = 30, **fields: Any) -> Builder:
-        made.append(Builder(root=tmp_path, timeout=timeout, **fields))
+    def make(configuration: Configuration | None = None, **choices: Any) -> Builder:
+        settings = Settings(**{"migrate_timeout": 30, **choices})
+        context = BuildContext(settings, tmp_path, FileState(str(tmp_path)), configuration)
+        made.append(context.builder)
         return made[-1]
 
     yield make
@@ -87,7 +92,7 @@ def test_the_process_is_told_about_the_project_and_the_database(
     builder: Make, target: Target, tmp_path: Path
 ) -> None:
     """First about the project, and then what to do, in the project's folder."""
-    made = builder(env=["A={db_url}"], ignore=["data/*"])
+    made = builder(env=("A={db_url}",), depends_ignore=("data/*",))
 
     told = made.ask(target, "echo", line="demo.sql")
 
@@ -139,17 +144,18 @@ def test_one_process_does_all_that_is_asked(builder: Make, target: Target) -> No
     assert (first["request"]["number"], second["request"]["number"]) == (1, 2)
 
 
-@pytest.mark.parametrize("alembic", [None, {"ini": "alembic.ini"}])
+@pytest.mark.parametrize("has_alembic", [False, True])
 def test_what_is_imported_ahead_of_time_is_what_will_be_needed(
-    builder: Make, target: Target, alembic: dict[str, str] | None
+    builder: Make, target: Target, tmp_path: Path, *, has_alembic: bool
 ) -> None:
     """Alembic only where the project has it."""
-    made = builder(alembic=alembic)
+    ini = tmp_path / "alembic.ini"
+    made = builder(Configuration("alembic.ini", tmp_path, ini) if has_alembic else None)
     made.prepare()
 
     arguments = made.ask(target, "echo")["known"]["arguments"]
 
-    assert any(each.startswith("alembic") for each in arguments) is bool(alembic)
+    assert any(each.startswith("alembic") for each in arguments) is has_alembic
 
 
 def test_the_last_lines_that_it_wrote_are_told(builder: Make, target: Target) -> None:
@@ -230,7 +236,7 @@ def test_a_refusal_is_an_error_also_when_it_was_swallowed(
         )
 
     text = str(caught.value)
-    assert text.startswith(f"The seed demo.sql tried to connect to {tried}, and was stopped")
+    assert text.startswith(f"The seed demo.sql tried to connect to {tried}; the connection was")
     assert "127.0.0.1:54321/warmstack_b_1" in text
     assert f"where it happened: {where or 'in revision 0002'}" in text
 
@@ -239,7 +245,7 @@ def test_a_process_that_is_late_is_ended_and_told_with_what_it_was_doing(
     builder: Make, target: Target, tmp_path: Path
 ) -> None:
     """The line of the project's code, what its connection does, and what it wrote before."""
-    made = builder(timeout=0.5)
+    made = builder(migrate_timeout=0.5)
     pid = made.ask(target, "echo")["pid"]
 
     with pytest.raises(TemplateFailed) as caught:
@@ -247,8 +253,8 @@ def test_a_process_that_is_late_is_ended_and_told_with_what_it_was_doing(
 
     line = STAND_IN.splitlines().index("    time.sleep(60)") + 1
     text = str(caught.value)
-    assert text.startswith("The migrations did not end within 0.5 seconds, and were stopped.\n")
-    assert "still at work in revision 0002\n" in text
+    assert text.startswith("The migrations did not finish within 0.5 seconds.\n")
+    assert "still running in revision 0002 at the deadline" in text
     assert "PostgreSQL: LOCK TABLE a (waits)" in text
     assert f"Python: {tmp_path}/warmstack_stand_in.py, line {line}, in wait" in text
     assert "waiting with ***" in text
@@ -295,7 +301,7 @@ def test_a_server_without_a_password_leaves_reports_as_they_are(
 ) -> None:
     """An external one may trust who connects; and secrets are those of the lines."""
     open_ = Target(replace(target.endpoint, password=""), target.database, *target[2:])
-    made = builder(env=["SHOP_KEY=sk_live_1"])
+    made = builder(env=("SHOP_KEY=sk_live_1",))
 
     told = made.ask(open_, "report", report={"error": "at sk_live_1"}, write="amqp://a:b@c\n")
 

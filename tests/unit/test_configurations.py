@@ -192,6 +192,6 @@ def test_those_below_are_listed_the_nearest_ones_first(repo: Path) -> None:
 
 def test_the_search_below_ends(repo: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """In a folder with a million files the run is not held up."""
-    monkeypatch.setattr(configurations, "ENTRIES", 3)
+    monkeypatch.setattr(configurations, "MAX_ENTRIES", 3)
 
     assert Configurations(Settings(), repo).below() == []

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -13,7 +14,6 @@ from pathlib import Path
 import pytest
 
 from pytest_warmstack.postgres.template import dependencies
-from pytest_warmstack.postgres.template.build_history import Comparison
 from pytest_warmstack.postgres.template.dependencies import (
     ABSENT,
     FileState,
@@ -131,7 +131,9 @@ def changed(root: Path, edit: Edit) -> set[str]:
 
 def test_each_kind_of_key_has_an_example_here() -> None:
     """A kind that is added has to be added to these tests."""
-    assert {key.partition(":")[0] for key in KEYS} == set(dependencies._DIGESTS)
+    kinds = re.findall(r"_(\w+)_digest", " ".join(vars(FileState)))
+
+    assert {key.partition(":")[0] for key in KEYS} == {*kinds} - {"parsed"}
 
 
 def test_what_is_there_has_a_digest_of_its_own(root: Path) -> None:
@@ -539,7 +541,7 @@ def test_python_files_come_in_a_stable_order(root: Path) -> None:
 # What it costs
 
 
-def test_each_file_is_read_once_even_if_a_thousand_links_need_it(
+def test_each_file_is_read_once_even_if_a_thousand_steps_need_it(
     root: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A helper that every revision imports costs a warm run one look."""
@@ -551,9 +553,9 @@ def test_each_file_is_read_once_even_if_a_thousand_links_need_it(
     monkeypatch.setattr(os, "listdir", lambda path: [looks.append(path), listed(path)][1])
     monkeypatch.setattr(os, "scandir", lambda path: [looks.append(path), walked(path)][1])
 
-    comparison = Comparison(FileState(str(root)))
+    file_state = FileState(str(root))
     for _ in range(1000):
-        assert comparison.holds(before)
+        assert file_state.holds(before)
 
     sql = f"{root}/sql/views.sql"
     # By its own name and by the pattern's, which is another question.
@@ -585,7 +587,6 @@ def test_the_check_of_unchanged_files_imports_neither_alembic_nor_sqlalchemy(roo
             "-c",
             "import json, pathlib, sys\n"
             "from pytest_warmstack.postgres.template import layers, templates\n"
-            "from pytest_warmstack.postgres.template.build_history import Comparison\n"
             "from pytest_warmstack.postgres.template.configurations import Configurations\n"
             "from pytest_warmstack.postgres.template.dependencies import FileState\n"
             "from pytest_warmstack.settings import Settings\n"
@@ -594,8 +595,8 @@ def test_the_check_of_unchanged_files_imports_neither_alembic_nor_sqlalchemy(roo
             "settings = Settings(seed=('sql/views.sql',))\n"
             "alembic = Configurations(settings, root).of(root)\n"
             "for layer in layers.make(settings, root, present, alembic):\n"
-            "    layer.key()\n"
-            "print(Comparison(present).holds(json.loads(sys.argv[1])))\n"
+            "    layer.key\n"
+            "print(present.holds(json.loads(sys.argv[1])))\n"
             "print({'alembic', 'sqlalchemy', 'docker', 'redis', 'pytest'} & set(sys.modules))",
             json.dumps(before),
         ],

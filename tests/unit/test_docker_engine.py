@@ -19,7 +19,7 @@ from pytest_warmstack.servers.docker.engine import (
     Engine,
     EngineAddress,
     Route,
-    _failure,
+    _fault,
     _gateway,
     _is_beside,
     _is_own_address,
@@ -34,7 +34,7 @@ from pytest_warmstack.servers.docker.errors import (
     NOT_RUNNING,
     REFUSED,
     DockerUnavailable,
-    EngineFailure,
+    EngineFault,
 )
 from pytest_warmstack.servers.docker.ssh import NoSsh
 
@@ -315,7 +315,7 @@ def because(error: Exception, cause: Exception) -> Exception:
 
 
 @pytest.mark.parametrize(
-    ("error", "said", "failure"),
+    ("error", "said", "fault"),
     [
         (ConnectionRefusedError(), "", None),
         (FileNotFoundError(), "", None),
@@ -332,10 +332,10 @@ def because(error: Exception, cause: Exception) -> Exception:
     ],
 )
 def test_an_engine_that_cannot_be_used_is_not_said_to_be_stopped(
-    error: Exception, said: str, failure: EngineFailure | None
+    error: Exception, said: str, fault: EngineFault | None
 ) -> None:
     """Permission, certificates and ssh have headlines of their own; an unknown failure has none."""
-    assert _failure(error, said) is failure
+    assert _fault(error, said) is fault
 
 
 def test_a_socket_that_this_user_may_not_use(monkeypatch: pytest.MonkeyPatch) -> None:

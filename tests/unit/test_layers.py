@@ -14,12 +14,18 @@ from pytest_warmstack.postgres.template.builder import Builder
 from pytest_warmstack.postgres.template.configurations import Configurations
 from pytest_warmstack.postgres.template.dependencies import FileState
 from pytest_warmstack.postgres.template.errors import TemplateFailed
-from pytest_warmstack.postgres.template.layers import Foreign, make
-from pytest_warmstack.postgres.template.migrations import Migrations
+from pytest_warmstack.postgres.template.layers import (
+    Base,
+    Custom,
+    Layer,
+    Migrations,
+    Scripts,
+    Target,
+    check_scripts,
+    make,
+)
 from pytest_warmstack.postgres.template.record import BuildStep, LayerRecord
-from pytest_warmstack.postgres.template.scripts import Scripts
 from pytest_warmstack.postgres.template.template_layer import TemplateLayer
-from pytest_warmstack.postgres.template.templates import Base, Layer, Target
 from pytest_warmstack.servers.model import Endpoint
 from pytest_warmstack.settings import Settings
 
@@ -29,7 +35,7 @@ NOWHERE = Target(
 
 
 class Search:
-    """A layer of somebody else's."""
+    """A custom layer."""
 
     def __init__(self, name: str = "search", text: str = "1", error: BaseException | None = None):
         self.name = name
@@ -58,11 +64,11 @@ def root(tmp_path: Path) -> Path:
     return tmp_path
 
 
-def layers(root: Path, *foreign: TemplateLayer, **choices: Any) -> list[Layer]:
+def layers(root: Path, *custom: TemplateLayer, **choices: Any) -> list[Layer]:
     """Return the layers of the project in *root*."""
     settings = Settings(sources={"schema": "pytest.ini", "seed": "tox.ini"}, **choices)
     alembic = Configurations(settings, root).of(root)
-    return make(settings, root, FileState(str(root)), alembic, [[each] for each in foreign])
+    return make(settings, root, FileState(str(root)), alembic, [[each] for each in custom])
 
 
 def scripts(root: Path, *lines: str, **choices: Any) -> Scripts:
@@ -112,13 +118,12 @@ def test_the_layers_of_one_build_share_its_process(root: Path) -> None:
         depends_ignore=("x",),
         migrate_timeout=2.5,
     )
-    builders = {
-        id(each.builder): each.builder for each in found if isinstance(each, Scripts | Migrations)
-    }
+    contexts = [each._context for each in found if isinstance(each, Scripts | Migrations)]
 
-    (builder,) = builders.values()
-    assert (builder.root, builder.env, builder.ignore) == (root, ("A=1",), ("x",))
-    assert builder.timeout == 2.5
+    assert len({id(each.builder) for each in contexts}) == 1
+    settings = contexts[0].settings
+    assert (contexts[0].root, settings.env, settings.depends_ignore) == (root, ("A=1",), ("x",))
+    assert settings.migrate_timeout == 2.5
 
 
 # What everything stands on
@@ -128,16 +133,18 @@ def test_what_everything_stands_on_is_the_version_and_what_is_declared(root: Pat
     """A template of another PostgreSQL, or of other declared files, is another."""
 
     def base(version: str = "16.14", *depends: str) -> Base:
-        return Base(version, depends, (), FileState(str(root)))
+        return Base(version, Settings(depends=depends), FileState(str(root)))
 
-    assert base().key() == base("16.14", "sql").key()
-    assert base().key() != base("16.15").key()
-    assert base().key() != Base("16.14", (), ["data/*"], FileState(str(root))).key()
+    assert base().key == base("16.14", "sql").key
+    assert base().key != base("16.15").key
+    assert (
+        base().key != Base("16.14", Settings(depends_ignore=("data/*",)), FileState(str(root))).key
+    )
     planned = base("16.14", "sql", "nowhere").plan(NOWHERE)
     assert planned.remark == " (warmstack_depends: nothing is there for nowhere)"
     assert base("16.14", "sql").plan(NOWHERE).remark == ""
     assert set(planned.needs) == {"glob:sql", "glob:nowhere"}
-    assert planned.links == ()
+    assert planned.steps == ()
     assert base("16.14", "nowhere", "sql").covers(planned)
     for others in ((), ("sql",), ("sql", "nowhere", "more")):
         assert not base("16.14", *others).covers(planned)
@@ -147,7 +154,7 @@ def test_what_everything_stands_on_is_the_version_and_what_is_declared(root: Pat
 
 
 @pytest.mark.parametrize("ddl", ["", "0123"])
-def test_each_line_is_a_link_with_its_file(
+def test_each_line_is_a_step_with_its_file(
     root: Path, monkeypatch: pytest.MonkeyPatch, ddl: str
 ) -> None:
     """A function has no file of its own until it has run; a `MetaData` has what it makes."""
@@ -158,7 +165,7 @@ def test_each_line_is_a_link_with_its_file(
     digest = FileState(str(root)).digest("file:sql/demo.sql")
     assert (planned.layer, planned.whole) == ("seed", True)
     key = "ddl:shop.demo:orders"
-    assert planned.links == (
+    assert planned.steps == (
         BuildStep("sql/demo.sql", "file:sql/demo.sql", {"file:sql/demo.sql": digest}),
         BuildStep("shop.demo:orders", key, {key: ddl, "file:shop/demo.py": "4567"})
         if ddl
@@ -172,22 +179,25 @@ def test_a_script_outside_of_the_project_has_a_name_too(root: Path) -> None:
     shared.write_text("")
 
     for line in (f"../{shared.name}", str(shared)):
-        (link,) = scripts(root, line).plan(NOWHERE).links
-        assert link.source == f"file:../{shared.name}"
-        assert link.digest
+        (step,) = scripts(root, line).plan(NOWHERE).steps
+        assert step.source == f"file:../{shared.name}"
+        assert step.digest
 
 
 @pytest.mark.parametrize("name", ["schema", "seed"])
 def test_a_script_that_is_not_there_is_an_error(root: Path, name: str) -> None:
-    """The error names the file, the setting, and where it stood."""
-    (layer,) = (each for each in layers(root, **{name: ("sql/absent.sql",)}) if each.name == name)
+    """The error names the file, the setting, and where it stood; no server is needed for it."""
+    settings = Settings(
+        sources={"schema": "pytest.ini", "seed": "tox.ini"},
+        **{name: ("shop.demo:orders", "base.sql", "sql/absent.sql")},  # type: ignore[arg-type]
+    )
 
     with pytest.raises(TemplateFailed) as caught:
-        layer.plan(NOWHERE)
+        check_scripts(settings, root)
 
     text = str(caught.value)
     source = {"schema": "pytest.ini", "seed": "tox.ini"}[name]
-    assert text.startswith(f"There is no file {root}/sql/absent.sql to be run as {name}.\n")
+    assert text.startswith(f"The {name} file {root}/sql/absent.sql does not exist.\n")
     assert f"Looked at: warmstack_{name}, from the {source}\n" in text
 
 
@@ -206,33 +216,33 @@ def test_a_template_with_other_lines_is_another(root: Path) -> None:
 
 
 def test_the_key_of_scripts_is_the_environment_that_they_get(root: Path) -> None:
-    """A function may read it; the lines themselves are links."""
-    keys = {scripts(root, "base.sql", env=env).key() for env in [(), ("A=1",), ("A=2",)]}
+    """A function may read it; the lines themselves are steps."""
+    keys = {scripts(root, "base.sql", env=env).key for env in [(), ("A=1",), ("A=2",)]}
 
     assert len(keys) == 3
-    assert scripts(root, "base.sql").key() == scripts(root, "sql/demo.sql").key()
+    assert scripts(root, "base.sql").key == scripts(root, "sql/demo.sql").key
 
 
-# Somebody else's
+# Custom layers
 
 
-def test_a_layer_of_somebody_elses_is_one_link_whose_key_is_its_fingerprint() -> None:
+def test_a_custom_layer_is_one_step_whose_key_is_its_fingerprint() -> None:
     """It says itself when it would give another result."""
-    layer = Foreign(Search("search", "1"), 30)
+    layer = Custom(Search("search", "1"), 30)
 
     planned = layer.plan(NOWHERE)
 
-    assert planned == LayerRecord("search", layer.key(), links=(BuildStep("", "", {}),))
+    assert planned == LayerRecord("search", layer.key, steps=(BuildStep("", "", {}),))
     assert layer.covers(planned)
-    assert Foreign(Search("search", "1"), 30).key() == layer.key()
-    assert Foreign(Search("search", "2"), 30).key() != layer.key()
+    assert Custom(Search("search", "1"), 30).key == layer.key
+    assert Custom(Search("search", "2"), 30).key != layer.key
     assert planned.describe() == "search"
 
 
-def test_a_layer_of_somebody_elses_is_applied_to_the_url_of_the_draft() -> None:
+def test_a_custom_layer_is_applied_to_the_url_of_the_draft() -> None:
     """A plain URL, which every driver and every tool understands."""
     search = Search()
-    layer = Foreign(search, 30)
+    layer = Custom(search, 30)
 
     applied = layer.apply(NOWHERE, layer.plan(NOWHERE))
 
@@ -248,23 +258,23 @@ def test_a_layer_of_somebody_elses_is_applied_to_the_url_of_the_draft() -> None:
         (SystemExit(3), "SystemExit: 3"),
     ],
 )
-def test_a_layer_of_somebody_elses_that_fails_is_told_without_the_password(
+def test_a_custom_layer_that_fails_is_told_without_the_password(
     error: BaseException, words: str
 ) -> None:
     """The error names the layer and its class, in the words of what it raised."""
-    layer = Foreign(Search(error=error), 30)
+    layer = Custom(Search(error=error), 30)
 
     with pytest.raises(TemplateFailed) as caught:
         layer.apply(NOWHERE, layer.plan(NOWHERE))
 
     text = str(caught.value)
-    assert text.startswith("The template's layer search failed.\n")
+    assert text.startswith("The template layer search failed.\n")
     assert f"Why: {words}\n" in text
     assert f"a {__name__}.Search that pytest_warmstack_template_layers returned" in text
     assert "hunter2" not in text
 
 
-def test_a_layer_of_somebody_elses_may_be_a_coroutine() -> None:
+def test_a_custom_layer_may_be_a_coroutine() -> None:
     """It has a loop of its own, beside that of the tests."""
 
     class Waiting(Search):
@@ -276,14 +286,14 @@ def test_a_layer_of_somebody_elses_may_be_a_coroutine() -> None:
             return apply()
 
     waiting = Waiting()
-    layer = Foreign(waiting, 30)
+    layer = Custom(waiting, 30)
 
     layer.apply(NOWHERE, layer.plan(NOWHERE))
 
     assert len(waiting.urls) == 1
 
 
-def test_a_layer_of_somebody_elses_that_takes_too_long_is_told() -> None:
+def test_a_custom_layer_that_takes_too_long_is_told() -> None:
     """Nobody waits for it for longer than for the migrations."""
     end = threading.Event()
 
@@ -291,13 +301,13 @@ def test_a_layer_of_somebody_elses_that_takes_too_long_is_told() -> None:
         def apply(self, _url: str) -> None:
             end.wait(30)
 
-    layer = Foreign(Endless(), 0.1)
+    layer = Custom(Endless(), 0.1)
 
     with pytest.raises(TemplateFailed) as caught:
         layer.apply(NOWHERE, layer.plan(NOWHERE))
     end.set()
 
-    assert str(caught.value).startswith("The layer search did not end within 0.1 seconds, and was")
+    assert str(caught.value).startswith("The layer search did not finish within 0.1 seconds.")
     assert f"in {__name__}." in str(caught.value)
 
 
@@ -313,7 +323,7 @@ def test_a_layer_of_somebody_elses_that_takes_too_long_is_told() -> None:
 def test_what_is_no_layer_is_told_as_such(layer: TemplateLayer, words: str) -> None:
     """Before anything is built: whoever wrote it reads what is missing."""
     with pytest.raises(TemplateFailed, match="can't be used") as caught:
-        Foreign(layer, 30)
+        Custom(layer, 30)
 
     assert words in str(caught.value)
 
@@ -321,7 +331,7 @@ def test_what_is_no_layer_is_told_as_such(layer: TemplateLayer, words: str) -> N
 @pytest.mark.parametrize("result", [Search(), "search", {"search": Search()}, 7])
 def test_a_hook_that_returns_no_list_is_told_as_such(root: Path, result: object) -> None:
     """One layer by itself is what one forgets to put into a list."""
-    with pytest.raises(TemplateFailed, match=f"{type(result).__name__}, can't be used") as caught:
+    with pytest.raises(TemplateFailed, match=f"{type(result).__name__} can't be used") as caught:
         make(Settings(), root, FileState(str(root)), None, [[Search()], result])
 
-    assert "the hook is to return a list of layers" in str(caught.value)
+    assert "the hook has to return a list of layers" in str(caught.value)

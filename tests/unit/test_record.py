@@ -14,35 +14,32 @@ from pytest_warmstack.postgres.template.record import (
     BuildStep,
     LayerRecord,
     Record,
-    carried,
-    extended,
-    length,
-    merged,
+    count_steps,
 )
 
 HELPER = ("file:shop/migrations/helpers.py", "d" * 16)
 
 
 def revision(number: int, **more: str) -> BuildStep:
-    """Return the link of a revision, which needs *more* besides its own file."""
+    """Return the step of a revision, which needs *more* besides its own file."""
     source = f"file:shop/migrations/versions/{number:04}_t.py"
     return BuildStep(f"{number:04}", source, {source: f"{number:016}", **more})
 
 
 def revisions(count: int, first: int = 1, **fields: Any) -> LayerRecord:
     """Return what the layer of Alembic has."""
-    links = tuple(revision(number) for number in range(first, first + count))
-    return LayerRecord(ALEMBIC, "k", links=links)._replace(**fields)
+    steps = tuple(revision(number) for number in range(first, first + count))
+    return LayerRecord(ALEMBIC, "k", steps=steps)._replace(**fields)
 
 
 def seed(*names: str) -> LayerRecord:
     """Return what the layer of the seed has."""
-    return LayerRecord("seed", "s", links=tuple(BuildStep(name, "", {}) for name in names))
+    return LayerRecord("seed", "s", steps=tuple(BuildStep(name, "", {}) for name in names))
 
 
-def record(*portions: LayerRecord) -> Record:
-    """Return the record of a template of *portions*, above what everything stands on."""
-    return Record(1.5, "run", (LayerRecord(BASE, "b", needs={"glob:data": "1"}), *portions))
+def record(*layers: LayerRecord) -> Record:
+    """Return the record of a template of *layers*, above what everything stands on."""
+    return Record(1.5, "run", (LayerRecord(BASE, "b", needs={"glob:data": "1"}), *layers))
 
 
 # Written and read
@@ -51,17 +48,17 @@ def record(*portions: LayerRecord) -> Record:
 WHOLE = Record(
     built=1763866800.123456,
     run="0123456789",
-    portions=(
+    layers=(
         LayerRecord(BASE, "0" * 16, needs={"glob:data/**": "1" * 16, "glob:absent": ""}),
         LayerRecord(
-            "schema", "1" * 16, links=(BuildStep("a.sql", "file:a.sql", {"file:a.sql": "2"}),)
+            "schema", "1" * 16, steps=(BuildStep("a.sql", "file:a.sql", {"file:a.sql": "2"}),)
         ),
         LayerRecord(
             ALEMBIC,
             "2" * 16,
             needs={"package:alembic": "1.16.0", "ini:alembic.ini": "3/4"},
             folders={"scripts:migrations/versions": "5"},
-            links=(
+            steps=(
                 revision(1)._replace(after=()),
                 revision(2, **{HELPER[0]: HELPER[1], "file:größe.csv": "6"})._replace(
                     after=("0001",)
@@ -71,7 +68,7 @@ WHOLE = Record(
             remark=" (1 revision file that Alembic does not see)",
             whole=False,
         ),
-        LayerRecord("search index", "3" * 16, links=(BuildStep("", "", {}),)),
+        LayerRecord("search index", "3" * 16, steps=(BuildStep("", "", {}),)),
         LayerRecord("seed", "4" * 16),
     ),
 )
@@ -79,24 +76,24 @@ WHOLE = Record(
 
 
 def test_a_record_is_read_as_it_was_written() -> None:
-    """All of it, in order: portions, links, and what each of them needs."""
+    """All of it, in order: layers, steps, and what each of them needs."""
     again = Record.read(WHOLE.write())
 
     assert again == WHOLE
     assert again is not None
     assert again.write() == WHOLE.write()
-    assert [list(link.needs) for link in again.portions[2].links] == [
-        list(link.needs) for link in WHOLE.portions[2].links
+    assert [list(step.needs) for step in again.layers[2].steps] == [
+        list(step.needs) for step in WHOLE.layers[2].steps
     ]
 
 
-def test_what_many_links_share_stands_in_the_text_once() -> None:
+def test_what_many_steps_share_stands_in_the_text_once() -> None:
     """A helper that a thousand revisions import makes the comment no thousand times longer."""
     many = LayerRecord(
         ALEMBIC,
         "k",
         needs=dict([HELPER]),
-        links=tuple(revision(number, **dict([HELPER])) for number in range(1000)),
+        steps=tuple(revision(number, **dict([HELPER])) for number in range(1000)),
     )
     text = record(many).write()
 
@@ -111,7 +108,7 @@ def test_one_file_with_two_digests_stays_two() -> None:
     both = LayerRecord(
         ALEMBIC,
         "k",
-        links=(revision(1, **{HELPER[0]: "before"}), revision(2, **{HELPER[0]: "after"})),
+        steps=(revision(1, **{HELPER[0]: "before"}), revision(2, **{HELPER[0]: "after"})),
     )
 
     assert Record.read(record(both).write()) == record(both)
@@ -137,17 +134,17 @@ def test_a_text_without_line_breaks_is_written() -> None:
     [
         *("", " ", "a note of mine", "null", "[]", "7", "{}", '"built"', "{", "\x00"),
         '{"built": 1, "run": "r"}',
-        '{"built": 1, "run": "r", "portions": []}',
-        '{"built": "yesterday", "run": "r", "portions": [], "table": []}',
-        '{"built": null, "run": "r", "portions": [], "table": []}',
-        '{"built": 1, "run": "r", "portions": 5, "table": []}',
-        '{"built": 1, "run": "r", "portions": [[]], "table": []}',
-        '{"built": 1, "run": "r", "portions": [["a", "k", [0], [], [], "", true]], "table": []}',
-        '{"built": 1, "run": "r", "portions": [["a", "k", 0, [], [], "", true]], "table": []}',
-        '{"built": 1, "run": "r", "portions": [["a", "k", [], [], [1], "", true]], "table": []}',
-        '{"built": 1, "run": "r", "portions": [["a", "k", [], [], []]], "table": []}',
-        '{"built": 1, "run": "r", "portions": [], "table": [1]}',
-        '{"built": 1, "run": "r", "portions": [], "table": ["abc"]}',
+        '{"built": 1, "run": "r", "layers": []}',
+        '{"built": "yesterday", "run": "r", "layers": [], "table": []}',
+        '{"built": null, "run": "r", "layers": [], "table": []}',
+        '{"built": 1, "run": "r", "layers": 5, "table": []}',
+        '{"built": 1, "run": "r", "layers": [[]], "table": []}',
+        '{"built": 1, "run": "r", "layers": [["a", "k", [0], [], [], "", true]], "table": []}',
+        '{"built": 1, "run": "r", "layers": [["a", "k", 0, [], [], "", true]], "table": []}',
+        '{"built": 1, "run": "r", "layers": [["a", "k", [], [], [1], "", true]], "table": []}',
+        '{"built": 1, "run": "r", "layers": [["a", "k", [], [], []]], "table": []}',
+        '{"built": 1, "run": "r", "layers": [], "table": [1]}',
+        '{"built": 1, "run": "r", "layers": [], "table": ["abc"]}',
         # What the version before this one wrote.
         '{"built": 1763866800.0, "layers": "9 revisions"}',
     ],
@@ -167,7 +164,7 @@ def test_a_comment_that_was_cut_is_read_as_none(end: int) -> None:
 
 
 @pytest.mark.parametrize(
-    ("portion", "words"),
+    ("layer", "words"),
     [
         (revisions(9), "9 revisions"),
         (revisions(1), "1 revision"),
@@ -176,16 +173,16 @@ def test_a_comment_that_was_cut_is_read_as_none(end: int) -> None:
         (seed("demo.sql"), "seed demo.sql"),
         (seed("a.sql", "shop.demo:orders"), "2 seed scripts"),
         (
-            LayerRecord(ALEMBIC, "k", links=(BuildStep("shop.db:upgrade", "", {}),), remark=" (x)"),
+            LayerRecord(ALEMBIC, "k", steps=(BuildStep("shop.db:upgrade", "", {}),), remark=" (x)"),
             "the migrations of shop.db:upgrade (x)",
         ),
-        (LayerRecord("schema", "k", links=(BuildStep("a.sql", "file:a.sql", {}),)), "schema a.sql"),
-        (LayerRecord("search index", "k", links=(BuildStep("", "", {}),)), "search index"),
+        (LayerRecord("schema", "k", steps=(BuildStep("a.sql", "file:a.sql", {}),)), "schema a.sql"),
+        (LayerRecord("search index", "k", steps=(BuildStep("", "", {}),)), "search index"),
     ],
 )
-def test_a_portion_tells_what_it_holds(portion: LayerRecord, words: str) -> None:
+def test_a_layer_tells_what_it_holds(layer: LayerRecord, words: str) -> None:
     """Revisions are counted, a script is named, and somebody else's layer has its name."""
-    assert portion.describe() == words
+    assert layer.describe() == words
 
 
 def test_a_record_tells_what_its_layers_hold() -> None:
@@ -216,21 +213,21 @@ def test_a_warning_is_told_once_at_its_end() -> None:
         ("", "the name"),
     ],
 )
-def test_a_link_is_known_by_the_name_of_its_file(source: str, label: str) -> None:
-    """That is what a reader sees in the folder; without a file it is the link's own name."""
-    link = BuildStep("the name", source, {source: "1"} if source else {})
+def test_a_step_is_known_by_the_name_of_its_file(source: str, label: str) -> None:
+    """That is what a reader sees in the folder; without a file it is the step's own name."""
+    step = BuildStep("the name", source, {source: "1"} if source else {})
 
-    assert link.label == label
+    assert step.label == label
 
 
-def test_a_links_own_file_is_told_from_the_others() -> None:
+def test_a_steps_own_file_is_told_from_the_others() -> None:
     """Its own is compared by content, so that it can be renamed; the others by their names."""
-    link = revision(1, **dict([HELPER]))
+    step = revision(1, **dict([HELPER]))
 
-    assert link.digest == f"{1:016}"
-    assert link.others() == dict([HELPER])
+    assert step.digest == f"{1:016}"
+    assert step.other_needs() == dict([HELPER])
     assert BuildStep("shop.demo:orders", "", dict([HELPER])).digest is None
-    assert BuildStep("shop.demo:orders", "", dict([HELPER])).others() == dict([HELPER])
+    assert BuildStep("shop.demo:orders", "", dict([HELPER])).other_needs() == dict([HELPER])
 
 
 @pytest.mark.parametrize(
@@ -255,8 +252,8 @@ def test_a_links_own_file_is_told_from_the_others() -> None:
             "by seed b.sql from 14 revisions, seed a.sql",
         ),
         (
-            record(LayerRecord("schema", "k", links=(BuildStep("a.sql", "", {}),))),
-            record(LayerRecord("schema", "k", links=(BuildStep("a.sql", "", {}),)), revisions(3)),
+            record(LayerRecord("schema", "k", steps=(BuildStep("a.sql", "", {}),))),
+            record(LayerRecord("schema", "k", steps=(BuildStep("a.sql", "", {}),)), revisions(3)),
             "by 3 revisions from schema a.sql",
         ),
         (
@@ -268,16 +265,16 @@ def test_a_links_own_file_is_told_from_the_others() -> None:
 )
 def test_an_extension_tells_what_was_added_to_what(base: Record, made: Record, words: str) -> None:
     """Revisions are counted from the number that was there, all else is named."""
-    assert extended(base, made) == words
+    assert made.describe_growth(base) == words
 
 
 # Put together
 
 
-def test_links_of_all_portions_are_counted() -> None:
+def test_steps_of_all_layers_are_counted() -> None:
     """What everything stands on has none."""
-    assert length(record(revisions(3), seed("a.sql", "b.sql")).portions) == 5
-    assert length(record().portions) == 0
+    assert count_steps(record(revisions(3), seed("a.sql", "b.sql")).layers) == 5
+    assert count_steps(record().layers) == 0
 
 
 def test_what_is_planned_carries_what_a_template_is_known_to_need() -> None:
@@ -286,33 +283,33 @@ def test_what_is_planned_carries_what_a_template_is_known_to_need() -> None:
     known = revisions(
         2,
         needs={"package:alembic": "1", "package:psycopg": "3"},
-        links=(
+        steps=(
             revision(1, **dict([HELPER])),
             BuildStep("0002", "file:old.py", {"file:old.py": "old"}),
         ),
     )
 
-    made = carried(planned, known._replace(links=known.links[::-1]))
+    made = planned.with_needs_of(known._replace(steps=known.steps[::-1]))
 
-    assert made == carried(planned, known)
+    assert made == planned.with_needs_of(known)
     assert made.needs == {"package:alembic": "2", "package:psycopg": "3"}
-    assert made.links == (revision(1, **dict([HELPER])), revision(2), revision(3))
+    assert made.steps == (revision(1, **dict([HELPER])), revision(2), revision(3))
 
 
 def test_what_was_applied_takes_the_place_of_what_was_planned() -> None:
-    """From the first link that ran, with what it was seen to need; the others stay."""
+    """From the first step that ran, with what it was seen to need; the others stay."""
     planned = revisions(3, needs={"a": "1"}, folders={"f": "1"}, remark=" (before)")
     applied = revisions(
         1,
         needs={"a": "2", "b": "2"},
         folders={"g": "2"},
-        links=(revision(2, **dict([HELPER])),),
+        steps=(revision(2, **dict([HELPER])),),
     )
 
-    made = merged(planned, 1, applied)
+    made = planned.with_applied(1, applied)
 
-    assert made.links == (revision(1), revision(2, **dict([HELPER])), revision(3))
+    assert made.steps == (revision(1), revision(2, **dict([HELPER])), revision(3))
     assert made.needs == {"a": "2", "b": "2"}
     assert made.folders == {"f": "1", "g": "2"}
     assert made.remark == " (before)"
-    assert merged(planned, 1, applied._replace(remark=" (after)")).remark == " (after)"
+    assert planned.with_applied(1, applied._replace(remark=" (after)")).remark == " (after)"

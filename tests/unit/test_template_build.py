@@ -11,6 +11,7 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from copy import deepcopy
 from dataclasses import dataclass, field
+from typing import Any
 
 import pytest
 
@@ -18,9 +19,15 @@ from pytest_warmstack.postgres import Database, DatabaseName, State, sql
 from pytest_warmstack.postgres.retention import Retention
 from pytest_warmstack.postgres.template.dependencies import ABSENT, FileState
 from pytest_warmstack.postgres.template.errors import TemplateFailed
+from pytest_warmstack.postgres.template.layers import Layer, Target
 from pytest_warmstack.postgres.template.record import ALEMBIC, BuildStep, LayerRecord
-from pytest_warmstack.postgres.template.templates import Target, Template, ensure
+from pytest_warmstack.postgres.template.templates import (
+    Template,
+    TemplateRequest,
+    ensure,
+)
 from pytest_warmstack.servers.model import Endpoint
+from pytest_warmstack.settings import Settings
 
 FOLDER = "scripts:versions"
 
@@ -184,7 +191,7 @@ class Files(FileState):
         return self.digest(key) == digest
 
 
-class Steps:
+class Steps(Layer):
     """A layer that applies steps by writing down what they would do now."""
 
     applied: list[str] = []  # noqa: RUF012 - what all of them applied, for the tests
@@ -193,7 +200,7 @@ class Steps:
         self.name = name
         self.steps = steps
         self._shop = shop
-        self._key = key
+        self.key = key
         self._server: Server | None = None
         self.fails = False
 
@@ -205,51 +212,53 @@ class Steps:
     def words(self, step: Step) -> str:
         """Return what a step does to a database now: whatever it is made of decides that."""
         files = (step.file, *step.imports, *step.reads)
-        return f"{step.name}({self._key}): " + "|".join(
+        return f"{step.name}({self.key}): " + "|".join(
             self._shop.files.get(each, "-") for each in files
         )
 
-    def key(self) -> str:
-        """Return what decides the layer beside files."""
-        return self._key
-
-    def covers(self, portion: LayerRecord) -> bool:
-        """Tell whether the steps are the same; of revisions the folder tells that."""
-        names = [link.name for link in portion.links]
-        return self.name == ALEMBIC or names == [each.name for each in self.steps]
-
-    def prepare(self) -> None:
-        """Do nothing."""
-
-    def discard(self) -> None:
-        """Do nothing."""
+    def covers(self, record: LayerRecord) -> bool:
+        """Return whether the steps are the same; for revisions, the folder tells."""
+        return self.name == ALEMBIC or record.names == [each.name for each in self.steps]
 
     def plan(self, _target: Target) -> LayerRecord:
-        """Return a link for each step, with what is known before it ran."""
+        """Return a BuildStep for each step, with what is known before it ran."""
         file_state = self._shop.file_state()
         folders = {FOLDER: file_state.digest(FOLDER)} if self.name == ALEMBIC else {}
-        links = tuple(self._link(each, (each.file, *each.imports)) for each in self.steps)
-        return LayerRecord(self.name, self._key, folders=folders, links=links)
+        steps = tuple(self._build_step(each, (each.file, *each.imports)) for each in self.steps)
+        return LayerRecord(self.name, self.key, folders=folders, steps=steps)
 
-    def apply(self, target: Target, portion: LayerRecord) -> LayerRecord:
+    def apply(self, target: Target, record: LayerRecord) -> LayerRecord:
         """Apply steps; return them with all that they needed."""
         assert self._server is not None
         by_name = {each.name: each for each in self.steps}
-        last = [link.name for link in portion.links[-1:]]
-        assert portion.whole is (last == [each.name for each in self.steps[-1:]])
-        links = []
-        for link in portion.links:
-            step = by_name[link.name]
+        last = [each.name for each in record.steps[-1:]]
+        assert record.whole is (last == [each.name for each in self.steps[-1:]])
+        steps = []
+        for planned in record.steps:
+            step = by_name[planned.name]
             if self.fails:
                 raise TemplateFailed.layer_failed(layer=self.name, cause="no", kind="Steps")
             self._server.held[target.database].append(self.words(step))
             Steps.applied.append(step.name)
-            links.append(self._link(step, (step.file, *step.imports, *step.reads)))
-        return portion._replace(links=tuple(links))
+            steps.append(self._build_step(step, (step.file, *step.imports, *step.reads)))
+        return record._replace(steps=tuple(steps))
 
-    def _link(self, step: Step, keys: Sequence[str]) -> BuildStep:
+    def _build_step(self, step: Step, keys: Sequence[str]) -> BuildStep:
         file_state = self._shop.file_state()
         return BuildStep(step.name, step.file, {key: file_state.digest(key) for key in keys})
+
+
+def ensure_of(
+    server: Server, layers: Sequence[Layer], file_state: FileState, **fields: Any
+) -> Template:
+    """Return the template of *layers*, with the settings and the run in *fields*."""
+    request = TemplateRequest(
+        layers=layers,
+        file_state=file_state,
+        say=lambda line: None,
+        **{"settings": Settings(), **fields},
+    )
+    return ensure(server, request)  # type: ignore[arg-type]
 
 
 def run(
@@ -268,17 +277,9 @@ def run(
     Steps.applied.clear()
     anew = shop.anew()
     before = [held for held in server.held.values() if held == anew[: len(held)]]
-    made = ensure(
-        server,  # type: ignore[arg-type]
-        [each.on(server) for each in shop.layers()],
-        file_state=shop.file_state(),
-        depends=depends,
-        keep=keep,
-        rebuild=rebuild,
-        run=run,
-        timeout=1,
-        say=lambda line: None,
-    )
+    layers = [each.on(server) for each in shop.layers()]
+    settings = Settings(depends=tuple(depends), rebuild=rebuild)
+    made = ensure_of(server, layers, shop.file_state(), settings=settings, keep=keep, run=run)
     assert server.held[str(made.name)] == anew
     # Without revisions nothing in a database tells with which settings of theirs it was built.
     if shop.revisions and not (rebuild or depends):
@@ -418,13 +419,7 @@ def test_a_renamed_file_is_found_and_written_down() -> None:
     planned: list[Target] = []
     for layer in (layers := shop.layers()):
         layer.plan = planned.append  # type: ignore[assignment]
-    made = ensure(
-        server,  # type: ignore[arg-type]
-        layers,
-        file_state=shop.file_state(),
-        timeout=1,
-        say=lambda line: None,
-    )
+    made = ensure_of(server, layers, shop.file_state())
     assert (made.origin, planned) == ("found", [])
     assert Steps.applied == []
 
@@ -485,14 +480,8 @@ def test_a_project_without_layers_has_an_empty_database(depends: list[str]) -> N
     """The header says so, and why; a declaration for which nothing is there is told beside it."""
     server = Server()
     for origin in ("built", "found"):
-        made = ensure(
-            server,  # type: ignore[arg-type]
-            [],
-            file_state=Files({"glob:sql": "1"}),
-            depends=depends,
-            timeout=1,
-            say=lambda line: None,
-        )
+        settings = Settings(depends=tuple(depends))
+        made = ensure_of(server, [], Files({"glob:sql": "1"}), settings=settings)
         assert made.origin == origin
         assert made.text.startswith("an empty database")
         assert ("nothing is there for nowhere" in made.text) is (depends == ["nowhere"])
@@ -540,13 +529,7 @@ def test_a_build_that_fails_leaves_only_what_is_whole() -> None:
     layers[1].fails = True
 
     with pytest.raises(TemplateFailed, match="layer seed failed"):
-        ensure(
-            server,  # type: ignore[arg-type]
-            layers,
-            file_state=shop.file_state(),
-            timeout=1,
-            say=lambda line: None,
-        )
+        ensure_of(server, layers, shop.file_state())
 
     assert server.locked == set()
     assert list(server.held.values()) == [shop.anew()[:3]]

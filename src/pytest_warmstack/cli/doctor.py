@@ -170,18 +170,11 @@ def _alembic(place: Place) -> Iterator[Check]:
 
 def _revisions(settings: Settings, root: Path, configuration: Configuration) -> Iterator[Check]:
     """Yield how many revisions *configuration* has, and their heads."""
-    from pytest_warmstack.postgres.template.builder import Builder
-    from pytest_warmstack.postgres.template.migrations import Migrations
-    from pytest_warmstack.postgres.template.templates import Target
+    from pytest_warmstack.postgres.template.dependencies import FileState
+    from pytest_warmstack.postgres.template.layers import BuildContext, Migrations, Target
 
-    builder = Builder(
-        root=root,
-        folder=configuration.folder,
-        env=settings.env,
-        timeout=settings.migrate_timeout,
-    )
-    migrations = Migrations.make(configuration, settings, builder)
-    builder.alembic = migrations.described()
+    context = BuildContext(settings, root, FileState(str(root)), configuration)
+    migrations = Migrations(context, configuration)
     # Revisions are read without a database; nothing listens at this address.
     nowhere = Endpoint(host="127.0.0.1", port=1, password=random_password())
     try:

@@ -22,7 +22,7 @@ NAMESPACE: Final = "pytest-warmstack"
 SERVER_FORMAT: Final = "4"
 """Raise it when servers of older versions of this package must not be reused."""
 
-BUILD_FORMAT: Final = "4"
+BUILD_FORMAT: Final = "5"
 """Raise it when templates of older versions of this package must not be reused.
 
 A fingerprint of files alone once let a broken builder pass unnoticed (pgtestdb, changelog 0.1.1).

@@ -1,7 +1,7 @@
-"""The child process in which the project's own code builds, and the conversation with it.
+"""The child process that runs the project's own code, and the conversation with it.
 
-A process of its own: the project's code may configure logging, run an event loop, cache settings
-and import the application, and none of that may leak into the tests.
+The code needs a process of its own: it may configure logging, run an event loop, cache settings and
+import the application, and none of that may leak into the tests.
 """
 
 from __future__ import annotations
@@ -15,252 +15,306 @@ import subprocess
 import sys
 import threading
 from collections import deque
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import IO, Any, Final
 
 from pytest_warmstack import masking, originals
 from pytest_warmstack.postgres.template.dependencies import SITE
-from pytest_warmstack.postgres.template.errors import TemplateFailed
-from pytest_warmstack.postgres.template.templates import Target
+from pytest_warmstack.postgres.template.errors import Failure, TemplateFailed
+from pytest_warmstack.postgres.template.layers import BuildContext, Target
 from pytest_warmstack.servers.model import USER, Endpoint
-from pytest_warmstack.settings import lines_for
+from pytest_warmstack.settings import is_attribute, lines_for
 
 DATABASE_URL: Final = {"DATABASE_URL": "{db_url}"}
-"""What most applications read."""
+"""The variable that most applications read."""
 
 _CHILD: Final = "pytest_warmstack.postgres.template.child"
 _ALEMBIC: Final = "alembic.command"
 _ASYNC: Final = ("sqlalchemy.ext.asyncio", "asyncpg")
+
 _OUTPUT_LINES: Final = 30
-"""How many of the last lines that the child wrote an error shows."""
+"""How many of the last lines of the child's output an error shows."""
 
-_STACK: Final = 1.0
-"""Seconds that a child which is late may take to tell where it is."""
+_STACK_TIMEOUT: Final = 1.0
+"""Seconds that a late child has to print its stack."""
 
-_LEAVE: Final = 5.0
-"""Seconds that a child may take to end when nothing is asked of it any more."""
+_EXIT_TIMEOUT: Final = 5.0
+"""Seconds that a child has to end after it was killed."""
 
 _NO_ENGINE: Final = re.compile(
     r"NoSuchModuleError|ArgumentError|KeyError: 'url'"
     r"|ModuleNotFoundError: No module named '(MySQLdb|pymysql|aiomysql|asyncmy|pyodbc|oracledb"
     r"|cx_Oracle|aiosqlite|psycopg2?|asyncpg)'"
 )
-"""How an error begins of SQLAlchemy, which can't make an engine of a URL."""
+"""How an error begins if SQLAlchemy can't make an engine from a URL."""
+
+_NO_URL: Final = ("KeyError", "ArgumentError", "ValidationError", "NoSuchModuleError")
+"""How an error begins if code expects a URL in the environment and finds none."""
 
 _FRAME: Final = re.compile(r'\s*File "(?P<file>[^"]+)", line (?P<line>\d+) in (?P<name>.*)')
-"""A line of a traceback that Python's faulthandler wrote."""
+"""A line of a traceback that Python's faulthandler writes."""
+
+_DUMP: Final = re.compile(r"^-- Dumped by pg_dump version (\d[\w.]*)", re.MULTILINE)
+"""A line at the head of a file that pg_dump writes."""
 
 
-@dataclass(kw_only=True)
 class Builder:
-    """The child of one build. It is started when it is first needed.
+    """The child process of one build. It starts when it is first needed."""
 
-    *root* is the project's folder, *folder* the current one of the child, if that is another. *env*
-    are lines like `DATABASE_URL={db_url}`, *ignore* patterns of files that are no dependencies,
-    *file* is pytest's configuration file, for advice, *alembic* what is known of the project's
-    configuration; *timeout*, in seconds, is for each thing that is asked of it.
-    """
-
-    root: Path
-    folder: Path | None = None
-    env: Sequence[str] = field(default=(), repr=False)
-    ignore: Sequence[str] = ()
-    file: str = ""
-    alembic: Mapping[str, Any] | None = None
-    timeout: float
-    _child: subprocess.Popen[str] | None = field(default=None, init=False)
-    _begun: bool = field(default=False, init=False)
-    _at: str = field(default="", init=False)
-    _answers: queue.SimpleQueue[str | None] = field(init=False, repr=False)
-    _output: deque[str] = field(init=False, repr=False)
-    _readers: list[threading.Thread] = field(default_factory=list, init=False)
-    _caught_up: threading.Event = field(default_factory=threading.Event, init=False)
+    def __init__(self, context: BuildContext) -> None:
+        self._root = str(context.root)
+        self._settings = context.settings
+        self._configuration = context.configuration
+        self._folder = context.configuration.folder if context.configuration else context.root
+        self._process: subprocess.Popen[str] | None = None
+        self._is_introduced = False
+        self._position = ""
+        self._readers: list[threading.Thread] = []
+        self._has_all_output = threading.Event()
 
     def prepare(self) -> None:
-        """Start the process ahead of time: it imports all that it may need, and then waits."""
-        self._start(*([_ALEMBIC] if self.alembic else []), *_ASYNC)
+        """Start the process ahead of time: it imports what it may need, and then waits."""
+        self._start(*([_ALEMBIC] if self._configuration else []), *_ASYNC)
+
+    def ask(
+        self, target: Target, do: str, *, who: str = "The migrations", **request: Any
+    ) -> dict[str, Any]:
+        """Let the child do what *do* names and return its report; *who* is for errors.
+
+        The report contains `output`, the last lines that the project's code wrote, and `hints`, if
+        lines of `warmstack_env` would lead the code to its database. Raises `TemplateFailed` if the
+        code tried to connect to another database, or is not done within `migrate_timeout` seconds.
+        """
+        self._start(*([_ALEMBIC] if do in {"plan", "upgrade"} else []))
+        if not self._is_introduced:
+            self._introduce(target)
+        self._position = ""
+        self._has_all_output.clear()
+        self._send(do=do, **request)
+        report = self._receive(target, who)
+        self._has_all_output.wait(_STACK_TIMEOUT)
+        report["output"] = "\n".join("".join(self._output).strip().splitlines()[-_OUTPUT_LINES:])
+        report = self._masked(report, target)
+        if variables := report.get("variables"):
+            report["hints"] = self._hints(variables)
+        self._check_database(report, target, who)
+        failure = Failure.of(report)
+        if failure.is_in_env_py and not failure.hints and failure.cause.startswith(_NO_URL):
+            report["hints"] = self._hints(DATABASE_URL)
+        return report
+
+    def discard(self) -> None:
+        """Kill the process. A thread that waits for its answer gets an error instead."""
+        if (process := self._process) is not None:
+            self._process = None
+            process.kill()
+            process.wait(_EXIT_TIMEOUT)
+            pipes = [process.stdin]
+            for reader, pipe in zip(self._readers, (process.stdout, process.stderr), strict=True):
+                reader.join(_EXIT_TIMEOUT)
+                # A process that the project's code started may hold the pipe open for longer.
+                if not reader.is_alive():
+                    pipes.append(pipe)
+            for pipe in filter(None, pipes):
+                with suppress(OSError):
+                    pipe.close()
 
     def _start(self, *modules: str) -> None:
-        """Start the process, if it was not yet; it imports *modules* and waits to be asked."""
-        if self._child is not None:
+        """Start the process if there is none; it imports *modules* and waits for requests."""
+        if self._process is not None:
             return
-        # -P: like the command `alembic`, and unlike `python -m` otherwise, the child does not put
-        # the current folder first on its path.
-        self._child = subprocess.Popen(
+        # -P: like the command `alembic`, the child does not put the current folder on its path.
+        self._process = subprocess.Popen(
             [sys.executable, "-P", "-m", _CHILD, *modules],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
-            cwd=self.folder or self.root,
+            cwd=self._folder,
             text=True,
             encoding="utf-8",
             errors="replace",
         )
-        self._begun, self._at = False, ""
-        self._answers = queue.SimpleQueue()
-        self._output = deque(maxlen=10_000)
+        self._is_introduced, self._position = False, ""
+        self._answers: queue.SimpleQueue[str | None] = queue.SimpleQueue()
+        self._output: deque[str] = deque(maxlen=10_000)
         self._readers = [
             originals.Thread(target=target, args=args, name="warmstack-builder", daemon=True)
             for target, args in (
-                (_read_answers, (self._child.stdout, self._answers)),
-                (_read_output, (self._child.stderr, self._output, self._caught_up)),
+                (_read_answers, (self._process.stdout, self._answers)),
+                (_read_output, (self._process.stderr, self._output, self._has_all_output)),
             )
         ]
         for reader in self._readers:
             reader.start()
 
-    def ask(
-        self, target: Target, do: str, *, who: str = "The migrations", **request: Any
-    ) -> dict[str, Any]:
-        """Have the child do what *do* names, and return what it reports; *who* is for errors.
+    def _introduce(self, target: Target) -> None:
+        """Tell the child about the project and its database.
 
-        The report has `output`, the last lines that the project's code wrote, and `hints`, if lines
-        of warmstack_env would lead it to its database. Raises `TemplateFailed` when it tried to
-        connect elsewhere, or did not end in time.
+        Over standard input, because of the password: any user can read the arguments of a process.
         """
-        self._start(*([_ALEMBIC] if do in {"plan", "upgrade"} else []))
-        if not self._begun:
-            # The password goes over standard input: arguments can be read by everybody.
-            self._tell(
-                root=str(self.root),
-                path=_search_path(str(self.root), (self.alembic or {}).get("home")),
-                env=list(self.env),
-                ignore=list(self.ignore),
-                alembic=self.alembic,
-                url={
-                    "username": target.endpoint.user or USER,
-                    "password": target.endpoint.password,
-                    "host": target.endpoint.host,
-                    "port": target.endpoint.port,
-                    "database": target.database,
-                    "query": _tls(target.endpoint),
-                },
-            )
-            self._begun = True
-        self._at = ""
-        self._caught_up.clear()
-        self._tell(do=do, **request)
-        report: dict[str, Any] = self._answer(target, who)
-        self._caught_up.wait(_STACK)
-        report["output"] = "\n".join(self._lines()[-_OUTPUT_LINES:])
-        report = masking.all_masked(report, self._secrets(target), urls=True)
-        if variables := report.get("variables"):
-            report["hints"] = self.hints(variables)
-        refused = report.get("refused")
-        unusable = report.get("where", "").startswith("in env.py") and _NO_ENGINE.match(
-            report.get("error", "")
+        alembic = self._alembic_request()
+        self._send(
+            root=self._root,
+            path=_search_path(self._root, alembic["home"] if alembic else None),
+            env=[*self._settings.env],
+            ignore=[*self._settings.depends_ignore],
+            alembic=alembic,
+            url={
+                "username": target.endpoint.user or USER,
+                "password": target.endpoint.password,
+                "host": target.endpoint.host,
+                "port": target.endpoint.port,
+                "database": target.database,
+                "query": _tls(target.endpoint),
+            },
         )
-        if report.get("databases") and (refused or unusable):
-            raise TemplateFailed.several_databases(
-                names=report["databases"],
-                how=f"tried to connect to {refused}, and was stopped before that"
-                if refused
-                else f"can't use the URL that one of them has: {report['error']}",
-                config=os.path.relpath((self.alembic or {})["ini"], self.root),
-                output=report["output"],
-            )
-        if refused:
-            raise TemplateFailed.foreign_database(
-                who=who,
-                tried=refused,
-                allowed=f"{target.endpoint.host}:{target.endpoint.port}/{target.database}",
-                place=report.get("where") or self._at,
-                output=report["output"],
-                hints=report.get("hints", ()),
-                usual=self.hints(DATABASE_URL)[0],
-            )
-        return report
+        self._is_introduced = True
 
-    def hints(self, variables: Mapping[str, str]) -> list[str]:
-        """Return the advice to set *variables*, as lines for the configuration file in use."""
-        return [lines_for(variables, file=self.file, more=bool(self.env))]
+    def _alembic_request(self) -> dict[str, Any] | None:
+        """Return what the child has to know of Alembic's configuration."""
+        if (found := self._configuration) is None:
+            return None
+        file = found.ini or found.toml
+        return {
+            "home": file and str(file.parent),
+            "ini": found.ini and str(found.ini),
+            "toml": found.toml and str(found.toml),
+            "section": self._settings.alembic_section,
+            "x": [*self._settings.alembic_x],
+            "callable": found.function,
+        }
 
-    def discard(self) -> None:
-        """End the process; whoever waits for its answer gets none."""
-        if (child := self._child) is not None:
-            child.kill()
-            self._child = None
-            child.wait(_LEAVE)
-            _close(child.stdin)
-            for reader, pipe in zip(self._readers, (child.stdout, child.stderr), strict=True):
-                reader.join(_LEAVE)
-                # A process that the project's code started may hold it open for longer.
-                if not reader.is_alive():
-                    _close(pipe)
+    def _send(self, **message: Any) -> None:
+        # If the process has ended, the missing answer tells.
+        with suppress(OSError, ValueError):
+            if self._process is not None and self._process.stdin is not None:
+                self._process.stdin.write(json.dumps(message) + "\n")
+                self._process.stdin.flush()
 
-    def _tell(self, **message: Any) -> None:
-        try:
-            if self._child is not None and self._child.stdin is not None:
-                self._child.stdin.write(json.dumps(message) + "\n")
-                self._child.stdin.flush()
-        except (OSError, ValueError):
-            return  # It has ended; its answer, which is none, tells so.
-
-    def _answer(self, target: Target, who: str) -> dict[str, Any]:
-        """Return the child's report; meanwhile it may tell where it is."""
-        child = self._child
-        deadline = originals.monotonic() + self.timeout
+    def _receive(self, target: Target, who: str) -> dict[str, Any]:
+        """Return the child's report; until then, the child tells where it is."""
+        process = self._process
+        deadline = originals.monotonic() + self._settings.migrate_timeout
         while True:
             try:
                 line = self._answers.get(timeout=max(deadline - originals.monotonic(), 0))
             except queue.Empty:
-                raise self._too_slow(target, who) from None
+                raise self._stop(target, who) from None
             if line is None:
-                how = "" if child is None else _ended(child.wait(_LEAVE))
-                self._readers[1].join(_LEAVE)
-                return {"error": f"the process ended{how} before its end", "where": self._at}
+                how = "" if process is None else _exit_words(process.wait(_EXIT_TIMEOUT))
+                self._readers[1].join(_EXIT_TIMEOUT)
+                return {"error": f"the process ended{how} before its end", "where": self._position}
             message: dict[str, Any] = json.loads(line)
             if "at" not in message:
                 return message
-            self._at = message["at"]
+            self._position = message["at"]
 
-    def _too_slow(self, target: Target, who: str) -> TemplateFailed:
-        """Return the error that tells what the child, whose time is over, was doing."""
+    def _stop(self, target: Target, who: str) -> TemplateFailed:
+        """End a child that is late; return the error that shows what it was doing."""
         before = len(self._output)
         doing = [f"PostgreSQL: {each}" for each in target.activity()]
-        if (child := self._child) is not None:
-            child.send_signal(signal.SIGUSR1)
-            until, seen = originals.monotonic() + _STACK, -1
-            # Until something came and nothing more does: it is written line by line.
+        if (process := self._process) is not None:
+            process.send_signal(signal.SIGUSR1)
+            until, seen = originals.monotonic() + _STACK_TIMEOUT, -1
+            # The stack comes line by line: wait until some lines are there and no more follow.
             while originals.monotonic() < until and not before < len(self._output) == seen:
                 seen = len(self._output)
                 originals.sleep(0.02)
-            child.kill()
-            child.wait(_LEAVE)
-            self._readers[1].join(_LEAVE)
+            process.kill()
+            process.wait(_EXIT_TIMEOUT)
+            self._readers[1].join(_EXIT_TIMEOUT)
         written = list(self._output)
+        self.discard()
         frames = [
             f"Python: {match['file']}, line {match['line']}, in {match['name']}"
-            for line in written[before:]
-            if (match := _FRAME.match(line)) and self._is_own(match["file"])
+            for match in map(_FRAME.match, written[before:])
+            if match and self._is_own(Path(match["file"]))
         ]
         output = "".join(written[:before][-_OUTPUT_LINES:]).strip()
-        self.discard()
-        told = {"doing": [*doing, *frames[:3]], "output": output}
-        told = masking.all_masked(told, self._secrets(target), urls=True)
-        return TemplateFailed.too_slow(who=who, seconds=self.timeout, place=self._at, **told)
+        facts = self._masked({"doing": [*doing, *frames[:3]], "output": output}, target)
+        seconds = self._settings.migrate_timeout
+        return TemplateFailed.too_slow(who=who, seconds=seconds, place=self._position, **facts)
 
-    def _secrets(self, target: Target) -> list[str]:
-        """Return what nothing that the child wrote may show."""
-        return [target.endpoint.password, *masking.secrets_of(self.env)]
+    def _check_database(self, report: dict[str, Any], target: Target, who: str) -> None:
+        """Raise `TemplateFailed` if the code needs another database than the template."""
+        refused, failure = report.get("refused"), Failure.of(report)
+        has_no_engine = failure.is_in_env_py and _NO_ENGINE.match(failure.cause)
+        if report.get("databases") and (refused or has_no_engine):
+            config = self._configuration
+            raise TemplateFailed.several_databases(
+                failure,
+                names=report["databases"],
+                tried=refused or "",
+                config=os.path.relpath(config.ini, self._root) if config and config.ini else "",
+            )
+        if refused:
+            endpoint = target.endpoint
+            raise TemplateFailed.other_database(
+                failure._replace(where=failure.where or self._position),
+                who=who,
+                tried=refused,
+                allowed=f"{endpoint.host}:{endpoint.port}/{target.database}",
+                usual=self._hints(DATABASE_URL)[0],
+            )
 
-    def _is_own(self, file: str) -> bool:
-        """Tell whether a file is the project's, as far as its path tells."""
-        own = Path(file).is_relative_to(self.root)
-        return own and "site-packages" not in Path(file).parts
+    def _hints(self, variables: Mapping[str, str]) -> list[str]:
+        """Return the advice to set *variables*, as lines for the configuration file in use."""
+        return [lines_for(variables, file=self._settings.file, more=bool(self._settings.env))]
 
-    def _lines(self) -> list[str]:
-        return "".join(self._output).strip().splitlines()
+    def _masked(self, value: dict[str, Any], target: Target) -> dict[str, Any]:
+        """Return *value* without the secrets that the child may have written."""
+        secrets = [target.endpoint.password, *masking.secrets_of(self._settings.env)]
+        masked: dict[str, Any] = masking.all_masked(value, secrets, urls=True)
+        return masked
+
+    def _is_own(self, file: Path) -> bool:
+        return file.is_relative_to(self._root) and "site-packages" not in file.parts
+
+
+def migration_error(
+    report: dict[str, Any], function: str, config: str, source: str
+) -> TemplateFailed:
+    """Return the error for the *report* of a child that could not plan or run the migrations."""
+    failure, kind = Failure.of(report), report.get("kind")
+    if kind == "config" and function:
+        return TemplateFailed.bad_function(failure, function=function, source=source)
+    if kind == "config":
+        return TemplateFailed.bad_alembic(failure, config=config)
+    if kind == "revisions" and not failure.where and not failure.hints:
+        return TemplateFailed.bad_revisions(failure, config=config, unseen=report.get("unseen", ()))
+    return TemplateFailed.migration_failed(failure, config=config)
+
+
+def script_error(
+    report: dict[str, Any], layer: str, line: str, context: BuildContext
+) -> TemplateFailed:
+    """Return the error for the *report* of a child that could not run a *line* of *layer*."""
+    failure, source = Failure.of(report), context.settings.sources.get(layer, "")
+    if report.get("kind") == "signature":
+        from pytest_warmstack.postgres.template.child.arguments import understood
+
+        return TemplateFailed.bad_signature(
+            failure, layer=layer, line=line, source=source, understood=understood()
+        )
+    dump = "" if is_attribute(line) else _pg_dump_version(context.root / line)
+    return TemplateFailed.script_failed(failure, layer=layer, line=line, source=source, dump=dump)
+
+
+def _pg_dump_version(path: Path) -> str:
+    """Return the version of the pg_dump that wrote a file, empty if none did."""
+    with path.open(encoding="utf-8", errors="replace") as file:
+        match = _DUMP.search(file.read(2000))
+    return match[1] if match else ""
 
 
 def _search_path(root: str, home: str | None) -> list[str]:
     """Return where the tests find modules now, in that order.
 
-    Before installed packages come *root* and *home*, the folder of Alembic's configuration. pytest
-    has put there what `pythonpath` and the import mode ask for, and `python -m pytest` the current
-    folder; in a run that collects nothing, as `warmstack up`, there is less.
+    *root* and *home*, the folder of Alembic's configuration, come before installed packages. pytest
+    has added what `pythonpath` and the import mode ask for, and `python -m pytest` the current
+    folder; a run that collects nothing, such as `warmstack up`, has less.
     """
     path = [os.path.abspath(entry) for entry in sys.path]  # noqa: PTH100 - of names, and '' too
     packages = next((place for place, each in enumerate(path) if each in SITE), len(path))
@@ -269,7 +323,7 @@ def _search_path(root: str, home: str | None) -> list[str]:
 
 
 def _tls(endpoint: Endpoint) -> dict[str, str]:
-    """Return what a URL says about TLS; nothing if every driver does that anyway."""
+    """Return the part of a URL about TLS, nothing if it is what every driver does anyway."""
     name, _, mode = endpoint.query.partition("=")
     return {name: mode} if mode not in {"", "prefer"} else {}
 
@@ -280,26 +334,19 @@ def _read_answers(pipe: IO[str], answers: queue.SimpleQueue[str | None]) -> None
     answers.put(None)
 
 
-def _read_output(pipe: IO[str], output: deque[str], caught_up: threading.Event) -> None:
+def _read_output(pipe: IO[str], output: deque[str], has_all_output: threading.Event) -> None:
     for line in pipe:
+        # The child marks the end of what was written for a request.
         if line.endswith("\0\n"):
             output.append(line[:-2])
-            caught_up.set()
+            has_all_output.set()
         else:
             output.append(line)
-    caught_up.set()
+    has_all_output.set()
 
 
-def _ended(status: int) -> str:
+def _exit_words(status: int) -> str:
     """Return the words for an exit status, which is negative for a signal."""
     if status >= 0:
         return f" with exit status {status}"
     return f" by {signal.Signals(-status).name}"
-
-
-def _close(pipe: IO[str] | None) -> None:
-    try:
-        if pipe is not None:
-            pipe.close()
-    except OSError:
-        pass

@@ -1,4 +1,4 @@
-"""Which Alembic configuration a test gets: the one that is named, else the nearest one."""
+"""Finds the Alembic configuration of a test: the one that is named, or else the nearest one."""
 
 from __future__ import annotations
 
@@ -9,28 +9,26 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, Final, NamedTuple
 
-from pytest_warmstack.postgres.template.errors import TemplateFailed
 from pytest_warmstack.settings import NONE, Settings, is_attribute
 
-ENTRIES: Final = 20_000
-"""How many files and folders are looked at below the root, where no test's path leads to one."""
+MAX_ENTRIES: Final = 20_000
+"""How many files and folders below the root are looked at if no test's path leads to a file."""
 
 _SKIPPED: Final = {"node_modules", "site-packages", "__pycache__"}
-"""Folders with many files, none of which is the project's own."""
+"""Folders with many files, but none of the project's own."""
 
 _INI: Final = "alembic.ini"
 _TOML: Final = "pyproject.toml"
 
-
-_OTHERWISE: Final = re.compile(r"(?!alembic\.ini$).*alembic.*\.ini")
-"""Names of configurations that `alembic` takes with `-c`."""
+_OTHER_INI: Final = re.compile(r"(?!alembic\.ini$).*alembic.*\.ini")
+"""Names of configurations that users give to `alembic -c`."""
 
 
 class Configuration(NamedTuple):
-    """An alembic.ini, a pyproject.toml, or both; else a function, as `package.module:function`.
+    """An alembic.ini, a pyproject.toml, or both, or else a function: `package.module:function`.
 
-    *name* is what a reader calls it: its path from the root. *folder* is the current folder for
-    which it is written.
+    *name* is the path from the root, for users. *folder* is the current folder that the
+    configuration expects.
     """
 
     name: str
@@ -41,121 +39,125 @@ class Configuration(NamedTuple):
 
 
 class Configurations:
-    """The Alembic configurations of a project; each folder is looked at once.
+    """The Alembic configurations of a project. Each folder is looked at once.
 
-    *root* is pytest's rootdir, *ini* the configuration file that pytest uses, if there is one.
+    *root* is pytest's rootdir, *ini* pytest's own configuration file, if there is one.
     """
 
     def __init__(self, settings: Settings, root: Path, ini: Path | None = None) -> None:
         self._settings = settings
         self._root = root
         folders = [] if ini is None else [Path(os.path.realpath(ini.parent))]
-        self._last = list(dict.fromkeys([*folders, root]))
-        self._in: dict[Path, Configuration | None] = {}
+        self._last_folders = list(dict.fromkeys([*folders, root]))
+        self._by_folder: dict[Path, Configuration | None] = {}
 
     def of(self, folder: Path) -> Configuration | None:
-        """Return the configuration for the tests in *folder*; None if there is none, or `none`.
+        """Return the configuration for the tests in *folder*, None if there is none or `none`.
 
-        Raises `TemplateFailed` if the one that the settings name is not there, and if a
-        pyproject.toml can't be read.
+        Raises `TemplateFailed` if the settings name a missing file, or a pyproject.toml can't be
+        read.
         """
         if self._settings.alembic == NONE:
             return None
-        return self._named() if self._settings.alembic else self._search(folder)
+        return self._named() if self._settings.alembic else self._nearest(folder)
 
     def all(self) -> list[Configuration]:
-        """Return the one for the root, else those below it. Raises what `of` does."""
+        """Return the one for the root, or else those below. Raises the errors of `of`."""
         found = self.of(self._root)
         if found is not None or self._settings.alembic == NONE:
             return [found] if found else []
         return self.below()
 
     def below(self) -> list[Configuration]:
-        """Return those below the root, the nearest ones first, as far as `ENTRIES` reach."""
+        """Return those below the root, level by level, within `MAX_ENTRIES`."""
         folders = (folder for folder, _ in _folders(self._root, {_INI, _TOML}.__contains__))
-        found = (self._at(folder) for folder in folders if folder != self._root)
+        found = (self._in(folder) for folder in folders if folder != self._root)
         return [each for each in found if each is not None]
 
     def named_otherwise(self) -> list[str]:
-        """Return the files such as alembic_prod.ini, by their paths from the root."""
+        """Return the files such as alembic_prod.ini, as paths from the root."""
         return [
             os.path.relpath(folder / name, self._root)
-            for folder, names in _folders(self._root, _OTHERWISE.fullmatch)
+            for folder, names in _folders(self._root, _OTHER_INI.fullmatch)
             for name in names
         ]
 
-    def _search(self, folder: Path) -> Configuration | None:
-        """Return the nearest one from *folder* up to the root, else that of the last places."""
+    def _nearest(self, folder: Path) -> Configuration | None:
+        """Return the nearest one from *folder* up to the root, else that of the last folders."""
         if not folder.is_relative_to(self._root):
             folder = Path(os.path.realpath(folder))
-        # Tests outside of the root: no further up than to what both have in common.
+        # For tests outside of the root, stop at the folder that contains both.
         top = Path(os.path.commonpath([folder, self._root]))
         above = [each for each in (folder, *folder.parents) if each.is_relative_to(top)]
-        return next(filter(None, map(self._at, [*above, *self._last])), None)
-
-    def _at(self, folder: Path) -> Configuration | None:
-        """Return the one that lies in *folder*."""
-        if folder not in self._in:
-            self._in[folder] = self._made(folder, folder / _INI, folder / _TOML)
-        return self._in[folder]
+        return next(filter(None, map(self._in, [*above, *self._last_folders])), None)
 
     def _named(self) -> Configuration | None:
         """Return the one that the settings name."""
         named = self._settings.alembic
         if is_attribute(named):
             return Configuration(named, self._root, function=named)
-        base = next((each for each in self._last if (each / named).is_file()), None)
+        base = next((each for each in self._last_folders if (each / named).is_file()), None)
         if base is None:
-            raise TemplateFailed.no_alembic(
-                named=str(self._last[0] / named), source=self._settings.sources["alembic"]
-            )
-        path = base / named
-        is_toml = path.suffix == ".toml"
-        if is_toml and not _has_table(path):
-            raise TemplateFailed.bad_alembic(
-                config=str(path), cause="it has no table [tool.alembic]", output=""
-            )
-        ini, toml = (path.with_name(_INI), path) if is_toml else (path, base / _TOML)
-        return self._made(base, ini, toml)
+            from pytest_warmstack.postgres.template.errors import TemplateFailed
 
-    def _made(self, folder: Path, ini: Path, toml: Path) -> Configuration | None:
-        own = ini if ini.is_file() else None, toml if _has_table(toml) else None
-        name = next((os.path.relpath(each, self._root) for each in own if each), None)
-        return Configuration(name, folder, *own) if name else None
+            path, source = self._last_folders[0] / named, self._settings.sources["alembic"]
+            raise TemplateFailed.no_file(layer="alembic", file=str(path), source=source)
+        path = base / named
+        if path.suffix != ".toml":
+            return self._read(base, path, base / _TOML)
+        if not _has_table(path):
+            raise _bad_alembic(path, "it has no table [tool.alembic]")
+        return self._read(base, path.with_name(_INI), path)
+
+    def _in(self, folder: Path) -> Configuration | None:
+        if folder not in self._by_folder:
+            self._by_folder[folder] = self._read(folder, folder / _INI, folder / _TOML)
+        return self._by_folder[folder]
+
+    def _read(self, folder: Path, ini: Path, toml: Path) -> Configuration | None:
+        files = ini if ini.is_file() else None, toml if _has_table(toml) else None
+        name = next((os.path.relpath(each, self._root) for each in files if each), None)
+        return Configuration(name, folder, *files) if name else None
 
 
 def _has_table(toml: Path) -> bool:
-    """Tell whether *toml* has a table for Alembic; raise `TemplateFailed` if it can't be read."""
+    """Return whether *toml* has a table for Alembic; raise `TemplateFailed` if it can't be read."""
     if not toml.is_file():
         return False
     try:
         tables: dict[str, Any] = tomllib.loads(toml.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
-        raise TemplateFailed.bad_alembic(config=str(toml), cause=str(error), output="") from error
+        raise _bad_alembic(toml, str(error)) from error
     return "alembic" in tables.get("tool", {})
 
 
-def _folders(root: Path, wanted: Callable[[str], object]) -> Iterator[tuple[Path, list[str]]]:
-    """Yield *root* and the folders below that hold *wanted* files, with those, level by level."""
-    level, left = [root], ENTRIES
+def _bad_alembic(path: Path, cause: str) -> Exception:
+    from pytest_warmstack.postgres.template.errors import Failure, TemplateFailed
+
+    return TemplateFailed.bad_alembic(Failure(cause), config=str(path))
+
+
+def _folders(root: Path, is_wanted: Callable[[str], object]) -> Iterator[tuple[Path, list[str]]]:
+    """Yield *root* and the folders below that have wanted files, with those, level by level."""
+    level, left = [root], MAX_ENTRIES
     while level:
         deeper: list[Path] = []
         for folder in level:
             try:
-                names = sorted(os.scandir(folder), key=lambda each: each.name)
+                entries = sorted(os.scandir(folder), key=lambda each: each.name)
             except OSError:
                 continue
-            left -= len(names)
+            left -= len(entries)
             if left < 0:
                 return
-            files = [each.name for each in names]
-            if "pyvenv.cfg" in files:
+            names = [each.name for each in entries]
+            if "pyvenv.cfg" in names:
                 continue
-            if found := [each for each in files if wanted(each)]:
+            if found := [*filter(is_wanted, names)]:
                 yield folder, found
             deeper += [
                 folder / each.name
-                for each in names
+                for each in entries
                 if each.name not in _SKIPPED
                 and not each.name.startswith(".")
                 and each.is_dir(follow_symlinks=False)

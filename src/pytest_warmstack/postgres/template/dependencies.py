@@ -1,8 +1,8 @@
-"""What a build read, as keys with digests, and whether it is still the same: from files alone.
+"""What a build has read, as keys with digests, and whether it is unchanged, judged by files alone.
 
-A key is a kind and a name, such as `file:migrations/versions/0001_users.py`. Names of files begin
-at the project's root, or at the folder of installed packages, so that another checkout of the same
-files has the same keys.
+A key is a kind and a name, such as `file:migrations/versions/0001_users.py`. Names of files are
+relative to the project's root or to the folder of installed packages, so that another checkout of
+the same files has the same keys.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import os
 import re
 import sys
 import sysconfig
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any, Final
 
 from pytest_warmstack.postgres.template.record import CONFIG, DDL
@@ -23,27 +23,28 @@ if TYPE_CHECKING:
     from configparser import RawConfigParser
 
 ABSENT: Final = ""
-"""The digest of what is not there."""
+"""The digest of a thing that does not exist."""
 
 
-def _folders(*names: str) -> tuple[str, ...]:
-    """Return folders of Python's, by the names that they have, and where links lead to."""
+def _python_folders(*names: str) -> tuple[str, ...]:
+    """Return the folders that sysconfig calls *names*, and their real paths."""
     found = [sysconfig.get_path(name) for name in names]
     return tuple(dict.fromkeys([*found, *map(os.path.realpath, found)]))
 
 
-SITE: Final = _folders("purelib", "platlib")
+SITE: Final = _python_folders("purelib", "platlib")
 """The folders of installed packages."""
 
-STDLIB: Final = _folders("stdlib", "platstdlib")
-"""The folders of Python's own library."""
+STDLIB: Final = _python_folders("stdlib", "platstdlib")
+"""The folders of Python's standard library."""
 
-_SITE_MARK: Final = "<site>/"
+_SITE_PREFIX: Final = "<site>/"
 
-_LOGGING: Final = re.compile(r"loggers|handlers|formatters|(logger|handler|formatter)_.*")
-_UNRELATED_SECTIONS: Final = {"post_write_hooks"}
-_UNRELATED: Final = {
-    # The URL is always replaced; the rest matters to `alembic revision` only.
+_UNRELATED_SECTIONS: Final = re.compile(
+    r"loggers|handlers|formatters|(logger|handler|formatter)_.*|post_write_hooks"
+)
+_UNRELATED_OPTIONS: Final = {
+    # The URL is always replaced; the others matter to `alembic revision` only.
     "sqlalchemy.url",
     "file_template",
     "timezone",
@@ -55,19 +56,19 @@ _UNRELATED: Final = {
 
 
 def place(path: str, root: str) -> str:
-    """Return the name of a file or folder, for a key: from *root*, or from the packages' folder.
+    """Return the name of a file or folder in a key: relative to *root* or to installed packages.
 
     >>> place("/srv/shop/sql/a.sql", "/srv/shop")
     'sql/a.sql'
     """
     for site in SITE:
         if path.startswith(site + os.sep):
-            return _SITE_MARK + os.path.relpath(path, site)
+            return _SITE_PREFIX + os.path.relpath(path, site)
     return os.path.relpath(path, root)
 
 
 class FileState:
-    """The present state of what builds may have read; everything is looked at once."""
+    """The present state of everything that builds may have read. Each thing is looked at once."""
 
     def __init__(self, root: str) -> None:
         self._root = root
@@ -75,108 +76,105 @@ class FileState:
         self._versions: dict[str, str] | None = None
 
     def digest(self, key: str) -> str:
-        """Return the digest of what *key* names, `ABSENT` when it is not there."""
+        """Return the digest of the thing that *key* names, `ABSENT` if it does not exist."""
         if (digest := self._digests.get(key)) is None:
             kind, _, name = key.partition(":")
-            digest = self._digests[key] = _DIGESTS[kind](self, name)
+            compute: Callable[[str], str] = getattr(self, f"_{kind}_digest")
+            digest = self._digests[key] = compute(name)
         return digest
 
     def same(self, key: str, digest: str) -> bool:
-        """Tell whether what *key* names still has *digest*.
+        """Return whether the thing that *key* names still has *digest*.
 
-        Of a `MetaData` or a `Config` that is not known without its import: the files that it was
-        made from tell.
+        True for a `MetaData` or a `Config`, which only an import could tell: the files that they
+        are made from have keys of their own.
         """
+        kind, _, name = key.partition(":")
         if key.startswith((DDL, CONFIG)):
             return True
-        if digest and key.startswith(("ini:", "toml:")):
-            # The whole file is looked at first: on most runs it need not be parsed.
-            whole, _, relevant = digest.partition("/")
-            data = _read(self.path(key.partition(":")[2]))
+        if digest and kind in {"ini", "toml"}:
+            # Compare the whole file first: most runs need not parse it.
+            whole, _, related = digest.partition("/")
+            data = _read(self.path(name))
             if data is not None and fingerprint(data) == whole:
                 return True
-            return self.digest(key).partition("/")[2] == relevant
+            return self.digest(key).partition("/")[2] == related
         return self.digest(key) == digest
 
-    def path(self, name: str) -> str:
-        """Return the path that the name in a key stands for."""
-        if name.startswith(_SITE_MARK):
-            paths = [f"{site}/{name[len(_SITE_MARK) :]}" for site in SITE]
-            return next((path for path in paths if os.path.lexists(path)), paths[0])
-        return os.path.join(self._root, name)  # noqa: PTH118 - a thousand of them on a warm run
+    def holds(self, needs: Mapping[str, str]) -> bool:
+        """Return whether everything in *needs* still has its digest."""
+        return all(self.same(key, digest) for key, digest in needs.items())
 
-    def _file(self, name: str) -> str:
+    def path(self, name: str) -> str:
+        """Return the path that the *name* in a key stands for."""
+        if name.startswith(_SITE_PREFIX):
+            paths = [f"{site}/{name[len(_SITE_PREFIX) :]}" for site in SITE]
+            return next((path for path in paths if os.path.lexists(path)), paths[0])
+        return os.path.join(self._root, name)  # noqa: PTH118 - a thousand times on a warm run
+
+    def _file_digest(self, name: str) -> str:
         data = _read(self.path(name))
         return ABSENT if data is None else fingerprint(data)
 
-    def _there(self, name: str) -> str:
+    def _there_digest(self, name: str) -> str:
         path = self.path(name)
         if os.path.isdir(path):  # noqa: PTH112
             return "a folder"
         return "a file" if os.path.exists(path) else ABSENT  # noqa: PTH110
 
-    def _folder(self, name: str) -> str:
+    def _folder_digest(self, name: str) -> str:
         try:
-            names = sorted(os.listdir(self.path(name)))  # noqa: PTH208 - names, and no objects
+            names = sorted(os.listdir(self.path(name)))  # noqa: PTH208 - names, not objects
         except OSError:
             return ABSENT
-        return fingerprint(*(each for each in names if not _is_passing(each)))
+        return fingerprint(*(each for each in names if not _is_ignored(each)))
 
-    def _scripts(self, name: str) -> str:
+    def _scripts_digest(self, name: str) -> str:
         folder = self.path(name)
         return fingerprint(*(path[len(folder) :] for path in python_files(folder)))
 
-    def _glob(self, pattern: str) -> str:
+    def _glob_digest(self, pattern: str) -> str:
         parts: list[str | bytes] = []
         for name in matching(pattern, self._root):
             data = _read(os.path.join(self._root, name))  # noqa: PTH118
             parts += [name, data or b""]
         return fingerprint(*parts) if parts else ABSENT
 
-    def _ini(self, name: str) -> str:
-        import configparser  # On most runs the file need not be parsed.
+    def _ini_digest(self, name: str) -> str:
+        import configparser  # Most runs need not parse the file.
 
+        def parse(text: str) -> object:
+            parser = configparser.RawConfigParser()
+            parser.read_string(text)
+            return sections(parser)
+
+        return self._parsed_digest(name, parse, configparser.Error)
+
+    def _toml_digest(self, name: str) -> str:
+        import tomllib  # Most runs need not parse the file.
+
+        def parse(text: str) -> object:
+            return related_options(tomllib.loads(text).get("tool", {}).get("alembic", {}))
+
+        return self._parsed_digest(name, parse, tomllib.TOMLDecodeError)
+
+    def _parsed_digest(
+        self, name: str, parse: Callable[[str], object], failure: type[Exception]
+    ) -> str:
+        """Return the digests of a whole file and of what *parse* returns, with a slash between."""
         data = _read(self.path(name))
         if data is None:
             return ABSENT
-        parser = configparser.RawConfigParser()
         try:
-            parser.read_string(data.decode("utf-8"))
-        except (configparser.Error, UnicodeDecodeError):
+            related = json.dumps(parse(data.decode()), sort_keys=True, default=str)
+        except (UnicodeDecodeError, failure):
             return f"{fingerprint(data)}/"
-        related = json.dumps(sections(parser), sort_keys=True)
         return f"{fingerprint(data)}/{fingerprint(related)}"
 
-    def _toml(self, name: str) -> str:
-        import tomllib  # On most runs the file need not be parsed.
-
-        data = _read(self.path(name))
-        if data is None:
-            return ABSENT
-        try:
-            table = tomllib.loads(data.decode("utf-8")).get("tool", {}).get("alembic", {})
-        except ValueError:
-            return f"{fingerprint(data)}/"
-        related = json.dumps(related_options(table), sort_keys=True, default=str)
-        return f"{fingerprint(data)}/{fingerprint(related)}"
-
-    def _package(self, name: str) -> str:
+    def _package_digest(self, name: str) -> str:
         if self._versions is None:
             self._versions = _installed()
         return self._versions.get(name, ABSENT)
-
-
-_DIGESTS: Final = {
-    "file": FileState._file,  # noqa: SLF001 - the table of its own methods
-    "there": FileState._there,  # noqa: SLF001
-    "folder": FileState._folder,  # noqa: SLF001
-    "scripts": FileState._scripts,  # noqa: SLF001
-    "glob": FileState._glob,  # noqa: SLF001
-    "ini": FileState._ini,  # noqa: SLF001
-    "toml": FileState._toml,  # noqa: SLF001
-    "package": FileState._package,  # noqa: SLF001
-}
-"""How the digest of each kind of key is taken."""
 
 
 def matching(pattern: str, root: str) -> list[str]:
@@ -189,31 +187,30 @@ def matching(pattern: str, root: str) -> list[str]:
             found.update(os.path.relpath(each, root) for each in _files(path))
         else:
             found.add(os.path.normpath(name))
-    compiled = ("__pycache__", ".pyc")
-    return sorted(each for each in found if not any(part in each for part in compiled))
+    return sorted(each for each in found if "__pycache__" not in each and ".pyc" not in each)
 
 
 def python_files(folder: str) -> Iterator[str]:
-    """Yield the Python files below *folder*, in a stable order."""
+    """Yield the Python files below *folder* in a stable order."""
     return (path for path in _files(folder) if path.endswith(".py"))
 
 
 def sections(parser: RawConfigParser) -> dict[str, dict[str, Any]]:
-    """Return the sections of an alembic.ini that may decide what a build gives, as they stand."""
+    """Return the raw sections of an alembic.ini that may affect a build."""
     return {
         section: related_options(dict(parser.items(section, raw=True)))
         for section in (*parser.sections(), parser.default_section)
-        if not _LOGGING.fullmatch(section) and section not in _UNRELATED_SECTIONS
+        if not _UNRELATED_SECTIONS.fullmatch(section)
     }
 
 
 def related_options(options: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the options that may decide what a build gives."""
-    return {key: value for key, value in options.items() if key not in _UNRELATED}
+    """Return the options that may affect a build."""
+    return {key: value for key, value in options.items() if key not in _UNRELATED_OPTIONS}
 
 
 def distribution(name: str) -> str:
-    """Return the name of a distribution in the form in which two of them can be compared."""
+    """Return the normalized *name* of a distribution, so that two names can be compared."""
     return re.sub(r"[-_.]+", "-", name).lower()
 
 
@@ -225,43 +222,39 @@ def _files(folder: str) -> Iterator[str]:
     except OSError:
         return
     for entry in ordered:
-        if _is_passing(entry.name):
-            continue
-        if entry.is_dir():
-            yield from _files(entry.path)
-        else:
-            yield entry.path
+        if not _is_ignored(entry.name):
+            yield from _files(entry.path) if entry.is_dir() else [entry.path]
 
 
-def _is_passing(name: str) -> bool:
-    """Tell whether a name in a folder means nothing: Python and editors put their own there."""
+def _is_ignored(name: str) -> bool:
+    """Return whether Python or an editor puts files of this *name* into folders."""
     return name.startswith(".") or name == "__pycache__" or name.endswith(".pyc")
 
 
 def _read(path: str) -> bytes | None:
-    """Return what a file holds; None when it can't be read."""
+    """Return the contents of a file, None if it can't be read."""
     try:
-        with open(path, "rb", buffering=0) as file:  # noqa: PTH123 - a thousand on a warm run
+        with open(path, "rb", buffering=0) as file:  # noqa: PTH123 - a thousand times on a warm run
             return file.read()
     except OSError:
         return None
 
 
 def _installed() -> dict[str, str]:
-    """Return the version of every distribution that is installed.
+    """Return the version of every installed distribution.
 
-    Read off the names of their folders (PyPA, "Recording installed projects"): a look into each
-    of them takes milliseconds that a warm run would pay.
+    The versions come from the names of the folders (PyPA, "Recording installed projects"): reading
+    the files in them would cost a warm run milliseconds.
     """
     found: dict[str, str] = {}
     for entry in sys.path:
         try:
-            names = os.listdir(entry or ".")  # noqa: PTH208 - names, and no objects
+            names = os.listdir(entry or ".")  # noqa: PTH208 - names, not objects
         except OSError:
             continue
         for name in names:
             if name.endswith((".dist-info", ".egg-info")):
                 project, _, version = name.rpartition(".")[0].partition("-")
-                # As in an import, what comes first on the path counts.
+                # As in an import, the first one on the path counts.
                 found.setdefault(distribution(project), version.partition("-py")[0])
     return found

@@ -1,182 +1,180 @@
-"""What goes wrong when a template is built."""
+"""Errors of building a template."""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Sequence
-from typing import Final
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, Final, NamedTuple, Self
 
 from pytest_warmstack.errors import WarmstackError, line_of, listed
 
-_SHOWN: Final = 10
-"""How many of the configurations that were found are listed."""
+_MAX_LISTED: Final = 10
+"""How many configurations an error lists."""
+
+
+class Failure(NamedTuple):
+    """An error of the project's own code, as the child process reports it.
+
+    *where* names the revision or the line, *output* holds the last lines that the code wrote.
+    *state* is PostgreSQL's SQLSTATE, or `refused` for a connection that the child did not allow.
+    *first* is true for the first revision of all; *hints* are lines for variables that are missing.
+    """
+
+    cause: str
+    where: str = ""
+    output: str = ""
+    state: str = ""
+    first: bool = False
+    hints: Sequence[str] = ()
+
+    @classmethod
+    def of(cls, report: Mapping[str, Any]) -> Self:
+        """Return the failure in the *report* of the child process."""
+        facts = {name: report[name] for name in cls._fields if name in report}
+        return cls(report.get("error", ""), **facts)
+
+    @property
+    def is_in_env_py(self) -> bool:
+        """Whether Alembic's env.py failed, and no revision."""
+        return self.where.startswith("in env.py")
+
+    @property
+    def place(self) -> str:
+        """The place, to be put behind a subject."""
+        return f" {self.where}" if self.where else ""
 
 
 class TemplateFailed(WarmstackError):
-    """The template could not be built; nothing half-built is left."""
+    """The template could not be built. Nothing half-built is left."""
 
     @classmethod
-    def no_alembic(cls, *, named: str, source: str) -> TemplateFailed:
-        """Tell that the Alembic configuration that the user named is not there."""
-        return cls(
-            f"There is no Alembic configuration at {named}.",
-            why="no such file",
-            looked_at=[f"warmstack_alembic, from the {source}"],
-            todo=[
-                "name the alembic.ini or pyproject.toml of the project, relative to pytest's own "
+    def no_file(cls, *, layer: str, file: str, source: str) -> TemplateFailed:
+        """A file that warmstack_alembic, warmstack_schema or warmstack_seed names is missing."""
+        what = f"{layer} file"
+        todo = ["name a file relative to pytest's root, or a package.module:attribute"]
+        if layer == "alembic":
+            what = "Alembic configuration"
+            todo = [
+                "name the alembic.ini or pyproject.toml of the project, relative to pytest's "
                 "configuration file or its root",
-                "or leave it out: then the nearest one from the tests upwards is taken",
-            ],
+                "or remove the setting: tests then get the nearest one from their folder upwards",
+            ]
+        return cls(
+            f"The {what} {file} does not exist.",
+            why="no such file",
+            looked_at=_setting(layer, source),
+            todo=todo,
         )
 
     @classmethod
     def elsewhere(cls, *, found: Sequence[str], root: str, file: str) -> TemplateFailed:
-        """Tests would get an empty database, and there are configurations, *found* below *root*."""
-        shown = [*found[:_SHOWN], *([f"and {len(found) - _SHOWN} more"] * (len(found) > _SHOWN))]
+        """Tests would get an empty database although there are configurations below *root*."""
+        shown = [*found[:_MAX_LISTED]]
+        if len(found) > _MAX_LISTED:
+            shown.append(f"and {len(found) - _MAX_LISTED} more")
+        several = len(found) > 1
         move = ["move these tests into the folder of the service that they belong to"]
-        move *= len(found) > 1
         return cls(
             "No Alembic configuration was found for the tests that ask for a database.",
             why="neither alembic.ini nor a pyproject.toml with [tool.alembic] lies in a folder of "
             f"these tests, or above it up to {root}; but there is {', '.join(shown)}",
             todo=[
-                *move,
-                f"{'or, ' if move else ''}in {file or 'a new pytest.ini'}, name "
-                f"{'the one that all tests are to have' if move else 'it'}: "
+                *(move if several else []),
+                f"{'or, ' if several else ''}in {file or 'a new pytest.ini'}, name "
+                f"{'the one for all tests' if several else 'it'}: "
                 + line_of("warmstack_alembic", found[0], file),
-                "or, if the tests make their tables themselves: "
+                "or, if the tests create their tables themselves: "
                 + line_of("warmstack_alembic", "none", file),
             ],
         )
 
     @classmethod
-    def bad_alembic(cls, *, config: str, cause: str, output: str) -> TemplateFailed:
-        """Tell that the Alembic configuration can't be used as one."""
+    def bad_alembic(cls, failure: Failure, *, config: str) -> TemplateFailed:
+        """Alembic can't read its configuration."""
         return cls(
             f"The Alembic configuration {config} can't be used.",
-            why=cause,
-            looked_at=[config, *_wrote(output)],
+            why=failure.cause,
+            looked_at=_output(failure),
             todo=[
-                "name a section that is there"
-                if "warmstack_alembic_section" in cause
-                else "mend it until `alembic heads` answers in the project's root"
+                "name a section of that file"
+                if "warmstack_alembic_section" in failure.cause
+                else "fix it until `alembic heads` works in the project's root"
             ],
         )
 
     @classmethod
-    def bad_function(
-        cls,
-        *,
-        function: str,
-        where: str,
-        cause: str,
-        source: str,
-        output: str,
-        hints: Iterable[str],
-    ) -> TemplateFailed:
-        """Tell that the function that is to give Alembic's configuration can't be used."""
+    def bad_function(cls, failure: Failure, *, function: str, source: str) -> TemplateFailed:
+        """The function that `warmstack_alembic` names does not return a configuration."""
         return cls(
-            f"The function {function} gave no Alembic configuration.",
-            why=f"{cause}{where and f' ({where})'}",
-            looked_at=[f"warmstack_alembic, from the {source}", *_wrote(output)],
-            todo=_loop_hints(cause)
+            f"The function {function} did not return an Alembic configuration.",
+            why=f"{failure.cause}{failure.where and f' ({failure.where})'}",
+            looked_at=[*_setting("alembic", source), *_output(failure)],
+            todo=_loop_hints(failure.cause)
             or [
-                *hints,
+                *failure.hints,
                 "name a function as package.module:function that can be imported in the tests; it "
-                "gets the URL, if it takes a parameter, and returns an alembic.config.Config, or "
-                "migrates by itself",
+                "gets the URL if it takes a parameter, and returns an alembic.config.Config or "
+                "runs the migrations itself",
                 "if the project has no migrations: " + line_of("warmstack_alembic", "none", source),
             ],
         )
 
     @classmethod
     def bad_revisions(
-        cls, *, config: str, cause: str, unseen: Sequence[str], output: str
+        cls, failure: Failure, *, config: str, unseen: Sequence[str]
     ) -> TemplateFailed:
-        """Tell that the revisions do not fit together, so that not all of them would run.
-
-        *unseen* are patterns of those that Alembic does not see, if that is what is wrong.
-        """
-        declare = (
+        """The revisions are inconsistent; *unseen* are patterns of those that Alembic ignores."""
+        ignore = (
             "if you leave them out on purpose, name them in the pytest configuration (in "
             "pyproject.toml as a list):\n" + "\n    ".join(["warmstack_depends_ignore =", *unseen])
         )
         return cls(
-            "The revisions of Alembic do not fit together.",
-            why=cause,
-            looked_at=[config, "the revision files in all its version locations", *_wrote(output)],
+            "The Alembic revisions are inconsistent.",
+            why=failure.cause,
+            looked_at=[f"the version locations of {config}", *_output(failure)],
             todo=[
-                "mend them until `alembic history` lists each of them once, without a warning",
-                *([declare] if unseen else []),
+                "fix them until `alembic history` lists each of them once, without a warning",
+                *([ignore] if unseen else []),
             ],
         )
 
     @classmethod
-    def migration_failed(
-        cls,
-        *,
-        where: str,
-        cause: str,
-        config: str,
-        output: str,
-        state: str,
-        first: bool,
-        hints: Iterable[str],
-    ) -> TemplateFailed:
-        """`alembic upgrade heads` raised; *where* names the revision, when one was running.
-
-        *state* is PostgreSQL's SQLSTATE, if it was PostgreSQL that refused; *first* tells whether
-        it was the first revision of all; *hints* are lines for variables that are missing.
-        """
-        hints = [*_hints(state, cause), *hints]
-        if state == "42P01" and first:
+    def migration_failed(cls, failure: Failure, *, config: str) -> TemplateFailed:
+        """`alembic upgrade heads` raised an error."""
+        hints = [*_hints(failure), *failure.hints]
+        if failure.state == "42P01" and failure.first:
             hints = [
-                "if the tables were there before Alembic, name the schema to begin with: "
-                "warmstack_schema = schema.sql, in the pytest configuration"
+                "if these tables are older than Alembic, name the schema to start from in the "
+                "pytest configuration: warmstack_schema = schema.sql"
             ]
         return cls(
-            f"The migrations failed{where and f' {where}'}.",
-            why=cause,
-            looked_at=[config, *_wrote(output)],
-            todo=[
-                *(
-                    _loop_hints(cause)
-                    or [
-                        *hints,
-                        "mend the migration and run again: the template is then rebuilt",
-                    ]
-                ),
-            ],
+            f"The migrations failed{failure.place}.",
+            why=failure.cause,
+            looked_at=[config, *_output(failure)],
+            todo=_loop_hints(failure.cause)
+            or [*hints, "fix the migration and run again: the template is then rebuilt"],
         )
 
     @classmethod
-    def foreign_database(
-        cls,
-        *,
-        who: str,
-        tried: str,
-        allowed: str,
-        place: str,
-        output: str,
-        hints: Iterable[str],
-        usual: str,
+    def other_database(
+        cls, failure: Failure, *, who: str, tried: str, allowed: str, usual: str
     ) -> TemplateFailed:
-        """The project's code was about to connect to something else than the template.
+        """The project's code tried to connect to something else than the template.
 
-        *hints* are the lines for the variables that it reads, *usual* is one if none are known.
+        *usual* is the line for the variable that most applications read.
         """
-        hints = [*hints]
+        hints = [*failure.hints]
         return cls(
-            f"{who} tried to connect to {tried}, and {_was(who)} stopped before that.",
-            why=f"the template under construction is all that may be connected to ({allowed})",
+            f"{who} tried to connect to {tried}; the connection was blocked.",
+            why=f"while a template is built, only its own database is allowed ({allowed})",
             looked_at=[
-                f"where it happened: {place or 'before env.py ran'}",
-                *_wrote(output),
+                f"where it happened: {failure.where or 'before env.py ran'}",
+                *_output(failure),
             ],
             todo=[
                 *hints,
                 f"{'or ' if hints else ''}in env.py: url = "
-                'config.get_main_option("sqlalchemy.url"), as Alembic\'s own templates do',
+                'config.get_main_option("sqlalchemy.url"), as in Alembic\'s own templates',
                 'or in env.py: url = config.attributes.get("url") or YOUR_OWN_URL',
                 *([] if hints else [f"or, if env.py reads an environment variable, {usual}"]),
             ],
@@ -184,16 +182,16 @@ class TemplateFailed(WarmstackError):
 
     @classmethod
     def several_databases(
-        cls, *, names: Sequence[str], how: str, config: str, output: str
+        cls, failure: Failure, *, names: Sequence[str], tried: str, config: str
     ) -> TemplateFailed:
-        """Tell that env.py migrates each of *names* by a URL of its own, as Alembic's multidb.
-
-        *how* tells what it did.
-        """
+        """env.py migrates each of *names* with a URL of its own, as Alembic's template multidb."""
+        how = f"tried to connect to {tried}, which was blocked"
+        if not tried:
+            how = f"can't use the URL of one of them: {failure.cause}"
         return cls(
-            f"The migrations are for several databases ({', '.join(names)}), and one is served.",
-            why=f"each test gets one database; env.py {how}",
-            looked_at=[f"the line databases in {config}", *_wrote(output)],
+            f"The migrations are for several databases ({', '.join(names)}), and tests get one.",
+            why=f"env.py {how}",
+            looked_at=[f"the line databases in {config}", *_output(failure)],
             todo=[
                 "choose the database that the tests need: warmstack_alembic = "
                 "tests.migrations:alembic_config, in the pytest configuration, and in that file:\n"
@@ -204,8 +202,8 @@ class TemplateFailed(WarmstackError):
                 f'    config.set_section_option("{names[0]}", "sqlalchemy.url", '
                 'url.replace("%", "%%"))\n'
                 "    return config",
-                "a second database of the tests is not served: let its tests make it themselves, "
-                "on postgres_container",
+                "tests that need a second database have to create it themselves, on "
+                "postgres_container",
             ],
         )
 
@@ -213,18 +211,14 @@ class TemplateFailed(WarmstackError):
     def not_at_head(
         cls, *, found: Iterable[str], heads: Iterable[str], table: str, output: str
     ) -> TemplateFailed:
-        """env.py ended without an error, and the database is not at the heads."""
+        """env.py ended without an error, but did not apply all revisions."""
         return cls(
             "The migrations ended without an error, but the database is not at the heads.",
             why=f"{table} holds {listed(found)}, the heads are {listed(heads)}",
-            looked_at=[
-                f"the table {table} of the template",
-                "the revision files",
-                *_wrote(output),
-            ],
+            looked_at=_output(Failure("", output=output)),
             todo=[
-                "see that env.py calls context.run_migrations() within a transaction, and commits",
-                "run `alembic upgrade heads` on an empty database by hand and compare",
+                "check that env.py calls context.run_migrations() in a transaction, and commits",
+                "run `alembic upgrade heads` on an empty database yourself and compare",
             ],
         )
 
@@ -232,67 +226,42 @@ class TemplateFailed(WarmstackError):
     def too_slow(
         cls, *, who: str, seconds: float, place: str, doing: Sequence[str], output: str
     ) -> TemplateFailed:
-        """Tell that the project's code did not end within *seconds*, and what it was doing."""
+        """The project's code was not done within *seconds*."""
         return cls(
-            f"{who} did not end within {seconds:g} seconds, and {_was(who)} stopped.",
-            why=f"the deadline found the process still at work{place and f' {place}'}",
+            f"{who} did not finish within {seconds:g} seconds.",
+            why=f"still running{place and f' {place}'} at the deadline, and then stopped",
             looked_at=[
-                "\n".join(["what it was doing:", *(doing or ["(it did not say)"])]),
-                *_wrote(output),
+                "\n".join(["what it was doing:", *(doing or ["(unknown: it did not answer)"])]),
+                *_output(Failure("", output=output)),
             ],
             todo=[
                 "see above what it waits for",
-                "or give it longer: WARMSTACK_MIGRATE_TIMEOUT=SECONDS",
+                "or give it more time: WARMSTACK_MIGRATE_TIMEOUT=SECONDS",
             ],
-        )
-
-    @classmethod
-    def no_script(cls, *, layer: str, file: str, source: str) -> TemplateFailed:
-        """Tell that an SQL file that the user named is not there."""
-        return cls(
-            f"There is no file {file} to be run as {layer}.",
-            why="no such file",
-            looked_at=[f"warmstack_{layer}, from the {source}"],
-            todo=["name a file relative to pytest's root, or a package.module:attribute"],
         )
 
     @classmethod
     def script_failed(
-        cls,
-        *,
-        layer: str,
-        line: str,
-        where: str,
-        cause: str,
-        source: str,
-        output: str,
-        state: str,
-        dump: str,
+        cls, failure: Failure, *, layer: str, line: str, source: str, dump: str
     ) -> TemplateFailed:
-        """Tell that a script of the schema or of the seed failed; *state* is its SQLSTATE.
-
-        *dump* is the version of the pg_dump that wrote it, if one did.
-        """
+        """A script failed; *dump* is the version of the pg_dump that wrote it, if one did."""
         return cls(
-            f"The {layer} {line} failed{where and f' {where}'}.",
-            why=cause,
-            looked_at=[f"warmstack_{layer}, from the {source}", *_wrote(output)],
-            todo=[
-                *_hints(state, cause, dump),
-                f"mend the {layer} and run again",
-            ],
+            f"The {layer} {line} failed{failure.place}.",
+            why=failure.cause,
+            looked_at=[*_setting(layer, source), *_output(failure)],
+            todo=[*_hints(failure, dump), f"fix the {layer} and run again"],
         )
 
     @classmethod
     def bad_signature(
-        cls, *, layer: str, line: str, cause: str, source: str, understood: Sequence[str]
+        cls, failure: Failure, *, layer: str, line: str, source: str, understood: Sequence[str]
     ) -> TemplateFailed:
         """The function *line* has a parameter that is not among those which are *understood*."""
         known = "\n".join(understood)
         return cls(
-            f"The function {line} of the {layer} can't be called.",
-            why=cause,
-            looked_at=[f"warmstack_{layer}, from the {source}"],
+            f"The {layer} function {line} can't be called.",
+            why=failure.cause,
+            looked_at=[*_setting(layer, source), *_output(failure)],
             todo=[
                 f"give the parameter one of these names, or annotate it:\n{known}",
                 "or give it a default value, which it keeps",
@@ -301,50 +270,54 @@ class TemplateFailed(WarmstackError):
 
     @classmethod
     def bad_layer(cls, *, kind: str, cause: str) -> TemplateFailed:
-        """Tell that something which a hook returned is no layer."""
+        """An object that the hook returned is not a layer."""
         return cls(
-            f"A layer of the template, {kind}, can't be used.",
+            f"The template layer {kind} can't be used.",
             why=cause,
-            looked_at=["what pytest_warmstack_template_layers returned"],
+            looked_at=["the result of pytest_warmstack_template_layers"],
             todo=["give it a name, a method fingerprint() that returns a text, and apply(url)"],
         )
 
     @classmethod
     def layer_failed(cls, *, layer: str, cause: str, kind: str) -> TemplateFailed:
-        """Tell that a custom layer raised an exception."""
+        """A custom layer raised an error."""
         return cls(
-            f"The template's layer {layer} failed.",
+            f"The template layer {layer} failed.",
             why=cause,
             looked_at=[f"the layer, a {kind} that pytest_warmstack_template_layers returned"],
-            todo=["mend it and run again: what comes before it is not rebuilt"],
+            todo=["fix it and run again: the layers before it are not built again"],
         )
 
     @classmethod
     def locked(cls, *, seconds: float, holder: str) -> TemplateFailed:
-        """Another process has been building the same template for *seconds*."""
+        """Another process did not finish the same template within *seconds*."""
         return cls(
-            "The template is being built by another process, which did not finish.",
+            "Another process is building the template and did not finish in time.",
             why=f"its lock was not free within {seconds:g} seconds",
             looked_at=[f"the holder of the lock: {holder}"],
-            todo=["end the other run; what it left is swept by the next one"],
+            todo=["end the other run; the next one removes what it leaves behind"],
         )
 
 
-def _wrote(output: str) -> list[str]:
-    """Return the entry that shows what the project's code wrote, if it wrote anything."""
-    return [f"the last lines that the project's code wrote:\n{output}"] if output else []
+def _setting(layer: str, source: str) -> list[str]:
+    return [f"warmstack_{layer}, from the {source}"]
 
 
-_DRIVERS = ("psycopg", "psycopg2", "asyncpg", "pg8000")
+def _output(failure: Failure) -> list[str]:
+    """Return the entry with the last lines of the project's code, if it wrote any."""
+    if not failure.output:
+        return []
+    return [f"the last lines that the project's code wrote:\n{failure.output}"]
 
 
-_BUILT_WITHOUT = (
-    "ICU is not supported in this build",
-    "unsupported XML feature",
-    "compression method lz4 not supported",
+_DRIVERS: Final = r"^ModuleNotFoundError.*'(psycopg|psycopg2|asyncpg|pg8000)'"
+
+_MISSING_LIBRARIES: Final = (
+    "ICU is not supported in this build"
+    "|unsupported XML feature"
+    "|compression method lz4 not supported"
 )
-"""What PostgreSQL says of the libraries that it was built without, as that of the extra is."""
-
+"""What PostgreSQL reports if it was built without a library, as in the extra `embedded`."""
 
 _SINCE: Final = {
     "idle_session_timeout": 14,
@@ -355,26 +328,119 @@ _SINCE: Final = {
     "pg_c_utf8": 17,
     "pg_unicode_fast": 18,
 }
-"""Settings and collations in dumps, and the version that brought them (its release notes)."""
+"""Settings and collations in dumps, and the version that introduced them (its release notes)."""
+
+_LOOP_HINTS: Final = (
+    (
+        r"cannot be called from a running|is already running",
+        [
+            "env.py starts an event loop, but an async function runs Alembic in one: return the "
+            "Config from it and leave the rest to pytest-warmstack, or give Alembic a thread: "
+            'await asyncio.to_thread(command.upgrade, config, "heads")',
+        ],
+    ),
+    (
+        r"NoEventLoopError|no running event loop|no current",
+        [
+            "env.py runs without an event loop, as with `alembic upgrade heads`: start one in it, "
+            "with asyncio.run(run_async_migrations()) or anyio.run(run_async_migrations)",
+            "or run the migrations in your own loop: warmstack_alembic = package.module:function "
+            "may name an async def",
+        ],
+    ),
+)
+"""Patterns of errors of asyncio and AnyIO, and what to do about them."""
+
+_HINTS: Final = (
+    (
+        "42710",
+        "role ",
+        [
+            "roles belong to the whole server, and an earlier template has created this one: write "
+            "DO $$ BEGIN IF NOT EXISTS (SELECT FROM pg_roles WHERE rolname = 'NAME') "
+            "THEN CREATE ROLE NAME; END IF; END $$",
+            "or start with a new server: warmstack clean",
+        ],
+    ),
+    (
+        "0A000",
+        _MISSING_LIBRARIES,
+        [
+            "run PostgreSQL in Docker, where the official images have it: "
+            "--warmstack-runtime=docker",
+            "or name another installation for embedded servers: WARMSTACK_POSTGRES_BIN=FOLDER",
+        ],
+    ),
+    (
+        "0A000|58P01",
+        "extension",
+        [
+            "choose a server that has the extension: WARMSTACK_POSTGRES_IMAGE=IMAGE or, for "
+            "embedded servers, WARMSTACK_POSTGRES_BIN=FOLDER of another installation",
+        ],
+    ),
+    (
+        "",
+        _DRIVERS,
+        ["sqlalchemy.url names that driver: install it, or name another one there"],
+    ),
+    (
+        "refused",
+        "",
+        [
+            "migrations may connect to the template and to nothing else: keep other servers out "
+            "of them, and out of the modules that they import",
+        ],
+    ),
+    (
+        "",
+        "MissingGreenlet",
+        [
+            "env.py makes a synchronous engine, but the driver is asyncpg: "
+            "pip install 'psycopg[binary]', or make an asynchronous engine",
+        ],
+    ),
+)
+"""A pattern of SQLSTATEs, a pattern of the cause, and what to do.
+
+The codes are in PostgreSQL's documentation, appendix "PostgreSQL Error Codes".
+"""
+
+
+def _loop_hints(cause: str) -> list[str]:
+    """Return the advice about a missing event loop, or one that is in the way."""
+    return next((hints for pattern, hints in _LOOP_HINTS if re.search(pattern, cause)), [])
+
+
+def _hints(failure: Failure, dump: str = "") -> list[str]:
+    """Return the advice about an error of PostgreSQL or SQLAlchemy, empty if there is none."""
+    state, cause = failure.state, failure.cause
+    if state == "42704" and (role := re.search(r'role "(.+)" does not exist', cause)):
+        return _role_hints(role[1], dump)
+    if state in {"42601", "42704"}:
+        return _dump_hints(cause, dump)
+    for states, pattern, hints in _HINTS:
+        if (not states or re.fullmatch(states, state)) and re.search(pattern, cause):
+            return hints
+    return []
 
 
 def _role_hints(role: str, dump: str) -> list[str]:
-    """Return what makes *role*, which SQL of the project needs and the server does not have."""
+    """Return how to create *role*, which the server lacks, or how to do without it."""
     text, name = role.replace("'", "''"), role.replace('"', '""')
-    make = (
-        f"make the role first, by an SQL file in warmstack_schema: DO $$ BEGIN IF NOT EXISTS "
+    create = (
+        "create the role first, in an SQL file of warmstack_schema: DO $$ BEGIN IF NOT EXISTS "
         f"(SELECT FROM pg_roles WHERE rolname = '{text}') THEN CREATE ROLE \"{name}\"; "
-        f"END IF; END $$;"
+        "END IF; END $$;"
     )
-    if not dump:
-        return [make]
-    return ["dump without roles: pg_dump --no-owner --no-privileges", f"or {make}"]
+    without = "dump without roles: pg_dump --no-owner --no-privileges"
+    return [without, f"or {create}"] if dump else [create]
 
 
 def _dump_hints(cause: str, dump: str) -> list[str]:
-    """Return what helps against SQL of a newer version than the server's."""
+    """Return the advice about SQL of a newer version than the server's."""
     if "commands of psql" in cause:
-        return ["take the command out; pg_dump writes \\connect only with --create"]
+        return ["remove the command; pg_dump writes \\connect only with --create"]
     setting = re.search(r'unrecognized configuration parameter "(\w+)"', cause)
     collation = re.search(r'collation "(?:[^"]*\.)?([^".]+)"', cause)
     if collation and collation[1] not in _SINCE:
@@ -389,77 +455,8 @@ def _dump_hints(cause: str, dump: str) -> list[str]:
         return []
     what = f"PostgreSQL {since} and later know {name}" if name else "the server may be older"
     by = f"; pg_dump {dump} wrote the file: dump with the pg_dump of the server's own version"
-    out = ", or take that line out" if setting else ""
-    image = f"WARMSTACK_POSTGRES_IMAGE=postgres:{since}-alpine"
-    run = (
-        f"run PostgreSQL {since}: {image}, or WARMSTACK_POSTGRES_VERSION={since} for an embedded "
-        "server"
-    )
-    return [f"{what}{by}{out}", f"or {run}"] if dump else [f"{what}{out}", f"or {run}"]
-
-
-def _was(who: str) -> str:
-    return "were" if who.endswith("migrations") else "was"
-
-
-def _loop_hints(cause: str) -> list[str]:
-    """Return what to write where the code that runs migrations misses an event loop, or meets one.
-
-    The words are those of asyncio's and AnyIO's errors.
-    """
-    if any(each in cause for each in ("cannot be called from a running", "is already running")):
-        return [
-            "env.py begins an event loop, and an asynchronous function runs Alembic in one: let it "
-            "return the Config and leave the rest to pytest-warmstack, or give Alembic a thread: "
-            'await asyncio.to_thread(command.upgrade, config, "heads")',
-        ]
-    if "NoEventLoopError" in cause or "no running event loop" in cause or "no current" in cause:
-        return [
-            "env.py runs without an event loop around it, as with `alembic upgrade heads`: let it "
-            "begin one, with asyncio.run(run_async_migrations()) or "
-            "anyio.run(run_async_migrations)",
-            "or run the migrations in a loop of yours: warmstack_alembic = package.module:function "
-            "may name an async def",
-        ]
-    return []
-
-
-def _hints(state: str, cause: str, dump: str = "") -> list[str]:
-    """Return what helps against an error of PostgreSQL, known by its SQLSTATE, or of SQLAlchemy.
-
-    The codes are those of PostgreSQL's documentation, appendix "PostgreSQL Error Codes".
-    """
-    if state == "42710" and "role " in cause:
-        return [
-            "roles belong to the whole server, and an earlier template has made this one: write "
-            "DO $$ BEGIN IF NOT EXISTS (SELECT FROM pg_roles WHERE rolname = 'NAME') "
-            "THEN CREATE ROLE NAME; END IF; END $$",
-            "or begin with a new server: warmstack clean",
-        ]
-    if state == "0A000" and any(each in cause for each in _BUILT_WITHOUT):
-        return [
-            "run PostgreSQL in Docker, whose official images have it: --warmstack-runtime=docker",
-            "or name another installation for embedded servers: WARMSTACK_POSTGRES_BIN=FOLDER",
-        ]
-    if state in {"0A000", "58P01"} and "extension" in cause:
-        return [
-            "choose a server that has the extension: WARMSTACK_POSTGRES_IMAGE=IMAGE, or, for "
-            "embedded servers, WARMSTACK_POSTGRES_BIN=FOLDER of another installation",
-        ]
-    if state == "42704" and (role := re.search(r'role "(.+)" does not exist', cause)):
-        return _role_hints(role[1], dump)
-    if state in {"42601", "42704"}:
-        return _dump_hints(cause, dump)
-    if cause.startswith("ModuleNotFoundError") and any(f"'{each}'" in cause for each in _DRIVERS):
-        return ["sqlalchemy.url names that driver: install it, or name another one there"]
-    if state == "refused":
-        return [
-            "the migrations may connect to the template and to nothing else: keep other servers "
-            "out of them, and out of what they import",
-        ]
-    if "MissingGreenlet" in cause:
-        return [
-            "env.py makes a synchronous engine, and the driver is asyncpg: "
-            "pip install 'psycopg[binary]', or make it an asynchronous one",
-        ]
-    return []
+    return [
+        f"{what}{by if dump else ''}{', or remove that line' if setting else ''}",
+        f"or run PostgreSQL {since}: WARMSTACK_POSTGRES_IMAGE=postgres:{since}-alpine, or "
+        f"WARMSTACK_POSTGRES_VERSION={since} for an embedded server",
+    ]

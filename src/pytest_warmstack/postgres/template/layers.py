@@ -1,102 +1,380 @@
-"""The layers of a project's template, in the order in which they are applied."""
+"""The layers of a template, in the order in which they are applied.
+
+The schema, the migrations, custom layers, the seed. The project's own code runs in a child process
+(see `builder`), custom layers run in the process of the tests.
+"""
 
 from __future__ import annotations
 
 import asyncio
 import inspect
-from collections.abc import Awaitable, Iterator, Sequence
+import os
+from collections.abc import Awaitable, Callable, Iterator, Sequence
 from concurrent.futures import Future, wait
+from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from pytest_warmstack import originals
-from pytest_warmstack.masking import masked
-from pytest_warmstack.postgres.template.builder import Builder
 from pytest_warmstack.postgres.template.configurations import Configuration
-from pytest_warmstack.postgres.template.dependencies import FileState
-from pytest_warmstack.postgres.template.errors import TemplateFailed
-from pytest_warmstack.postgres.template.migrations import Migrations
-from pytest_warmstack.postgres.template.record import BuildStep, LayerRecord
-from pytest_warmstack.postgres.template.scripts import Scripts
-from pytest_warmstack.postgres.template.template_layer import TemplateLayer
-from pytest_warmstack.postgres.template.templates import Layer, Target
-from pytest_warmstack.servers.identity import fingerprint
-from pytest_warmstack.servers.model import postgres_url
-from pytest_warmstack.settings import Settings
+from pytest_warmstack.postgres.template.dependencies import FileState, place
+from pytest_warmstack.postgres.template.record import (
+    ALEMBIC,
+    BASE,
+    DDL,
+    BuildStep,
+    LayerRecord,
+)
+from pytest_warmstack.servers.identity import BUILD_FORMAT, fingerprint
+from pytest_warmstack.servers.model import Endpoint, postgres_url
+from pytest_warmstack.settings import Settings, is_attribute
+
+if TYPE_CHECKING:
+    from pytest_warmstack.postgres.template.builder import Builder
+    from pytest_warmstack.postgres.template.template_layer import TemplateLayer
+
+_SCRIPT_LAYERS: Final = ("schema", "seed")
 
 
-class Foreign(Layer):
-    """A `TemplateLayer` in its place among ours. It runs in the process of the tests."""
+class Target(NamedTuple):
+    """The database that a layer changes.
+
+    `read` returns the values of the one text column of a query, none if its table does not exist.
+    `activity` returns what each connection to the database is doing.
+    """
+
+    endpoint: Endpoint
+    database: str
+    read: Callable[[str], list[str]]
+    activity: Callable[[], list[str]]
+
+
+@dataclass(frozen=True)
+class BuildContext:
+    """What all layers of a template share: the project, and the process that runs its code."""
+
+    settings: Settings
+    root: Path
+    file_state: FileState = field(repr=False)
+    configuration: Configuration | None = None
+
+    @cached_property
+    def builder(self) -> Builder:
+        """The child process; it starts when it is first needed."""
+        from pytest_warmstack.postgres.template.builder import Builder
+
+        return Builder(self)
+
+    def discard(self) -> None:
+        """End the child process, if there is one."""
+        if "builder" in vars(self):
+            self.builder.discard()
+
+
+class Layer:
+    """A part of a template that is planned and applied in steps.
+
+    *name* stands in the header. *key* is the fingerprint of everything that decides the layer and
+    is not among the needs of its record.
+    """
+
+    name: str
+    key: str
+
+    def covers(self, _record: LayerRecord) -> bool:
+        """Return whether the record has the steps that the layer has now, judged by files alone."""
+        return True  # For most layers, a key or a digest tells.
+
+    def prepare(self) -> None:
+        """Begin what takes long and needs no database, while the server is being started.
+
+        `plan` or `discard` follows.
+        """
+
+    def discard(self) -> None:
+        """End soon whatever `prepare` or `apply` began."""
+
+    def plan(self, target: Target) -> LayerRecord:
+        """Return all steps in the order in which they are applied; *target* may not exist yet.
+
+        Each step has the needs that are known before it runs. Raises `TemplateFailed`.
+        """
+        raise NotImplementedError
+
+    def apply(self, target: Target, planned: LayerRecord) -> LayerRecord:
+        """Apply the steps of *planned* and return them with everything that they needed.
+
+        Raises `TemplateFailed`; the database is then dropped.
+        """
+        raise NotImplementedError
+
+
+class Base(Layer):
+    """The layer below all others: the versions, and the files that `warmstack_depends` names."""
+
+    name = BASE
+
+    def __init__(self, version: str, settings: Settings, file_state: FileState) -> None:
+        self.key = fingerprint(BUILD_FORMAT, version, *settings.depends_ignore)
+        keys = [f"glob:{each}" for each in settings.depends]
+        self._needs = {key: file_state.digest(key) for key in keys}
+
+    def covers(self, record: LayerRecord) -> bool:
+        """Return whether the same files were declared."""
+        return record.needs.keys() == self._needs.keys()
+
+    def plan(self, _target: Target) -> LayerRecord:
+        """Return a record without steps."""
+        absent = [key.partition(":")[2] for key, digest in self._needs.items() if not digest]
+        remark = f" (warmstack_depends: nothing is there for {', '.join(absent)})"
+        return LayerRecord(self.name, self.key, self._needs, remark=remark if absent else "")
+
+    def apply(self, _target: Target, planned: LayerRecord) -> LayerRecord:
+        """Do nothing."""
+        return planned
+
+
+class _ProjectLayer(Layer):
+    """A layer that the project's own code applies, in the child process."""
+
+    def __init__(self, context: BuildContext) -> None:
+        self._context = context
+
+    def prepare(self) -> None:
+        """Start the child process: it imports what it needs while the server starts."""
+        self._context.builder.prepare()
+
+    def discard(self) -> None:
+        """End the child process."""
+        self._context.discard()
+
+
+class Migrations(_ProjectLayer):
+    """The migrations of an Alembic project."""
+
+    name = ALEMBIC
+
+    def __init__(self, context: BuildContext, configuration: Configuration) -> None:
+        super().__init__(context)
+        settings, function = context.settings, configuration.function
+        files = [each for each in (configuration.ini, configuration.toml) if each]
+        # What depends_ignore leaves out shows in the needs of all layers, and in the remark.
+        self.key = fingerprint(
+            *(function, *(os.path.relpath(each, context.root) for each in files)),
+            *("section", settings.alembic_section, *settings.alembic_x, "env", *settings.env),
+            *("ignore", *settings.depends_ignore),
+        )
+        self._function = function
+        self._config = function or str(files[0])
+        # The one step of a project that can't be planned, but only run.
+        self._whole_run = function or "alembic upgrade heads"
+
+    def heads(self, target: Target) -> tuple[int, list[str]]:
+        """Return the number of revisions, and their heads; no heads if only a run can tell.
+
+        Does not connect to *target*. Raises `TemplateFailed` if the revisions can't be read.
+        """
+        try:
+            report = self._ask(target, "plan")
+        finally:
+            self.discard()
+        return len(report.get("links", ())), report.get("heads", [])
+
+    def plan(self, target: Target) -> LayerRecord:
+        """Return the revisions in the order in which Alembic applies them to an empty database."""
+        report = self._ask(target, "plan")
+        if report["own"]:
+            # The child can't connect any more, and what it began is of no use.
+            self.discard()
+            steps = (BuildStep(self._whole_run, "", {}, ()),)
+            return LayerRecord(self.name, self.key, steps=steps)
+        return _with_report(LayerRecord(self.name, self.key), report)
+
+    def apply(self, target: Target, planned: LayerRecord) -> LayerRecord:
+        """Do what `alembic upgrade heads` does, as far as the plan goes.
+
+        If *planned* is whole, the database has to be at the heads afterwards.
+        """
+        own = planned.names == [self._whole_run]
+        names = [] if own else planned.names
+        report = self._ask(target, "upgrade", links=names, own=own)
+        if planned.whole:
+            self._check_heads(target, report)
+        applied = _with_report(planned, report)
+        if own:
+            # Nobody knows in advance what it runs: each new revision changes this one step.
+            needs = {key: digest for step in applied.steps for key, digest in step.needs.items()}
+            needs |= {**applied.needs, **applied.folders}
+            applied = applied._replace(steps=(BuildStep(self._whole_run, "", needs, ()),))
+        return applied
+
+    def _ask(self, target: Target, do: str, **request: Any) -> dict[str, Any]:
+        """Return the child's report; raise `TemplateFailed` for an error in it."""
+        report = self._context.builder.ask(target, do, **request)
+        if "error" in report:
+            from pytest_warmstack.postgres.template import builder
+
+            source = self._context.settings.sources.get("alembic", "")
+            raise builder.migration_error(report, self._function, self._config, source)
+        return report
+
+    def _check_heads(self, target: Target, report: dict[str, Any]) -> None:
+        from pytest_warmstack.postgres.sql import quote
+        from pytest_warmstack.postgres.template.errors import TemplateFailed
+
+        for schema, table in report["tables"] or [["", "alembic_version"]]:
+            parts = [part for part in (schema, table) if part]
+            found = target.read(f"SELECT version_num FROM {'.'.join(map(quote, parts))}")
+            if set(found) != set(report["heads"]):
+                raise TemplateFailed.not_at_head(
+                    found=found,
+                    heads=report["heads"],
+                    table=".".join(parts),
+                    output=report["output"],
+                )
+
+
+class Scripts(_ProjectLayer):
+    """The lines of `warmstack_schema` or `warmstack_seed`, one step each.
+
+    A line is the path of an SQL file or `package.module:attribute`.
+    """
+
+    def __init__(self, context: BuildContext, name: str) -> None:
+        super().__init__(context)
+        self.name = name
+        self.key = fingerprint(*context.settings.env)
+        self._lines: tuple[str, ...] = getattr(context.settings, name)
+
+    def covers(self, record: LayerRecord) -> bool:
+        """Return whether *record* has the same lines."""
+        return record.names == [*self._lines]
+
+    def plan(self, target: Target) -> LayerRecord:
+        """Return a step for each line.
+
+        Raises `TemplateFailed` if a file does not exist, or a name can't be imported.
+        """
+        check_scripts(self._context.settings, self._context.root)
+        steps = tuple(self._plan_line(target, line) for line in self._lines)
+        return LayerRecord(self.name, self.key, steps=steps)
+
+    def apply(self, target: Target, planned: LayerRecord) -> LayerRecord:
+        """Run the scripts, one after the other."""
+        steps = []
+        for step in planned.steps:
+            report = self._ask(target, "script", step.name)
+            steps.append(step._replace(needs={**step.needs, **report["needs"]}))
+        return planned._replace(steps=tuple(steps))
+
+    def _plan_line(self, target: Target, line: str) -> BuildStep:
+        context = self._context
+        if not is_attribute(line):
+            source = f"file:{place(str((context.root / line).resolve()), str(context.root))}"
+            return BuildStep(line, source, {source: context.file_state.digest(source)})
+        report = self._ask(target, "describe", line)
+        if digest := report["ddl"]:
+            source = f"{DDL}{line}"
+            return BuildStep(line, source, {source: digest, **report["needs"]})
+        return BuildStep(line, "", {})
+
+    def _ask(self, target: Target, do: str, line: str) -> dict[str, Any]:
+        """Return the child's report; raise `TemplateFailed` for an error in it."""
+        who = f"The {self.name} {line}"
+        report = self._context.builder.ask(target, do, who=who, line=line)
+        if "error" in report:
+            from pytest_warmstack.postgres.template import builder
+
+            raise builder.script_error(report, self.name, line, self._context)
+        return report
+
+
+class Custom(Layer):
+    """A `TemplateLayer` of a plugin or a conftest.py."""
 
     def __init__(self, layer: TemplateLayer, timeout: float) -> None:
         self._layer = layer
         self._timeout = timeout
         self._kind = f"{type(layer).__module__}.{type(layer).__qualname__}"
         try:
-            self.name = layer.name
-            mark = layer.fingerprint()
+            self.name, text = layer.name, layer.fingerprint()
         except Exception as error:
-            cause = f"{type(error).__name__}: {error}"
-            raise TemplateFailed.bad_layer(kind=self._kind, cause=cause) from error
-        if not (isinstance(self.name, str) and isinstance(mark, str) and self.name):
-            cause = f"its name is {self.name!r} and its fingerprint() is {mark!r}"
-            raise TemplateFailed.bad_layer(kind=self._kind, cause=cause)
-        self._key = fingerprint(mark)
-
-    def key(self) -> str:
-        """Return the fingerprint of its own."""
-        return self._key
+            raise _bad_layer(self._kind, f"{type(error).__name__}: {error}") from error
+        if not (isinstance(self.name, str) and isinstance(text, str) and self.name):
+            cause = f"its name is {self.name!r} and its fingerprint() is {text!r}"
+            raise _bad_layer(self._kind, cause)
+        self.key = fingerprint(text)
 
     def plan(self, _target: Target) -> LayerRecord:
-        """Return its one link."""
-        return LayerRecord(self.name, self._key, links=(BuildStep("", "", {}),))
+        """Return the layer's one step."""
+        return LayerRecord(self.name, self.key, steps=(BuildStep("", "", {}),))
 
-    def apply(self, target: Target, portion: LayerRecord) -> LayerRecord:
-        """Apply it, in a thread that nobody waits for longer than the migrations may take."""
-        address = postgres_url(target.endpoint, target.database, driver=None)
+    def apply(self, target: Target, planned: LayerRecord) -> LayerRecord:
+        """Apply the layer in a thread, for no longer than the migrations may take."""
+        url = postgres_url(target.endpoint, target.database, driver=None)
         done: Future[None] = Future()
 
         def work() -> None:
             try:
-                made: object = self._layer.apply(address)
-                if inspect.isawaitable(made):
-                    asyncio.run(_awaited(made))
+                result: object = self._layer.apply(url)
+                if inspect.isawaitable(result):
+                    asyncio.run(_wait_for(result))
                 done.set_result(None)
             except BaseException as error:
                 done.set_exception(error)
 
-        thread = originals.Thread(target=work, name=f"warmstack-{self.name}", daemon=True)
-        thread.start()
+        originals.Thread(target=work, name=f"warmstack-{self.name}", daemon=True).start()
         wait([done], self._timeout)
-        if not done.done():
-            raise TemplateFailed.too_slow(
+        error = done.exception() if done.done() else None
+        if error is not None or not done.done():
+            raise self._failure(target, error) from error
+        return planned
+
+    def _failure(self, target: Target, error: BaseException | None) -> Exception:
+        from pytest_warmstack.masking import masked
+        from pytest_warmstack.postgres.template.errors import TemplateFailed
+
+        if error is None:
+            return TemplateFailed.too_slow(
                 who=f"The layer {self.name}",
                 seconds=self._timeout,
                 place=f"in {self._kind}",
                 doing=[f"PostgreSQL: {each}" for each in target.activity()],
                 output="",
             )
-        if (error := done.exception()) is not None:
-            cause = masked(
-                f"{type(error).__name__}: {error}", [target.endpoint.password], urls=True
-            )
-            raise TemplateFailed.layer_failed(
-                layer=self.name, cause=cause, kind=self._kind
-            ) from error
-        return portion
+        cause = f"{type(error).__name__}: {error}"
+        cause = masked(cause, [target.endpoint.password], urls=True)
+        return TemplateFailed.layer_failed(layer=self.name, cause=cause, kind=self._kind)
 
 
-async def _awaited(made: Awaitable[object]) -> None:
-    await made
+async def _wait_for(awaitable: Awaitable[object]) -> None:
+    await awaitable
 
 
-def _listed(results: Sequence[object]) -> Iterator[TemplateLayer]:
-    """Yield the layers that the hook's implementations returned, each a list of them."""
+def _bad_layer(kind: str, cause: str) -> Exception:
+    from pytest_warmstack.postgres.template.errors import TemplateFailed
+
+    return TemplateFailed.bad_layer(kind=kind, cause=cause)
+
+
+def _custom_layers(results: Sequence[object]) -> Iterator[TemplateLayer]:
+    """Yield the layers from *results*, the lists that the implementations of the hook returned."""
     for each in results:
         if not isinstance(each, (list, tuple)):
-            raise TemplateFailed.bad_layer(
-                kind=type(each).__name__, cause="the hook is to return a list of layers"
-            )
+            raise _bad_layer(type(each).__name__, "the hook has to return a list of layers")
         yield from each
+
+
+def check_scripts(settings: Settings, root: Path) -> None:
+    """Raise `TemplateFailed` if `warmstack_schema` or `warmstack_seed` names a missing file."""
+    for name in _SCRIPT_LAYERS:
+        for line in getattr(settings, name):
+            if not is_attribute(line) and not (root / line).is_file():
+                from pytest_warmstack.postgres.template.errors import TemplateFailed
+
+                source = settings.sources.get(name, "")
+                raise TemplateFailed.no_file(layer=name, file=str(root / line), source=source)
 
 
 def make(
@@ -104,38 +382,27 @@ def make(
     root: Path,
     file_state: FileState,
     configuration: Configuration | None,
-    foreign: Sequence[object] = (),
+    custom: Sequence[object] = (),
 ) -> list[Layer]:
-    """Return the layers: the schema, the migrations, those of somebody else, the seed.
+    """Return the layers: the schema, the migrations, custom layers, the seed.
 
-    *configuration* is Alembic's, if there is one; *foreign* is what the implementations of
+    *configuration* is Alembic's, if there is one; *custom* is what the implementations of
     `pytest_warmstack_template_layers` returned.
     """
-    builder = Builder(
-        root=root,
-        folder=configuration.folder if configuration else root,
-        env=settings.env,
-        file=settings.file,
-        ignore=settings.depends_ignore,
-        timeout=settings.migrate_timeout,
-    )
-    migrations = Migrations.make(configuration, settings, builder) if configuration else None
-    builder.alembic = migrations.described() if migrations else None
-    schema, seed = (
-        Scripts(
-            name=name,
-            lines=lines,
-            source=settings.sources.get(name, ""),
-            root=root,
-            env=settings.env,
-            builder=builder,
-            file_state=file_state,
-        )
-        for name, lines in (("schema", settings.schema), ("seed", settings.seed))
-    )
+    context = BuildContext(settings, root, file_state, configuration)
     return [
-        *([schema] if schema.lines else []),
-        *([migrations] if migrations else []),
-        *(Foreign(each, settings.migrate_timeout) for each in _listed(foreign)),
-        *([seed] if seed.lines else []),
+        *([Scripts(context, "schema")] if settings.schema else []),
+        *([Migrations(context, configuration)] if configuration else []),
+        *(Custom(each, settings.migrate_timeout) for each in _custom_layers(custom)),
+        *([Scripts(context, "seed")] if settings.seed else []),
     ]
+
+
+def _with_report(record: LayerRecord, report: dict[str, Any]) -> LayerRecord:
+    """Return *record* with the revisions that the child process reports."""
+    steps = tuple(
+        BuildStep(name, source, needs, tuple(after))
+        for name, source, needs, after in report["links"]
+    )
+    fields = {name: report[name] for name in ("needs", "folders", "remark")}
+    return record._replace(steps=steps, **fields)

@@ -1,32 +1,30 @@
-"""What a template says of itself: the chain of links that it was built of, with what each read."""
+"""What a template was built from: its build history, stored as JSON in the database's comment."""
 
 from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Mapping
-from typing import Final, NamedTuple, Self
+from typing import Any, Final, NamedTuple, Self
 
 BASE: Final = "base"
-"""The name of the layer that all others stand on; it has no links."""
+"""The name of the layer below all others. It has no steps."""
 
 ALEMBIC: Final = "alembic"
-"""The name of the layer whose links are revisions."""
-
+"""The name of the layer whose steps are revisions."""
 
 DDL: Final = "ddl:"
-"""How the key of a `MetaData` begins. Its digest is that of the statements that make its tables."""
-
+"""Prefix of the key of a `MetaData`. Its digest covers the statements that create its tables."""
 
 CONFIG: Final = "config:"
-"""How the key of a `Config` that a function makes begins. Its digest is that of its values."""
+"""Prefix of the key of a `Config` that a function returns. Its digest covers its values."""
 
 
 class BuildStep(NamedTuple):
-    """One step of a build: a revision, a script.
+    """One step of a build, such as a revision or a script.
 
-    *source* is the key of its own file or `MetaData`, empty when it has none; *needs* are the keys,
-    with their digests, of all that it read, its own among them; *after* are the names of the links
-    that it is applied after: all those before it in the chain, if this is None.
+    *source* is the key of the step's own file or `MetaData`, empty if it has none. *needs* maps the
+    keys of everything that the step read, its own file included, to their digests. *after* names
+    the steps that must run first; None stands for all previous ones.
     """
 
     name: str
@@ -36,53 +34,86 @@ class BuildStep(NamedTuple):
 
     @property
     def label(self) -> str:
-        """What a reader knows it by: the name of its file, else its own."""
+        """The name for users: that of the step's file, or else its own."""
         return label(self.source) or self.name
 
     @property
     def digest(self) -> str | None:
-        """The digest of its own file."""
+        """The digest of the step's own file."""
         return self.needs.get(self.source)
 
     @property
     def is_settled(self) -> bool:
-        """Whether its digest alone tells what it does, whatever was read to find that out."""
+        """Whether the digest alone decides what the step does, whatever was read to compute it."""
         return self.source.startswith(DDL)
 
-    def others(self) -> dict[str, str]:
-        """Return what it needs besides its own file."""
+    def other_needs(self) -> dict[str, str]:
+        """Return what the step needs besides its own file."""
         return {key: digest for key, digest in self.needs.items() if key != self.source}
 
 
 class LayerRecord(NamedTuple):
-    """What one layer has in a template.
+    """What a template contains of one layer.
 
-    *key* is the layer's, *needs* is what all of its links depend on, *folders* is what has to be
-    planned again when it changes, such as a folder in which a new link may appear, *remark* is a
-    warning for the header. It is not *whole* when the layer has more links than these.
+    *key* is the key of the layer. All steps depend on *needs*; if *folders* change, the layer must
+    be planned again, since a new step may have appeared. *remark* is a warning for the header. The
+    record is *whole* unless the layer has more steps than these.
     """
 
     layer: str
     key: str
     needs: Mapping[str, str] = {}
     folders: Mapping[str, str] = {}
-    links: tuple[BuildStep, ...] = ()
+    steps: tuple[BuildStep, ...] = ()
     remark: str = ""
     whole: bool = True
 
     def describe(self) -> str:
-        """Return what it holds: `9 revisions`, `seed demo.sql`."""
-        if self.layer == ALEMBIC and [link.source for link in self.links] == [""]:
-            return f"the migrations of {self.links[0].name}{self.remark}"
-        if self.layer == ALEMBIC:
-            return f"{_revisions(len(self.links))}{self.remark}"
-        if len(self.links) > 1:
-            return f"{len(self.links)} {self.layer} scripts"
-        return " ".join([self.layer, *(link.name for link in self.links if link.name)])
+        """Return the contents for the header, such as `9 revisions` or `seed demo.sql`."""
+        count = len(self.steps)
+        if self.layer != ALEMBIC:
+            if count > 1:
+                return f"{count} {self.layer} scripts"
+            return " ".join([self.layer, *self.names]).rstrip()
+        if [step.source for step in self.steps] == [""]:
+            return f"the migrations of {self.names[0]}{self.remark}"
+        return f"{count} revision{'' if count == 1 else 's'}{self.remark}"
+
+    @property
+    def names(self) -> list[str]:
+        """The names of the steps, in order."""
+        return [step.name for step in self.steps]
+
+    def part(self, first: int, last: int) -> Self:
+        """Return the record of the steps from *first* up to *last*, which is not included."""
+        whole = self.whole and last == len(self.steps)
+        return self._replace(steps=self.steps[first:last], whole=whole)
+
+    def with_needs_of(self, recorded: LayerRecord) -> Self:
+        """Return this plan with what *recorded* knows about the needs of the same steps."""
+        known = {step.name: step.other_needs() for step in recorded.steps}
+        steps = tuple(
+            step
+            if step.is_settled
+            else step._replace(needs=known.get(step.name, {}) | {**step.needs})
+            for step in self.steps
+        )
+        return self._replace(needs={**recorded.needs, **self.needs}, steps=steps)
+
+    def with_applied(self, first: int, applied: LayerRecord) -> Self:
+        """Return this plan with the steps from *first* on replaced by those that were *applied*."""
+        steps = list(self.steps)
+        steps[first : first + len(applied.steps)] = applied.steps
+        return self._replace(
+            needs={**self.needs, **applied.needs},
+            folders={**self.folders, **applied.folders},
+            steps=tuple(steps),
+            remark=applied.remark or self.remark,
+        )
 
 
 def label(key: str) -> str:
-    """Return what a reader calls the thing that *key* names.
+    """Return the name for users of what *key* stands for.
 
     >>> label("file:shop/helpers.py"), label("file:shop/__init__.py"), label("package:pgvector")
     ('helpers.py', 'shop/__init__.py', 'pgvector')
@@ -93,84 +124,73 @@ def label(key: str) -> str:
     return "/".join(name.split("/")[-2 if name.endswith("__init__.py") else -1 :])
 
 
-def carried(planned: LayerRecord, recorded: LayerRecord) -> LayerRecord:
-    """Return *planned* with what the links that *recorded* has of it are known to need."""
-    known = {each.name: each.others() for each in recorded.links}
-    links = tuple(
-        each if each.is_settled else each._replace(needs=known.get(each.name, {}) | {**each.needs})
-        for each in planned.links
-    )
-    return planned._replace(needs={**recorded.needs, **planned.needs}, links=links)
-
-
-def merged(portion: LayerRecord, first: int, applied: LayerRecord) -> LayerRecord:
-    """Return *portion* with what the links from *first* on, now applied, are known to need."""
-    links = list(portion.links)
-    links[first : first + len(applied.links)] = applied.links
-    return portion._replace(
-        needs={**portion.needs, **applied.needs},
-        folders={**portion.folders, **applied.folders},
-        links=tuple(links),
-        remark=applied.remark or portion.remark,
-    )
+def count_steps(layers: Iterable[LayerRecord]) -> int:
+    """Return how many steps *layers* have together."""
+    return sum(len(each.steps) for each in layers)
 
 
 class Record(NamedTuple):
-    """What a template's comment says of it.
+    """The contents of a template's comment.
 
-    *built* is in epoch seconds, *run* is the id of the run that built it. One that is *left* was
-    made on the way to another: the next build will want to begin there.
+    *built* is in seconds since the epoch, *run* is the id of the run that built the template. A
+    template that is *left* was saved on the way to another one, for later builds to start from.
     """
 
     built: float
     run: str
-    portions: tuple[LayerRecord, ...]
+    layers: tuple[LayerRecord, ...]
     left: bool = False
 
     @property
     def text(self) -> str:
-        """What the layers hold."""
-        told = [each.describe() for each in self.portions if each.layer != BASE] or [
-            "an empty database"
+        """The contents of all layers, for the header."""
+        remarks = "".join(each.remark for each in self.layers if each.layer == BASE)
+        contents = [each.describe() for each in self.layers if each.layer != BASE]
+        return ", ".join(contents or ["an empty database"]) + remarks
+
+    def describe_growth(self, base: Record) -> str:
+        """Return what was added to *base*, such as `by 2 revisions from 14`."""
+        before = {each.layer: len(each.steps) for each in base.layers}
+        added = [
+            each.part(first, len(each.steps))._replace(remark="").describe()
+            for each in self.layers
+            if len(each.steps) > (first := before.get(each.layer, 0))
         ]
-        return ", ".join(told) + "".join(e.remark for e in self.portions if e.layer == BASE)
+        starts_with_revisions = added and added[0].endswith(("revision", "revisions"))
+        start = before[ALEMBIC] if ALEMBIC in before and starts_with_revisions else base.text
+        return f"by {', '.join(added)} from {start}"
 
     def write(self) -> str:
-        """Return the comment. Each key stands in it once: a helper may serve a thousand links."""
+        """Return the comment. It contains each key once: a thousand steps may share a helper."""
         table: dict[tuple[str, str], int] = {}
 
         def numbers(needs: Mapping[str, str]) -> list[int]:
             return [table.setdefault(each, len(table)) for each in needs.items()]
 
-        portions = [
+        def own(step: BuildStep) -> int | None:
+            return [*step.needs].index(step.source) if step.source else None
+
+        layers = [
             [
                 *(each.layer, each.key, numbers(each.needs), numbers(each.folders)),
-                [
-                    [
-                        link.name,
-                        numbers({link.source: link.needs[link.source]} if link.source else {}),
-                        numbers(link.needs),
-                        link.after,
-                    ]
-                    for link in each.links
-                ],
+                [[step.name, own(step), numbers(step.needs), step.after] for step in each.steps],
                 *(each.remark, each.whole),
             ]
-            for each in self.portions
+            for each in self.layers
         ]
         plain = {
-            # First: `SIGNATURE` and `LEFT` are how the comment begins.
+            # First, since sql.SIGNATURE and sql.LEFT are the beginning of the comment.
             "warmstack": "left" if self.left else "template",
             "built": self.built,
             "run": self.run,
-            "portions": portions,
+            "layers": layers,
             "table": list(table),
         }
         return json.dumps(plain, separators=(",", ":"))
 
     @classmethod
     def read(cls, comment: str) -> Self | None:
-        """Return what *comment* says; None when it can't be understood."""
+        """Return the record in *comment*, None if there is none that this version can read."""
         try:
             plain = json.loads(comment)
             table = [(str(key), str(digest)) for key, digest in plain["table"]]
@@ -178,53 +198,20 @@ class Record(NamedTuple):
             def needs(numbers: list[int]) -> dict[str, str]:
                 return dict([table[number] for number in numbers])
 
-            return cls(
-                float(plain["built"]),
-                str(plain["run"]),
-                tuple(
-                    LayerRecord(
-                        layer=layer,
-                        key=key,
-                        needs=needs(common),
-                        folders=needs(folders),
-                        links=tuple(
-                            BuildStep(
-                                name,
-                                table[source[0]][0] if source else "",
-                                needs(own),
-                                after if after is None else tuple(after),
-                            )
-                            for name, source, own, after in links
-                        ),
-                        remark=remark,
-                        whole=whole,
-                    )
-                    for layer, key, common, folders, links, remark, whole in plain["portions"]
-                ),
-                plain["warmstack"] == "left",
+            def step(name: str, own: int | None, numbers: list[int], after: Any) -> BuildStep:
+                source = "" if own is None else table[numbers[own]][0]
+                return BuildStep(
+                    name, source, needs(numbers), None if after is None else tuple(after)
+                )
+
+            layers = tuple(
+                LayerRecord(
+                    *(layer, key, needs(common), needs(folders)),
+                    *(tuple(step(*each) for each in steps), remark, whole),
+                )
+                for layer, key, common, folders, steps, remark, whole in plain["layers"]
             )
+            built, run, left = float(plain["built"]), str(plain["run"]), plain["warmstack"]
+            return cls(built, run, layers, left == "left")
         except (ValueError, TypeError, KeyError, IndexError):
             return None
-
-
-def length(portions: Iterable[LayerRecord]) -> int:
-    """Return how many links *portions* have."""
-    return sum(len(each.links) for each in portions)
-
-
-def extended(base: Record, record: Record) -> str:
-    """Return what was applied to *base* to make *record*: `by 2 revisions from 14`."""
-    before = {each.layer: len(each.links) for each in base.portions}
-    new = [
-        portion._replace(links=links, remark="").describe()
-        for portion in record.portions
-        if (links := portion.links[before.get(portion.layer, 0) :])
-    ]
-    revisions = [len(each.links) for each in base.portions if each.layer == ALEMBIC]
-    if revisions and new and new[0].endswith(("revision", "revisions")):
-        return f"by {', '.join(new)} from {revisions[0]}"
-    return f"by {', '.join(new)} from {base.text}"
-
-
-def _revisions(count: int) -> str:
-    return f"{count} revision{'' if count == 1 else 's'}"

@@ -1,4 +1,4 @@
-"""The seam for layers of somebody else's; light, since annotations import it."""
+"""The protocol of custom layers. The module is small because annotations of hooks import it."""
 
 from __future__ import annotations
 
@@ -7,17 +7,17 @@ from typing import Protocol
 
 
 class TemplateLayer(Protocol):
-    """A layer of somebody else's: what `pytest_warmstack_template_layers` returns a list of."""
+    """A custom layer; the hook `pytest_warmstack_template_layers` returns a list of them."""
 
     @property
     def name(self) -> str:
-        """The word for it in the header and in errors."""
+        """The name in the header and in errors."""
 
     def fingerprint(self) -> str:
         """Return a text that changes whenever `apply` would give another result.
 
-        It is asked for in every run, so it should be quick.
+        Every run calls it, so it should be fast.
         """
 
     def apply(self, url: str) -> Awaitable[None] | None:
-        """Change the database at *url*, which begins `postgresql://`; leave no connection open."""
+        """Change the database at *url*, a `postgresql://` URL; leave no connection open."""

@@ -30,7 +30,7 @@ from urllib3.exceptions import HTTPError
 
 from pytest_warmstack import originals
 from pytest_warmstack.servers.docker import errors
-from pytest_warmstack.servers.docker.errors import DockerUnavailable, EngineFailure
+from pytest_warmstack.servers.docker.errors import DockerUnavailable, EngineFault
 from pytest_warmstack.servers.docker.ssh import NoSsh, Tunnel, host_of
 from pytest_warmstack.servers.model import ANSWER_TIMEOUT
 
@@ -87,10 +87,10 @@ class Engine:
         except (DockerException, HTTPError, OSError) as error:
             raise self._explain(error, errors.LOST) from error
 
-    def _explain(self, error: Exception, otherwise: EngineFailure) -> DockerUnavailable:
+    def _explain(self, error: Exception, otherwise: EngineFault) -> DockerUnavailable:
         said = self._tunnel.words() if self._tunnel else ""
         return DockerUnavailable.by_engine(
-            failure=_failure(error, said) or otherwise,
+            fault=_fault(error, said) or otherwise,
             cause=said or explanation(error) + _bundle_hint(error),
             address=self.address.url,
             source=self.address.source,
@@ -286,7 +286,7 @@ def _resolve(host: str) -> str:
         return ""
 
 
-def _failure(error: Exception, said: str) -> EngineFailure | None:
+def _fault(error: Exception, said: str) -> EngineFault | None:
     """Return what *error* and the words that ssh *said* mean, if it is a known failure."""
     if re.search("docker (daemon|api)", said.lower()):
         # These are the words of `docker` on the other machine.

@@ -16,33 +16,33 @@ from pytest_warmstack.servers.errors import (
 from pytest_warmstack.servers.model import ServerSpec
 
 
-class EngineFailure(NamedTuple):
+class EngineFault(NamedTuple):
     """A way in which the engine can fail, and the likeliest cure."""
 
     what: str
     todo: str
 
 
-NOT_RUNNING: Final = EngineFailure(
+NOT_RUNNING: Final = EngineFault(
     "Docker is not running. Please start Docker first.",
     "start Docker, or point DOCKER_HOST or a Docker context at an engine that runs",
 )
-LOST: Final = EngineFailure(
+LOST: Final = EngineFault(
     "The Docker engine stopped answering.", "check that the engine runs, then run again"
 )
-REFUSED: Final = EngineFailure(
+REFUSED: Final = EngineFault(
     "The Docker engine refused a request of pytest-warmstack.",
     "read the engine's answer above, then run again",
 )
-NO_PERMISSION: Final = EngineFailure(
+NO_PERMISSION: Final = EngineFault(
     "Permission denied by the socket of the Docker engine.",
     "add this user to the socket's group (sudo usermod -aG docker $USER), then log in again",
 )
-NO_TLS: Final = EngineFailure(
+NO_TLS: Final = EngineFault(
     "The TLS connection to the Docker engine failed.",
     "check the certificates of the Docker context, or those in DOCKER_CERT_PATH",
 )
-NO_SSH: Final = EngineFailure(
+NO_SSH: Final = EngineFault(
     "The SSH connection to the Docker engine failed.",
     "connect once by hand, with the user and host of that address: ssh USER@HOST docker version",
 )
@@ -76,14 +76,14 @@ class DockerUnavailable(RuntimeUnavailable):
     """The Docker engine can't be used, or lacks an image."""
 
     @classmethod
-    def by_engine(cls, *, failure: EngineFailure, cause: str, address: str, source: str) -> Self:
+    def by_engine(cls, *, fault: EngineFault, cause: str, address: str, source: str) -> Self:
         """The engine at *address* failed; *source* is the setting that names it."""
         return cls(
-            failure.what,
+            fault.what,
             why=cause,
             looked_at=[f"{address} ({source})"],
             todo=[
-                failure.todo,
+                fault.todo,
                 f"docker --host {address} version, to see the engine's own answer",
                 EMBEDDED_INSTEAD,
             ],

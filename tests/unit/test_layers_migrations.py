@@ -1,4 +1,4 @@
-"""The Alembic project of the tests: which configuration it is, and what decides it beside files."""
+"""The migrations as a layer: which configuration they have, and what decides them besides files."""
 
 from __future__ import annotations
 
@@ -7,10 +7,11 @@ from typing import Any
 
 import pytest
 
-from pytest_warmstack.postgres.template.builder import Builder
-from pytest_warmstack.postgres.template.configurations import Configurations
+from pytest_warmstack.postgres.template.configurations import Configuration, Configurations
+from pytest_warmstack.postgres.template.dependencies import FileState
 from pytest_warmstack.postgres.template.errors import TemplateFailed
-from pytest_warmstack.postgres.template.migrations import Migrations
+from pytest_warmstack.postgres.template.layers import BuildContext, Migrations
+from pytest_warmstack.postgres.template.record import LayerRecord
 from pytest_warmstack.settings import Settings
 
 INI = "[alembic]\nscript_location = migrations\n"
@@ -34,24 +35,28 @@ def root(tmp_path: Path) -> Path:
     return root
 
 
-def looked_for(root: Path, **choices: Any) -> Migrations | None:
-    """Return what is found in *root* with *choices*."""
-    settings = Settings(sources={"alembic": "pytest.ini"}, **choices)
-    builder = Builder(root=root, ignore=settings.depends_ignore, timeout=1)
-    configuration = Configurations(settings, root).of(root)
-    return configuration and Migrations.make(configuration, settings, builder)
+def settings_of(**choices: Any) -> Settings:
+    """Return settings that stand in a pytest.ini."""
+    return Settings(sources={"alembic": "pytest.ini"}, **choices)
 
 
-def find(root: Path, **choices: Any) -> Migrations:
-    """Return the Alembic project in *root*, which has one."""
-    migrations = looked_for(root, **choices)
-    assert migrations is not None
-    return migrations
+def find(root: Path, **choices: Any) -> Configuration | None:
+    """Return the configuration of the tests in *root*."""
+    return Configurations(settings_of(**choices), root).of(root)
 
 
-def files(migrations: Migrations) -> tuple[Path | None, Path | None, str]:
-    """Return where its configuration is."""
-    return migrations.ini, migrations.toml, migrations.function
+def files(found: Configuration | None) -> tuple[Path | None, Path | None, str]:
+    """Return where a configuration is."""
+    assert found is not None
+    return found.ini, found.toml, found.function
+
+
+def layer(root: Path, **choices: Any) -> Migrations:
+    """Return the migrations of the Alembic project in *root*."""
+    configuration = find(root, **choices)
+    assert configuration is not None
+    context = BuildContext(settings_of(**choices), root, FileState(str(root)), configuration)
+    return Migrations(context, configuration)
 
 
 # What is found
@@ -59,14 +64,14 @@ def files(migrations: Migrations) -> tuple[Path | None, Path | None, str]:
 
 def test_a_project_without_alembic_has_no_layer(tmp_path: Path) -> None:
     """Its tests get an empty database, or what schema and seed make of it."""
-    assert looked_for(tmp_path) is None
+    assert find(tmp_path) is None
 
 
 def test_a_pyproject_without_alembics_table_is_no_configuration(tmp_path: Path) -> None:
     """Every project has that file, and most have nothing for Alembic in it."""
     write(tmp_path / "pyproject.toml", TOML + '[tool.ruff]\nselect = ["alembic"]\n')
 
-    assert looked_for(tmp_path) is None
+    assert find(tmp_path) is None
 
 
 def test_folders_of_these_names_are_no_configuration(tmp_path: Path) -> None:
@@ -74,16 +79,13 @@ def test_folders_of_these_names_are_no_configuration(tmp_path: Path) -> None:
     (tmp_path / "alembic.ini").mkdir()
     (tmp_path / "pyproject.toml").mkdir()
 
-    assert looked_for(tmp_path) is None
+    assert find(tmp_path) is None
 
 
 def test_the_ini_file_at_the_root_is_found(root: Path) -> None:
     """Nothing has to be configured where things are where they usually are."""
-    migrations = find(root)
-
-    assert files(migrations) == (root / "alembic.ini", None, "")
-    assert migrations.config == str(root / "alembic.ini")
-    assert migrations.name == "alembic"
+    assert files(find(root)) == (root / "alembic.ini", None, "")
+    assert layer(root).name == "alembic"
 
 
 def test_the_table_in_pyproject_is_found(root: Path) -> None:
@@ -91,10 +93,7 @@ def test_the_table_in_pyproject_is_found(root: Path) -> None:
     (root / "alembic.ini").unlink()
     write(root / "pyproject.toml", TOML + TABLE)
 
-    migrations = find(root)
-
-    assert files(migrations) == (None, root / "pyproject.toml", "")
-    assert migrations.config == str(root / "pyproject.toml")
+    assert files(find(root)) == (None, root / "pyproject.toml", "")
 
 
 def test_both_are_taken_together(root: Path) -> None:
@@ -109,9 +108,9 @@ def test_a_named_ini_file_is_taken(root: Path, *, absolute: bool) -> None:
     """It is named relative to pytest's root, or by its whole path."""
     named = write(root / "conf/other.ini", INI)
 
-    migrations = find(root, alembic=str(named) if absolute else "conf/other.ini")
+    found = find(root, alembic=str(named) if absolute else "conf/other.ini")
 
-    assert files(migrations) == (named, None, "")
+    assert files(found) == (named, None, "")
 
 
 def test_the_table_goes_with_a_named_ini_file(root: Path) -> None:
@@ -142,24 +141,12 @@ def test_a_named_function_is_taken_and_no_file(root: Path, name: str) -> None:
     """What gives the configuration knows where everything is; a file is not asked beside it."""
     write(root / "pyproject.toml", TABLE)
 
-    migrations = find(root, alembic=name)
-
-    assert files(migrations) == (None, None, name)
-    assert migrations.config == name
-
-
-def test_what_the_settings_say_comes_along(root: Path) -> None:
-    """The section, the arguments and the lines for the environment are those of the settings."""
-    migrations = find(root, alembic_section="shop", alembic_x=("tenant=a",), env=("A=1",))
-
-    assert (migrations.section, migrations.x, migrations.env) == ("shop", ("tenant=a",), ("A=1",))
+    assert files(find(root, alembic=name)) == (None, None, name)
 
 
 def test_a_new_revision_needs_no_look_of_the_layers_own(root: Path) -> None:
     """That a template has all revisions is told by the digests of their folders."""
-    from pytest_warmstack.postgres.template.record import LayerRecord
-
-    assert find(root).covers(LayerRecord("alembic", "k"))
+    assert layer(root).covers(LayerRecord("alembic", "k"))
 
 
 # What changes the key
@@ -167,7 +154,7 @@ def test_a_new_revision_needs_no_look_of_the_layers_own(root: Path) -> None:
 
 def key(root: Path, **choices: Any) -> str:
     """Return the key of the Alembic project in *root*."""
-    return find(root, **choices).key()
+    return layer(root, **choices).key
 
 
 @pytest.mark.parametrize(
@@ -256,7 +243,7 @@ def test_a_named_file_that_is_not_there_is_an_error(root: Path, name: str) -> No
 
     text = refused(root, alembic=name)
 
-    assert text.startswith(f"There is no Alembic configuration at {root}/{name}.\n")
+    assert text.startswith(f"The Alembic configuration {root}/{name} does not exist.\n")
     assert "Looked at: warmstack_alembic, from the pytest.ini\n" in text
 
 
