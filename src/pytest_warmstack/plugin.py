@@ -17,7 +17,8 @@ from typing import TYPE_CHECKING, Any, Final
 
 import pytest
 
-from pytest_warmstack import options, originals
+from pytest_warmstack import originals
+from pytest_warmstack import settings as options
 from pytest_warmstack.settings import Isolation, Leaks, RuntimeName, Settings
 
 if TYPE_CHECKING:

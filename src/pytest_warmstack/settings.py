@@ -1,19 +1,26 @@
-"""The choices a user has, in one table, and how a value for each is found.
+"""The options: a row of `Settings` declares, converts, checks and documents one of them.
 
-Command line, ini file, environment and the README's table all derive from the rows of `CHOICES`.
+pytest's command line and configuration file, the `WARMSTACK_*` variables and the table in the
+README derive from these rows. Only the functions at the end know pytest, and they import nothing of
+it before they need it: the lower floors read `Settings` without pytest.
 """
 
-from __future__ import annotations
+# Without `from __future__ import annotations`: the rows are read from the annotations.
 
-import json
+import os
 import re
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+import sys
+from collections.abc import Callable, Iterable, Mapping
 from enum import StrEnum
-from typing import Any, Final, NamedTuple
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Final, NamedTuple
+
+if TYPE_CHECKING:
+    import pytest
 
 
 class RuntimeName(StrEnum):
-    """Where the servers may run."""
+    """Where the servers run."""
 
     AUTO = "auto"
     DOCKER = "docker"
@@ -22,7 +29,7 @@ class RuntimeName(StrEnum):
 
 
 class Isolation(StrEnum):
-    """How a test is kept from what others did to the database."""
+    """How a test is isolated from what other tests did to the database."""
 
     CLONE = "clone"
     CLASS = "class"
@@ -31,509 +38,80 @@ class Isolation(StrEnum):
 
 
 class RedisPlan(StrEnum):
-    """What of Redis a process has to itself."""
+    """How Redis is shared: one database per process, or one server per process."""
 
     SHARED = "shared"
     PER_PROCESS = "per-process"
 
 
 class Leaks(StrEnum):
-    """What is said of the connections that tests leave open."""
+    """What the run says about connections that tests leave open."""
 
     REPORT = "report"
     IGNORE = "ignore"
 
 
-class Kind(StrEnum):
-    """What a choice takes; the value is how an error message says so."""
-
-    SWITCH = "yes or no"
-    RUNTIME = "one of auto, docker, embedded, external"
-    ISOLATION = "one of clone, class, module, rollback"
-    REDIS = "one of shared, per-process"
-    LEAKS = "one of report, ignore"
-    TEXT = "a text"
-    PATH = "a path"
-    SECONDS = "a number of seconds above 0"
-    AGE = "a time such as 7d, 12h or 30min, or never"
-    POSTGRES_URL = "a URL such as postgresql://role:password@host:5432?sslmode=require"
-    REDIS_URL = "a URL such as redis://:password@host:6379, without a database's number"
-    COUNT = "a whole number above 0"
-    LIMIT = "a whole number, 0 for none"
-    CONFIG = "a path, package.module:function, or none"
-    FLAG = "nothing: it is given, or not"
-    WORDS = "lines like NAME=VALUE"
-    OPTIONS = "lines like NAME=VALUE, with a NAME of letters, digits, _ and ."
-    VARIABLES = "lines like NAME=VALUE, with a NAME of letters, digits and _"
-    PATTERNS = "paths and patterns, one on a line"
-    SCRIPTS = "lines like file.sql or package.module:attribute"
-    LINES = (
-        "lines like NAME=VALUE, where {db_url}, {db_host}, {db_port}, {db_user}, {db_password} and"
-        " {db_name} stand for the template's; a NAME has letters, digits and _"
-    )
+# URLs and their passwords
 
 
-DB_NAMES: Final = ("db_url", "db_host", "db_port", "db_user", "db_password", "db_name")
-"""What may stand in braces in a line of `env`."""
+def without_password(url: str) -> str:
+    """Return *url* with its password replaced by stars, even if it is malformed.
 
-_SERVERS_FILES: Final = "the files of a server are made anew for each, in memory"
-_WAY_IN: Final = "the user, the password and the first database are the plugin's way in"
-
-RESERVED: Final[Mapping[Kind, Mapping[str, str]]] = {
-    Kind.OPTIONS: {
-        "cluster_name": "a kept server is recognised by it",
-        "port": "the plugin chooses it",
-        "listen_addresses": "the plugin chooses it: nobody but this machine can reach the server",
-        "unix_socket_directories": "the plugin connects over loopback, and cleans no socket up",
-        "ssl": "the plugin connects over loopback without TLS, and the server has no certificate",
-        "data_directory": _SERVERS_FILES,
-        "config_file": _SERVERS_FILES,
-        "hba_file": _SERVERS_FILES,
-        "ident_file": _SERVERS_FILES,
-        "external_pid_file": _SERVERS_FILES,
-        "dynamic_shared_memory_type": "a server that is killed must leave nothing in /dev/shm",
-        "idle_session_timeout": "the plugin's connections wait for long, and what is in use by a"
-        " run hangs on them; ALTER DATABASE in a migration sets it for the tests alone",
-        "track_activities": "a connection that a test left open is found by it",
-        "track_counts": "that somebody was connected to a database is seen by it",
-    },
-    Kind.VARIABLES: {
-        "POSTGRES_USER": f"{_WAY_IN}; a role of the application's is made by CREATE ROLE in"
-        " warmstack_seed or in a migration",
-        "POSTGRES_USER_FILE": _WAY_IN,
-        "POSTGRES_PASSWORD": _WAY_IN,
-        "POSTGRES_PASSWORD_FILE": _WAY_IN,
-        "POSTGRES_DB": _WAY_IN,
-        "POSTGRES_DB_FILE": _WAY_IN,
-        "POSTGRES_HOST_AUTH_METHOD": "a server of ours is told from others by its password",
-        "POSTGRES_INITDB_ARGS_FILE": "the arguments themselves belong here: POSTGRES_INITDB_ARGS",
-        "POSTGRES_INITDB_WALDIR": _SERVERS_FILES,
-        "PGDATA": _SERVERS_FILES,
-        "PGPORT": "the plugin chooses the port",
-        "WARMSTACK_PASSWORD": "the plugin finds the password of a kept server there",
-    },
-}
-"""The names that a user can't set, since the plugin needs them, and what for."""
+    >>> without_password("redis://:secret@db:6379"), without_password("ci:p@ss/word#1@db")
+    ('redis://:***@db:6379', 'ci:***@db')
+    >>> without_password("rediss://db?ssl_password=secret")
+    'rediss://db?ssl_password=***'
+    """
+    url = re.sub(r"([?&]\w*password=)[^&]+", r"\1***", url)
+    scheme, border, rest = url.partition("://") if "://" in url else ("", "", url)
+    before, at, host = rest.rpartition("@")
+    if not at:
+        # In the place of a port there may be a password whose host was forgotten.
+        return re.sub(r"(://[^:/?#\[]*:)(?!\d+(?:[/?#]|$)).+", r"\1***", url)
+    user, colon, _ = before.partition(":")
+    if "@" in user:  # The user's name, or the beginning of the password.
+        user, colon = "", ""
+    secret = f"{colon}***" if colon or "@" in before else ""
+    return f"{scheme}{border}{user}{secret}@{host}"
 
 
-LIBPQ: Final = (
-    *("PGHOST", "PGHOSTADDR", "PGPORT", "PGDATABASE", "PGUSER", "PGPASSWORD", "PGPASSFILE"),
-    *("PGREQUIREAUTH", "PGCHANNELBINDING", "PGSERVICE", "PGSERVICEFILE", "PGSYSCONFDIR"),
-    *("PGOPTIONS", "PGAPPNAME", "PGCLIENTENCODING", "PGDATESTYLE", "PGTZ", "PGGEQO"),
-    *("PGSSLMODE", "PGREQUIRESSL", "PGSSLNEGOTIATION", "PGSSLCOMPRESSION", "PGSSLCERTMODE"),
-    *("PGSSLSNI", "PGREQUIREPEER", "PGSSLMINPROTOCOLVERSION", "PGSSLMAXPROTOCOLVERSION"),
-    *("PGGSSENCMODE", "PGKRBSRVNAME", "PGGSSLIB", "PGGSSDELEGATION", "PGCONNECT_TIMEOUT"),
-    *("PGTARGETSESSIONATTRS", "PGLOADBALANCEHOSTS", "PGLOCALEDIR", "PGOAUTHDEBUG"),
-    *("PGMINPROTOCOLVERSION", "PGMAXPROTOCOLVERSION"),
-)
-"""The variables that libpq reads, and asyncpg in part: what they say is about other servers.
+class MaskedUrl(str):
+    """A `str` whose `repr` hides the password: reports, tracebacks and logs show the `repr`.
 
-(PostgreSQL's documentation, "libpq: Environment Variables".)
-"""
-
-CERTIFICATES: Final = ("PGSSLCERT", "PGSSLKEY", "PGSSLROOTCERT", "PGSSLCRL", "PGSSLCRLDIR")
-"""The same for certificates: they count where an external server's URL asks for TLS."""
-
-
-INITDB_ARGS: Final = "POSTGRES_INITDB_ARGS"
-"""The variable with arguments for initdb, as the official image takes it."""
-
-
-OPTION: Final = "command line option "
-VARIABLE: Final = "environment variable "
-"""How the sources begin that are no files."""
-
-
-class Choice(NamedTuple):
-    """One row of the table: what the user may set, and where."""
-
-    name: str
-    kind: Kind
-    default: Any
-    help: str
-    flag: str | None
-    variable: str | None
-
-    @property
-    def ini(self) -> str:
-        """The key in pytest's configuration file; a FLAG has none."""
-        return f"warmstack_{self.name}"
-
-
-class Settings(NamedTuple):
-    """What the user chose; `sources` tells where each value that is no default came from.
-
-    `file` is the configuration file in use, if there is one.
-
-    A NamedTuple, as `Choice` is: a dataclass takes longer to define, in every pytest run.
+    >>> url = MaskedUrl("redis://:secret@db/1")
+    >>> url, str(url)
+    ('redis://:***@db/1', 'redis://:secret@db/1')
     """
 
-    reuse: bool = False
-    runtime: RuntimeName = RuntimeName.AUTO
-    postgres_image: str = "postgres:16-alpine"
-    redis_image: str = "redis:7-alpine"
-    postgres_url: str = ""
-    redis_url: str = ""
-    postgres_version: int | None = None
-    postgres_bin: str = ""
-    redis_bin: str = ""
-    embedded_folder: str = ""
-    postgres_args: tuple[str, ...] = ()
-    postgres_env: tuple[str, ...] = ()
-    alembic: str = ""
-    alembic_section: str = "alembic"
-    alembic_x: tuple[str, ...] = ()
-    schema: tuple[str, ...] = ()
-    seed: tuple[str, ...] = ()
-    env: tuple[str, ...] = ()
-    depends: tuple[str, ...] = ()
-    depends_ignore: tuple[str, ...] = ()
-    keep_templates: int = 8
-    keep_failed: int = 3
-    max_idle: float = 7 * 86400.0
-    isolation: Isolation = Isolation.CLONE
-    clones_ahead: int = 2
-    leaks: Leaks = Leaks.REPORT
-    redis: RedisPlan = RedisPlan.SHARED
-    redis_databases: int = 1
-    rebuild: bool = False
-    start_timeout: float = 60.0
-    migrate_timeout: float = 300.0
-    sources: Mapping[str, str] = {}
-    file: str = ""
+    __slots__ = ()
 
     def __repr__(self) -> str:
-        """Name what was set, and where: the values may hold secrets."""
-        return f"Settings({dict(self.sources)})"
-
-    def place(self, name: str) -> str:
-        """Return what the user has to change for another *name*: an option, a variable, a key.
-
-        Of what is not set, the variable.
-
-        >>> Settings(sources={"redis_url": "pytest.ini"}).place("redis_url")
-        "pytest.ini's warmstack_redis_url"
-        """
-        source = self.sources.get(name, "")
-        for kind in (OPTION, VARIABLE):
-            if source.startswith(kind):
-                return source.removeprefix(kind)
-        choice = CHOICES[name]
-        return f"{source}'s {choice.ini}" if source else str(choice.variable)
+        return repr(without_password(self))
 
 
-def _choice(
-    name: str, kind: Kind, text: str, *, flag: str = "", ini_only: bool = False
-) -> tuple[str, Choice]:
-    """Return a row of the table; the option's name is the field's, except where *flag* gives one.
-
-    The default is the field's own.
-    """
-    return name, Choice(
-        name=name,
-        kind=kind,
-        default=Settings._field_defaults[name],
-        help=text,
-        flag=None if ini_only else flag or f"--warmstack-{name.replace('_', '-')}",
-        variable=None if ini_only or kind is Kind.FLAG else f"WARMSTACK_{name.upper()}",
-    )
+# Converters: they raise ValueError, TypeError or KeyError for a value that can't be used
 
 
-CHOICES: Final[Mapping[str, Choice]] = dict(
-    [
-        _choice(
-            "reuse",
-            Kind.SWITCH,
-            "Keep the servers after the run, for the next one to find",
-            flag="--reuse-containers",
-        ),
-        _choice(
-            "runtime",
-            Kind.RUNTIME,
-            "Where the servers run: auto, docker, embedded, or external ones of somebody else",
-        ),
-        _choice("postgres_image", Kind.TEXT, "Docker image of PostgreSQL"),
-        _choice("redis_image", Kind.TEXT, "Docker image of Redis"),
-        _choice(
-            "postgres_url",
-            Kind.POSTGRES_URL,
-            "URL of a PostgreSQL server that somebody else runs, to be used instead of one of ours",
-        ),
-        _choice("redis_url", Kind.REDIS_URL, "URL of a Redis server that somebody else runs"),
-        _choice(
-            "postgres_version",
-            Kind.COUNT,
-            "Major version of PostgreSQL for the runtime embedded; else that of the folder below,"
-            " or of the image's tag",
-        ),
-        _choice(
-            "postgres_bin", Kind.PATH, "Folder of PostgreSQL's programs, for the runtime embedded"
-        ),
-        _choice("redis_bin", Kind.PATH, "Folder of Redis' program, for the runtime embedded"),
-        _choice(
-            "embedded_folder",
-            Kind.PATH,
-            "Folder for the files of embedded servers; else memory, or a disk where it is small",
-        ),
-        _choice(
-            "postgres_args",
-            Kind.OPTIONS,
-            "PostgreSQL's own settings, lines like max_connections=500",
-            ini_only=True,
-        ),
-        _choice(
-            "postgres_env",
-            Kind.VARIABLES,
-            "Environment of PostgreSQL, lines like POSTGRES_INITDB_ARGS=--locale-provider=icu",
-            ini_only=True,
-        ),
-        _choice(
-            "alembic",
-            Kind.CONFIG,
-            "Alembic's configuration, or package.module:function that gives it, or none for a"
-            " project without; else the nearest alembic.ini or pyproject.toml, from the tests to"
-            " the root",
-        ),
-        _choice("alembic_section", Kind.TEXT, "Section of the ini file, as `alembic -n` takes it"),
-        _choice(
-            "alembic_x",
-            Kind.WORDS,
-            "Arguments for env.py, lines like NAME=VALUE, as `alembic -x` takes them",
-            ini_only=True,
-        ),
-        _choice(
-            "schema",
-            Kind.SCRIPTS,
-            "What the database begins with, lines of file.sql or package.module:attribute",
-            ini_only=True,
-        ),
-        _choice(
-            "seed",
-            Kind.SCRIPTS,
-            "What follows the migrations, lines of file.sql or package.module:function",
-            ini_only=True,
-        ),
-        _choice(
-            "env",
-            Kind.LINES,
-            "Environment of the migrations, lines like DATABASE_URL={db_url}",
-            ini_only=True,
-        ),
-        _choice(
-            "depends",
-            Kind.PATTERNS,
-            "Files whose change rebuilds the template, beyond those that a build is seen to read",
-            ini_only=True,
-        ),
-        _choice(
-            "depends_ignore",
-            Kind.PATTERNS,
-            "Files whose change does not, although a build reads them",
-            ini_only=True,
-        ),
-        _choice(
-            "keep_templates",
-            Kind.COUNT,
-            "How many templates stay in a kept server, the last used ones",
-        ),
-        _choice(
-            "keep_failed",
-            Kind.LIMIT,
-            "How many databases of failed tests stay in a kept server, the last ones",
-        ),
-        _choice(
-            "max_idle",
-            Kind.AGE,
-            "How long kept servers may be unused, of any project, before a run removes them",
-        ),
-        _choice(
-            "isolation",
-            Kind.ISOLATION,
-            "What keeps tests apart: a clone for each test, class or module, or a rollback",
-        ),
-        _choice("clones_ahead", Kind.COUNT, "How many clones are made ahead of the tests"),
-        _choice(
-            "leaks",
-            Kind.LEAKS,
-            "What the run says of connections that tests leave open: report, or ignore",
-        ),
-        _choice(
-            "redis",
-            Kind.REDIS,
-            "What of Redis a process has: a database of a shared server, or a server per process",
-        ),
-        _choice("redis_databases", Kind.COUNT, "How many Redis databases a process has, in a row"),
-        _choice("rebuild", Kind.FLAG, "Build the template anew, whatever there is"),
-        _choice("start_timeout", Kind.SECONDS, "Deadline for a server to be ready, in seconds"),
-        _choice("migrate_timeout", Kind.SECONDS, "Deadline for the migrations to end, in seconds"),
-    ]
-)
-"""The table, by the names of the fields of `Settings`."""
+class Refused(ValueError):
+    """A value can't be used: *error* names the constructor of `SettingsError` that says why.
 
-Lookup = Callable[[Choice], tuple[object, str] | None]
-"""A place where values are found, such as the command line.
-
-It takes a choice and returns the raw value with the words for where it stood, or None when
-nothing was given there.
-"""
-
-
-def resolve(*lookups: Lookup) -> Settings:
-    """Return the settings: for each choice the value of the first lookup that has one.
-
-    Raises `SettingsError` when that value can't be used, naming where it stood.
-    """
-    values: dict[str, Any] = {}
-    sources = {}
-    for name, choice in CHOICES.items():
-        for lookup in lookups:
-            if (found := lookup(choice)) is not None:
-                raw, source = found
-                values[name] = _converted(choice, raw, source)
-                sources[name] = source
-                break
-    settings = Settings(**values, sources=sources)
-    if settings.runtime in {RuntimeName.DOCKER, RuntimeName.EMBEDDED}:
-        for name in ("postgres_url", "redis_url"):
-            if name in values:
-                from pytest_warmstack.settings_errors import SettingsError
-
-                raise SettingsError.both(
-                    variable=settings.place(name),
-                    runtime=settings.runtime,
-                    setting=settings.place("runtime"),
-                )
-    return settings
-
-
-_FREE: Final = "WARMSTACK_TEST_"
-"""How variables begin that are left to others: this plugin reads none of them."""
-
-
-def unknown_variables(environ: Iterable[str]) -> Iterator[str]:
-    """Yield a sentence for each variable that begins as those of the plugin, and is none."""
-    for name in environ:
-        if name.startswith("WARMSTACK_") and not name.startswith(_FREE):
-            choice = CHOICES.get(name[len("WARMSTACK_") :].lower())
-            if choice is None:
-                known = [str(each.variable) for each in CHOICES.values() if each.variable]
-                yield _unknown("variable", name, known, "WARMSTACK_")
-            elif choice.variable is None:
-                right = choice.flag or f"{choice.ini} in pytest's configuration file"
-                yield f"the variable {name} is not read; use {right}"
-
-
-def unknown_keys(names: Iterable[str]) -> Iterator[str]:
-    """Yield a sentence for each key that begins as those of the plugin, and is none."""
-    known = [choice.ini for choice in CHOICES.values() if choice.kind is not Kind.FLAG]
-    for name in names:
-        if name.startswith("warmstack_") and name not in known:
-            yield _unknown("configuration key", name, known, "warmstack_")
-
-
-def _unknown(kind: str, name: str, known: Sequence[str], start: str) -> str:
-    from pytest_warmstack.errors import did_you_mean
-
-    return f"unknown {kind} {name}{did_you_mean(name, known, after=start)}"
-
-
-def environment(environ: Mapping[str, str]) -> Lookup:
-    """Return the lookup of the `WARMSTACK_*` variables; an empty one counts as unset."""
-
-    def find(choice: Choice) -> tuple[object, str] | None:
-        value = environ.get(choice.variable, "") if choice.variable else ""
-        return (value, f"{VARIABLE}{choice.variable}") if value else None
-
-    return find
-
-
-def ci(environ: Mapping[str, str]) -> Lookup:
-    """Return the lookup that switches a project's reuse off where `CI` is set.
-
-    A CI machine is thrown away: servers kept there serve nobody.
+    *facts* are the arguments of that constructor, except for the name of the option.
     """
 
-    def find(choice: Choice) -> tuple[object, str] | None:
-        if choice.name == "reuse" and environ.get("CI", "").lower() not in {"", "0", "false"}:
-            return False, f"{VARIABLE}CI"
-        return None
-
-    return find
+    def __init__(self, error: str = "bad_value", **facts: object) -> None:
+        super().__init__(error)
+        self.error = error
+        self.facts = facts
 
 
-def _converted(choice: Choice, raw: object, source: str) -> Any:
-    """Return *raw* as the type that the choice has in `Settings`."""
-    try:
-        return _CONVERT[choice.kind](raw)
-    except (ValueError, TypeError, KeyError, IndexError) as error:
-        from pytest_warmstack.settings_errors import SettingsError
-
-        if isinstance(error, _Reserved):
-            raise SettingsError.reserved(
-                name=choice.ini, value=error.name, source=source, cause=error.why
-            ) from None
-        # Of several lines the one that is wrong; and nobody's password.
-        value = error.line if isinstance(error, _BadLine) else raw
-        if choice.kind in {Kind.POSTGRES_URL, Kind.REDIS_URL}:
-            value = without_password(str(raw))
-        if isinstance(error, _NoPlaceholder):
-            raise SettingsError.no_placeholder(
-                name=choice.ini,
-                value=value,
-                source=source,
-                written=error.found,
-                wanted=error.nearest,
-            ) from None
-        if isinstance(error, _Ambiguous):
-            raise SettingsError.ambiguous(name=choice.ini, value=value, source=source) from None
-        if isinstance(error, _WrongScheme):
-            raise SettingsError.wrong_scheme(
-                name=choice.ini,
-                value=value,
-                source=source,
-                scheme=error.scheme,
-                wanted=error.wanted,
-            ) from None
-        raise SettingsError.bad_value(
-            name=choice.ini, value=value, source=source, wanted=choice.kind.value
-        ) from None
+_SWITCHES: Final = {
+    **dict.fromkeys(("1", "true", "yes", "on"), True),
+    **dict.fromkeys(("0", "false", "no", "off"), False),
+}
 
 
 def _switch(raw: object) -> bool:
-    words = {"1": True, "true": True, "yes": True, "on": True}
-    words |= {"0": False, "false": False, "no": False, "off": False}
-    return raw if isinstance(raw, bool) else words[str(raw).strip().lower()]
-
-
-NONE: Final = "none"
-"""What says that a thing which would be found is not to be used."""
-
-
-def is_attribute(text: str) -> bool:
-    """Tell whether *text* names something in a module, as `package.module:attribute`.
-
-    >>> is_attribute("shop.db:make_config"), is_attribute("conf/alembic.ini")
-    (True, False)
-    """
-    module, colon, name = text.partition(":")
-    words = (*module.split("."), *name.split("."))
-    return bool(colon) and all(word.isidentifier() for word in words)
-
-
-def words(text: str) -> list[str]:
-    """Return the words of *text*, with quotes obeyed, as a shell would read it.
-
-    >>> words("--locale-provider=icu --icu-rules='&a < b'")
-    ['--locale-provider=icu', '--icu-rules=&a < b']
-    """
-    import shlex
-
-    return shlex.split(text)
-
-
-def pairs(lines: Iterable[str]) -> dict[str, str]:
-    """Return lines like NAME=VALUE by their names; of two for one name the later counts."""
-    return {name: value for name, _, value in (line.partition("=") for line in lines)}
+    return raw if isinstance(raw, bool) else _SWITCHES[str(raw).strip().lower()]
 
 
 def _text(raw: object) -> str:
@@ -544,25 +122,31 @@ def _text(raw: object) -> str:
 
 def _seconds(raw: object) -> float:
     seconds = float(str(raw))
-    if not 0 < seconds < float("inf"):
+    if not 0 < seconds < NEVER:
         raise ValueError
     return seconds
 
 
-def _count(raw: object) -> int:
-    if (count := int(str(raw))) < 1:
-        raise ValueError
-    return count
+def _at_least(least: int) -> Callable[[object], int]:
+    def convert(raw: object) -> int:
+        if (count := int(str(raw))) < least:
+            raise ValueError
+        return count
+
+    return convert
 
 
 _UNITS: Final = {"d": 86400.0, "h": 3600.0, "min": 60.0, "m": 60.0, "s": 1.0}
+"""Seconds in each unit of an age."""
 
 NEVER: Final = float("inf")
-"""The age that nothing reaches."""
+"""The age, in seconds, that nothing reaches."""
 
 
 def age(raw: object) -> float:
-    """Return the seconds that a text such as `7d` stands for; raise ValueError for another one.
+    """Return the seconds that a text such as `7d` stands for.
+
+    Raises ValueError or KeyError for any other text.
 
     >>> age("12h"), age("never")
     (43200.0, inf)
@@ -577,75 +161,41 @@ def age(raw: object) -> float:
     return seconds
 
 
-def shortest(seconds: float) -> str:
-    """Return a time as `age` takes it, in the largest unit that divides it.
+def _shown_age(seconds: float) -> str:
+    """Return what `age` reads as *seconds*, in the largest unit that divides them.
 
-    >>> shortest(604800.0), shortest(5400.0)
-    ('7d', '90min')
+    >>> _shown_age(604800.0), _shown_age(5400.0), _shown_age(NEVER)
+    ('7d', '90min', 'never')
     """
+    if seconds == NEVER:
+        return "never"
     unit = next((unit for unit, size in _UNITS.items() if seconds % size == 0), "s")
     return f"{seconds / _UNITS[unit]:g}{unit}"
 
 
-def without_password(url: str) -> str:
-    """Return *url* with stars in the place of its password, also where it is no proper URL.
-
-    >>> without_password("redis://:secret@db:6379"), without_password("ci:p@ss/word#1@db")
-    ('redis://:***@db:6379', 'ci:***@db')
-    >>> without_password("rediss://db?ssl_password=secret")
-    'rediss://db?ssl_password=***'
-    """
-    url = re.sub(r"([?&]\w*password=)[^&]+", r"\1***", url)
-    scheme, border, rest = url.partition("://") if "://" in url else ("", "", url)
-    before, at, host = rest.rpartition("@")
-    if not at:
-        # What stands where a port should may be a password whose host was forgotten.
-        return re.sub(r"(://[^:/?#\[]*:)(?!\d+(?:[/?#]|$)).+", r"\1***", url)
-    user, colon, _ = before.partition(":")
-    if "@" in user:  # The user's name, or the beginning of the password.
-        user, colon = "", ""
-    secret = f"{colon}***" if colon or "@" in before else ""
-    return f"{scheme}{border}{user}{secret}@{host}"
-
-
-class MaskedUrl(str):
-    """A URL whose `repr` has no password, as reports, tracebacks and logs show it; else a `str`.
-
-    >>> url = MaskedUrl("redis://:secret@db/1")
-    >>> url, str(url)
-    ('redis://:***@db/1', 'redis://:secret@db/1')
-    """
-
-    __slots__ = ()
-
-    def __repr__(self) -> str:
-        return repr(without_password(self))
-
-
-def _url(raw: object, schemes: tuple[str, ...]) -> str:
+def _url(raw: object, *schemes: str) -> str:
     from urllib.parse import urlsplit
 
     text = _text(raw)
     scheme, border, rest = text.partition("://")
-    # The driver is none of the server's business: `postgresql+asyncpg` is as good.
+    # The name of a driver doesn't matter to the server: `postgresql+asyncpg` is as good.
     if border and scheme.lower().partition("+")[0] not in schemes:
-        raise _WrongScheme(scheme, schemes[0])
+        raise Refused(
+            "wrong_scheme", value=without_password(text), scheme=scheme, wanted=schemes[0]
+        )
     if _is_ambiguous(rest):
-        raise _Ambiguous
+        raise Refused("ambiguous", value=without_password(text))
     parts = urlsplit(text)
     if not border or not parts.hostname or parts.port == 0 or parts.fragment:
-        raise ValueError
-    # Of what a query may say the drivers understand each something else, but for this.
-    if schemes[0] == "postgresql" and not re.fullmatch(r"(sslmode=[a-z-]+)?", parts.query):
         raise ValueError
     return text
 
 
 def _is_ambiguous(rest: str) -> bool:
-    """Tell whether *rest*, what follows the scheme of a URL, has an @ or a bracket out of place.
+    """Tell whether *rest*, which follows the scheme of a URL, has a misplaced @ or bracket.
 
-    As a rule it is part of a password, or follows one that has a / ? or # in it: these end the
-    part of a URL where a password may be.
+    It is usually a part of a password, or follows one that contains / ? or #: these end the part of
+    a URL where a password may be.
     """
     place = re.split("[/?#]", rest, maxsplit=1)[0]
     path, _, query = rest[len(place) :].partition("?")
@@ -654,246 +204,711 @@ def _is_ambiguous(rest: str) -> bool:
     return "@" in path or ("@" in query and not re.fullmatch(r"(\w+=[^&#]*&?)+", query))
 
 
-def _redis_url(raw: object) -> str:
-    text = _url(raw, ("redis", "rediss"))
-    path = text.partition("://")[2].partition("?")[0].partition("/")[2]
-    if path not in {"", "0"}:
-        raise ValueError  # Every process has a database of its own; one number can't say which.
+def _postgres_url(raw: object) -> str:
+    text = _url(raw, "postgresql", "postgres")
+    # sslmode is the only parameter that all drivers understand in the same way.
+    if not re.fullmatch(r"[^?]*(\?(sslmode=[a-z-]+)?)?", text):
+        raise ValueError
     return text
 
 
-def _limit(raw: object) -> int:
-    if (count := int(str(raw))) < 0:
+def _redis_url(raw: object) -> str:
+    text = _url(raw, "redis", "rediss")
+    # Every process has a database of its own, so the URL can't name one.
+    if text.partition("://")[2].partition("?")[0].partition("/")[2] not in {"", "0"}:
         raise ValueError
-    return count
+    return text
 
 
-class _BadLine(ValueError):
-    """One line of several can't be used."""
+def _lines(convert: Callable[[str], str] = str) -> Callable[[object], tuple[str, ...]]:
+    """Return the converter of several lines: *convert* makes each; blank ones are left out."""
 
-    def __init__(self, line: str) -> None:
-        super().__init__(line)
-        self.line = line
+    def convert_all(raw: object) -> tuple[str, ...]:
+        if not isinstance(raw, (list, tuple)):
+            raise TypeError
+        return tuple(convert(line) for each in raw if (line := str(each).strip()))
 
-
-class _NoPlaceholder(_BadLine):
-    """What stands in braces in a line is no placeholder, and meant to be one."""
-
-    def __init__(self, line: str, found: str, nearest: str) -> None:
-        super().__init__(line)
-        self.found = found
-        self.nearest = nearest
+    return convert_all
 
 
-class _Ambiguous(ValueError):
-    """The password in a URL has characters that mean something else there."""
+def is_attribute(text: str) -> bool:
+    """Tell whether *text* names something in a module, as `package.module:attribute`.
 
-
-class _WrongScheme(ValueError):
-    """A URL begins as that of something else."""
-
-    def __init__(self, scheme: str, wanted: str) -> None:
-        super().__init__(scheme)
-        self.scheme = scheme
-        self.wanted = wanted
-
-
-class _Reserved(ValueError):
-    """A line sets what the plugin needs for itself."""
-
-    def __init__(self, kind: Kind, name: str) -> None:
-        super().__init__(name)
-        self.name = name
-        self.why = RESERVED[kind][name]
-
-
-def _patterns(raw: object) -> tuple[str, ...]:
-    if not isinstance(raw, (list, tuple)):
-        raise TypeError
-    return tuple(str(line).strip() for line in raw if str(line).strip())
-
-
-def _words(raw: object) -> tuple[str, ...]:
-    lines = _patterns(raw)
-    for line in lines:
-        if not (line.partition("=")[1] and line.partition("=")[0].strip()):
-            raise _BadLine(line)
-    return lines
-
-
-def _scripts(raw: object) -> tuple[str, ...]:
-    lines = _patterns(raw)
-    for line in lines:
-        if not (line.endswith(".sql") or is_attribute(line)):
-            raise _BadLine(line)
-    return lines
-
-
-def _lines(raw: object) -> tuple[str, ...]:
-    lines = _words(raw)
-    for line in lines:
-        name, _, value = line.partition("=")
-        shown = f"{name}=..."  # What follows may be a secret.
-        if not name.isidentifier():
-            raise _BadLine(shown)
-        for found in _BRACES.findall(value):
-            if found not in DB_NAMES and (nearest := _meant(found)):
-                raise _NoPlaceholder(shown, found, nearest)
-    return lines
-
-
-_BRACES: Final = re.compile(r"\{\{\w+\}\}|\{(\w+)\}")
-"""A word in braces; it is no group where they are doubled."""
-
-
-def filled(text: str, values: Mapping[str, Any]) -> str:
-    """Return *text* with *values* in the place of their names in braces; other braces stay.
-
-    Doubled braces stand for braces where the whole text can be read like that.
-
-    >>> filled('{"beta": "{db_host}"}', {"db_host": "::1"}), filled("{{db_host}}", {"db_host": ""})
-    ('{"beta": "::1"}', '{db_host}')
+    >>> is_attribute("shop.db:make_config"), is_attribute("conf/alembic.ini")
+    (True, False)
     """
-    try:
-        return text.format_map(values)
-    except (ValueError, KeyError, IndexError, AttributeError):  # JSON, for example.
-        return _BRACES.sub(lambda found: str(values.get(found[1], found[0])), text)
+    module, colon, name = text.partition(":")
+    words = (*module.split("."), *name.split("."))
+    return bool(colon) and all(word.isidentifier() for word in words)
 
 
-_SECTION: Final = {
-    "pyproject.toml": ", in the table of pytest",
-    "setup.cfg": ", in the section of pytest",
-    "tox.ini": ", in the section of pytest",
-}
-"""Where in a file that other tools use as well."""
-
-_ROLES: Final = (
-    (r"(URL|URI|DSN|CONN(ECTION)?_?STR(ING)?)(_A?SYNC)?", "{db_url}"),
-    (r"(HOST|HOST_?NAME|SERVER|ADDR|ADDRESS)", "{db_host}"),
-    (r"PORT", "{db_port}"),
-    (r"(USER|USER_?NAME|LOGIN|ROLE)", "{db_user}"),
-    (r"(PASSWORD|PASSWD|PASS|PWD)", "{db_password}"),
-    (r"(DATABASE|DB|NAME)", "{db_name}"),
-)
-"""What the ends of variables' names stand for."""
+def _script(line: str) -> str:
+    if not (line.endswith(".sql") or is_attribute(line)):
+        raise Refused(value=line)
+    return line
 
 
-def placeholder_of(variable: str) -> str:
-    """Return the value that a line for *variable* needs, as far as its name tells.
-
-    >>> placeholder_of("POSTGRES_SERVER"), placeholder_of("PGPASSWORD"), placeholder_of("HOME")
-    ('{db_host}', '{db_password}', '')
-    >>> placeholder_of("CELERY_BROKER_URL"), placeholder_of("REDIS_HOST"), placeholder_of("DB_ECHO")
-    ('redis://localhost:1', 'localhost', '')
-    >>> placeholder_of("RDS_HOSTNAME"), placeholder_of("POSTGRES_CONNECTION_STRING")
-    ('{db_host}', '{db_url}')
-    """
-    name = variable.upper()
-    role = next((value for end, value in _ROLES if re.search(f"{end}$", name)), "")
-    if re.search(r"REDIS|CELERY|BROKER", name):
-        # On port 1 nothing listens: migrations have no Redis.
-        others = {"{db_url}": "redis://localhost:1", "{db_host}": "localhost", "{db_port}": "1"}
-        return others.get(role, "")
-    unlike = r"MONGO|MYSQL|PGADMIN|SQLITE|INFLUX"
-    is_ours = re.search(r"(^|_)(DB|PG|SQL|PSQL|RDS|AURORA)|DATABASE|POSTGRES|ALEMBIC", name)
-    return role if is_ours and not re.search(unlike, name) else ""
+def _pair(line: str) -> str:
+    name, sign, _ = line.partition("=")
+    if not (sign and name.strip()):
+        raise Refused(value=line)
+    return line
 
 
-def lines_for(variables: Mapping[str, str], *, file: str, more: bool) -> str:
-    """Return the advice to set *variables*, in the syntax of the configuration *file*.
-
-    *more* says that there are other lines already. A file that is not there yet is pytest.ini.
-
-    >>> print(lines_for({"PGHOST": "{db_host}", "PGPORT": "1"}, file="tox.ini", more=False))
-    write in tox.ini, in the section of pytest:
-    warmstack_env =
-        PGHOST={db_host}
-        PGPORT=1
-    >>> print(lines_for({"DATABASE_URL": "{db_url}"}, file="pyproject.toml", more=True))
-    add to warmstack_env in pyproject.toml:
-        "DATABASE_URL={db_url}",
-    """
-    lines = [f"{name}={value}" for name, value in variables.items()]
-    is_toml = file.endswith(".toml")
-    entries = [f"    {json.dumps(line)}," if is_toml else f"    {line}" for line in lines]
-    if more:
-        return "\n".join([f"add to warmstack_env in {file or 'pytest.ini'}:", *entries])
-    head = f"write in {file}{_SECTION.get(file, '')}:"
-    if not file:
-        head = "write in a new file pytest.ini:\n[pytest]"
-    if len(lines) == 1:
-        value = f"[{json.dumps(lines[0])}]" if is_toml else lines[0]
-        return f"{head}\nwarmstack_env = {value}"
-    if is_toml:
-        return "\n".join([head, "warmstack_env = [", *entries, "]"])
-    return "\n".join([head, "warmstack_env =", *entries])
+def _variable(line: str) -> tuple[str, str]:
+    name, sign, value = line.partition("=")
+    if not (sign and name.isidentifier()):
+        raise Refused(value=f"{name}=..." if sign else line)  # The value may be a secret.
+    return name, value
 
 
-def _meant(name: str) -> str:
-    """Return the placeholder that *name* is probably meant to be; nothing if none is.
+DB_NAMES: Final = ("db_url", "db_host", "db_port", "db_user", "db_password", "db_name")
+"""The placeholders of `warmstack_env`: they stand for the template's database."""
 
-    >>> _meant("db_ulr"), _meant("DB_HOST"), _meant("database_url"), _meant("name")
-    ('db_url', 'db_host', 'db_url', '')
+BRACES: Final = re.compile(r"\{\{\w+\}\}|\{(\w+)\}")
+"""A word in braces; the group is empty if they are doubled."""
+
+
+def _line_of_env(line: str) -> str:
+    name, value = _variable(line)
+    for written in BRACES.findall(value):
+        if written and written not in DB_NAMES and (wanted := _nearest_name(written)):
+            raise Refused("no_placeholder", value=f"{name}=...", written=written, wanted=wanted)
+    return line
+
+
+def _nearest_name(written: str) -> str:
+    """Return the placeholder that *written* probably misspells; nothing for other names.
+
+    >>> _nearest_name("db_ulr"), _nearest_name("DB_HOST"), _nearest_name("database_url")
+    ('db_url', 'db_host', 'db_url')
+    >>> _nearest_name("name")
+    ''
     """
     import difflib
 
-    is_about_servers = re.match(r"(?i)db|database|pg|postgres|redis", name)
+    is_about_servers = re.match(r"(?i)db|database|pg|postgres|redis", written)
     cutoff = 0.0 if is_about_servers else 0.75
-    return next(iter(difflib.get_close_matches(name.lower(), DB_NAMES, 1, cutoff)), "")
+    return next(iter(difflib.get_close_matches(written.lower(), DB_NAMES, 1, cutoff)), "")
 
 
-def _options(raw: object) -> tuple[str, ...]:
-    return tuple(f"{name}={value}" for name, value in _options_of(_words(raw)))
+_FILES: Final = "the plugin makes the files of each server, in memory"
+_LOGIN: Final = "the plugin connects with its own user, password and first database"
 
-
-def _options_of(lines: tuple[str, ...]) -> Iterator[tuple[str, str]]:
-    for line in lines:
-        name, _, value = (part.strip() for part in line.partition("="))
-        if not all(part.isascii() and part.isidentifier() for part in name.split(".")):
-            raise _BadLine(line)
-        # PostgreSQL takes them in any case; ours are in this one, and must not be given twice.
-        if (name := name.lower()) in RESERVED[Kind.OPTIONS]:
-            raise _Reserved(Kind.OPTIONS, name)
-        yield name, value
-
-
-def _variables(raw: object) -> tuple[str, ...]:
-    lines = _patterns(raw)
-    for line in lines:
-        name, sign, value = line.partition("=")
-        if not (sign and name.isascii() and name.isidentifier()):
-            # What follows may be a secret.
-            raise _BadLine(f"{name}=..." if sign else line)
-        if name in RESERVED[Kind.VARIABLES]:
-            raise _Reserved(Kind.VARIABLES, name)
-        if name == INITDB_ARGS:
-            try:
-                words(value)
-            except ValueError:  # A quote that is not closed.
-                raise _BadLine(line) from None
-    return lines
-
-
-_CONVERT: Final[Mapping[Kind, Callable[[object], Any]]] = {
-    Kind.SWITCH: _switch,
-    Kind.RUNTIME: lambda raw: RuntimeName(str(raw).strip().lower()),
-    Kind.ISOLATION: lambda raw: Isolation(str(raw).strip().lower()),
-    Kind.REDIS: lambda raw: RedisPlan(str(raw).strip().lower()),
-    Kind.LEAKS: lambda raw: Leaks(str(raw).strip().lower()),
-    Kind.TEXT: _text,
-    Kind.PATH: _text,
-    Kind.SECONDS: _seconds,
-    Kind.AGE: age,
-    Kind.POSTGRES_URL: lambda raw: _url(raw, ("postgresql", "postgres")),
-    Kind.REDIS_URL: _redis_url,
-    Kind.COUNT: _count,
-    Kind.LIMIT: _limit,
-    Kind.CONFIG: _text,
-    Kind.FLAG: _switch,
-    Kind.WORDS: _words,
-    Kind.OPTIONS: _options,
-    Kind.VARIABLES: _variables,
-    Kind.PATTERNS: _patterns,
-    Kind.SCRIPTS: _scripts,
-    Kind.LINES: _lines,
+RESERVED: Final[Mapping[str, Mapping[str, str]]] = {
+    "postgres_args": {
+        "cluster_name": "the plugin recognises a kept server by it",
+        "port": "the plugin chooses it",
+        "listen_addresses": "the plugin chooses it: only this machine can reach the server",
+        "unix_socket_directories": "the plugin connects over loopback, and removes no sockets",
+        "ssl": "the plugin connects over loopback without TLS, and the server has no certificate",
+        "data_directory": _FILES,
+        "config_file": _FILES,
+        "hba_file": _FILES,
+        "ident_file": _FILES,
+        "external_pid_file": _FILES,
+        "dynamic_shared_memory_type": "a server that is killed must leave nothing in /dev/shm",
+        "idle_session_timeout": "the plugin's connections are idle for long, and keep what a run"
+        " uses from being removed; to set it for tests alone, use ALTER DATABASE in a migration",
+        "track_activities": "the plugin finds connections that tests leave open by it",
+        "track_counts": "the plugin sees by it whether anything connected to a database",
+    },
+    "postgres_env": {
+        "POSTGRES_USER": f"{_LOGIN}; to make a role for the application, use CREATE ROLE in"
+        " warmstack_seed or in a migration",
+        "POSTGRES_USER_FILE": _LOGIN,
+        "POSTGRES_PASSWORD": _LOGIN,
+        "POSTGRES_PASSWORD_FILE": _LOGIN,
+        "POSTGRES_DB": _LOGIN,
+        "POSTGRES_DB_FILE": _LOGIN,
+        "POSTGRES_HOST_AUTH_METHOD": "the plugin recognises its server by the password",
+        "POSTGRES_INITDB_ARGS_FILE": "set the arguments themselves: POSTGRES_INITDB_ARGS",
+        "POSTGRES_INITDB_WALDIR": _FILES,
+        "PGDATA": _FILES,
+        "PGPORT": "the plugin chooses the port",
+        "WARMSTACK_PASSWORD": "the plugin finds the password of a kept server there",
+    },
 }
+"""The names that users can't set in an option's lines, and why the plugin needs them."""
+
+INITDB_ARGS: Final = "POSTGRES_INITDB_ARGS"
+"""The variable with arguments for initdb, as the official Docker image takes it."""
+
+
+def _check_reserved(option: str, name: str) -> None:
+    if name in RESERVED[option]:
+        raise Refused("reserved", value=name, cause=RESERVED[option][name])
+
+
+def _postgres_setting(line: str) -> str:
+    name, value = (part.strip() for part in _pair(line).split("=", 1))
+    if not all(part.isascii() and part.isidentifier() for part in name.split(".")):
+        raise Refused(value=line)
+    # PostgreSQL ignores the case; in one case, a setting can't be given twice.
+    name = name.lower()
+    _check_reserved("postgres_args", name)
+    return f"{name}={value}"
+
+
+def _postgres_variable(line: str) -> str:
+    name, value = _variable(line)
+    if not name.isascii():
+        raise Refused(value=f"{name}=...")
+    _check_reserved("postgres_env", name)
+    if name == INITDB_ARGS:
+        try:
+            words(value)
+        except ValueError:  # A quote is not closed.
+            raise Refused(value=line) from None
+    return line
+
+
+# Kinds of values
+
+
+class Kind(NamedTuple):
+    """A kind of value: what *wanted* calls it in errors, and how it is converted and shown.
+
+    *ini* is pytest's type for it in a configuration file.
+    """
+
+    wanted: str
+    convert: Callable[[object], Any]
+    ini: Any = "string"
+    show: Callable[[Any], str] = str
+
+
+def _one_of(names: type[StrEnum]) -> Kind:
+    return Kind(f"one of {', '.join(names)}", lambda raw: names(str(raw).strip().lower()))
+
+
+def _list_of(
+    wanted: str, convert: Callable[[str], str] = str, show: Callable[[Any], str] = ", ".join
+) -> Kind:
+    return Kind(wanted, _lines(convert), "linelist", show)
+
+
+def _names_of(lines: Iterable[str]) -> str:
+    return ", ".join(line.partition("=")[0] for line in lines)  # The values may be secrets.
+
+
+SWITCH: Final = Kind("yes or no", _switch, "bool", lambda on: "yes" if on else "no")
+FLAG: Final = SWITCH._replace(wanted="no value")
+TEXT: Final = Kind("a text", _text)
+PATH: Final = Kind("a path", _text)
+CONFIG: Final = Kind("a path, package.module:function, or none", _text)
+COUNT: Final = Kind("a whole number above 0", _at_least(1), "int")
+LIMIT: Final = Kind("a whole number, 0 for none", _at_least(0), "int")
+SECONDS: Final = Kind("a number of seconds above 0", _seconds, "float", lambda n: f"{n:g} s")
+AGE: Final = Kind("a time such as 7d, 12h or 30min, or never", age, show=_shown_age)
+RUNTIME: Final = _one_of(RuntimeName)
+ISOLATION: Final = _one_of(Isolation)
+REDIS: Final = _one_of(RedisPlan)
+LEAKS: Final = _one_of(Leaks)
+POSTGRES_URL: Final = Kind(
+    "a URL such as postgresql://role:password@host:5432?sslmode=require",
+    _postgres_url,
+    show=without_password,
+)
+REDIS_URL: Final = Kind(
+    "a URL such as redis://:password@host:6379, without the number of a database",
+    _redis_url,
+    show=without_password,
+)
+PATTERNS: Final = _list_of("paths and patterns, one on a line")
+SCRIPTS: Final = _list_of("lines like file.sql or package.module:attribute", _script)
+PAIRS: Final = _list_of("lines like NAME=VALUE", _pair)
+POSTGRES_ARGS: Final = _list_of(
+    "lines like NAME=VALUE, with a NAME of letters, digits, _ and .", _postgres_setting
+)
+POSTGRES_ENV: Final = _list_of(
+    "lines like NAME=VALUE, with a NAME of letters, digits and _", _postgres_variable, _names_of
+)
+ENV: Final = _list_of(
+    "lines like NAME=VALUE, where {db_url}, {db_host}, {db_port}, {db_user}, {db_password} and"
+    " {db_name} stand for the template's; a NAME has letters, digits and _",
+    _line_of_env,
+    _names_of,
+)
+
+
+# The table
+
+
+class Option(NamedTuple):
+    """A row of the table.
+
+    *flag* and *variable* are None where there is none: lists are for the configuration file only,
+    and a FLAG is for the command line only.
+    """
+
+    name: str
+    kind: Kind
+    help: str
+    default: Any
+    flag: str | None
+    variable: str | None
+
+    @property
+    def ini(self) -> str:
+        """The key in pytest's configuration file, unless the kind is FLAG."""
+        return f"warmstack_{self.name}"
+
+    def shown(self, value: Any) -> str:
+        """Return *value* for a reader, without secrets; a dash if there is none."""
+        return "-" if value in (None, "", ()) else self.kind.show(value)
+
+
+Lines = tuple[str, ...]
+
+
+class Settings(NamedTuple):
+    """The value of each option; the annotations are the rows of the table.
+
+    *sources* says where each value that isn't the default was found, and *file* is pytest's
+    configuration file, if there is one.
+    """
+
+    # A NamedTuple is defined faster than a dataclass, which counts in every pytest run.
+    reuse: Annotated[bool, SWITCH, "Keep the servers after the run, for the next one"] = False
+    runtime: Annotated[
+        RuntimeName, RUNTIME, "Where the servers run: auto, docker, embedded, or external"
+    ] = RuntimeName.AUTO
+    postgres_image: Annotated[str, TEXT, "Docker image of PostgreSQL"] = "postgres:16-alpine"
+    redis_image: Annotated[str, TEXT, "Docker image of Redis"] = "redis:7-alpine"
+    postgres_url: Annotated[
+        str, POSTGRES_URL, "URL of an external PostgreSQL server, used instead of starting one"
+    ] = ""
+    redis_url: Annotated[
+        str, REDIS_URL, "URL of an external Redis server, used instead of starting one"
+    ] = ""
+    postgres_version: Annotated[
+        int | None,
+        COUNT,
+        "Major version of an embedded PostgreSQL (default: that of the folder below, or of the"
+        " image's tag)",
+    ] = None
+    postgres_bin: Annotated[str, PATH, "Folder with the programs of an embedded PostgreSQL"] = ""
+    redis_bin: Annotated[str, PATH, "Folder with the program of an embedded Redis"] = ""
+    embedded_folder: Annotated[
+        str,
+        PATH,
+        "Folder for the files of embedded servers (default: memory, or a disk if memory is small)",
+    ] = ""
+    postgres_args: Annotated[
+        Lines, POSTGRES_ARGS, "Settings of PostgreSQL, lines like max_connections=500"
+    ] = ()
+    postgres_env: Annotated[
+        Lines,
+        POSTGRES_ENV,
+        "Environment of PostgreSQL, lines like POSTGRES_INITDB_ARGS=--locale-provider=icu",
+    ] = ()
+    alembic: Annotated[
+        str,
+        CONFIG,
+        "Alembic's configuration: a file, package.module:function, or none for a project without"
+        " Alembic (default: the nearest alembic.ini or pyproject.toml, from the tests to the root)",
+    ] = ""
+    alembic_section: Annotated[str, TEXT, "Section of the ini file, as in `alembic -n`"] = "alembic"
+    alembic_x: Annotated[
+        Lines, PAIRS, "Arguments for env.py, lines like NAME=VALUE, as in `alembic -x`"
+    ] = ()
+    schema: Annotated[
+        Lines,
+        SCRIPTS,
+        "What runs before the migrations, lines of file.sql or package.module:attribute",
+    ] = ()
+    seed: Annotated[
+        Lines,
+        SCRIPTS,
+        "What runs after the migrations, lines of file.sql or package.module:function",
+    ] = ()
+    env: Annotated[
+        Lines, ENV, "Environment of the migrations, lines like DATABASE_URL={db_url}"
+    ] = ()
+    depends: Annotated[
+        Lines, PATTERNS, "Files that rebuild the template, besides those that the recorder detects"
+    ] = ()
+    depends_ignore: Annotated[
+        Lines, PATTERNS, "Files that don't rebuild the template, although a build reads them"
+    ] = ()
+    keep_templates: Annotated[
+        int, COUNT, "How many templates stay in a kept server: the last used ones"
+    ] = 8
+    keep_failed: Annotated[
+        int, LIMIT, "How many databases of failed tests are saved: the latest ones"
+    ] = 3
+    max_idle: Annotated[
+        float, AGE, "How long any project's kept servers may be unused before a run removes them"
+    ] = 7 * 86400.0
+    isolation: Annotated[
+        Isolation,
+        ISOLATION,
+        "What isolates tests: a clone for each test, class or module, or a rollback",
+    ] = Isolation.CLONE
+    clones_ahead: Annotated[int, COUNT, "How many clones are made ahead of the tests"] = 2
+    leaks: Annotated[
+        Leaks,
+        LEAKS,
+        "What the run says about connections that tests leave open: report, or ignore",
+    ] = Leaks.REPORT
+    redis: Annotated[
+        RedisPlan,
+        REDIS,
+        "How Redis is shared: one database per process, or one server per process",
+    ] = RedisPlan.SHARED
+    redis_databases: Annotated[int, COUNT, "How many Redis databases a process has, in a row"] = 1
+    rebuild: Annotated[bool, FLAG, "Build the template, even if there is a current one"] = False
+    start_timeout: Annotated[float, SECONDS, "Deadline for a server to be ready, in seconds"] = 60.0
+    migrate_timeout: Annotated[float, SECONDS, "Deadline for the migrations to end, in seconds"] = (
+        300.0
+    )
+    sources: Mapping[str, str] = {}
+    file: str = ""
+
+    def __repr__(self) -> str:
+        """Show what was set, and where, without the values: they may be secrets."""
+        return f"Settings({dict(self.sources)})"
+
+    def place(self, name: str) -> str:
+        """Return what the user has to change to change *name*: a flag, a variable or a key.
+
+        It is the variable if *name* is not set.
+
+        >>> Settings(sources={"redis_url": "pytest.ini"}).place("redis_url")
+        "pytest.ini's warmstack_redis_url"
+        """
+        if name not in self.sources:
+            return str(OPTIONS[name].variable)
+        typed, file = _typed(OPTIONS[name], self.sources[name])
+        return f"{file}'s {typed}" if file else typed
+
+
+def _option(name: str, kind: Kind, text: str) -> Option:
+    is_list = kind.ini == "linelist"
+    flag = "--reuse-containers" if kind is SWITCH else f"--warmstack-{name.replace('_', '-')}"
+    return Option(
+        name=name,
+        kind=kind,
+        help=text,
+        default=Settings._field_defaults[name],
+        flag=None if is_list else flag,
+        variable=None if is_list or kind is FLAG else f"WARMSTACK_{name.upper()}",
+    )
+
+
+OPTIONS: Final[Mapping[str, Option]] = {
+    name: _option(name, *row.__metadata__)
+    for name, row in Settings.__annotations__.items()
+    if hasattr(row, "__metadata__")
+}
+"""The table, by the names of the fields of `Settings`."""
+
+
+# How a value is found
+
+OPTION: Final = "command line option "
+VARIABLE: Final = "environment variable "
+"""How a source that is not a file begins."""
+
+Lookup = Callable[[Option], tuple[object, str] | None]
+"""A place where values are found, such as the command line.
+
+It returns the raw value of an option and the source, or None if the option isn't given there.
+"""
+
+
+def resolve(*lookups: Lookup) -> Settings:
+    """Return the settings: the value of each option comes from the first lookup that has one.
+
+    Raises `SettingsError` if that value can't be used.
+    """
+    values: dict[str, Any] = {}
+    sources = {}
+    for name, option in OPTIONS.items():
+        found = next((found for lookup in lookups if (found := lookup(option))), None)
+        if found is not None:
+            values[name] = _converted(option, *found)
+            sources[name] = found[1]
+    settings = Settings(**values, sources=sources)
+    if settings.runtime in {RuntimeName.DOCKER, RuntimeName.EMBEDDED}:
+        for name in {"postgres_url", "redis_url"} & values.keys():
+            from pytest_warmstack.settings_errors import SettingsError
+
+            raise SettingsError.both(
+                variable=settings.place(name),
+                runtime=settings.runtime,
+                setting=settings.place("runtime"),
+            )
+    return settings
+
+
+def _converted(option: Option, raw: object, source: str) -> Any:
+    try:
+        return option.kind.convert(raw)
+    except Refused as error:
+        refused = error
+    except (ValueError, TypeError, KeyError):
+        is_url = option.kind.show is without_password
+        refused = Refused(value=without_password(str(raw)) if is_url else raw)
+    from pytest_warmstack.settings_errors import SettingsError
+
+    name, file = _typed(option, source)
+    facts = {"wanted": option.kind.wanted} if refused.error == "bad_value" else {}
+    raise getattr(SettingsError, refused.error)(name=name, source=file, **facts, **refused.facts)
+
+
+def _typed(option: Option, source: str) -> tuple[str, str]:
+    """Return what the user typed to set *option*, and the file of it, if *source* is one."""
+    for start in (OPTION, VARIABLE):
+        if source.startswith(start):
+            return source.removeprefix(start), ""
+    return option.ini, source
+
+
+def environment(environ: Mapping[str, str]) -> Lookup:
+    """Return the lookup of the `WARMSTACK_*` variables; an empty one counts as unset."""
+
+    def find(option: Option) -> tuple[object, str] | None:
+        value = environ.get(option.variable, "") if option.variable else ""
+        return (value, f"{VARIABLE}{option.variable}") if value else None
+
+    return find
+
+
+def ci(environ: Mapping[str, str]) -> Lookup:
+    """Return the lookup that switches `reuse` off if `CI` is set.
+
+    A CI machine is thrown away after the job, and with it the servers that were kept.
+    """
+
+    def find(option: Option) -> tuple[object, str] | None:
+        is_ci = environ.get("CI", "").lower() not in {"", "0", "false"}
+        return (False, f"{VARIABLE}CI") if is_ci and option.name == "reuse" else None
+
+    return find
+
+
+# pytest
+
+_NO_REUSE: Final = "--no-reuse-containers"
+
+_NO: Final = 0
+"""What `--no-reuse-containers` stores: falsy for pytest-docker-tools, which reads the same value,
+but not the False that is its default there."""
+
+
+def add(parser: "pytest.Parser") -> None:
+    """Declare every option to pytest, except for `--reuse-containers`: see `add_reuse`."""
+    group = _group(parser)
+    for option in OPTIONS.values():
+        if option.kind is not FLAG:
+            parser.addini(option.ini, option.help, type=option.kind.ini, default=None)
+        if option.flag and option.kind is not SWITCH:
+            action = {"action": "store_true"} if option.kind is FLAG else {}
+            dest = f"warmstack_{option.name}"
+            group.addoption(option.flag, dest=dest, help=option.help, default=None, **action)
+    group.addoption(
+        _NO_REUSE,
+        dest="reuse_containers",
+        action="store_const",
+        const=_NO,
+        help="Remove the servers after the run, whatever the configuration says",
+    )
+
+
+def add_reuse(parser: "pytest.Parser", pluginmanager: "pytest.PytestPluginManager") -> None:
+    """Declare `--reuse-containers`, unless pytest-docker-tools is loaded, which has it too.
+
+    pytest stops if an option is declared twice, so call this when all plugins are loaded.
+    """
+    # Look for the module: the plugin has another name if it was loaded with -p.
+    other = sys.modules.get("pytest_docker_tools.plugin")
+    if other is None or not pluginmanager.is_registered(other):
+        option = OPTIONS["reuse"]
+        _group(parser).addoption(
+            str(option.flag),
+            dest="reuse_containers",
+            action="store_true",
+            default=None,
+            help=option.help,
+        )
+
+
+def _group(parser: "pytest.Parser") -> "pytest.OptionGroup":
+    return parser.getgroup("warmstack", "real PostgreSQL and Redis, kept warm")
+
+
+def settings(config: "pytest.Config") -> Settings:
+    """Return the settings: the command line wins over the environment, that over the ini file.
+
+    Raises `SettingsError`.
+    """
+    file = config.inipath.name if config.inipath else ""
+    here = config.invocation_params.dir
+    return resolve(
+        _rooted(_command_line(config), here),
+        _rooted(environment(os.environ), here),
+        ci(os.environ),
+        _rooted(_ini(config, file or "ini file"), config.rootpath),
+    )._replace(file=file)
+
+
+def _command_line(config: "pytest.Config") -> Lookup:
+    def find(option: Option) -> tuple[object, str] | None:
+        if option.kind is SWITCH:
+            given = config.getoption("reuse_containers", default=None)
+            if given is None or given is False:
+                return None
+            return bool(given), f"{OPTION}{option.flag if given else _NO_REUSE}"
+        value = config.getoption(f"warmstack_{option.name}", default=None)
+        return None if value is None else (value, f"{OPTION}{option.flag}")
+
+    return find
+
+
+def _ini(config: "pytest.Config", file: str) -> Lookup:
+    overridden = _overridden(config)
+
+    def find(option: Option) -> tuple[object, str] | None:
+        if option.kind is FLAG:
+            return None
+        source = f"{OPTION}-o {option.ini}" if option.ini in overridden else file
+        try:
+            value = config.getini(option.ini)
+        except Exception as error:
+            _refuse_ini(option, source, error)
+            raise
+        return None if value is None else (value, source)
+
+    return find
+
+
+def _refuse_ini(option: Option, source: str, error: Exception) -> None:
+    """Raise `SettingsError` if *error* is pytest's refusal to convert a value."""
+    import pytest
+
+    from pytest_warmstack.settings_errors import SettingsError
+
+    if not isinstance(error, (ValueError, TypeError, pytest.UsageError)):
+        return
+    name, file = _typed(option, source)
+    # pytest's message for a value in TOML (`_getini_toml` in config/__init__.py).
+    if typed := re.search(r"expects (an? .+), (?:got|but) .*?(?:: |is )(.+)$", str(error)):
+        value = re.sub(r"=[^'\"]+", "=...", typed[2])  # The value of a NAME= may be a secret.
+        raise SettingsError.bad_type(
+            name=name, value=value, source=file, expected=typed[1]
+        ) from None
+    # Other messages end with the value.
+    value = str(error).rpartition(" ")[2].strip("'\"")
+    raise SettingsError.bad_value(
+        name=name, value=value, source=file, wanted=option.kind.wanted
+    ) from None
+
+
+def _overridden(config: "pytest.Config") -> list[str]:
+    """Return the keys that `-o` sets."""
+    return [each.partition("=")[0] for each in config.option.override_ini or ()]
+
+
+NONE: Final = "none"
+"""The value that switches off what would be found otherwise."""
+
+
+def _rooted(lookup: Lookup, folder: Path) -> Lookup:
+    """Return *lookup* with its relative paths made absolute: they begin at *folder*."""
+
+    def find(option: Option) -> tuple[object, str] | None:
+        found = lookup(option)
+        if not found or not found[0] or option.kind not in (PATH, CONFIG):
+            return found
+        path = str(found[0])
+        if option.kind is CONFIG and (is_attribute(path) or path == NONE):
+            return found
+        return os.path.normpath(folder / path), found[1]
+
+    return find
+
+
+# Misspelt names
+
+_FREE: Final = "WARMSTACK_TEST_"
+"""How variables begin that this plugin leaves to others."""
+
+
+def refuse_unknown(arguments: Iterable[str]) -> None:
+    """Raise `pytest.UsageError` for an unknown flag that begins like one of the plugin.
+
+    pytest would refuse it as well, but can't tell which flag was meant.
+    """
+    known = [*(option.flag for option in OPTIONS.values() if option.flag), _NO_REUSE]
+    for argument in arguments:
+        name = argument.partition("=")[0]
+        if name.startswith(("--warmstack", "--reuse-c", "--no-reuse-c")) and name not in known:
+            import pytest
+
+            raise pytest.UsageError(_unknown("option", name, known, "--warmstack-"))
+
+
+def unknown(config: "pytest.Config") -> list[str]:
+    """Return a sentence for each misspelt variable, and for each key of the ini file."""
+    # pytest has no public name for the keys of its file; older versions have it without the _.
+    keys = getattr(config, "_inicfg", None)
+    keys = config.inicfg if keys is None else keys
+    known = [option.ini for option in OPTIONS.values() if option.kind is not FLAG]
+    told = [
+        _unknown("configuration key", name, known, "warmstack_")
+        for name in dict.fromkeys([*keys, *_overridden(config)])
+        if name.startswith("warmstack_") and name not in known
+    ]
+    variables = [option.variable for option in OPTIONS.values() if option.variable]
+    for name in os.environ:
+        if not name.startswith("WARMSTACK_") or name.startswith(_FREE) or name in variables:
+            continue
+        option = OPTIONS.get(name.removeprefix("WARMSTACK_").lower())
+        if option is None:
+            told.append(_unknown("variable", name, variables, "WARMSTACK_"))
+        else:
+            right = option.flag or f"{option.ini} in pytest's configuration file"
+            told.append(f"the variable {name} is not read; use {right}")
+    return told
+
+
+def _unknown(kind: str, name: str, known: Iterable[str], start: str) -> str:
+    from pytest_warmstack.errors import did_you_mean
+
+    return f"unknown {kind} {name}{did_you_mean(name, known, after=start)}"
+
+
+# Lines and words of values
+
+
+def words(text: str) -> list[str]:
+    """Return the words of *text*, split as a shell does; raise ValueError for an open quote.
+
+    >>> words("--locale-provider=icu --icu-rules='&a < b'")
+    ['--locale-provider=icu', '--icu-rules=&a < b']
+    """
+    import shlex
+
+    return shlex.split(text)
+
+
+def pairs(lines: Iterable[str]) -> dict[str, str]:
+    """Return the values of lines like NAME=VALUE by their names; the last line of a name wins."""
+    return {name: value for name, _, value in (line.partition("=") for line in lines)}
+
+
+def table() -> str:
+    """Return the table of options in the README."""
+    rows = ["| option | command line | ini | environment | default |", "|---|---|---|---|---|"]
+    for option in OPTIONS.values():
+        flag = f"`{option.flag}`" if option.flag else "-"
+        if option.kind is SWITCH:
+            flag += f", `{_NO_REUSE}`"
+        variable = f"`{option.variable}`" if option.variable else "-"
+        ini = "-" if option.kind is FLAG else f"`{option.ini}`"
+        default = option.shown(option.default)
+        default = default if default == "-" else f"`{default}`"
+        rows.append(f"| {option.help} | {flag} | {ini} | {variable} | {default} |")
+    return "\n".join(rows)

@@ -139,7 +139,7 @@ def test_a_refused_setting_ends_the_run_before_anything_starts(embedded_project:
 
     assert result.ret == pytest.ExitCode.USAGE_ERROR
     text = result.stderr.str()
-    assert "'port' can't be set by warmstack_postgres_args." in text
+    assert "Can't set 'port' in warmstack_postgres_args." in text
     assert "Why: the plugin chooses it" in text
     assert "Looked at: pytest.ini" in text
     assert embedded_project.servers() == []

@@ -17,7 +17,7 @@ from pytest_warmstack.postgres.template.errors import TemplateFailed
 from pytest_warmstack.servers.errors import RuntimeUnavailable, ServerFailed
 from pytest_warmstack.servers.identity import Service
 from pytest_warmstack.servers.model import Container, Endpoint, Server
-from pytest_warmstack.settings import CHOICES
+from pytest_warmstack.settings import OPTIONS
 
 SAMPLES: dict[str, Any] = {
     "answer": "OOM command not allowed when used memory > 'maxmemory'",
@@ -225,9 +225,9 @@ def test_a_text_has_nothing_unformatted_in_it(name: str) -> None:
 def test_every_option_and_variable_that_a_text_names_exists(name: str) -> None:
     """Advice can be followed: what it says to set can be set."""
     text = str(made(name))
-    known = {choice.flag for choice in CHOICES.values()}
-    known |= {choice.variable for choice in CHOICES.values()}
-    known |= {choice.ini for choice in CHOICES.values()}
+    known = {choice.flag for choice in OPTIONS.values()}
+    known |= {choice.variable for choice in OPTIONS.values()}
+    known |= {choice.ini for choice in OPTIONS.values()}
 
     assert set(options(text)) <= known
 
@@ -275,8 +275,8 @@ def test_known_trouble_comes_with_what_helps_first(constructor: str, trouble: st
 
     assert hint in " ".join(error.todo[:-1])
     assert "run again" in error.todo[-1]
-    known = {choice.ini for choice in CHOICES.values()}
-    known |= {choice.variable for choice in CHOICES.values()}
+    known = {choice.ini for choice in OPTIONS.values()}
+    known |= {choice.variable for choice in OPTIONS.values()}
     assert set(options(str(error))) <= known
 
 

@@ -16,7 +16,7 @@ from typing import Final
 
 import pytest
 
-from pytest_warmstack import options
+from pytest_warmstack import settings as options
 from pytest_warmstack.cli.errors import CommandFailed, NoProject
 from pytest_warmstack.errors import WarmstackError
 from pytest_warmstack.servers.identity import Project

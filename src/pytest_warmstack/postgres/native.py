@@ -21,7 +21,7 @@ from pytest_warmstack.postgres.admin import initdb_arguments
 from pytest_warmstack.postgres.connections import TITLE
 from pytest_warmstack.servers.errors import RuntimeUnavailable, ServerFailed
 from pytest_warmstack.servers.model import USER, Command, Need
-from pytest_warmstack.settings import CHOICES, INITDB_ARGS, words
+from pytest_warmstack.settings import INITDB_ARGS, OPTIONS, words
 
 _INITDB_DEADLINE: Final = 60.0
 
@@ -345,7 +345,7 @@ class NativePostgres:
     def extension_hints(self, name: str) -> list[str]:
         """Return the ways to a server that has the extension *name*, best first."""
         usual = name in _CONTRIB.split()
-        image = CHOICES["postgres_image"].variable
+        image = OPTIONS["postgres_image"].variable
         remembered = [
             "run PostgreSQL in Docker, whose official images have it: --warmstack-runtime=docker"
             if usual

@@ -5,8 +5,9 @@ from __future__ import annotations
 import json
 from typing import Final
 
+from pytest_warmstack.placeholders import filled, lines_for, placeholder_of
 from pytest_warmstack.postgres.template.child.variables import Variables
-from pytest_warmstack.settings import Settings, filled, lines_for, placeholder_of
+from pytest_warmstack.settings import Settings
 
 _NOWHERE: Final = {
     # asyncpg comes with us, and can stand for any driver, since nothing is connected to. On port 1

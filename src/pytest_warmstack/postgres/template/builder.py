@@ -25,7 +25,6 @@ from pytest_warmstack.postgres.template.dependencies import SITE
 from pytest_warmstack.postgres.template.errors import TemplateFailed
 from pytest_warmstack.postgres.template.templates import Target
 from pytest_warmstack.servers.model import USER, Endpoint
-from pytest_warmstack.settings import lines_for
 
 DATABASE_URL: Final = {"DATABASE_URL": "{db_url}"}
 """What most applications read."""
@@ -175,6 +174,8 @@ class Builder:
 
     def hints(self, variables: Mapping[str, str]) -> list[str]:
         """Return the advice to set *variables*, as lines for the configuration file in use."""
+        from pytest_warmstack.placeholders import lines_for
+
         return [lines_for(variables, file=self.file, more=bool(self.env))]
 
     def discard(self) -> None:

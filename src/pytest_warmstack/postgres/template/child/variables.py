@@ -13,8 +13,8 @@ from pathlib import Path
 from types import UnionType
 from typing import Annotated, Any, Final, Literal, Union, get_args, get_origin
 
+from pytest_warmstack.placeholders import LIBPQ, placeholder_of
 from pytest_warmstack.postgres.template.child.failures import is_own
-from pytest_warmstack.settings import LIBPQ, placeholder_of
 
 _UNSET: Final = ("KeyError", "ValidationError", "ArgumentError", "NoSuchModuleError")
 """What code raises that looks for a URL in the environment and finds none."""
