@@ -23,6 +23,7 @@ from pytest_warmstack import servers as runtimes
 from pytest_warmstack.background import BackgroundLoop
 from pytest_warmstack.errors import WarmstackError
 from pytest_warmstack.postgres.template.errors import TemplateFailed
+from pytest_warmstack.report import Ledger, Step
 from pytest_warmstack.servers.errors import RuntimeUnavailable, ServerFailed
 from pytest_warmstack.servers.identity import Service
 from pytest_warmstack.servers.model import (
@@ -40,7 +41,6 @@ from pytest_warmstack.servers.model import (
 from pytest_warmstack.servers.processes import Process
 from pytest_warmstack.servers.remembered import RememberedServer, RememberedServers
 from pytest_warmstack.settings import NONE, RedisPlan, RuntimeName, Settings
-from pytest_warmstack.timings import Ledger, Step
 
 if TYPE_CHECKING:
     from pytest_warmstack.postgres.admin import Admin as PostgresAdmin

@@ -23,11 +23,11 @@ from pytest_warmstack.settings import Isolation, Leaks, RuntimeName, Settings
 
 if TYPE_CHECKING:
     from pytest_warmstack.environment import Environment
+    from pytest_warmstack.report import Ledger
     from pytest_warmstack.servers.identity import Service
     from pytest_warmstack.servers.model import RunContext
     from pytest_warmstack.servers.remembered import RememberedServers
     from pytest_warmstack.suite.signals import SignalWatch
-    from pytest_warmstack.timings import Ledger
 
 SETTINGS: Final = pytest.StashKey[Settings]()
 MADE: Final = pytest.StashKey["Environment"]()
@@ -523,7 +523,7 @@ def _close(config: pytest.Config) -> None:
         config.stash[LEDGER] = environment.ledger
         del config.stash[MADE]
     elif config.stash[WORKERS] and config.stash.get(LEDGER, None) is None:
-        from pytest_warmstack.timings import Ledger
+        from pytest_warmstack.report import Ledger
 
         ledger = config.stash[LEDGER] = Ledger()
         workers = _reports(config)
@@ -537,7 +537,7 @@ def _close(config: pytest.Config) -> None:
 def _tidy(config: pytest.Config, workers: Sequence[dict[str, Any] | None]) -> None:
     """Remove the servers that workers of xdist started, wherever they may have."""
     from pytest_warmstack import cleanup
-    from pytest_warmstack.timings import Step
+    from pytest_warmstack.report import Step
 
     used = {name for each in workers if each for name in each["runtimes"]}
     # One that crashed or was interrupted may have started a server anywhere.

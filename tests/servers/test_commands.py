@@ -708,7 +708,7 @@ def test_the_saved_database_of_a_module_names_the_tests_that_failed(
     run = project.run(REUSE, "test_shared.py")
 
     run.assert_outcomes(failed=2, passed=1)
-    run.stdout.fnmatch_lines([f"warmstack: {failed}: its database is kept: *"])
+    run.stdout.fnmatch_lines([f"warmstack: {failed}: its database is saved: *"])
     assert [test for _, test in saved(project)] == [failed]
     ((name, _),) = saved(project)
     for wanted in ("test_shared.py::test_second", "test_first", "shared"):
