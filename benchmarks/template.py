@@ -23,6 +23,7 @@ from pathlib import Path
 
 from pytest_warmstack import servers as runtimes
 from pytest_warmstack.background import BackgroundLoop
+from pytest_warmstack.options import Settings
 from pytest_warmstack.postgres import server
 from pytest_warmstack.postgres.clones import CloneFactory
 from pytest_warmstack.postgres.databases import Databases
@@ -33,7 +34,6 @@ from pytest_warmstack.postgres.template.dependencies import FileState
 from pytest_warmstack.servers.embedded import Embedded
 from pytest_warmstack.servers.identity import Process, Project
 from pytest_warmstack.servers.model import RunContext
-from pytest_warmstack.settings import Settings
 
 REVISIONS = 200
 FILES = 1000

@@ -7,8 +7,9 @@ from collections.abc import Iterator
 from inspect import iscoroutinefunction
 from typing import TYPE_CHECKING, Final
 
+from pytest_warmstack.options import Settings
+from pytest_warmstack.placeholders import filled, lines_for, placeholder_of
 from pytest_warmstack.report import NO_CONNECTION, NO_SPACE, PLAIN_URL, WIDER_SCOPE, has_state
-from pytest_warmstack.settings import Settings, filled, lines_for, placeholder_of
 
 if TYPE_CHECKING:
     import pytest

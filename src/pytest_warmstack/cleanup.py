@@ -16,10 +16,10 @@ from pytest_warmstack import originals, server_specs
 from pytest_warmstack import servers as runtimes
 from pytest_warmstack.background import BackgroundLoop
 from pytest_warmstack.errors import WarmstackError
+from pytest_warmstack.options import NEVER, RuntimeName, Settings
 from pytest_warmstack.servers.errors import RuntimeUnavailable
 from pytest_warmstack.servers.identity import Daemon, Label, Process, Project
 from pytest_warmstack.servers.model import NotOurs, NotReady, OwnRuntime, RunContext, ServerInfo
-from pytest_warmstack.settings import NEVER, RuntimeName, Settings
 
 OWN: Final = (RuntimeName.DOCKER, RuntimeName.EMBEDDED)
 """The runtimes that run servers themselves."""

@@ -20,13 +20,13 @@ from pytest_warmstack import originals, server_specs
 from pytest_warmstack import servers as runtimes
 from pytest_warmstack.background import BackgroundLoop
 from pytest_warmstack.errors import WarmstackError
+from pytest_warmstack.options import NONE, RedisPlan, RuntimeName, Settings
 from pytest_warmstack.postgres.template.errors import TemplateFailed
+from pytest_warmstack.report import Ledger, Step
 from pytest_warmstack.servers import CONNECT_TIMEOUT, RememberedServers
 from pytest_warmstack.servers.errors import RuntimeUnavailable, ServerFailed
 from pytest_warmstack.servers.identity import Process, Service
 from pytest_warmstack.servers.model import OwnRuntime, RunContext, Runtime, Server, ServerSpec
-from pytest_warmstack.settings import NONE, RedisPlan, RuntimeName, Settings
-from pytest_warmstack.timings import Ledger, Step
 
 if TYPE_CHECKING:
     from pytest_warmstack.postgres.clones import Clone, CloneFactory, Clones, Finding, Shared

@@ -248,7 +248,7 @@ def _isolation(request: pytest.FixtureRequest, environment: Environment) -> str:
     marker = request.node.get_closest_marker("warmstack_isolation")
     if marker is None:
         return environment.settings.isolation
-    from pytest_warmstack.settings import Isolation, Kind
+    from pytest_warmstack.options import ISOLATION, Isolation
     from pytest_warmstack.settings_errors import SettingsError
 
     try:
@@ -256,12 +256,9 @@ def _isolation(request: pytest.FixtureRequest, environment: Environment) -> str:
         return Isolation(word)
     except ValueError:
         given = ", ".join(map(str, marker.args))
-        source = f"the marker warmstack_isolation of {request.node.nodeid}"
-        text = str(
-            SettingsError.bad_value(
-                name="isolation", value=given, source=source, wanted=Kind.ISOLATION
-            )
-        )
+        name = "the marker warmstack_isolation"
+        error = SettingsError.bad_value(name=name, value=given, source="", wanted=ISOLATION.wanted)
+        text = str(error)
     pytest.fail(text, pytrace=False)
 
 

@@ -11,11 +11,11 @@ from typing import Any, Final
 from pytest_warmstack import cleanup, server_specs
 from pytest_warmstack.background import BackgroundLoop
 from pytest_warmstack.errors import WarmstackError
+from pytest_warmstack.options import RuntimeName, Settings
 from pytest_warmstack.servers.errors import ServerFull
 from pytest_warmstack.servers.external import External
 from pytest_warmstack.servers.identity import Label, Service
 from pytest_warmstack.servers.model import NotOurs, NotReady, OwnRuntime, ServerInfo
-from pytest_warmstack.settings import RuntimeName, Settings
 
 _AT_ONCE: Final = 8
 """Servers to ask at once."""

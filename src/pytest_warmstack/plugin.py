@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Any, Final
 import pytest
 
 from pytest_warmstack import options
+from pytest_warmstack.options import Isolation, Settings
 from pytest_warmstack.session import SESSION, Session, session_of
-from pytest_warmstack.settings import Isolation, Settings
 
 if TYPE_CHECKING:
     from pytest_warmstack.postgres.template.template_layer import TemplateLayer

@@ -1,27 +1,76 @@
-"""Facts to text: what the user reads before and after the tests. Pure; nothing is written here."""
+"""Timings and findings, and the lines about them in a run and in the command `warmstack`."""
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Final
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Final, NamedTuple, Self
 
 from pytest_warmstack import originals
 from pytest_warmstack.errors import line_of
-from pytest_warmstack.timings import Ledger, Step
 
-_SERVERS: Final = ("postgres", "redis")
-_LINES: Final = 12
-"""How many of the things that tests left behind are told."""
+SERVERS: Final = ("postgres", "redis")
+"""The names of the steps that start servers."""
 
-_QUERY: Final = 100
-"""Characters of a query that are shown."""
 
-_PUT_BACK: Final = ("COMMIT", "ROLLBACK", "SELECT PG_ADVISORY_UNLOCK_ALL()")
-"""How the last statement of a connection begins that a pool has put back."""
+class Step(NamedTuple):
+    """One thing that the set-up did: its *name*, the *seconds* it took, and *facts* about it."""
 
-_DEPTH: Final = 10
-"""How far an error's causes are followed."""
+    name: str
+    seconds: float
+    facts: Mapping[str, str] = {}
+
+
+@dataclass
+class Ledger:
+    """What the set-up of a process did and cost, as plain facts that another process can read.
+
+    `steps` holds what happened once, `times` the seconds of each clone, each rollback and each
+    flush.
+    """
+
+    steps: list[Step] = field(default_factory=list)
+    times: dict[str, list[float]] = field(default_factory=dict)
+
+    def note(self, step: Step) -> None:
+        """Enter a step that happened once."""
+        self.steps.append(step)
+
+    @contextmanager
+    def timed(self, name: str) -> Iterator[None]:
+        """Measure what runs inside as one more repetition of *name*."""
+        begin = originals.monotonic()
+        yield
+        self.times.setdefault(name, []).append(originals.monotonic() - begin)
+
+    def repeated(self, name: str) -> tuple[int, float]:
+        """Return how often *name* ran, and the median of its seconds."""
+        # The import of the statistics module would cost more than most of the set-up.
+        times = sorted(self.times.get(name, []))
+        middle = times[(len(times) - 1) // 2 : len(times) // 2 + 1]
+        return len(times), sum(middle) / len(middle) if middle else 0.0
+
+    def to_json(self) -> str:
+        """Return a text from which `from_json` makes this ledger in another process."""
+        return json.dumps([self.steps, self.times])
+
+    @classmethod
+    def from_json(cls, text: str) -> Self:
+        """Return the ledger that `to_json` gave."""
+        steps, times = json.loads(text)
+        return cls([Step(*step) for step in steps], times)
+
+    def merge(self, other: Ledger) -> None:
+        """Add the ledger of another process."""
+        self.steps += other.steps
+        for name, times in other.times.items():
+            self.times.setdefault(name, []).extend(times)
+
+
+# Before the tests
 
 _ORIGINS: Final = (
     *("replaced", "started again", "started", "connected"),
@@ -31,29 +80,16 @@ _ORIGINS: Final = (
 """Most telling first: of several workers, one started what the others then found."""
 
 
-WIDER_SCOPE: Final = (
-    "db_url and db_engine belong to one test, unless its class or module has a database of its own:"
-    ' pytestmark = pytest.mark.warmstack_isolation("module")'
-)
-"""What helps when a fixture of a wider scope asks for them."""
-
-PLAIN_URL: Final = (
-    "db_url is for create_async_engine. asyncpg, psycopg and libpq take db_dsn, the same URL"
-    " without a driver; for create_engine: make_url(db_url).set(drivername='postgresql+psycopg')"
-)
-"""What helps when another driver gets it."""
-
-
 def fallback(steps: Sequence[Step]) -> Iterator[str]:
-    """Yield the line that even a quiet run needs: the servers are not where one would expect."""
+    """Yield the line that even a quiet run needs if the servers run where one doesn't expect it."""
     for step in steps:
-        if step.name in _SERVERS and step.facts["why"]:
+        if step.name in SERVERS and step.facts["why"]:
             yield f"servers are {step.facts['runtime']} ({step.facts['why']})"
             return
 
 
 def empty(steps: Sequence[Step], file: str = "") -> Iterator[str]:
-    """Yield the line that even a quiet run needs: there is nothing in the databases.
+    """Yield the line that even a quiet run needs if the databases are empty.
 
     *file* is pytest's configuration file.
     """
@@ -72,30 +108,30 @@ def header(
     begun: float = math.inf,
     file: str = "",
 ) -> Iterator[str]:
-    """Yield a line for each server and for the template, as far as they were asked for.
+    """Yield a line for each server and each template that the run has.
 
     A server that was made after the run had *begun*, in epoch seconds, was not reused.
     """
-    told_why = False
-    for name in _SERVERS:
-        if told := [step for step in steps if step.name == name]:
-            yield _server(_most_telling(told), begun, with_why=not told_why)
-            told_why = True
+    servers = [[step for step in steps if step.name == name] for name in SERVERS]
+    with_why = True
+    for found in filter(None, servers):
+        yield _server(_most_telling(found), begun, with_why=with_why)
+        with_why = False
     templates = _templates(steps)
-    for name, told in templates.items():
-        yield _template(_most_telling(told), of=name if len(templates) > 1 else "")
+    for of, found in templates.items():
+        yield _template(_most_telling(found), of if len(templates) > 1 else "")
     yield from empty(steps, file)
-    if reuse and any(step.name in _SERVERS and step.facts["since"] for step in steps):
+    if reuse and any(step.facts["since"] for step in steps if step.name in SERVERS):
         source = f" ({reuse_source})" if reuse_source else ""
         yield f"the servers stay{source}; to remove them: warmstack clean"
 
 
 def _most_telling(steps: Sequence[Step]) -> Step:
-    return min(steps, key=lambda each: _ORIGINS.index(each.facts["origin"]))
+    return min(steps, key=lambda step: _ORIGINS.index(step.facts["origin"]))
 
 
 def _templates(steps: Sequence[Step]) -> dict[str, list[Step]]:
-    """Return the templates by the Alembic configurations that they are of."""
+    """Return the templates by their Alembic configurations."""
     found: dict[str, list[Step]] = {}
     for step in steps:
         if step.name == "template":
@@ -103,64 +139,101 @@ def _templates(steps: Sequence[Step]) -> dict[str, list[Step]]:
     return found
 
 
-NO_CONNECTION: Final = "53300"
-NO_SPACE: Final = "53100"
-"""SQLSTATEs (PostgreSQL's documentation, appendix "PostgreSQL Error Codes")."""
+def _server(step: Step, begun: float, *, with_why: bool) -> str:
+    facts = step.facts
+    why = f" (auto: {facts['why']})" if facts["why"] and with_why else ""
+    what = f", {facts['what']}" if facts["what"] else ""
+    state = f"{facts['origin']} in {_duration(step.seconds)}"
+    if facts["origin"] in {"reused", "shared"}:
+        since = float(facts["since"])
+        old = age(originals.now() - since)
+        # Another worker of the run may have started it, and ended before it could say so.
+        is_new = facts["origin"] == "shared" or since >= begun
+        state = f"started {old} ago by another process" if is_new else f"reused, {old} old"
+    return (
+        f"{facts['title']} on {facts['place']}, {facts['runtime']}{why}{what}: {state}"
+        f"{_in_brackets(facts['reason'])}"
+    )
 
 
-def has_state(error: BaseException, state: str) -> bool:
-    """Tell whether *error*, or what it came of, is a refusal of PostgreSQL's with this SQLSTATE."""
-    told: BaseException | None = error
-    for _ in range(_DEPTH):
-        if told is None:
-            return False
-        if state in (getattr(told, "sqlstate", None), getattr(told, "pgcode", None)):
-            return True
-        told = getattr(told, "orig", None) or told.__cause__ or told.__context__
-    return False
+def _template(step: Step, of: str) -> str:
+    facts = step.facts
+    text = f" of {facts['text']}" if facts["text"] else ""
+    where = f", {of}" if of else ""
+    how = f" {facts['how']}" if facts["how"] else ""
+    return (
+        f"template{text}{where}: {facts['origin']}{how} in {_duration(step.seconds)}"
+        f"{_in_brackets(facts['why'])}"
+    )
+
+
+def _in_brackets(text: str) -> str:
+    return f" ({text})" if text else ""
+
+
+# After the tests
+
+_MAX_LEFT: Final = 12
+"""Lines about what tests left behind; further ones are only counted."""
+
+_MAX_QUERY: Final = 100
+"""Characters of a query that are shown."""
+
+_PUT_BACK: Final = ("COMMIT", "ROLLBACK", "SELECT PG_ADVISORY_UNLOCK_ALL()")
+"""How the last statement of a connection begins that was put back into a pool.
+
+SQLAlchemy and psycopg end the transaction then, asyncpg resets the connection.
+"""
 
 
 def left(steps: Sequence[Step], *, leaks: bool = True) -> Iterator[str]:
-    """Yield a line for each thing that a test left behind, and for those that are too many.
+    """Yield a line for each thing that a test left behind, and one for connections in pools.
 
-    Without *leaks* nothing is said of connections that are still open.
+    Without *leaks*, connections that are still open are not reported.
     """
-    told = [
+    found = [
         step.facts for step in steps if step.name == "left" and (leaks or "trouble" in step.facts)
     ]
-    pooled = [facts for facts in told if _is_pooled(facts)]
-    told = [facts for facts in told if not _is_pooled(facts)]
-    for facts in told[:_LINES]:
+    pooled = [facts for facts in found if _is_pooled(facts)]
+    others = [facts for facts in found if not _is_pooled(facts)]
+    for facts in others[:_MAX_LEFT]:
         yield f"{facts['test']}: {facts['trouble'] if 'trouble' in facts else _leak(facts)}"
-    if len(told) > _LINES:
-        yield f"... and {len(told) - _LINES} more like these"
+    if len(others) > _MAX_LEFT:
+        yield f"... and {len(others) - _MAX_LEFT} more like these"
     if pooled:
-        tests = list(dict.fromkeys(facts["test"] for facts in pooled))
-        others = f" and {_counted(len(tests) - 1, 'other test')}" if len(tests) > 1 else ""
+        first, *more = dict.fromkeys(facts["test"] for facts in pooled)
+        tests = f"{first} and {_counted(len(more), 'other test')}" if more else first
         yield (
-            f"{tests[0]}{others}: {_counted(len(pooled), 'idle connection')} stayed open, as in an"
-            " engine's pool: dispose of the engine after the test, or give it poolclass=NullPool"
+            f"{tests}: {_counted(len(pooled), 'idle connection')} stayed open, as in an engine's"
+            " pool: dispose of the engine after the test, or give it poolclass=NullPool"
         )
 
 
+def _is_pooled(facts: Mapping[str, str]) -> bool:
+    last = facts.get("query", "").strip().upper()
+    return facts.get("state") == "idle" and last.startswith(_PUT_BACK)
+
+
+def _leak(facts: Mapping[str, str]) -> str:
+    name = f"connection {facts['application']!r}" if facts["application"] else "connection"
+    query = f", last: {' '.join(facts['query'].split())[:_MAX_QUERY]}" if facts["query"] else ""
+    return f"it left a {name} open ({facts['state'] or 'state unknown'}{query})"
+
+
 def kept(steps: Sequence[Step]) -> Iterator[str]:
-    """Yield a line for each database of a failed test that is there to be looked at."""
+    """Yield a line for each database that was saved because its test failed."""
     for step in steps:
         if step.name == "kept":
             number = step.facts["name"].rpartition("_")[2]
-            yield f"{step.facts['test']}: its database is kept: warmstack psql {number}"
+            yield f"{step.facts['test']}: its database is saved: warmstack psql {number}"
 
 
 def summary(ledger: Ledger, *, workers: int) -> Iterator[str]:
-    """Yield the line that tells what the set-up cost, if there was any."""
-    seconds = {
-        name: max((step.seconds for step in ledger.steps if step.name == name), default=None)
-        for name in (*_SERVERS, "end")
-    }
-    servers = [cost for name in _SERVERS if (cost := seconds[name]) is not None]
+    """Yield the line that says what the set-up cost, if there was any."""
+    servers = [step.seconds for step in ledger.steps if step.name in SERVERS]
     if not servers:
         return
-    # The two servers start side by side, the templates follow PostgreSQL, one after the other.
+    # The two servers start side by side; the templates follow PostgreSQL, one after the other.
     parts = [f"servers {_duration(max(servers))}"]
     if templates := _templates(ledger.steps).values():
         cost = sum(max(step.seconds for step in each) for each in templates)
@@ -169,72 +242,84 @@ def summary(ledger: Ledger, *, workers: int) -> Iterator[str]:
         count, median = ledger.repeated(name)
         if count:
             parts.append(f"{count} {name}{plural * (count > 1)} of {_duration(median)}")
-    if seconds["end"] is not None:
-        parts.append(f"end {_duration(seconds['end'])}")
+    if ends := [step.seconds for step in ledger.steps if step.name == "end"]:
+        parts.append(f"end {_duration(max(ends))}")
     by = f" by {workers} workers" if workers > 1 else ""
     yield f"set-up{by}: {', '.join(parts)}"
 
 
-def _leak(facts: Mapping[str, str]) -> str:
-    """Return the words for a connection that a test left open."""
-    name = f"connection {facts['application']!r}" if facts["application"] else "connection"
-    query = f", last: {' '.join(facts['query'].split())[:_QUERY]}" if facts["query"] else ""
-    return f"it left a {name} open ({facts['state'] or 'state unknown'}{query})"
+# Beside the failure of a test
+
+WIDER_SCOPE: Final = (
+    "db_url and db_engine belong to one test, unless its class or module has a database of its own:"
+    ' pytestmark = pytest.mark.warmstack_isolation("module")'
+)
+"""What helps if a fixture of a wider scope asks for them."""
+
+PLAIN_URL: Final = (
+    "db_url is for create_async_engine. asyncpg, psycopg and libpq take db_dsn, the same URL"
+    " without a driver; for create_engine: make_url(db_url).set(drivername='postgresql+psycopg')"
+)
+"""What helps if another driver gets it."""
+
+NO_CONNECTION: Final = "53300"
+NO_SPACE: Final = "53100"
+"""SQLSTATEs (PostgreSQL's documentation, appendix "PostgreSQL Error Codes")."""
+
+_MAX_CAUSES: Final = 10
+"""How many causes of an error are looked at: they may form a circle."""
 
 
-def _is_pooled(facts: Mapping[str, str]) -> bool:
-    """Tell whether a connection looks like one that lies in a pool.
+def has_state(error: BaseException, state: str) -> bool:
+    """Tell whether *error*, or a cause of it, is a refusal of PostgreSQL with this SQLSTATE."""
+    cause: BaseException | None = error
+    for _ in range(_MAX_CAUSES):
+        if cause is None:
+            return False
+        if state in (getattr(cause, "sqlstate", None), getattr(cause, "pgcode", None)):
+            return True
+        cause = getattr(cause, "orig", None) or cause.__cause__ or cause.__context__
+    return False
 
-    SQLAlchemy and psycopg end the transaction of what comes back, asyncpg resets the connection.
-    """
-    last = facts.get("query", "").strip().upper()
-    return facts.get("state") == "idle" and last.startswith(_PUT_BACK)
+
+# Numbers
 
 
 def _counted(count: int, noun: str) -> str:
-    """Return a number with what it counts: `2 tests`."""
     return f"{count} {noun}{'s' * (count != 1)}"
 
 
-def _server(step: Step, begun: float, *, with_why: bool) -> str:
-    """Return the line of one server."""
-    facts = step.facts
-    runtime = facts["runtime"]
-    why = f" (auto: {facts['why']})" if facts["why"] and with_why else ""
-    origin = facts["origin"]
-    if origin in {"reused", "shared"}:
-        since = float(facts["since"])
-        age = _age(originals.now() - since)
-        # By a worker that has ended and could not tell, for example.
-        is_new = origin == "shared" or since >= begun
-        state = f"started {age} ago by another process" if is_new else f"reused, {age} old"
-    else:
-        state = f"{origin} in {_duration(step.seconds)}"
-    reason = f" ({facts['reason']})" if facts["reason"] else ""
-    what = f", {facts['what']}" if facts["what"] else ""
-    return f"{facts['title']} on {facts['place']}, {runtime}{why}{what}: {state}{reason}"
-
-
-def _template(step: Step, *, of: str) -> str:
-    """Return the line of a template; *of* names its Alembic configuration, if there are others."""
-    facts = step.facts
-    text = f" of {facts['text']}" if facts["text"] else ""
-    how = f" {facts['how']}" if facts["how"] else ""
-    why = f" ({facts['why']})" if facts["why"] else ""
-    where = f", {of}" if of else ""
-    return f"template{text}{where}: {facts['origin']}{how} in {_duration(step.seconds)}{why}"
-
-
 def _duration(seconds: float) -> str:
-    """Return a time as one reads it: `1.31 s`, `14 ms`."""
+    """Return a duration as one reads it: `1.31 s`, `14 ms`."""
     if seconds >= 0.9995:
         return f"{seconds:.2f} s"
     return f"{seconds * 1000:.0f} ms" if seconds >= 0.0005 else "under 1 ms"
 
 
-def _age(seconds: float) -> str:
-    """Return an age in its largest whole unit: `3 h`."""
-    for unit, size in (("d", 86400), ("h", 3600), ("min", 60)):
-        if seconds >= size:
-            return f"{seconds // size:.0f} {unit}"
+def age(seconds: float) -> str:
+    """Return an age in its largest whole unit.
+
+    >>> age(7300)
+    '2 h'
+    """
+    for unit, size_ in (("d", 86400), ("h", 3600), ("min", 60)):
+        if seconds >= size_:
+            return f"{seconds // size_:.0f} {unit}"
     return f"{max(seconds, 0) // 1:.0f} s"
+
+
+def ago(moment: float) -> str:
+    """Return how long ago *moment* was, in epoch seconds; a dash if it is 0."""
+    return f"{age(originals.now() - moment)} ago" if moment else "-"
+
+
+def size(count: int) -> str:
+    """Return *count* bytes in a unit that fits; a dash for 0.
+
+    >>> size(8_500_000)
+    '8.5 MB'
+    """
+    for unit, many in (("GB", 1e9), ("MB", 1e6)):
+        if count >= many:
+            return f"{count / many:.1f} {unit}"
+    return f"{count / 1e3:.0f} kB" if count else "-"

@@ -5,9 +5,9 @@ from __future__ import annotations
 from typing import Any
 
 from pytest_warmstack.background import BackgroundLoop
+from pytest_warmstack.options import Settings
 from pytest_warmstack.servers.identity import Service
 from pytest_warmstack.servers.model import ServerSpec
-from pytest_warmstack.settings import Settings
 
 
 def make(

@@ -17,15 +17,15 @@ from typing import TYPE_CHECKING, Any, Final
 import pytest
 
 from pytest_warmstack import options, originals
-from pytest_warmstack.settings import Leaks
+from pytest_warmstack.options import Leaks
 
 if TYPE_CHECKING:
     from pytest_warmstack.environment import Environment
     from pytest_warmstack.postgres.clones import Clone
+    from pytest_warmstack.report import Ledger
     from pytest_warmstack.servers import RememberedServers
     from pytest_warmstack.servers.model import RunContext
     from pytest_warmstack.signals import SignalWatch
-    from pytest_warmstack.timings import Ledger
 
 _MESSAGE: Final = "warmstack"
 """The key of what the controller and the workers of xdist send to each other."""
@@ -43,7 +43,7 @@ class Session:
 
     def __init__(self, config: pytest.Config) -> None:
         self.config = config
-        self.settings = options.settings(config)
+        self.settings = options.read(config)
         self.environment: Environment | None = None
         self.failed: set[pytest.Item] = set()
         self.shown: dict[str, str] = {}
@@ -171,7 +171,7 @@ class Session:
     def _remove_servers(self) -> None:
         """Remove the servers that the workers of xdist started, in whatever runtime."""
         from pytest_warmstack import cleanup
-        from pytest_warmstack.timings import Ledger, Step
+        from pytest_warmstack.report import Ledger, Step
 
         ledger = self._ledger = Ledger()
         messages = self._messages()

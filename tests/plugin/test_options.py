@@ -15,9 +15,8 @@ from typing import Any
 import pytest
 
 from pytest_warmstack import options
-from pytest_warmstack.servers.model import ServerInfo
-from pytest_warmstack.settings import (
-    CHOICES,
+from pytest_warmstack.options import (
+    OPTIONS,
     Isolation,
     Kind,
     Leaks,
@@ -25,6 +24,7 @@ from pytest_warmstack.settings import (
     RuntimeName,
     Settings,
 )
+from pytest_warmstack.servers.model import ServerInfo
 from pytest_warmstack.settings_errors import SettingsError
 
 Run = Callable[..., pytest.RunResult]
@@ -35,7 +35,7 @@ NOTHING = "def test_it(): pass"
 
 LOADED = ["-p", "asyncio", "-p", "warmstack"]
 
-LISTS = {Kind.WORDS, Kind.PATTERNS, Kind.SCRIPTS, Kind.LINES, Kind.OPTIONS, Kind.VARIABLES}
+LISTS = {option.kind for option in OPTIONS.values() if option.kind.ini == "linelist"}
 """The kinds of several lines, which stand in a file only."""
 
 # How a choice is given
@@ -43,29 +43,29 @@ LISTS = {Kind.WORDS, Kind.PATTERNS, Kind.SCRIPTS, Kind.LINES, Kind.OPTIONS, Kind
 
 def ini_text(name: str, raw: str) -> str:
     """Return a pytest.ini in which the choice *name* is set."""
-    return f"[pytest]\n{CHOICES[name].ini} =\n    {raw}\n"
+    return f"[pytest]\n{OPTIONS[name].ini} =\n    {raw}\n"
 
 
 def toml(name: str, raw: str) -> str:
     """Return a value for the choice *name* as one writes it in TOML: a truth, a number, a list."""
-    kind = CHOICES[name].kind
+    kind = OPTIONS[name].kind
     if kind in LISTS:
         return f"['{raw}']"
-    plain = {Kind.SWITCH: "true", Kind.SECONDS: raw, Kind.COUNT: raw, Kind.LIMIT: raw}
+    plain = {options.SWITCH: "true", options.SECONDS: raw, options.COUNT: raw, options.LIMIT: raw}
     return plain.get(kind, f"'{raw}'")
 
 
 def on_the_command_line(_: pytest.Pytester, __: pytest.MonkeyPatch, name: str, raw: str) -> Any:
     """Return the arguments that give the choice *name*."""
-    if CHOICES[name].kind in {Kind.SWITCH, Kind.FLAG}:
-        return [str(CHOICES[name].flag)], f"command line option {CHOICES[name].flag}"
-    return [f"{CHOICES[name].flag}={raw}"], f"command line option {CHOICES[name].flag}"
+    if OPTIONS[name].kind in {options.SWITCH, options.FLAG}:
+        return [str(OPTIONS[name].flag)], f"command line option {OPTIONS[name].flag}"
+    return [f"{OPTIONS[name].flag}={raw}"], f"command line option {OPTIONS[name].flag}"
 
 
 def in_a_variable(_: pytest.Pytester, patch: pytest.MonkeyPatch, name: str, raw: str) -> Any:
     """Set the variable of the choice *name*."""
-    patch.setenv(str(CHOICES[name].variable), raw)
-    return [], f"environment variable {CHOICES[name].variable}"
+    patch.setenv(str(OPTIONS[name].variable), raw)
+    return [], f"environment variable {OPTIONS[name].variable}"
 
 
 def in_pytest_ini(pytester: pytest.Pytester, _: pytest.MonkeyPatch, name: str, raw: str) -> Any:
@@ -77,14 +77,14 @@ def in_pytest_ini(pytester: pytest.Pytester, _: pytest.MonkeyPatch, name: str, r
 def in_pyproject(pytester: pytest.Pytester, _: pytest.MonkeyPatch, name: str, raw: str) -> Any:
     """Write the choice *name* into a pyproject.toml, with the type that one uses there."""
     pytester.makepyprojecttoml(
-        f"[tool.pytest.ini_options]\n{CHOICES[name].ini} = {toml(name, raw)}\n"
+        f"[tool.pytest.ini_options]\n{OPTIONS[name].ini} = {toml(name, raw)}\n"
     )
     return [], "pyproject.toml"
 
 
 def in_native_toml(pytester: pytest.Pytester, _: pytest.MonkeyPatch, name: str, raw: str) -> Any:
     """Write the choice *name* into the table that pytest 9 reads with TOML's own types."""
-    pytester.makepyprojecttoml(f"[tool.pytest]\n{CHOICES[name].ini} = {toml(name, raw)}\n")
+    pytester.makepyprojecttoml(f"[tool.pytest]\n{OPTIONS[name].ini} = {toml(name, raw)}\n")
     return [], "pyproject.toml"
 
 
@@ -94,40 +94,40 @@ if pytest.version_tuple >= (9,):
     FILES.append(in_native_toml)
 PLACES: list[Place] = [on_the_command_line, in_a_variable, *FILES]
 EXAMPLES: dict[Kind, tuple[str, Any]] = {
-    Kind.SWITCH: ("yes", True),
-    Kind.RUNTIME: ("embedded", RuntimeName.EMBEDDED),
-    Kind.ISOLATION: ("module", Isolation.MODULE),
-    Kind.LEAKS: ("ignore", Leaks.IGNORE),
-    Kind.REDIS: ("per-process", RedisPlan.PER_PROCESS),
-    Kind.TEXT: ("postgres:15", "postgres:15"),
-    Kind.SECONDS: ("2.5", 2.5),
-    Kind.COUNT: ("7", 7),
-    Kind.LIMIT: ("0", 0),
-    Kind.AGE: ("12h", 43200.0),
-    Kind.OPTIONS: ("work_mem=8MB", ("work_mem=8MB",)),
-    Kind.VARIABLES: ("LANG=C", ("LANG=C",)),
-    Kind.POSTGRES_URL: ("postgresql://ci@db", "postgresql://ci@db"),
-    Kind.REDIS_URL: ("redis://cache", "redis://cache"),
-    Kind.CONFIG: ("shop.db:make_config", "shop.db:make_config"),
-    Kind.FLAG: ("", True),
-    Kind.WORDS: ("tenant=a", ("tenant=a",)),
-    Kind.PATTERNS: ("sql/*.sql", ("sql/*.sql",)),
-    Kind.SCRIPTS: ("sql/base.sql", ("sql/base.sql",)),
-    Kind.LINES: ("URL={db_url}", ("URL={db_url}",)),
+    options.SWITCH: ("yes", True),
+    options.RUNTIME: ("embedded", RuntimeName.EMBEDDED),
+    options.ISOLATION: ("module", Isolation.MODULE),
+    options.LEAKS: ("ignore", Leaks.IGNORE),
+    options.REDIS: ("per-process", RedisPlan.PER_PROCESS),
+    options.TEXT: ("postgres:15", "postgres:15"),
+    options.SECONDS: ("2.5", 2.5),
+    options.COUNT: ("7", 7),
+    options.LIMIT: ("0", 0),
+    options.AGE: ("12h", 43200.0),
+    options.POSTGRES_ARGS: ("work_mem=8MB", ("work_mem=8MB",)),
+    options.POSTGRES_ENV: ("LANG=C", ("LANG=C",)),
+    options.POSTGRES_URL: ("postgresql://ci@db", "postgresql://ci@db"),
+    options.REDIS_URL: ("redis://cache", "redis://cache"),
+    options.CONFIG: ("shop.db:make_config", "shop.db:make_config"),
+    options.FLAG: ("", True),
+    options.PAIRS: ("tenant=a", ("tenant=a",)),
+    options.PATTERNS: ("sql/*.sql", ("sql/*.sql",)),
+    options.SCRIPTS: ("sql/base.sql", ("sql/base.sql",)),
+    options.ENV: ("URL={db_url}", ("URL={db_url}",)),
 }
 GIVEN = [
     pytest.param(name, place, id=f"{name}-{place.__name__}")
-    for name, choice in CHOICES.items()
+    for name, choice in OPTIONS.items()
     for place in PLACES
     if (choice.flag or place is not on_the_command_line)
     and (choice.variable or place is not in_a_variable)
-    and (choice.kind is not Kind.FLAG or place not in FILES)
+    and (choice.kind is not options.FLAG or place not in FILES)
 ]
 
 
 def settings(pytester: pytest.Pytester, *arguments: str) -> Settings:
     """Return the settings of a run with *arguments*."""
-    return options.settings(pytester.parseconfig(*LOADED, *arguments))
+    return options.read(pytester.parseconfig(*LOADED, *arguments))
 
 
 @pytest.mark.parametrize(("name", "place"), GIVEN)
@@ -135,7 +135,7 @@ def test_each_choice_is_read_from_each_of_its_places(
     pytester: pytest.Pytester, monkeypatch: pytest.MonkeyPatch, name: str, place: Place
 ) -> None:
     """A value arrives, converted, and its source is told as the user would name it."""
-    choice = CHOICES[name]
+    choice = OPTIONS[name]
     raw, converted = EXAMPLES.get(choice.kind, ("some/folder", pytester.path / "some/folder"))
     arguments, source = place(pytester, monkeypatch, name, raw)
 
@@ -143,7 +143,7 @@ def test_each_choice_is_read_from_each_of_its_places(
 
     # A relative path is relative to what its place is about; here that is one folder for all.
     value = getattr(chosen, name)
-    assert (pytester.path / value if choice.kind is Kind.PATH else value) == converted
+    assert (pytester.path / value if choice.kind is options.PATH else value) == converted
     assert chosen.sources == {name: source}
 
 
@@ -224,10 +224,10 @@ def test_reading_the_settings_warns_of_nothing(pytester: pytest.Pytester, raw: s
     config = pytester.parseconfig(*LOADED)
 
     if raw == "yes":
-        assert options.settings(config).reuse is True
+        assert options.read(config).reuse is True
     else:
         with pytest.raises(SettingsError):
-            options.settings(config)
+            options.read(config)
 
 
 def test_help_names_every_option_and_every_ini_key(run: Run) -> None:
@@ -236,9 +236,9 @@ def test_help_names_every_option_and_every_ini_key(run: Run) -> None:
 
     assert result.ret == 0
     text = " ".join(result.stdout.str().split())
-    for choice in CHOICES.values():
+    for choice in OPTIONS.values():
         assert choice.flag is None or choice.flag in text
-        assert (choice.ini in text) is (choice.kind is not Kind.FLAG)
+        assert (choice.ini in text) is (choice.kind is not options.FLAG)
         assert choice.help in text
     assert "--no-reuse-containers" in text
 
@@ -292,10 +292,11 @@ def test_a_value_that_cannot_be_used_stops_the_run_with_a_sentence(
     assert result.ret == pytest.ExitCode.USAGE_ERROR
     error = result.stderr.str()
     # A number that pytest has read as one is shown as one.
-    shown = {f"ERROR: {value} is no value for warmstack_{name}." for value in (raw, repr(raw))}
+    typed = f"warmstack_{name}" if place in FILES else source.rpartition(" ")[2]
+    shown = {f"ERROR: Invalid value {value} for {typed}.\n" for value in (raw, repr(raw))}
     assert any(text in error for text in shown)
-    assert f"Looked at: {source}\n" in error
-    assert f"it takes {CHOICES[name].kind.value}" in error
+    assert (f"Looked at: {source}\n" in error) is (place in FILES)
+    assert f"it takes {OPTIONS[name].kind.wanted}" in error
     assert "Traceback" not in error + result.stdout.str()
     assert "INTERNALERROR" not in error + result.stdout.str()
 
@@ -511,7 +512,7 @@ def test_programs_are_looked_for_in_the_named_folder_alone(
     """A folder without the program is an error that names it, whatever else is installed."""
     pytester.makepyfile(REDIS if name == "redis_bin" else POSTGRES)
     arguments, _ = place(pytester, monkeypatch, name, "absent")
-    choice = CHOICES[name]
+    choice = OPTIONS[name]
     named = {on_the_command_line: choice.flag, in_a_variable: choice.variable}
 
     text = refused(run(*arguments))
@@ -1007,7 +1008,7 @@ def beside(installed: Path, pytester: pytest.Pytester) -> Beside:
             getattr(each, "__name__", "") == "pytest_docker_tools.plugin" for each in plugins
         )
         theirs = bool(config.getoption("reuse_containers"))
-        return loaded, theirs, options.settings(config).reuse
+        return loaded, theirs, options.read(config).reuse
 
     return read
 
@@ -1081,7 +1082,7 @@ def test_an_option_of_pytest_that_overrides_the_file_is_the_source(
     found = settings(pytester, "-o", "warmstack_runtime=embedded")
 
     assert found.sources["runtime"] == "command line option -o warmstack_runtime"
-    assert "option -o warmstack_runtime" in refused(
+    assert " for -o warmstack_runtime.\n" in refused(
         run("-o", "warmstack_runtime=dokcer", runtime="")
     )
 

@@ -12,10 +12,10 @@ from docker.errors import DockerException, ImageNotFound
 
 from pytest_warmstack import redis
 from pytest_warmstack.background import BackgroundLoop
+from pytest_warmstack.options import RuntimeName, Settings
 from pytest_warmstack.postgres import server as postgres
 from pytest_warmstack.servers.errors import RuntimeUnavailable
 from pytest_warmstack.servers.model import ServerSpec
-from pytest_warmstack.settings import RuntimeName, Settings
 
 pytest.register_assert_rewrite("projects")
 

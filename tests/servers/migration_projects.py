@@ -17,13 +17,13 @@ from pathlib import Path
 from typing import Any, Final
 
 from projects import keeping
+from pytest_warmstack.options import Settings
 from pytest_warmstack.postgres import DatabaseName
 from pytest_warmstack.postgres.databases import Databases
 from pytest_warmstack.postgres.template import layers, templates
 from pytest_warmstack.postgres.template.configurations import Configurations
 from pytest_warmstack.postgres.template.dependencies import FileState
 from pytest_warmstack.servers.model import USER, Server, ServerSpec
-from pytest_warmstack.settings import Settings
 
 VERSIONS: Final = "migrations/versions"
 

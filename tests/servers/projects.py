@@ -25,6 +25,7 @@ import docker
 import pytest
 from docker.errors import DockerException
 
+from pytest_warmstack.options import RuntimeName
 from pytest_warmstack.postgres import DatabaseName
 from pytest_warmstack.postgres.clones import CloneFactory
 from pytest_warmstack.servers import embedded, identity
@@ -41,7 +42,6 @@ from pytest_warmstack.servers.model import (
     Server,
     ServerSpec,
 )
-from pytest_warmstack.settings import RuntimeName
 
 T = TypeVar("T")
 

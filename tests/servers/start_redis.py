@@ -12,10 +12,10 @@ import sys
 from typing import Any
 
 from pytest_warmstack import redis
+from pytest_warmstack.options import Settings
 from pytest_warmstack.servers.docker import Docker
 from pytest_warmstack.servers.identity import Label, Process, Project
 from pytest_warmstack.servers.model import RunContext
-from pytest_warmstack.settings import Settings
 
 
 def main(image: str, folder: str) -> None:

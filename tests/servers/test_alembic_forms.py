@@ -23,7 +23,7 @@ from alembic.script import ScriptDirectory
 from alembic.util import CommandError
 
 from projects import Library
-from pytest_warmstack.settings import RuntimeName
+from pytest_warmstack.options import RuntimeName
 
 FORMS: Final = Path(__file__).parents[1] / "examples" / "forms"
 REUSE: Final = "--reuse-containers"

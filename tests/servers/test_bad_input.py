@@ -14,7 +14,7 @@ from typing import Final
 import pytest
 
 from projects import Library
-from pytest_warmstack.settings import RuntimeName
+from pytest_warmstack.options import RuntimeName
 
 REUSE: Final = "--reuse-containers"
 SECONDS: Final = 20

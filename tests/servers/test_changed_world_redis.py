@@ -20,9 +20,9 @@ from redis import Redis
 
 from projects import Bench, Library, until
 from pytest_warmstack import originals
+from pytest_warmstack.options import RuntimeName
 from pytest_warmstack.redis.connections import USED
 from pytest_warmstack.redis.leases import Leases
-from pytest_warmstack.settings import RuntimeName
 
 LIBRARY = "#!lua name=mine\nredis.register_function('f', function() return 1 end)"
 

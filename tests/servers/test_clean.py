@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from projects import Library, assert_nothing_left, until
-from pytest_warmstack.settings import RuntimeName
+from pytest_warmstack.options import RuntimeName
 
 REUSE = "--reuse-containers"
 READER = ("-k", "reader")

@@ -24,10 +24,10 @@ from redis import Redis
 from projects import Bench, Library, query, until
 from pytest_warmstack import cleanup
 from pytest_warmstack.background import BackgroundLoop
+from pytest_warmstack.options import RuntimeName
 from pytest_warmstack.postgres import sql
 from pytest_warmstack.redis.connections import USED
 from pytest_warmstack.servers.model import Server, ServerInfo, redis_url
-from pytest_warmstack.settings import RuntimeName
 
 REUSE = "--reuse-containers"
 READER = ("-k", "reader")

@@ -9,10 +9,10 @@ import pytest
 from redis import Redis
 
 from projects import Bench, Library, until, with_command, with_options
+from pytest_warmstack.options import RuntimeName
 from pytest_warmstack.redis.errors import LeaseFailed
 from pytest_warmstack.redis.leases import Leases
 from pytest_warmstack.servers.model import Server
-from pytest_warmstack.settings import RuntimeName
 
 REUSE = "--reuse-containers"
 

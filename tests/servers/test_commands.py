@@ -12,8 +12,8 @@ from typing import Any
 import pytest
 
 from projects import PATH, WAITING, Library, engine, script, until
+from pytest_warmstack.options import RuntimeName
 from pytest_warmstack.postgres import sql
-from pytest_warmstack.settings import RuntimeName
 
 REUSE = "--reuse-containers"
 READER = ("-k", "reader")
@@ -709,7 +709,7 @@ def test_the_saved_database_of_a_module_names_the_tests_that_failed(
     run = project.run(REUSE, "test_shared.py")
 
     run.assert_outcomes(failed=2, passed=1)
-    run.stdout.fnmatch_lines([f"warmstack: {failed}: its database is kept: *"])
+    run.stdout.fnmatch_lines([f"warmstack: {failed}: its database is saved: *"])
     assert [test for _, test in saved(project)] == [failed]
     ((name, _),) = saved(project)
     for wanted in ("test_shared.py::test_second", "test_first", "shared"):

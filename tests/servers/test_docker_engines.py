@@ -36,9 +36,9 @@ from docker_endpoints import (
 )
 from external_servers import certificate
 from projects import Bench, Images, Library, Listener, containers, engine, listeners
+from pytest_warmstack.options import RuntimeName
 from pytest_warmstack.servers.docker import Docker
 from pytest_warmstack.servers.docker.engine import Route, _gateway
-from pytest_warmstack.settings import RuntimeName
 
 pytestmark = pytest.mark.docker
 

@@ -17,8 +17,8 @@ from testcontainers.core.container import DockerContainer
 from testcontainers.core.labels import LABEL_SESSION_ID, SESSION_ID
 
 from projects import Bench, Images, Library, containers, engine
+from pytest_warmstack.options import RuntimeName
 from pytest_warmstack.servers.identity import KEPT, Label, Process, Project
-from pytest_warmstack.settings import RuntimeName
 
 pytestmark = [
     pytest.mark.docker,

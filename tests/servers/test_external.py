@@ -12,9 +12,9 @@ import pytest
 from redis import Redis
 
 from projects import WAITING, Bench, Library, query, until
+from pytest_warmstack.options import RuntimeName
 from pytest_warmstack.postgres import sql
 from pytest_warmstack.servers.model import Endpoint, redis_url
-from pytest_warmstack.settings import RuntimeName
 
 REUSE = "--reuse-containers"
 PASSWORD = "p@ss:word/%"

@@ -21,10 +21,10 @@ from docker_endpoints import forwarded, short_folder
 from projects import WAITING, Bench, Images, Library, engine, until, with_options
 from pytest_warmstack import redis
 from pytest_warmstack.background import BackgroundLoop
+from pytest_warmstack.options import RuntimeName, Settings
 from pytest_warmstack.postgres import server as postgres
 from pytest_warmstack.servers.errors import RuntimeUnavailable
 from pytest_warmstack.servers.model import NotReady, OwnRuntime, ServerInfo, ServerSpec
-from pytest_warmstack.settings import RuntimeName, Settings
 
 READER = ("-k", "reader")
 COMMANDS = (["status"], ["clean"], ["doctor"], ["logs"], ["psql"], ["redis-cli"])

@@ -16,10 +16,10 @@ import pytest
 from docker.models.containers import ContainerCollection
 
 from projects import Bench, Images, Library, containers, engine, left, query
+from pytest_warmstack.options import RuntimeName
 from pytest_warmstack.servers.docker import image
 from pytest_warmstack.servers.errors import RuntimeUnavailable, ServerFailed
 from pytest_warmstack.servers.model import ServerSpec
-from pytest_warmstack.settings import RuntimeName
 
 pytestmark = [
     pytest.mark.docker,

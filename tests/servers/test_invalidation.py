@@ -20,10 +20,10 @@ import pytest
 
 from migration_projects import ENV, INI, VERSIONS, Project, Shelf, promised
 from projects import Bench, keeping, until
+from pytest_warmstack.options import RuntimeName, Settings
 from pytest_warmstack.postgres.retention import Retention
 from pytest_warmstack.postgres.template import dependencies, templates
 from pytest_warmstack.postgres.template.errors import TemplateFailed
-from pytest_warmstack.settings import RuntimeName, Settings
 
 pytestmark = pytest.mark.parametrize("runtime", [RuntimeName.EMBEDDED], indirect=True)
 

@@ -316,7 +316,10 @@ def test_a_class_or_a_module_shares_a_database_and_the_closest_word_counts(kept:
     assert len(lines) == 5
     assert len(set(lines)) == 2
     result.stdout.re_match_lines(
-        [r"(E +)?'never' is no value for isolation\.", ".*one of clone, class, module, rollback.*"]
+        [
+            r"(E +)?Invalid value 'never' for the marker warmstack_isolation\.",
+            ".*one of clone, class, module, rollback.*",
+        ]
     )
     assert kept.databases("u") == []
 

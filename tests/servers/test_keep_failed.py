@@ -10,9 +10,9 @@ from pathlib import Path
 import pytest
 
 from projects import Bench, Library, keeping, script, until
+from pytest_warmstack.options import RuntimeName
 from pytest_warmstack.postgres import DatabaseName, State
 from pytest_warmstack.postgres.clones import BATCH
-from pytest_warmstack.settings import RuntimeName
 
 REUSE = "--reuse-containers"
 
@@ -34,7 +34,7 @@ async def test_that_passes(db_session):
 
 def lines(result: pytest.RunResult) -> dict[str, str]:
     """Return the numbers by which the run says that databases are kept, by test."""
-    pattern = r"warmstack: (\S+): its database is kept: warmstack psql ([0-9a-f]{10})$"
+    pattern = r"warmstack: (\S+): its database is saved: warmstack psql ([0-9a-f]{10})$"
     found = (re.match(pattern, line) for line in result.outlines)
     return {each[1]: each[2] for each in found if each}
 

@@ -20,7 +20,7 @@ from hypothesis import strategies as st
 
 from migration_projects import ENV, INI, VERSIONS, Project, Shelf, promised
 from projects import Bench
-from pytest_warmstack.settings import RuntimeName
+from pytest_warmstack.options import RuntimeName
 
 pytestmark = pytest.mark.parametrize("runtime", [RuntimeName.EMBEDDED], indirect=True)
 

@@ -9,10 +9,10 @@ import pytest
 from psycopg2.extras import LogicalReplicationConnection
 
 from projects import Bench, Library, keeping, query, until, with_command, with_options
+from pytest_warmstack.options import RuntimeName
 from pytest_warmstack.postgres import DatabaseName, State
 from pytest_warmstack.postgres.errors import CloneFailed
 from pytest_warmstack.servers.model import USER
-from pytest_warmstack.settings import RuntimeName
 
 REUSE = "--reuse-containers"
 

@@ -12,11 +12,11 @@ import pytest
 
 from projects import Bench, query
 from pytest_warmstack.background import BackgroundLoop
+from pytest_warmstack.options import RuntimeName, Settings
 from pytest_warmstack.postgres import native
 from pytest_warmstack.postgres import server as postgres
 from pytest_warmstack.servers.errors import ServerFailed
 from pytest_warmstack.servers.model import Server
-from pytest_warmstack.settings import RuntimeName, Settings
 
 PROMISES = {
     "SELECT lower('ÄÖÜ ИВАН ΑΘΗΝΑ')": "äöü иван αθηνα",

@@ -9,10 +9,10 @@ import pytest
 
 from projects import Bench, Library
 from pytest_warmstack.background import BackgroundLoop
+from pytest_warmstack.options import RuntimeName, Settings
 from pytest_warmstack.postgres import DatabaseName, State
 from pytest_warmstack.postgres import server as postgres
 from pytest_warmstack.servers.identity import Label
-from pytest_warmstack.settings import RuntimeName, Settings
 
 REUSE = "--reuse-containers"
 ONE = ("test_library.py", "-k", "author")
@@ -140,7 +140,7 @@ def test_a_refused_setting_ends_the_run_before_anything_starts(embedded_project:
 
     assert result.ret == pytest.ExitCode.USAGE_ERROR
     text = result.stderr.str()
-    assert "'port' can't be set by warmstack_postgres_args." in text
+    assert "Can't set 'port' in warmstack_postgres_args." in text
     assert "Why: the plugin chooses it" in text
     assert "Looked at: pytest.ini" in text
     assert embedded_project.servers() == []

@@ -15,8 +15,8 @@ import pytest
 from docker.errors import ImageNotFound
 
 from projects import Bench, Library, engine
+from pytest_warmstack.options import RuntimeName
 from pytest_warmstack.servers.errors import RuntimeUnavailable
-from pytest_warmstack.settings import RuntimeName
 from registry import Registry, noise, running, saved, scratch
 
 pytestmark = pytest.mark.docker

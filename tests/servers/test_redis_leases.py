@@ -14,12 +14,12 @@ import redis.exceptions
 from redis import Redis
 
 from projects import Bench, Library, until, with_command, with_options
+from pytest_warmstack.options import RuntimeName
 from pytest_warmstack.redis.connections import USER, Admin
 from pytest_warmstack.redis.errors import LeaseFailed
 from pytest_warmstack.redis.leases import Lease, Leases
 from pytest_warmstack.servers.errors import ServerFailed
 from pytest_warmstack.servers.model import NotReady, Server, redis_url
-from pytest_warmstack.settings import RuntimeName
 
 REUSE = "--reuse-containers"
 LIBRARY = "#!lua name=mine\nredis.register_function('f', function() return 1 end)"

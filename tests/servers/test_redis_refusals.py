@@ -12,12 +12,12 @@ import pytest
 
 from projects import Bench, Library
 from pytest_warmstack.errors import WarmstackError
+from pytest_warmstack.options import RuntimeName
 from pytest_warmstack.redis import overview
 from pytest_warmstack.redis.errors import LeaseFailed
 from pytest_warmstack.redis.leases import Leases, leased
 from pytest_warmstack.servers.errors import ServerFailed
 from pytest_warmstack.servers.model import NotOurs, NotReady, Server, redis_url
-from pytest_warmstack.settings import RuntimeName
 from refusing import RESET, way_to
 
 ANSWERS = {

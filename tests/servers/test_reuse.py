@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator
 import pytest
 
 from projects import Library
-from pytest_warmstack.settings import RuntimeName
+from pytest_warmstack.options import RuntimeName
 
 REUSE = "--reuse-containers"
 IMPORTS = """

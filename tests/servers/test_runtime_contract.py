@@ -38,12 +38,12 @@ from projects import (
     with_options,
 )
 from pytest_warmstack import redis
+from pytest_warmstack.options import RuntimeName
 from pytest_warmstack.postgres import server as postgres
 from pytest_warmstack.redis.connections import Admin as RedisAdmin
 from pytest_warmstack.servers.errors import ServerFailed
 from pytest_warmstack.servers.identity import KEPT, Label
 from pytest_warmstack.servers.model import Endpoint, NotOurs, NotReady, Server
-from pytest_warmstack.settings import RuntimeName
 
 
 @pytest.fixture(scope="module")

@@ -14,8 +14,8 @@ from typing import Any, Final
 import pytest
 
 from projects import Library
+from pytest_warmstack.options import RuntimeName
 from pytest_warmstack.postgres.template.child.arguments import understood
-from pytest_warmstack.settings import RuntimeName
 
 REUSE: Final = "--reuse-containers"
 

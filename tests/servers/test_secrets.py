@@ -12,8 +12,8 @@ import pytest
 from redis import Redis
 
 from projects import Bench, Library, query
+from pytest_warmstack.options import RuntimeName
 from pytest_warmstack.servers.model import Endpoint, redis_url
-from pytest_warmstack.settings import RuntimeName
 
 embedded = pytest.mark.parametrize("runtime", [RuntimeName.EMBEDDED], indirect=True)
 

@@ -9,13 +9,13 @@ from typing import Any
 import pytest
 
 from projects import Bench, Library, keeping, until, with_command, with_options
+from pytest_warmstack.options import RuntimeName, Settings
 from pytest_warmstack.postgres import DatabaseName, State
 from pytest_warmstack.postgres.clones import CloneFactory
 from pytest_warmstack.postgres.connections import connect_raw
 from pytest_warmstack.postgres.sql import MARK
 from pytest_warmstack.servers.errors import ServerFull
 from pytest_warmstack.servers.model import in_use
-from pytest_warmstack.settings import RuntimeName, Settings
 
 REUSE = "--reuse-containers"
 AHEAD = Settings().clones_ahead

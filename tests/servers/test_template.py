@@ -17,12 +17,12 @@ from typing import Any
 import pytest
 
 from projects import Bench, Library, keeping, until
+from pytest_warmstack.options import RuntimeName, Settings
 from pytest_warmstack.postgres import sql
 from pytest_warmstack.postgres.retention import Retention
 from pytest_warmstack.postgres.template import templates
 from pytest_warmstack.postgres.template.dependencies import FileState
 from pytest_warmstack.postgres.template.layers import Custom
-from pytest_warmstack.settings import RuntimeName, Settings
 
 REUSE = "--reuse-containers"
 

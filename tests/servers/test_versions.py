@@ -18,10 +18,10 @@ import pytest
 from docker.errors import ImageNotFound
 
 from projects import Bench, Images, Library, engine, left
+from pytest_warmstack.options import RuntimeName
 from pytest_warmstack.postgres import connections
 from pytest_warmstack.redis import connections as redis_connections
 from pytest_warmstack.servers.errors import ServerFailed
-from pytest_warmstack.settings import RuntimeName
 
 REUSE: Final = "--reuse-containers"
 DOCKER, EMBEDDED = RuntimeName.DOCKER, RuntimeName.EMBEDDED

@@ -9,6 +9,7 @@ import pytest
 from redis.connection import parse_url
 from sqlalchemy import make_url
 
+from pytest_warmstack.options import Settings
 from pytest_warmstack.postgres import DatabaseName, State
 from pytest_warmstack.postgres.clones import Clone
 from pytest_warmstack.postgres.template.dependencies import FileState
@@ -24,7 +25,6 @@ from pytest_warmstack.servers.model import (
     postgres_url,
     redis_url,
 )
-from pytest_warmstack.settings import Settings
 
 MANAGED = Endpoint(host="127.0.0.1", port=5432, password="0a1b")
 ODD = "p@ss/w:rd%?#"

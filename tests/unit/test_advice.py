@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from pytest_warmstack import advice
-from pytest_warmstack.settings import Settings
+from pytest_warmstack.options import Settings
 
 ITEM: Any = SimpleNamespace(fixturenames=("db_url",), function=lambda: None)
 ENVIRONMENT: Any = SimpleNamespace(holders=lambda: ["shop: 90"], no_space=lambda _: "no room")

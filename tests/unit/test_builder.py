@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 
+from pytest_warmstack.options import Settings
 from pytest_warmstack.postgres.template import builder as module
 from pytest_warmstack.postgres.template.builder import Builder
 from pytest_warmstack.postgres.template.configurations import Configuration
@@ -19,7 +20,6 @@ from pytest_warmstack.postgres.template.dependencies import FileState
 from pytest_warmstack.postgres.template.errors import TemplateFailed
 from pytest_warmstack.postgres.template.layers import BuildContext, Target
 from pytest_warmstack.servers.model import Endpoint
-from pytest_warmstack.settings import Settings
 
 STAND_IN = """
 import faulthandler, json, os, signal, sys, time

@@ -12,8 +12,8 @@ import pytest
 from psycopg import pq
 from sqlalchemy import URL, make_url
 
+from pytest_warmstack.placeholders import CERTIFICATES, LIBPQ
 from pytest_warmstack.postgres.template.child import database_url
-from pytest_warmstack.settings import CERTIFICATES, LIBPQ
 
 PARTS = {
     "username": "postgres",

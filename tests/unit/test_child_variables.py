@@ -11,8 +11,8 @@ from pathlib import Path
 
 import pytest
 
+from pytest_warmstack.placeholders import lines_for, placeholder_of
 from pytest_warmstack.postgres.template.child.variables import Variables
-from pytest_warmstack.settings import lines_for, placeholder_of
 
 SETTINGS = (
     "import os\nfrom pydantic import AliasChoices, BaseModel, Field\n"
@@ -183,7 +183,7 @@ def test_a_value_is_one_that_the_settings_take(tmp_path: Path) -> None:
     code = (
         "import os, runpy, sys\n"
         "from pytest_warmstack.postgres.template.child.variables import Variables\n"
-        "from pytest_warmstack.settings import filled\n"
+        "from pytest_warmstack.placeholders import filled\n"
         "try: runpy.run_path(sys.argv[1])\n"
         "except Exception as error: found = Variables().wanted(error, (), refused=False)\n"
         "for name, value in found.items(): print(name, value)\n"

@@ -7,10 +7,10 @@ from typing import Any
 
 import pytest
 
+from pytest_warmstack.options import Settings
 from pytest_warmstack.postgres.template import configurations
 from pytest_warmstack.postgres.template.configurations import Configuration, Configurations
 from pytest_warmstack.postgres.template.errors import TemplateFailed
-from pytest_warmstack.settings import Settings
 
 INI = "[alembic]\nscript_location = %(here)s/migrations\n"
 TABLE = '[tool.alembic]\nscript_location = "migrations"\n'

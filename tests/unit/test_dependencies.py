@@ -589,7 +589,7 @@ def test_the_check_of_unchanged_files_imports_neither_alembic_nor_sqlalchemy(roo
             "from pytest_warmstack.postgres.template import layers, templates\n"
             "from pytest_warmstack.postgres.template.configurations import Configurations\n"
             "from pytest_warmstack.postgres.template.dependencies import FileState\n"
-            "from pytest_warmstack.settings import Settings\n"
+            "from pytest_warmstack.options import Settings\n"
             "root = pathlib.Path.cwd()\n"
             "present = FileState(str(root))\n"
             "settings = Settings(seed=('sql/views.sql',))\n"

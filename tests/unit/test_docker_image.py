@@ -8,10 +8,10 @@ from typing import Any, Final
 import pytest
 
 from pytest_warmstack import redis
+from pytest_warmstack.options import Settings
 from pytest_warmstack.servers.docker.image import Image
 from pytest_warmstack.servers.identity import Service
 from pytest_warmstack.servers.model import Container
-from pytest_warmstack.settings import Settings
 
 POSTGRES: Final = Container(
     environment={"POSTGRES_PASSWORD": "secret"},

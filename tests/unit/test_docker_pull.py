@@ -7,9 +7,9 @@ from typing import Any
 import pytest
 
 from pytest_warmstack import redis
+from pytest_warmstack.options import Settings
 from pytest_warmstack.servers.docker.errors import DockerUnavailable
 from pytest_warmstack.servers.docker.image import REPORT_INTERVAL, Progress
-from pytest_warmstack.settings import Settings
 
 
 def line(layer: str, status: str, here: int = 0, size: int = 0) -> dict[str, Any]:

@@ -11,6 +11,7 @@ import pytest
 
 from pytest_warmstack import originals
 from pytest_warmstack.environment import ConfiguredTemplate, Environment, Forked, Lazy
+from pytest_warmstack.options import Settings
 from pytest_warmstack.postgres import Database, DatabaseName, State
 from pytest_warmstack.postgres.retention import Retention
 from pytest_warmstack.postgres.template.configurations import Configuration
@@ -18,7 +19,6 @@ from pytest_warmstack.postgres.template.templates import Template
 from pytest_warmstack.servers import RememberedServers
 from pytest_warmstack.servers.identity import Process, Project, fingerprint
 from pytest_warmstack.servers.model import RunContext
-from pytest_warmstack.settings import Settings
 
 
 @pytest.fixture

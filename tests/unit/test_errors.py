@@ -14,12 +14,12 @@ import pytest
 import pytest_warmstack
 from pytest_warmstack import redis
 from pytest_warmstack.errors import WarmstackError
+from pytest_warmstack.options import OPTIONS, Settings
 from pytest_warmstack.postgres.template.errors import Failure, TemplateFailed
 from pytest_warmstack.servers.docker.errors import NOT_RUNNING, ContainerFailed
 from pytest_warmstack.servers.errors import RuntimeUnavailable, ServerFailed
 from pytest_warmstack.servers.identity import Label, Service
 from pytest_warmstack.servers.model import Container, Endpoint, Server
-from pytest_warmstack.settings import CHOICES, Settings
 
 SAMPLES: dict[str, Any] = {
     "answer": "OOM command not allowed when used memory > 'maxmemory'",
@@ -249,9 +249,9 @@ def test_a_text_has_nothing_unformatted_in_it(name: str) -> None:
 def test_every_option_and_variable_that_a_text_names_exists(name: str) -> None:
     """Advice can be followed: what it says to set can be set."""
     text = str(made(name))
-    known = {choice.flag for choice in CHOICES.values()}
-    known |= {choice.variable for choice in CHOICES.values()}
-    known |= {choice.ini for choice in CHOICES.values()}
+    known = {choice.flag for choice in OPTIONS.values()}
+    known |= {choice.variable for choice in OPTIONS.values()}
+    known |= {choice.ini for choice in OPTIONS.values()}
 
     assert set(options(text)) <= known
 
@@ -295,8 +295,8 @@ def test_known_trouble_comes_with_what_helps_first(constructor: str, trouble: st
 
     assert hint in " ".join(error.todo[:-1])
     assert "run again" in error.todo[-1]
-    known = {choice.ini for choice in CHOICES.values()}
-    known |= {choice.variable for choice in CHOICES.values()}
+    known = {choice.ini for choice in OPTIONS.values()}
+    known |= {choice.variable for choice in OPTIONS.values()}
     assert set(options(str(error))) <= known
 
 

@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 
+from pytest_warmstack.options import Settings
 from pytest_warmstack.postgres.template.builder import Builder
 from pytest_warmstack.postgres.template.configurations import Configurations
 from pytest_warmstack.postgres.template.dependencies import FileState
@@ -27,7 +28,6 @@ from pytest_warmstack.postgres.template.layers import (
 from pytest_warmstack.postgres.template.record import BuildStep, LayerRecord
 from pytest_warmstack.postgres.template.template_layer import TemplateLayer
 from pytest_warmstack.servers.model import Endpoint
-from pytest_warmstack.settings import Settings
 
 NOWHERE = Target(
     Endpoint(host="127.0.0.1", port=5432, password="hunter2"), "warmstack_b_1", lambda _: [], list

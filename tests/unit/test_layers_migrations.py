@@ -7,12 +7,12 @@ from typing import Any
 
 import pytest
 
+from pytest_warmstack.options import Settings
 from pytest_warmstack.postgres.template.configurations import Configuration, Configurations
 from pytest_warmstack.postgres.template.dependencies import FileState
 from pytest_warmstack.postgres.template.errors import TemplateFailed
 from pytest_warmstack.postgres.template.layers import BuildContext, Migrations
 from pytest_warmstack.postgres.template.record import LayerRecord
-from pytest_warmstack.settings import Settings
 
 INI = "[alembic]\nscript_location = migrations\n"
 TOML = '[project]\nname = "shop"\n'

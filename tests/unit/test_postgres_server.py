@@ -9,10 +9,10 @@ from typing import Any
 import pytest
 
 from pytest_warmstack.background import BackgroundLoop
+from pytest_warmstack.options import Settings
 from pytest_warmstack.postgres import server
 from pytest_warmstack.servers.identity import changes
 from pytest_warmstack.servers.model import ServerSpec
-from pytest_warmstack.settings import Settings
 
 RUNTIMES = ("docker", "embedded")
 

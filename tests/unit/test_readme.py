@@ -68,15 +68,15 @@ def test_the_table_of_fixtures_names_each(text: str, name: str) -> None:
 
 def test_the_table_of_choices_has_a_row_for_each() -> None:
     """The table names every flag, ini key and variable, and the way to switch the reuse off."""
-    from pytest_warmstack.settings import CHOICES, Kind
+    from pytest_warmstack.options import OPTIONS
 
     lines = options.table().splitlines()
 
-    assert len(lines) == 2 + len(CHOICES)
+    assert len(lines) == 2 + len(OPTIONS)
     assert len({line.count("|") for line in lines}) == 1
     assert "`--reuse-containers`, `--no-reuse-containers`" in options.table()
-    for line, choice in zip(lines[2:], CHOICES.values(), strict=True):
-        assert (f"`{choice.ini}`" in line) is (choice.kind is not Kind.FLAG)
+    for line, choice in zip(lines[2:], OPTIONS.values(), strict=True):
+        assert (f"`{choice.ini}`" in line) is (choice.kind is not options.FLAG)
         assert (choice.flag is None) or f"`{choice.flag}`" in line
         assert (choice.variable is None) or f"`{choice.variable}`" in line
 

@@ -713,7 +713,7 @@ def test_pythons_own_modules_are_known_where_python_lies_below_a_link(
 
 def test_the_plugins_own_modules_are_no_files_of_the_project(recorded: Recorded) -> None:
     """Also where it is installed as an editable, so that they lie outside of site-packages."""
-    needs = recorded({"versions/0001.py": "import pytest_warmstack.settings"})
+    needs = recorded({"versions/0001.py": "import pytest_warmstack.options"})
 
     assert not {key for key in beside(needs) if key.startswith("file:")}
 

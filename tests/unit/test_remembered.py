@@ -13,10 +13,10 @@ from typing import Any
 import pytest
 
 from pytest_warmstack import redis
+from pytest_warmstack.options import RuntimeName, Settings, environment, resolve
 from pytest_warmstack.servers import PAUSE, RememberedServers, asked
 from pytest_warmstack.servers.identity import Label, Project, Service
 from pytest_warmstack.servers.model import Endpoint, NotReady, ServerInfo
-from pytest_warmstack.settings import RuntimeName, Settings, environment, resolve
 
 PROJECT = Project("/shop")
 SPEC = redis.spec(Settings(), 0)

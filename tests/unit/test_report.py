@@ -8,7 +8,7 @@ import time
 import pytest
 
 from pytest_warmstack import report
-from pytest_warmstack.timings import Ledger, Step
+from pytest_warmstack.report import Ledger, Step
 
 NAMES = {
     "postgres": ("PostgreSQL 16.14", "127.0.0.1:54321", "postgres:16-alpine"),

@@ -7,10 +7,10 @@ from typing import Any
 
 import pytest
 
+from pytest_warmstack.options import Settings
 from pytest_warmstack.postgres import Database, DatabaseName, State, sql
 from pytest_warmstack.postgres.retention import Retention, unused
 from pytest_warmstack.servers.identity import fingerprint
-from pytest_warmstack.settings import Settings
 
 NOW = 1e9
 

@@ -10,11 +10,11 @@ import pytest
 
 from pytest_warmstack import redis
 from pytest_warmstack import servers as runtimes
+from pytest_warmstack.options import RuntimeName, Settings, environment, resolve
 from pytest_warmstack.servers.docker.errors import NOT_RUNNING, DockerUnavailable
 from pytest_warmstack.servers.errors import RuntimeUnavailable
 from pytest_warmstack.servers.identity import Service
 from pytest_warmstack.servers.model import ServerSpec
-from pytest_warmstack.settings import RuntimeName, Settings, environment, resolve
 
 NO_ENGINE: Final = DockerUnavailable.by_engine(
     failure=NOT_RUNNING,

@@ -15,6 +15,7 @@ from typing import Any
 
 import pytest
 
+from pytest_warmstack.options import Settings
 from pytest_warmstack.postgres import Database, DatabaseName, State, sql
 from pytest_warmstack.postgres.retention import Retention
 from pytest_warmstack.postgres.template.dependencies import ABSENT, FileState
@@ -27,7 +28,6 @@ from pytest_warmstack.postgres.template.templates import (
     ensure,
 )
 from pytest_warmstack.servers.model import Endpoint
-from pytest_warmstack.settings import Settings
 
 FOLDER = "scripts:versions"
 

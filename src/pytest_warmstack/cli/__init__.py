@@ -14,8 +14,8 @@ from typing import Any, Final, NoReturn
 
 from pytest_warmstack.cli.errors import CommandFailed, NoProject
 from pytest_warmstack.errors import WarmstackError, did_you_mean
+from pytest_warmstack.options import age
 from pytest_warmstack.servers.identity import NAMESPACE
-from pytest_warmstack.settings import age
 
 _AGE: Final = "AGE"
 _AFTER: Final = "What stands after -- is given to it."

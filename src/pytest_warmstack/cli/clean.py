@@ -84,7 +84,7 @@ def _place(options: argparse.Namespace) -> Place:
         path = os.path.realpath(options.project)
         for _, listed in cleanup.reachable(lambda _name, _refusal: None):
             if any(found.path == path for found in listed):
-                from pytest_warmstack.settings import Settings
+                from pytest_warmstack.options import Settings
 
                 return Place(Project(path=path), Settings())
         raise

@@ -19,12 +19,13 @@ from pytest_warmstack.cli import words
 from pytest_warmstack.cli.errors import CommandFailed
 from pytest_warmstack.cli.project import Place, needed, owned
 from pytest_warmstack.errors import WarmstackError
+from pytest_warmstack.options import RedisPlan, Settings
+from pytest_warmstack.placeholders import LIBPQ
 from pytest_warmstack.postgres import DatabaseName, State, sql
 from pytest_warmstack.redis import overview as redis_overview
 from pytest_warmstack.servers.external import External
 from pytest_warmstack.servers.identity import Service
 from pytest_warmstack.servers.model import MAINTENANCE, USER, Endpoint, NotOurs, NotReady
-from pytest_warmstack.settings import LIBPQ, RedisPlan, Settings
 
 
 @dataclass(frozen=True)

@@ -17,20 +17,16 @@ from pytest_warmstack.background import BackgroundLoop
 from pytest_warmstack.cli import words
 from pytest_warmstack.cli.errors import NoProject
 from pytest_warmstack.cli.project import Place, here
+from pytest_warmstack.options import (
+    OPTIONS,
+    RuntimeName,
+    Settings,
+)
 from pytest_warmstack.postgres.template.errors import TemplateFailed
 from pytest_warmstack.servers import places
 from pytest_warmstack.servers.errors import RuntimeUnavailable
 from pytest_warmstack.servers.identity import NAMESPACE, Service, random_password
 from pytest_warmstack.servers.model import Endpoint
-from pytest_warmstack.settings import (
-    CHOICES,
-    NEVER,
-    Kind,
-    RuntimeName,
-    Settings,
-    shortest,
-    without_password,
-)
 
 if TYPE_CHECKING:
     from pytest_warmstack.postgres.template.configurations import Configuration
@@ -128,20 +124,9 @@ def _settings(place: Place) -> Iterator[Check]:
         yield Check(BAD, "project", NoProject.here(folder=place.project.path).line)
     for remark in place.remarks:
         yield Check(ODD, "mistyped", remark)
-    for name, choice in CHOICES.items() if not place.trouble else ():
+    for name, choice in OPTIONS.items() if not place.trouble else ():
         value = getattr(place.settings, name)
-        text = ", ".join(map(str, value)) if isinstance(value, tuple) else str(value or "")
-        if choice.kind in {Kind.POSTGRES_URL, Kind.REDIS_URL}:
-            text = without_password(text)
-        if name in {"env", "postgres_env"}:
-            # The values may be secrets.
-            text = ", ".join(line.partition("=")[0] for line in value)
-        if choice.kind is Kind.AGE:
-            text = "never" if value == NEVER else shortest(value)
-        if choice.kind is Kind.SECONDS:
-            text = f"{value:g} s"
-        if choice.kind in {Kind.SWITCH, Kind.FLAG}:
-            text = "yes" if value else "no"
+        text = choice.shown(value)
         source = place.settings.sources.get(name, "")
         yield Check(PLAIN, name, f"{text or '-'}{source and f'  ({source})'}")
 

@@ -19,9 +19,9 @@ import pytest
 from pytest_warmstack import options
 from pytest_warmstack.cli.errors import CommandFailed, NoProject
 from pytest_warmstack.errors import WarmstackError
+from pytest_warmstack.options import Settings
 from pytest_warmstack.servers.identity import Project
 from pytest_warmstack.servers.model import ServerInfo
-from pytest_warmstack.settings import Settings
 
 _ALONE: Final = (
     *("--disable-plugin-autoload", "--noconftest", "-p", "no:warnings", "-p", "no:cacheprovider"),
@@ -113,7 +113,7 @@ def _place(config: pytest.Config) -> Place:
     )
     remarks = options.unknown(config)
     try:
-        settings, trouble = options.settings(config), ""
+        settings, trouble = options.read(config), ""
     except WarmstackError as error:
         settings, trouble = Settings(), str(error)
     path = [str(each) for each in config.getini("pythonpath")]

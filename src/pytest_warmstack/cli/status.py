@@ -14,9 +14,9 @@ from pytest_warmstack.cli import words
 from pytest_warmstack.cli.errors import NoProject
 from pytest_warmstack.cli.project import here, known
 from pytest_warmstack.inventory import Entry
+from pytest_warmstack.options import RuntimeName
 from pytest_warmstack.servers.identity import Label
 from pytest_warmstack.servers.model import ServerInfo
-from pytest_warmstack.settings import RuntimeName
 
 _HEAD: Final = ("SERVER", "VERSION", "RUNTIME", "STATE", "AGE", "LAST USED", "MEMORY")
 

@@ -16,12 +16,12 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Final
 
+from pytest_warmstack.options import INITDB_ARGS, OPTIONS, words
 from pytest_warmstack.postgres.connections import TITLE
 from pytest_warmstack.postgres.server import initdb_arguments
 from pytest_warmstack.servers.errors import RuntimeUnavailable, ServerFailed
 from pytest_warmstack.servers.identity import write_private
 from pytest_warmstack.servers.model import USER, Command, Need
-from pytest_warmstack.settings import CHOICES, INITDB_ARGS, words
 
 LOCALE: Final = "C.UTF-8"
 """Letters of all languages, and text in the order of its code points.
@@ -321,7 +321,7 @@ class NativePostgres:
 
     def extension_hints(self, name: str) -> list[str]:
         """Return the ways to a server that has the extension *name*, best first."""
-        image = CHOICES["postgres_image"].variable
+        image = OPTIONS["postgres_image"].variable
         hints = [f"run PostgreSQL in Docker, with an image that has it: {image}=IMAGE"]
         if name in _CONTRIB.split():
             docker = "--warmstack-runtime=docker"

@@ -8,8 +8,8 @@ from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import chain
 
+from pytest_warmstack.options import NEVER
 from pytest_warmstack.postgres import Database, DatabaseName, State, sql
-from pytest_warmstack.settings import NEVER
 
 
 @dataclass(frozen=True, kw_only=True)

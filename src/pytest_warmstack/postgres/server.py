@@ -6,11 +6,11 @@ from collections.abc import Mapping
 from typing import Final
 
 from pytest_warmstack.background import BackgroundLoop
+from pytest_warmstack.options import INITDB_ARGS, Settings, pairs
 from pytest_warmstack.postgres.connections import TITLE
 from pytest_warmstack.postgres.databases import Databases
 from pytest_warmstack.servers.identity import Service
 from pytest_warmstack.servers.model import USER, Container, Native, ServerSpec, major_of
-from pytest_warmstack.settings import INITDB_ARGS, Settings, pairs
 
 OPTIONS: Final[Mapping[str, str]] = {
     # Nothing has to survive a crash (PostgreSQL documentation, "Non-Durable Settings").

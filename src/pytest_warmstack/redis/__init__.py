@@ -6,10 +6,10 @@ import hashlib
 from collections.abc import Mapping, Sequence
 from typing import Final
 
+from pytest_warmstack.options import Settings
 from pytest_warmstack.redis.connections import TITLE, USER, Admin
 from pytest_warmstack.servers.identity import Service
 from pytest_warmstack.servers.model import Container, Native, ServerSpec, major_of
-from pytest_warmstack.settings import Settings
 
 OPTIONS: Final[Mapping[str, str]] = {
     # One database for each process, and all processes share one server; 16 are soon used up.

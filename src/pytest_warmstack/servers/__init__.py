@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from pytest_warmstack import originals
+from pytest_warmstack.options import RuntimeName, Settings
 from pytest_warmstack.servers.errors import RuntimeUnavailable
 from pytest_warmstack.servers.identity import Label, Project, Service, fingerprint, write_private
 from pytest_warmstack.servers.model import (
@@ -25,7 +26,6 @@ from pytest_warmstack.servers.model import (
     ServerInfo,
     ServerSpec,
 )
-from pytest_warmstack.settings import RuntimeName, Settings
 
 CONNECT_TIMEOUT: Final = 1.0
 """Seconds that a remembered server may take to answer."""

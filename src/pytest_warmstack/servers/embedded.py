@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from pytest_warmstack import originals
+from pytest_warmstack.options import RuntimeName
 from pytest_warmstack.servers import folders, places
 from pytest_warmstack.servers.errors import (
     ConnectionLost,
@@ -47,7 +48,6 @@ from pytest_warmstack.servers.model import (
     ServerInfo,
     ServerSpec,
 )
-from pytest_warmstack.settings import RuntimeName
 
 _LOG_LINES: Final = 30
 _HOST: Final = "127.0.0.1"

@@ -14,6 +14,7 @@ from typing import Any, Final, Self
 from urllib.parse import unquote, urlsplit
 
 from pytest_warmstack import originals
+from pytest_warmstack.options import RuntimeName
 from pytest_warmstack.servers import answers
 from pytest_warmstack.servers.errors import ServerFailed
 from pytest_warmstack.servers.identity import Label, Service
@@ -28,7 +29,6 @@ from pytest_warmstack.servers.model import (
     ServerInfo,
     ServerSpec,
 )
-from pytest_warmstack.settings import RuntimeName
 
 _FIRST_TIMEOUT: Final = 1.0
 """Seconds for the first attempt to connect, before `answers` looks at what is there."""

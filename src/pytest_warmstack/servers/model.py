@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any, Final, Generic, NamedTuple, Protocol, Self, TypeVar
 from urllib.parse import quote
 
+from pytest_warmstack.options import MaskedUrl, RuntimeName
 from pytest_warmstack.servers.identity import (
     KEPT,
     NAMESPACE,
@@ -22,7 +23,6 @@ from pytest_warmstack.servers.identity import (
     digest,
     fingerprint,
 )
-from pytest_warmstack.settings import MaskedUrl, RuntimeName
 
 USER: Final = "postgres"
 """The superuser of a managed PostgreSQL."""

@@ -21,11 +21,11 @@ from pathlib import Path
 from typing import IO, Any, Final
 
 from pytest_warmstack import masking, originals
+from pytest_warmstack.options import is_attribute
 from pytest_warmstack.postgres.template.dependencies import SITE
 from pytest_warmstack.postgres.template.errors import Failure, TemplateFailed
 from pytest_warmstack.postgres.template.layers import BuildContext, Target
 from pytest_warmstack.servers.model import USER, Endpoint
-from pytest_warmstack.settings import is_attribute, lines_for
 
 DATABASE_URL: Final = {"DATABASE_URL": "{db_url}"}
 """The variable that most applications read."""
@@ -261,6 +261,8 @@ class Builder:
 
     def _hints(self, variables: Mapping[str, str]) -> list[str]:
         """Return the advice to set *variables*, as lines for the configuration file in use."""
+        from pytest_warmstack.placeholders import lines_for
+
         return [lines_for(variables, file=self._settings.file, more=bool(self._settings.env))]
 
     def _masked(self, value: dict[str, Any], target: Target) -> dict[str, Any]:

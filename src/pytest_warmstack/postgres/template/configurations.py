@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, Final, NamedTuple
 
-from pytest_warmstack.settings import NONE, Settings, is_attribute
+from pytest_warmstack.options import NONE, Settings, is_attribute
 
 MAX_ENTRIES: Final = 20_000
 """How many files and folders below the root are looked at if no test's path leads to a file."""

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from pytest_warmstack import originals
+from pytest_warmstack.options import Settings, is_attribute
 from pytest_warmstack.postgres.template.configurations import Configuration
 from pytest_warmstack.postgres.template.dependencies import FileState, place
 from pytest_warmstack.postgres.template.record import (
@@ -28,7 +29,6 @@ from pytest_warmstack.postgres.template.record import (
 )
 from pytest_warmstack.servers.identity import BUILD_FORMAT, fingerprint
 from pytest_warmstack.servers.model import Endpoint, postgres_url
-from pytest_warmstack.settings import Settings, is_attribute
 
 if TYPE_CHECKING:
     from pytest_warmstack.postgres.template.builder import Builder

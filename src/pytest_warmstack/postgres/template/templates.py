@@ -13,13 +13,13 @@ from functools import cached_property
 from typing import NamedTuple
 
 from pytest_warmstack.errors import WarmstackError
+from pytest_warmstack.options import Settings
 from pytest_warmstack.postgres import DatabaseName, State, sql
 from pytest_warmstack.postgres.databases import Databases
 from pytest_warmstack.postgres.template.dependencies import FileState
 from pytest_warmstack.postgres.template.layers import Base, Layer
 from pytest_warmstack.postgres.template.record import LayerRecord, Record
 from pytest_warmstack.servers.identity import fingerprint
-from pytest_warmstack.settings import Settings
 
 
 @dataclass(frozen=True, kw_only=True)

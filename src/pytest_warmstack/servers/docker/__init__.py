@@ -16,6 +16,7 @@ from typing import Any, ParamSpec, TypeVar
 from docker.errors import APIError, ImageNotFound, NotFound
 
 from pytest_warmstack import originals
+from pytest_warmstack.options import RuntimeName
 from pytest_warmstack.servers.docker import image
 from pytest_warmstack.servers.docker.container import (
     ServerContainer,
@@ -40,7 +41,6 @@ from pytest_warmstack.servers.model import (
     ServerInfo,
     ServerSpec,
 )
-from pytest_warmstack.settings import RuntimeName
 
 P = ParamSpec("P")
 T = TypeVar("T")

@@ -15,6 +15,7 @@ from docker.models.containers import Container as EngineContainer
 from testcontainers.core.container import DockerContainer
 
 from pytest_warmstack import originals
+from pytest_warmstack.options import RuntimeName
 from pytest_warmstack.servers.docker.engine import Engine, explanation
 from pytest_warmstack.servers.docker.errors import ContainerFailed
 from pytest_warmstack.servers.docker.image import Image
@@ -22,7 +23,6 @@ from pytest_warmstack.servers.errors import ServerFailed
 from pytest_warmstack.servers.identity import Label
 from pytest_warmstack.servers.lifecycle import wait_ready
 from pytest_warmstack.servers.model import ANSWER_TIMEOUT, Endpoint, ServerSpec
-from pytest_warmstack.settings import RuntimeName
 
 _LOG_LINES: Final = 30
 _PASSWORD: Final = "WARMSTACK_PASSWORD"  # noqa: S105 - the name of a variable

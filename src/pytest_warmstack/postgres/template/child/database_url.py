@@ -13,7 +13,7 @@ from urllib.parse import parse_qs
 
 from sqlalchemy import URL
 
-from pytest_warmstack.settings import CERTIFICATES, LIBPQ, filled
+from pytest_warmstack.placeholders import CERTIFICATES, LIBPQ, filled
 
 ASYNCPG: Final = "postgresql+asyncpg"
 

@@ -12,8 +12,8 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any, Final
 
+from pytest_warmstack.placeholders import LIBPQ, placeholder_of
 from pytest_warmstack.postgres.template.child.failures import is_project_file
-from pytest_warmstack.settings import LIBPQ, placeholder_of
 
 _UNSET: Final = ("KeyError", "ValidationError", "ArgumentError", "NoSuchModuleError")
 """Exceptions of code that finds no URL in the environment."""

@@ -1,0 +1,118 @@
+"""Lines of `warmstack_env`: how they are filled in, and which lines a project needs."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Mapping
+from typing import Any, Final
+
+from pytest_warmstack.options import BRACES
+
+LIBPQ: Final = (
+    *("PGHOST", "PGHOSTADDR", "PGPORT", "PGDATABASE", "PGUSER", "PGPASSWORD", "PGPASSFILE"),
+    *("PGREQUIREAUTH", "PGCHANNELBINDING", "PGSERVICE", "PGSERVICEFILE", "PGSYSCONFDIR"),
+    *("PGOPTIONS", "PGAPPNAME", "PGCLIENTENCODING", "PGDATESTYLE", "PGTZ", "PGGEQO"),
+    *("PGSSLMODE", "PGREQUIRESSL", "PGSSLNEGOTIATION", "PGSSLCOMPRESSION", "PGSSLCERTMODE"),
+    *("PGSSLSNI", "PGREQUIREPEER", "PGSSLMINPROTOCOLVERSION", "PGSSLMAXPROTOCOLVERSION"),
+    *("PGGSSENCMODE", "PGKRBSRVNAME", "PGGSSLIB", "PGGSSDELEGATION", "PGCONNECT_TIMEOUT"),
+    *("PGTARGETSESSIONATTRS", "PGLOADBALANCEHOSTS", "PGLOCALEDIR", "PGOAUTHDEBUG"),
+    *("PGMINPROTOCOLVERSION", "PGMAXPROTOCOLVERSION"),
+)
+"""The variables that libpq reads, and asyncpg in part: they describe other servers.
+
+(PostgreSQL's documentation, "libpq: Environment Variables".)
+"""
+
+CERTIFICATES: Final = ("PGSSLCERT", "PGSSLKEY", "PGSSLROOTCERT", "PGSSLCRL", "PGSSLCRLDIR")
+"""The ones for certificates: they count if the URL of an external server asks for TLS."""
+
+
+def filled(text: str, values: Mapping[str, Any]) -> str:
+    """Return *text* with *values* in place of their names in braces; other braces stay.
+
+    Doubled braces stand for braces if the whole text can be read like that.
+
+    >>> filled('{"beta": "{db_host}"}', {"db_host": "::1"}), filled("{{db_host}}", {"db_host": ""})
+    ('{"beta": "::1"}', '{db_host}')
+    """
+    try:
+        return text.format_map(values)
+    except (ValueError, KeyError, IndexError, AttributeError):  # JSON, for example.
+        return BRACES.sub(lambda found: str(values.get(found[1], found[0])), text)
+
+
+_ROLES: Final = (
+    (r"(URL|URI|DSN|CONN(ECTION)?_?STR(ING)?)(_A?SYNC)?", "{db_url}"),
+    (r"(HOST|HOST_?NAME|SERVER|ADDR|ADDRESS)", "{db_host}"),
+    (r"PORT", "{db_port}"),
+    (r"(USER|USER_?NAME|LOGIN|ROLE)", "{db_user}"),
+    (r"(PASSWORD|PASSWD|PASS|PWD)", "{db_password}"),
+    (r"(DATABASE|DB|NAME)", "{db_name}"),
+)
+"""The placeholder for each ending of a variable's name."""
+
+_OTHER_SERVERS: Final = {
+    # Nothing listens on port 1: migrations have no Redis.
+    "{db_url}": "redis://localhost:1",
+    "{db_host}": "localhost",
+    "{db_port}": "1",
+}
+
+
+def placeholder_of(variable: str) -> str:
+    """Return the value that a line for *variable* needs, as far as its name tells.
+
+    >>> placeholder_of("POSTGRES_SERVER"), placeholder_of("PGPASSWORD"), placeholder_of("HOME")
+    ('{db_host}', '{db_password}', '')
+    >>> placeholder_of("CELERY_BROKER_URL"), placeholder_of("REDIS_HOST"), placeholder_of("DB_ECHO")
+    ('redis://localhost:1', 'localhost', '')
+    >>> placeholder_of("RDS_HOSTNAME"), placeholder_of("POSTGRES_CONNECTION_STRING")
+    ('{db_host}', '{db_url}')
+    """
+    name = variable.upper()
+    role = next((value for end, value in _ROLES if re.search(f"{end}$", name)), "")
+    if re.search(r"REDIS|CELERY|BROKER", name):
+        return _OTHER_SERVERS.get(role, "")
+    if re.search(r"MONGO|MYSQL|PGADMIN|SQLITE|INFLUX", name):
+        return ""
+    is_postgres = r"(^|_)(DB|PG|SQL|PSQL|RDS|AURORA)|DATABASE|POSTGRES|ALEMBIC"
+    return role if re.search(is_postgres, name) else ""
+
+
+_SECTIONS: Final = {
+    "pyproject.toml": ", in the table of pytest",
+    "setup.cfg": ", in the section of pytest",
+    "tox.ini": ", in the section of pytest",
+}
+"""The place of pytest's configuration in files that other tools use as well."""
+
+
+def lines_for(variables: Mapping[str, str], *, file: str, more: bool) -> str:
+    """Return the advice to set *variables*, in the syntax of the configuration *file*.
+
+    *more* means that `warmstack_env` has other lines already. Without a file, pytest.ini is made.
+
+    >>> print(lines_for({"PGHOST": "{db_host}", "PGPORT": "1"}, file="tox.ini", more=False))
+    write in tox.ini, in the section of pytest:
+    warmstack_env =
+        PGHOST={db_host}
+        PGPORT=1
+    >>> print(lines_for({"DATABASE_URL": "{db_url}"}, file="pyproject.toml", more=True))
+    add to warmstack_env in pyproject.toml:
+        "DATABASE_URL={db_url}",
+    """
+    lines = [f"{name}={value}" for name, value in variables.items()]
+    is_toml = file.endswith(".toml")
+    entries = [f"    {json.dumps(line)}," if is_toml else f"    {line}" for line in lines]
+    if more:
+        return "\n".join([f"add to warmstack_env in {file or 'pytest.ini'}:", *entries])
+    head = f"write in {file}{_SECTIONS.get(file, '')}:"
+    if not file:
+        head = "write in a new file pytest.ini:\n[pytest]"
+    if len(lines) == 1:
+        value = f"[{json.dumps(lines[0])}]" if is_toml else lines[0]
+        return f"{head}\nwarmstack_env = {value}"
+    if is_toml:
+        return "\n".join([head, "warmstack_env = [", *entries, "]"])
+    return "\n".join([head, "warmstack_env =", *entries])
