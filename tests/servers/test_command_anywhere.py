@@ -175,7 +175,7 @@ def test_outside_a_project_one_line_says_so(guest: Library, command: str) -> Non
 
     assert result.ret == 1
     assert told(result) == (
-        f"warmstack: There is no project in {empty}: it has no pytest configuration, alembic.ini,"
+        f"warmstack: No project found in {empty}: it has no pytest configuration, alembic.ini,"
         " conftest.py or tests; go to the project's folder, or name it: --project FOLDER"
     )
 
@@ -189,8 +189,8 @@ def test_outside_a_project_the_machine_can_be_looked_at(kept: Library, tmp_path:
     clean = kept.warmstack("clean", "--project", outside, "--orphans", "--dry-run")
 
     assert (status.ret, clean.ret) == (0, 0)
-    status.stderr.fnmatch_lines([f"There is no project in {outside}: *"])
-    assert "There is no project" not in told(clean)
+    status.stderr.fnmatch_lines([f"No project found in {outside}: *"])
+    assert "No project found" not in told(clean)
 
 
 @pytest.mark.parametrize(

@@ -210,7 +210,7 @@ def test_an_age_that_is_none_is_refused(kept: Library, text: str) -> None:
     result = kept.warmstack("clean", f"--older-than={text}")
 
     assert result.ret == 2
-    assert f"'{text}' is no age such as 7d, 12h or 30min" in told(result)
+    assert f"'{text}' is not an age such as 7d, 12h or 30min" in told(result)
     assert len(kept.folders()) == 2
 
 
@@ -267,7 +267,7 @@ def test_clean_for_a_folder_that_is_gone_and_one_that_never_was(
     assert gone.ret == 0
     gone.stdout.fnmatch_lines(["removed redis warmstack-lost-* (embedded)"])
     assert never.ret == 1
-    assert "There is no folder /nowhere." in told(never)
+    assert "The folder /nowhere does not exist." in told(never)
 
 
 @pytest.mark.docker
@@ -328,7 +328,7 @@ def test_psql_opens_a_database_by_a_part_of_its_name(kept: Library, tmp_path: Pa
 
     assert "--dbname=shelf_one" in told(one)
     assert (both.ret, sealed.ret) == (1, 1)
-    assert "it fits shelf_one, shelf_two" in told(both)
+    assert "it matches shelf_one, shelf_two" in told(both)
     assert "a template accepts no connections" in told(sealed)
 
 
@@ -347,7 +347,7 @@ def test_psql_itself_runs_against_the_server(project: Library) -> None:
 
     result = project.warmstack("psql", "--", "-At", "-c", query_, PATH=str(path))
 
-    if result.ret == 1 and "There is no psql to be started" in told(result):
+    if result.ret == 1 and "Could not find psql" in told(result):
         # The embedded binaries have none.
         assert project.runtime == RuntimeName.EMBEDDED
         assert "where warmstack-library" in told(result)
@@ -554,8 +554,8 @@ def test_the_doctor_names_what_is_mistyped(embedded_project: Library) -> None:
     assert result.ret == 0
     result.stdout.fnmatch_lines(
         [
-            "  [?][?]  mistyped *WARMSTACK_CLONE_AHEAD; did you mean WARMSTACK_CLONES_AHEAD[?]",
-            "  [?][?]  mistyped *warmstack_runtim; did you mean warmstack_runtime[?]",
+            "  [?][?]  misspelt *WARMSTACK_CLONE_AHEAD; did you mean WARMSTACK_CLONES_AHEAD[?]",
+            "  [?][?]  misspelt *warmstack_runtim; did you mean warmstack_runtime[?]",
         ]
     )
 

@@ -340,7 +340,7 @@ def test_its_template_and_clones_are_shown_and_removed_by_the_commands(
     assert status.ret == 0
     status.stdout.fnmatch_lines(
         [
-            "servers that somebody else runs",
+            "external servers",
             "* PostgreSQL * external *",
             "*template of 3 revisions, *",
             "*1 clone* in use by process *",

@@ -6,7 +6,8 @@ from itertools import pairwise
 
 import pytest
 
-from pytest_warmstack.cli import status, words
+from pytest_warmstack.cli import status
+from pytest_warmstack.cli.project import title
 from pytest_warmstack.inventory import Entry
 from pytest_warmstack.servers.identity import Label
 from pytest_warmstack.servers.model import ServerInfo
@@ -24,7 +25,7 @@ def test_the_plugins_own_labels_are_read() -> None:
 
     assert ours.service == "redis"
     assert ours.config == {"image": "redis:7", "number": "2"}
-    assert words.title(ours) == "Redis"
+    assert title(ours) == "Redis"
 
 
 @pytest.mark.parametrize("text", ["", "{", "7", "[1]", "null", '"text"'])
@@ -40,7 +41,7 @@ def test_an_unknown_service_is_none(text: str) -> None:
     theirs = found(SERVICE=text)
 
     assert theirs.service == ""
-    assert words.title(theirs) == "server"
+    assert title(theirs) == "server"
 
 
 @pytest.mark.parametrize("text", ["", "x", "a/b/c", "host/0x7/1", "//"])
@@ -65,7 +66,7 @@ def test_a_server_is_listed_under_its_project_or_what_stands_for_one() -> None:
 
     headings = [line for before, line in pairwise(lines) if not before]
     assert [lines[0], *headings] == [
-        "servers that name no project",
-        "servers that somebody else runs",
+        "servers without a project",
+        "external servers",
         "/shop",
     ]

@@ -1,96 +1,136 @@
-"""`warmstack clean`: removes what our labels, and the marks on our databases, say is ours."""
+"""`warmstack clean`: removes the servers and databases that pytest-warmstack made."""
 
 from __future__ import annotations
 
 import argparse
 import os
-import sys
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from pytest_warmstack import cleanup, server_specs
 from pytest_warmstack.background import BackgroundLoop
-from pytest_warmstack.cli import words
 from pytest_warmstack.cli.errors import CommandFailed, NoProject
-from pytest_warmstack.cli.project import Place, here, known
+from pytest_warmstack.cli.project import Add, Place, find, name, say
 from pytest_warmstack.errors import WarmstackError
+from pytest_warmstack.options import Settings, age
 from pytest_warmstack.postgres import State
 from pytest_warmstack.servers.external import External
 from pytest_warmstack.servers.identity import Label, Process, Project, Service
 from pytest_warmstack.servers.model import OwnRuntime, ServerInfo
 
 
+def declare(add: Add) -> None:
+    """Declare the command and its arguments."""
+    clean = add(
+        "clean",
+        run,
+        "remove servers with their data; by default those of this project",
+        "Containers that pytest-warmstack didn't make are never touched, and what a run in "
+        "progress uses is spared. The exit status is 1 if something was spared or could not be "
+        "removed.",
+    )
+    clean.add_argument("--all-projects", action="store_true", help="those of every project")
+    clean.add_argument(
+        "--orphans",
+        action="store_true",
+        help="those of deleted project folders and of killed runs",
+    )
+    clean.add_argument(
+        "--older-than",
+        type=_age,
+        default=0.0,
+        metavar="AGE",
+        help="only those not used for that long: 7d, 12h, 30min",
+    )
+    clean.add_argument("--dry-run", action="store_true", help="only show what would be removed")
+    clean.add_argument(
+        "--force", action="store_true", help="also remove what a run in progress uses"
+    )
+
+
+def _age(text: str) -> float:
+    try:
+        return age(text)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(f"{text!r} is not an age such as 7d, 12h or 30min") from (
+            error
+        )
+
+
+def run(options: argparse.Namespace) -> int:
+    """Remove servers, and the plugin's databases on an external one; 1 if anything stays."""
+    place = _place(options)
+    tally = _Tally(options.dry_run)
+    background = BackgroundLoop()
+    try:
+        for runtime, listed in cleanup.reachable(
+            lambda name, error: say(f"not looked at: {name} ({error.why})")
+        ):
+            _clean_managed(runtime, listed, options, place.project, tally, background)
+        if not options.orphans:
+            _clean_external(place, options, tally, background)
+    finally:
+        background.close()
+    if not (tally.removed or tally.spared or tally.failed):
+        _explain_nothing(place, options, tally)
+    return 1 if tally.spared or tally.failed else 0
+
+
 @dataclass
 class _Tally:
-    """What was done, told line by line as it is done."""
+    """Counts what was done, and prints a line about each thing."""
 
-    dry: bool
+    is_dry: bool
     removed: int = 0
     spared: int = 0
     failed: int = 0
     others: set[str] = field(default_factory=set)
 
-    def remove(self, name: str, do: Callable[[], object]) -> None:
-        """Remove a thing, or, in a dry run, tell that it would be."""
+    def remove(self, name: str, action: Callable[[], object]) -> None:
+        """Remove a thing by *action*, or, in a dry run, only say so."""
         try:
-            if not self.dry:
-                do()
+            if not self.is_dry:
+                action()
         except (WarmstackError, OSError) as error:
             self.failed += 1
             text = error.why if isinstance(error, WarmstackError) else str(error)
             print(f"not removed: {name}: {text}")
         else:
             self.removed += 1
-            print(f"{'would remove' if self.dry else 'removed'} {name}")
+            print(f"{'would remove' if self.is_dry else 'removed'} {name}")
 
-    def spare(self, name: str, why: str) -> None:
-        """Tell that a thing stays."""
+    def spare(self, name: str) -> None:
+        """Spare a thing that a run uses."""
         self.spared += 1
-        print(f"spared {name}: {why}")
-
-
-def clean(options: argparse.Namespace) -> int:
-    """Remove servers, and on those of somebody else our databases; 1 if anything was spared."""
-    place = _place(options)
-    tally = _Tally(options.dry_run)
-    background = BackgroundLoop()
-    try:
-        for runtime, listed in cleanup.reachable(
-            lambda name, refusal: print(f"not looked at: {name} ({refusal.why})", file=sys.stderr)
-        ):
-            _clean_own(runtime, listed, options, place.project, tally, background)
-        if not options.orphans:
-            _clean_external(place, options, tally, background)
-    finally:
-        background.close()
-    if not (tally.removed or tally.spared or tally.failed):
-        everywhere = options.all_projects or options.orphans
-        if not (place.is_project or everywhere):
-            raise NoProject.here(folder=place.project.path)
-        print(f"nothing to remove{'' if everywhere else f' for {place.project.path}'}")
-        if tally.others and not options.orphans:
-            count = len(tally.others)
-            print(f"servers of {count} other project{'s' * (count > 1)}: warmstack status")
-    return 1 if tally.spared or tally.failed else 0
+        print(f"spared {name}: a run in progress uses it")
 
 
 def _place(options: argparse.Namespace) -> Place:
-    """Return the project; one whose folder is gone may have left servers all the same."""
+    """Return the project; the servers of one whose folder is gone may still be there."""
     try:
-        return known(here(options.project))
+        return find(options.project)
     except CommandFailed:
         path = os.path.realpath(options.project)
-        for _, listed in cleanup.reachable(lambda _name, _refusal: None):
+        for _, listed in cleanup.reachable(lambda _name, _error: None):
             if any(found.path == path for found in listed):
-                from pytest_warmstack.options import Settings
-
                 return Place(Project(path=path), Settings())
         raise
 
 
-def _clean_own(
+def _explain_nothing(place: Place, options: argparse.Namespace, tally: _Tally) -> None:
+    is_everywhere = options.all_projects or options.orphans
+    if not (place.is_project or is_everywhere):
+        raise NoProject.here(folder=place.project.path)
+    print(f"nothing to remove{'' if is_everywhere else f' for {place.project.path}'}")
+    if tally.others and not options.orphans:
+        count = len(tally.others)
+        print(f"servers of {count} other project{'s' * (count > 1)}: warmstack status")
+
+
+def _clean_managed(
     runtime: OwnRuntime,
     listed: Sequence[ServerInfo],
     options: argparse.Namespace,
@@ -102,19 +142,13 @@ def _clean_own(
         if not _is_meant(found, options, project):
             tally.others.add(found.path)
             continue
-        name = words.name(found)
         if found.kind == "server":
-            # One that is in use is not unused for long, and so not what was asked for.
             if not _is_old_enough(runtime, found, options.older_than, background):
                 continue
             if not options.force and cleanup.is_live(runtime, found, background):
-                tally.spare(name, "a run in progress uses it")
+                tally.spare(name(found))
                 continue
-        tally.remove(name, _removal(runtime, found))
-
-
-def _removal(runtime: OwnRuntime, found: ServerInfo) -> Callable[[], None]:
-    return lambda: runtime.remove(found)
+        tally.remove(name(found), partial(runtime.remove, found))
 
 
 def _is_meant(found: ServerInfo, options: argparse.Namespace, project: Project) -> bool:
@@ -124,10 +158,7 @@ def _is_meant(found: ServerInfo, options: argparse.Namespace, project: Project) 
 
 
 def _has_lost_its_folder(found: ServerInfo) -> bool:
-    """Tell whether a server's project is no longer there.
-
-    Of one that another machine, or another container, has made, that can't be seen from here.
-    """
+    """Tell whether a server's project is gone, as far as this machine or container can see it."""
     owner = Process.parse(found.labels.get(Label.OWNER, ""))
     return owner is not None and owner.is_near and not Path(found.path).is_dir()
 
@@ -143,19 +174,19 @@ def _is_old_enough(
 def _clean_external(
     place: Place, options: argparse.Namespace, tally: _Tally, background: BackgroundLoop
 ) -> None:
-    """Drop the databases of ours on a PostgreSQL that somebody else runs."""
+    """Drop the plugin's databases on an external PostgreSQL."""
     spec = server_specs.make(Service.POSTGRES, place.settings, background)
     if not spec.url:
         return
-    server = External(cleanup.RUN_CONTEXT, lambda text: print(text, file=sys.stderr)).ensure(spec)
+    server = External(cleanup.RUN_CONTEXT, say).ensure(spec)
     project = None if options.all_projects else place.project.slug
     try:
-        for name, dropped in _dropped(server.client, project, options):
-            what = f"database {name} (external, {server.endpoint.place})"
-            if dropped:
+        for database, is_dropped in _dropped(server.client, project, options):
+            what = f"database {database} (external, {server.endpoint.place})"
+            if is_dropped:
                 tally.remove(what, lambda: None)
             else:
-                tally.spare(what, "a run in progress uses it")
+                tally.spare(what)
     finally:
         server.client.close()
 
@@ -163,7 +194,7 @@ def _clean_external(
 def _dropped(
     databases: Any, project: str | None, options: argparse.Namespace
 ) -> Iterator[tuple[str, bool]]:
-    """Drop what is meant, unless in a dry run; yield each with whether it was free."""
+    """Drop the databases, unless in a dry run; yield each, and whether no run used it."""
     from pytest_warmstack.postgres.retention import unused
 
     wanted = unused(databases.all(), project, options.older_than)
@@ -172,5 +203,5 @@ def _dropped(
         gone = [name for name in wanted if name.lock_key not in locked]
     else:
         gone = databases.drop_unlocked(wanted)
-    for name in sorted(wanted, key=lambda each: (each.state is not State.TEMPLATE, str(each))):
-        yield str(name), name in gone
+    for each in sorted(wanted, key=lambda each: (each.state is not State.TEMPLATE, str(each))):
+        yield str(each), each in gone

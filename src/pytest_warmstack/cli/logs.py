@@ -1,30 +1,33 @@
-"""`warmstack logs`: what the project's servers have written."""
+"""`warmstack logs`: what the project's servers have logged."""
 
 from __future__ import annotations
 
 import argparse
 
-from pytest_warmstack import cleanup
-from pytest_warmstack.cli import words
 from pytest_warmstack.cli.errors import CommandFailed
-from pytest_warmstack.cli.project import needed, owned
+from pytest_warmstack.cli.project import Add, name, require, servers_of
 
 
-def logs(options: argparse.Namespace) -> int:
-    """Print the last lines of each; to follow, only one can be chosen."""
-    project = needed(options.project).project
+def declare(add: Add) -> None:
+    """Declare the command and its arguments."""
+    logs = add("logs", run, "show what this project's servers have logged")
+    logs.add_argument("service", nargs="?", choices=["postgres", "redis"])
+    logs.add_argument("-n", "--lines", type=int, default=100, help="how many (default: 100)")
+    logs.add_argument("-f", "--follow", action="store_true", help="wait for further lines")
+
+
+def run(options: argparse.Namespace) -> int:
+    """Print the last lines of each server; to follow, choose one service."""
+    project = require(options.project).project
     refused: list[str] = []
-    told = 0
-    for runtime, listed in cleanup.reachable(
-        lambda name, error: refused.append(f"{name}: {error.why}")
-    ):
-        for found in owned(listed, project):
-            if options.service in {None, found.service}:
-                told += 1
-                print(f"==> {words.name(found)} <==", flush=True)
-                for line in runtime.log(found, options.lines, follow=options.follow):
-                    print(line, flush=options.follow)
-    if not told:
+    is_found = False
+    for runtime, found in servers_of(project, refused):
+        if options.service in {None, found.service}:
+            is_found = True
+            print(f"==> {name(found)} <==", flush=True)
+            for line in runtime.log(found, options.lines, follow=options.follow):
+                print(line, flush=options.follow)
+    if not is_found:
         title = options.service or "server"
         raise CommandFailed.no_server(title=title, project=project.path, looked_at=refused)
     return 0

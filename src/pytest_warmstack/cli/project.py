@@ -1,4 +1,4 @@
-"""The project that a command is about: its root and its settings, as pytest itself finds them."""
+"""The project of a command: its root and its settings, as pytest finds them, and its servers."""
 
 from __future__ import annotations
 
@@ -8,60 +8,77 @@ import os
 import shlex
 import sys
 import warnings
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, redirect_stderr, redirect_stdout
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import chdir, redirect_stderr, redirect_stdout
 from pathlib import Path
-from typing import Final
+from typing import Final, NamedTuple
 
 import pytest
 
-from pytest_warmstack import options
+from pytest_warmstack import cleanup, options
 from pytest_warmstack.cli.errors import CommandFailed, NoProject
 from pytest_warmstack.errors import WarmstackError
 from pytest_warmstack.options import Settings
-from pytest_warmstack.servers.identity import Project
-from pytest_warmstack.servers.model import ServerInfo
+from pytest_warmstack.servers.identity import Project, Service
+from pytest_warmstack.servers.model import OwnRuntime, ServerInfo
+
+Command = Callable[[argparse.Namespace], int]
+"""What a command does; it returns the exit status."""
+
+Add = Callable[..., argparse.ArgumentParser]
+"""Adds a command: its name, what it does, its summary, and details of it.
+
+It returns the parser to which the command adds its own arguments.
+"""
+
+
+def say(text: str) -> None:
+    """Write a line to standard error."""
+    print(text, file=sys.stderr)
+
+
+# The project
 
 _ALONE: Final = (
     *("--disable-plugin-autoload", "--noconftest", "-p", "no:warnings", "-p", "no:cacheprovider"),
     *("-s", "-W", "ignore", "-p", "pytest_warmstack.plugin"),
     *(f"-o{name}=" for name in ("required_plugins", "filterwarnings", "minversion")),
 )
-"""How pytest reads its files with no code of the project, and no other plugin, in between."""
+"""With these options pytest reads its files without code of the project or other plugins."""
 
-_MARKS: Final = ("alembic.ini", "setup.py", "conftest.py", "tests", "test")
-"""What makes a folder without a configuration of pytest's a project; test files do, too."""
+_MARKS: Final = (
+    *("alembic.ini", "setup.py", "conftest.py", "tests", "test"),
+    *("test_*.py", "*_test.py"),
+)
+"""What makes a folder a project if it has no configuration of pytest."""
 
 
-@dataclass(frozen=True)
-class Place:
-    """A project, its settings, and why these are the defaults, if they could not be read.
+class Place(NamedTuple):
+    """A project and its settings; the defaults if they can't be read, for the reason *failure*.
 
-    *remarks* name settings that are mistyped; *path* is what `pythonpath` adds to where tests find
-    modules; *ini* is the configuration file that pytest uses. *is_project* is false for a folder in
-    which nothing speaks of tests.
+    *remarks* name misspelt settings; *path* is the value of `pythonpath`; *ini* is the file with
+    pytest's configuration. *is_project* is false if nothing in the folder looks like tests.
     """
 
     project: Project
     settings: Settings
-    trouble: str = ""
+    failure: str = ""
     remarks: Sequence[str] = ()
     path: Sequence[str] = ()
     is_project: bool = True
     ini: Path | None = None
 
 
-def here(folder: Path) -> Place:
+def look(folder: Path) -> Place:
     """Return the project that *folder* belongs to.
 
-    Only its files are read: a command works where a plugin or a conftest file does not, or warns.
-    Raises `CommandFailed` when there is no such folder.
+    Only its files are read, so that a command works even if a plugin or a conftest file doesn't.
+    Raises `CommandFailed` if there is no such folder.
     """
     if not folder.is_dir():
         raise CommandFailed.no_folder(folder=str(folder))
     said = io.StringIO()
-    with inside(folder), redirect_stdout(said), redirect_stderr(said), warnings.catch_warnings():
+    with chdir(folder), redirect_stdout(said), redirect_stderr(said), warnings.catch_warnings():
         warnings.simplefilter("ignore")
         try:
             return _place(_config())
@@ -71,18 +88,34 @@ def here(folder: Path) -> Place:
     return Place(project, Settings(), said.getvalue().strip())
 
 
+def find(folder: Path) -> Place:
+    """Do `look`, and tell the user if the project's settings can't be read."""
+    place = look(folder)
+    if place.failure:
+        say(f"the project's settings can't be read:\n{place.failure}")
+    return place
+
+
+def require(folder: Path) -> Place:
+    """Do `find`; raise `NoProject` if *folder* belongs to no project."""
+    place = find(folder)
+    if not place.is_project:
+        raise NoProject.here(folder=place.project.path)
+    return place
+
+
 def _config() -> pytest.Config:
     """Return pytest's configuration, with the options in `addopts` and in PYTEST_ADDOPTS.
 
-    Options of plugins are passed over there, since no plugin is loaded.
+    Options of plugins are ignored, since no plugin is loaded.
     """
     given = shlex.split(os.environ.get("PYTEST_ADDOPTS", ""))
-    loaded = os.environ.pop("PYTEST_PLUGINS", None)
+    plugins = os.environ.pop("PYTEST_PLUGINS", None)
     try:
         config = pytest.Config.fromdictargs({}, [*_ALONE, *_files(given)])
     finally:
-        if loaded is not None:
-            os.environ["PYTEST_PLUGINS"] = loaded
+        if plugins is not None:
+            os.environ["PYTEST_PLUGINS"] = plugins
     added = [*config.getini("addopts"), *given]
     options.refuse_unknown(added)
     # pytest has no public name for either.
@@ -92,61 +125,56 @@ def _config() -> pytest.Config:
 
 
 def _files(arguments: Sequence[str]) -> list[str]:
-    """Return those of *arguments* that tell which files pytest reads, and what stands in them."""
+    """Return those of *arguments* that choose the files that pytest reads, or set their keys."""
     parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     parser.add_argument("-c", "--config-file", default=[], action="append")
     parser.add_argument("--rootdir", default=[], action="append")
     parser.add_argument("-o", "--override-ini", default=[], action="append")
     known = vars(parser.parse_known_args(arguments)[0])
-    return [
-        f"--{name.replace('_', '-')}={value}" for name, values in known.items() for value in values
-    ]
+    return [f"--{name.replace('_', '-')}={each}" for name, all_ in known.items() for each in all_]
 
 
 def _place(config: pytest.Config) -> Place:
     root = Path(os.path.realpath(config.rootpath))
-    project = Project(path=str(root))
-    is_project = (
-        config.inipath is not None
-        or any((root / name).exists() for name in _MARKS)
-        or any(each for pattern in ("test_*.py", "*_test.py") for each in root.glob(pattern))
-    )
-    remarks = options.unknown(config)
     try:
-        settings, trouble = options.read(config), ""
+        settings, failure = options.read(config), ""
     except WarmstackError as error:
-        settings, trouble = Settings(), str(error)
-    path = [str(each) for each in config.getini("pythonpath")]
-    return Place(project, settings, trouble, remarks, path, is_project, config.inipath)
+        settings, failure = Settings(), str(error)
+    return Place(
+        Project(path=str(root)),
+        settings,
+        failure,
+        remarks=options.unknown(config),
+        path=[str(each) for each in config.getini("pythonpath")],
+        is_project=config.inipath is not None or any(any(root.glob(each)) for each in _MARKS),
+        ini=config.inipath,
+    )
 
 
-@contextmanager
-def inside(folder: Path) -> Iterator[None]:
-    """Be in *folder* for as long as this lasts."""
-    before = Path.cwd()
-    os.chdir(folder)
-    try:
-        yield
-    finally:
-        os.chdir(before)
+# Its servers
 
 
-def known(place: Place) -> Place:
-    """Return *place* after the user was told what is wrong with its settings, if anything is."""
-    if place.trouble:
-        print(f"the project's settings can't be read:\n{place.trouble}", file=sys.stderr)
-    return place
+def servers_of(project: Project, refused: list[str]) -> Iterator[tuple[OwnRuntime, ServerInfo]]:
+    """Yield the servers of *project*, and where they run; of each runtime, a kept one first.
+
+    A line for each runtime that can't be asked is added to *refused*.
+    """
+    for runtime, listed in cleanup.reachable(
+        lambda name, error: refused.append(f"{name}: {error.why}")
+    ):
+        own = [found for found in listed if found.path == project.path]
+        own.sort(key=lambda found: (not found.running, not found.kept, -found.since))
+        yield from ((runtime, found) for found in own)
 
 
-def needed(folder: Path) -> Place:
-    """Return the project that *folder* belongs to; raise `NoProject` if it belongs to none."""
-    place = here(folder)
-    if not place.is_project:
-        raise NoProject.here(folder=place.project.path)
-    return known(place)
+_TITLES: Final = {Service.POSTGRES: "PostgreSQL", Service.REDIS: "Redis"}
 
 
-def owned(listed: Sequence[ServerInfo], project: Project) -> list[ServerInfo]:
-    """Return those of *listed* that belong to *project*, a kept one before others."""
-    own = [found for found in listed if found.path == project.path]
-    return sorted(own, key=lambda found: (not found.running, not found.kept, -found.since))
+def title(found: ServerInfo) -> str:
+    """Return the title of a server's service."""
+    return _TITLES[Service(found.service)] if found.service else found.kind
+
+
+def name(found: ServerInfo) -> str:
+    """Return what a line about a server calls it."""
+    return f"{found.service or found.kind} {found.name} ({found.runtime})"

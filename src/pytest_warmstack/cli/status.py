@@ -1,18 +1,16 @@
-"""`warmstack status`: every server of ours, and what is on it."""
+"""`warmstack status`: every server of the plugin, and what is on it."""
 
 from __future__ import annotations
 
 import argparse
 import json
-import sys
 from collections.abc import Sequence
 from typing import Any, Final
 
-from pytest_warmstack import inventory, originals
+from pytest_warmstack import inventory, originals, report
 from pytest_warmstack.background import BackgroundLoop
-from pytest_warmstack.cli import words
 from pytest_warmstack.cli.errors import NoProject
-from pytest_warmstack.cli.project import here, known
+from pytest_warmstack.cli.project import Add, find, say, title
 from pytest_warmstack.inventory import Entry
 from pytest_warmstack.options import RuntimeName
 from pytest_warmstack.servers.identity import Label
@@ -21,18 +19,26 @@ from pytest_warmstack.servers.model import ServerInfo
 _HEAD: Final = ("SERVER", "VERSION", "RUNTIME", "STATE", "AGE", "LAST USED", "MEMORY")
 
 
-def status(options: argparse.Namespace) -> int:
-    """Show them, grouped by project; with `--json` as a list of objects."""
-    place = known(here(options.project))
+def declare(add: Add) -> None:
+    """Declare the command and its arguments."""
+    status = add(
+        "status",
+        run,
+        "show the servers of pytest-warmstack that can be seen from here, and what is on them",
+        "With --project, only the servers of that project. Nothing is changed, and templates are "
+        "not connected to.",
+    )
+    status.add_argument("--json", action="store_true", help="for machines")
+
+
+def run(options: argparse.Namespace) -> int:
+    """Show the servers, grouped by project; with `--json` as a list of objects."""
+    place = find(options.project)
     only = place.project.path if options.only else ""
     if not place.is_project:
-        print(NoProject.here(folder=place.project.path).line, file=sys.stderr)
+        say(NoProject.here(folder=place.project.path).line)
+    refused: list[str] = []
     background = BackgroundLoop()
-    refused = []
-
-    def say(text: str) -> None:
-        print(text, file=sys.stderr)
-
     try:
         entries = [
             *inventory.entries(
@@ -43,7 +49,7 @@ def status(options: argparse.Namespace) -> int:
     finally:
         background.close()
     if options.json:
-        print(json.dumps([plain(each) for each in entries], indent=2))
+        print(json.dumps([_plain(each) for each in entries], indent=2))
         return 0
     for line in lines(entries):
         print(line)
@@ -52,46 +58,44 @@ def status(options: argparse.Namespace) -> int:
     return 0
 
 
-def _place(found: ServerInfo) -> str:
-    """Return what a server is listed under."""
-    if found.runtime == RuntimeName.EXTERNAL:
-        return "servers that somebody else runs"
-    return found.path or "servers that name no project"
-
-
 def lines(entries: Sequence[Entry]) -> list[str]:
     """Return the table with, below each server, what is on it."""
     if not entries:
         return ["no servers found"]
+    rows = _aligned([_HEAD, *map(_row, entries)])
     told: list[str] = []
-    rows = words.table(_HEAD, [_row(each) for each in entries])
-    place = ""
+    heading = ""
     for each, row in sorted(
         zip(entries, rows[1:], strict=True),
         key=lambda pair: (pair[0].found.path, pair[0].found.runtime, pair[1]),
     ):
-        if _place(each.found) != place:
-            place = _place(each.found)
-            told += ["", place, f"  {rows[0]}"]
+        if _heading(each.found) != heading:
+            heading = _heading(each.found)
+            told += ["", heading, f"  {rows[0]}"]
         told.append(f"  {row}")
-        details = each.inside.lines(words.ago, words.size) if each.inside is not None else []
-        told += [f"    {detail}" for detail in details]
+        if each.inside is not None:
+            told += [f"    {line}" for line in each.inside.lines(report.ago, report.size)]
         if each.trouble:
             told.append(f"    it does not answer: {each.trouble}")
     return told[1:]
 
 
+def _heading(found: ServerInfo) -> str:
+    if found.runtime == RuntimeName.EXTERNAL:
+        return "external servers"
+    return found.path or "servers without a project"
+
+
 def _row(entry: Entry) -> list[str]:
     found = entry.found
-    since = found.since
     return [
-        words.title(found),
+        title(found),
         f"{entry.version or '-'} ({found.what or found.name})",
         found.runtime,
         _state(found, entry.users),
-        words.duration(originals.now() - since) if since else "-",
-        "now" if entry.users else words.ago(entry.used),
-        words.size(entry.memory),
+        report.age(originals.now() - found.since) if found.since else "-",
+        "now" if entry.users else report.ago(entry.used),
+        report.size(entry.memory),
     ]
 
 
@@ -102,8 +106,17 @@ def _state(found: ServerInfo, users: int) -> str:
     return f"{found.state}{life}{f', used by {users}' if users else ''}"
 
 
-def plain(entry: Entry) -> dict[str, Any]:
-    """Return what there is to know of a server as JSON can hold it; times in epoch seconds."""
+def _aligned(rows: Sequence[Sequence[str]]) -> list[str]:
+    """Return *rows* as lines, with columns as wide as they have to be."""
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    return [
+        "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()
+        for row in rows
+    ]
+
+
+def _plain(entry: Entry) -> dict[str, Any]:
+    """Return *entry* as JSON can hold it; times in epoch seconds, sizes in bytes."""
     found = entry.found
     return {
         "project": found.path,
