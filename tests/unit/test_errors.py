@@ -45,6 +45,7 @@ SAMPLES: dict[str, Any] = {
     "found": ["0001"],
     "function": "shop.db:make_config",
     "heads": ["0002", "0003"],
+    "hints": ["free memory: redis-cli FLUSHALL"],
     "host": "db.example.com",
     "holder": "backend 7 of 127.0.0.1",
     "holders": ["5-9:process-7@host", "10-14:process-8@host"],

@@ -17,7 +17,7 @@ from pytest_warmstack.servers.identity import Service
 from pytest_warmstack.servers.model import ServerSpec
 
 NO_ENGINE: Final = DockerUnavailable.by_engine(
-    failure=NOT_RUNNING,
+    fault=NOT_RUNNING,
     cause="connection refused",
     address="unix:///nowhere.sock",
     source="DOCKER_HOST",
