@@ -146,7 +146,7 @@ NEVER: Final = float("inf")
 def age(raw: object) -> float:
     """Return the seconds that a text such as `7d` stands for.
 
-    Raises ValueError or KeyError for any other text.
+    Raises ValueError for any other text.
 
     >>> age("12h"), age("never")
     (43200.0, inf)
@@ -155,7 +155,7 @@ def age(raw: object) -> float:
     if text == "never":
         return NEVER
     number = text.rstrip("abcdefghijklmnopqrstuvwxyz")
-    seconds = float(number) * _UNITS[text[len(number) :].strip()]
+    seconds = float(number) * _UNITS.get(text[len(number) :].strip(), -1)
     if not 0 <= seconds < NEVER:
         raise ValueError(text)
     return seconds

@@ -172,7 +172,10 @@ def pytest_fixture_setup(
         return (yield)
     except BaseException as error:
         is_own = str(fixturedef.func.__module__).startswith(f"{__package__}.")
-        if is_own and not isinstance(error, Exception):
+        cause = error
+        while cause.__cause__ is not None:  # Python 3.11 wraps what interrupts `__set_name__`.
+            cause = cause.__cause__
+        if is_own and not isinstance(cause, Exception):
             # pytest finishes only what has a result, and notes none for a SystemExit.
             fixturedef.cached_result = fixturedef.cached_result or (None, None, (error, None))
             fixturedef.finish(request)  # type: ignore[arg-type]

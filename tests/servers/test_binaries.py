@@ -128,7 +128,7 @@ def test_a_version_that_is_not_here_is_answered_with_one_that_is(library: Librar
     result = library.run("test_version.py", "--warmstack-postgres-version=13")
 
     assert "PostgreSQL 13 is asked for" in text(result)
-    assert "or take the version that is here: --warmstack-postgres-version=1" in text(result)
+    assert "or use the version that is here: --warmstack-postgres-version=1" in text(result)
 
 
 def test_the_wheel_with_extensions_is_found_and_runs(library: Library, wheel: Wheel) -> None:

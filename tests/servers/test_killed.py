@@ -310,7 +310,7 @@ def test_a_forked_process_that_comes_back_into_the_run_takes_nothing(
     # What the parent printed comes last.
     result.assert_outcomes(passed=3)
     result.stdout.re_match_lines(
-        [r".*Why: it was forked from process \d+, by a test, .*", r"=* ?1 failed, 3 errors in .*"]
+        [r".*Why: a test forked it from process \d+, .*", r"=* ?1 failed, 3 errors in .*"]
     )
 
 

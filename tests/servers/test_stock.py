@@ -15,7 +15,7 @@ from pytest_warmstack.postgres.clones import CloneFactory
 from pytest_warmstack.postgres.connections import connect_raw
 from pytest_warmstack.postgres.sql import MARK
 from pytest_warmstack.servers.errors import ServerFull
-from pytest_warmstack.servers.model import in_use
+from pytest_warmstack.servers.lifecycle import in_use
 
 REUSE = "--reuse-containers"
 AHEAD = Settings().clones_ahead

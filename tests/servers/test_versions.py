@@ -277,8 +277,8 @@ def test_a_project_runs_on_every_redis(
 @pytest.mark.parametrize(
     ("service", "room", "oldest", "wanted"),
     [
-        ("postgres", connections, 99, "it needs PostgreSQL 99 or newer"),
-        ("redis", redis_connections, (99, 0), "it needs Redis 6.2 or newer"),
+        ("postgres", connections, 99, "pytest-warmstack needs PostgreSQL 99 or newer"),
+        ("redis", redis_connections, (99, 0), "pytest-warmstack needs Redis 6.2 or newer"),
     ],
 )
 def test_a_server_that_is_too_old_is_refused(
