@@ -46,6 +46,9 @@ MAX_REDIS_SERVERS: Final = 64
 CLOSE_TIMEOUT: Final = 10.0
 """Seconds that the end of a run waits for background work; the next run sweeps what is left."""
 
+SIGNAL_INTERVAL: Final = 0.5
+"""Seconds after which a wait looks for signals: Python misses one that comes as a wait begins."""
+
 _MISSING_EXTENSION: Final = re.compile(
     r'extension "([^"]+)" is not available|/([\w-]+)\.control"|/([\w-]+)\.so": '
 )
@@ -74,6 +77,7 @@ class Lazy(Generic[T]):
         own: Future[T] = Future()
         while True:
             future = self.begin(own)
+            _wait([future])
             error = future.exception()
             if future is own or error is None or isinstance(error, Exception):
                 return future.result()
@@ -207,7 +211,7 @@ class Environment:
             self._check_empty_is_meant()
         self._specs = {service: self._spec(service) for service in services}
         steps = {Service.POSTGRES: self._make_templates, Service.REDIS: self._take_first_lease}
-        wait([self._lazy(f"start-{each}", steps[each]).begin() for each in services])
+        _wait([self._lazy(f"start-{each}", steps[each]).begin() for each in services])
         refusal, is_named = self._runtime.error, self.settings.runtime is not RuntimeName.AUTO
         if isinstance(refusal, RuntimeUnavailable) and (is_named or refusal.image):
             raise refusal
@@ -639,6 +643,12 @@ class Environment:
                 return leases
             server.client.close()
         raise LeaseFailed.no_server(servers=MAX_REDIS_SERVERS)
+
+
+def _wait(futures: Collection[Future[Any]]) -> None:
+    """Wait until all *futures* are done; a signal interrupts it within `SIGNAL_INTERVAL`."""
+    while wait(futures, timeout=SIGNAL_INTERVAL).not_done:
+        pass
 
 
 class Forked(WarmstackError):

@@ -25,6 +25,7 @@ import docker
 import pytest
 from docker.errors import DockerException
 
+from forked_runs import ForkedProcess
 from pytest_warmstack.options import RuntimeName
 from pytest_warmstack.postgres import DatabaseName
 from pytest_warmstack.postgres.clones import CloneFactory
@@ -53,14 +54,8 @@ _LISTEN: Final = "0A"
 _FOREIGN: Final = ("WARMSTACK_", "PYTEST_", "POSTGRES_", "REDIS_", "PG")
 """Beginnings of the variables that would reach into a run from the outside."""
 
-_UNUSED: Final = tuple(
-    f"-pno:{name}"
-    for name in (
-        *("hypothesispytest", "valkey", "freezer", "time_machine", "socket", "timeout"),
-        *("rerunfailures", "flaky", "celery"),
-    )
-)
-"""Plugins of other packages that a run here does not need; one that does loads them by name."""
+_PLUGINS: Final = ("--disable-plugin-autoload", "-p", "pytest_asyncio.plugin", "-p", "warmstack")
+"""The plugins of a run here; a test that is about others names them."""
 
 
 WAITING: Final = """
@@ -223,7 +218,7 @@ def assert_nothing_left(path: Path) -> None:
 class Running:
     """A run in progress; what it writes goes to files, so that no child of it holds a pipe."""
 
-    process: subprocess.Popen[bytes]
+    process: subprocess.Popen[bytes] | ForkedProcess
     stem: Path
     begun: float = field(default_factory=time.monotonic)
 
@@ -248,6 +243,12 @@ class Running:
         """Kill the run with all its workers and children, so that it can clean nothing up."""
         os.killpg(self.process.pid, signal.SIGKILL)
         self.process.wait(_DEADLINE)
+
+
+def pytest_with(*arguments: str) -> list[str]:
+    """Return the module pytest with the plugins that a run with *arguments* needs."""
+    xdist = ("-p", "xdist") if any(each.startswith("-n") for each in arguments) else ()
+    return ["pytest", *_PLUGINS, *xdist]
 
 
 def _mounted(mounts: str) -> list[str]:
@@ -332,21 +333,36 @@ class Library:
             if name != "CI" and not name.startswith(_FOREIGN)
         }
         stem = self.folder.with_name(f"{self.folder.name}-{len(self.runs)}")
+        module, *given = (*(command or pytest_with(*arguments)), *arguments)
+        place = self.folder / below
+        # Its lines are read from a file while it goes on.
+        environ = {**own, "PYTHONUNBUFFERED": "1", **variables}
+        process: subprocess.Popen[bytes] | ForkedProcess
         with stem.with_suffix(".out").open("wb") as out, stem.with_suffix(".err").open("wb") as err:
-            process = subprocess.Popen(
-                [
-                    *(_mounted(mounts) if mounts else ()),
-                    *(sys.executable, "-m", *(command or ("pytest", *_UNUSED)), *arguments),
-                ],
-                cwd=self.folder / below,
-                # Its lines are read from a file while it goes on.
-                env={**own, "PYTHONUNBUFFERED": "1", **variables},
-                stdin=subprocess.DEVNULL,
-                stdout=out,
-                stderr=err,
-                start_new_session=True,
-                preexec_fn=_hear_signals,
-            )
+            if mounts or any(name.startswith(("PYTHON", "LC_", "LANG")) for name in variables):
+                # They have to be there before Python begins.
+                process = subprocess.Popen(
+                    [
+                        *(_mounted(mounts) if mounts else ()),
+                        *(sys.executable, "-m", module, *given),
+                    ],
+                    cwd=place,
+                    env=environ,
+                    stdin=subprocess.DEVNULL,
+                    stdout=out,
+                    stderr=err,
+                    start_new_session=True,
+                    preexec_fn=_hear_signals,
+                )
+            else:
+                process = ForkedProcess(
+                    module,
+                    given,
+                    cwd=place,
+                    env=environ,
+                    stdout=out.fileno(),
+                    stderr=err.fileno(),
+                )
         running = Running(process, stem)
         self.runs.append(running)
         return running

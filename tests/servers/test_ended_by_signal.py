@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from projects import _UNUSED, Library, Running, _hear_signals, assert_nothing_left, until
+from projects import Library, Running, _hear_signals, assert_nothing_left, pytest_with, until
 
 REUSE = "--reuse-containers"
 NUMBERS = [signal.SIGTERM, signal.SIGHUP]
@@ -421,7 +421,7 @@ def test_a_closed_terminal_leaves_nothing(embedded_project: Library, workers: li
     project = embedded_project
     project.write("test_tells.py", TELLS)
     master, slave = os.openpty()
-    command = [sys.executable, "-m", "pytest", *_UNUSED, "-v", "test_tells.py", *workers]
+    command = [sys.executable, "-m", *pytest_with(*workers), "-v", "test_tells.py", *workers]
     process = subprocess.Popen(
         ["setsid", "--ctty", "--wait", *command],  # noqa: S607 - wherever it is
         cwd=project.folder,
