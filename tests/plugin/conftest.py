@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import os
+import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from forked_runs import ForkedProcess
 from pytest_warmstack.servers.embedded import Embedded
 from pytest_warmstack.servers.folders import root as _root
 from pytest_warmstack.servers.identity import Label, Process, Project
@@ -71,9 +73,28 @@ def run(pytester: pytest.Pytester) -> Run:
         chosen = [f"--warmstack-runtime={runtime}"] if runtime else []
         names = (*before, "asyncio", "warmstack", *plugins)
         loaded = [part for name in names for part in ("-p", name)]
-        return pytester.runpytest_subprocess(*loaded, *chosen, *arguments)
+        return _run_forked(pytester.path, [*loaded, *chosen, *map(str, arguments)])
 
     return run
+
+
+def _run_forked(folder: Path, arguments: Sequence[str]) -> pytest.RunResult:
+    """Return the result of pytest in *folder*, as `pytester.runpytest_subprocess` gives it."""
+    files = [folder / "stdout", folder / "stderr"]
+    begin = time.monotonic()
+    with files[0].open("wb") as out, files[1].open("wb") as err:
+        process = ForkedProcess(
+            "pytest",
+            arguments,
+            cwd=folder,
+            env=os.environ,
+            stdout=out.fileno(),
+            stderr=err.fileno(),
+        )
+        status = process.wait(60)
+    lines = [file.read_text("utf-8").splitlines() for file in files]
+    print("\n".join(line for each in lines for line in each))
+    return pytest.RunResult(status, *lines, time.monotonic() - begin)
 
 
 def found_servers(root: Path) -> list[ServerInfo]:

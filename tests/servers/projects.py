@@ -54,7 +54,7 @@ _LISTEN: Final = "0A"
 _FOREIGN: Final = ("WARMSTACK_", "PYTEST_", "POSTGRES_", "REDIS_", "PG")
 """Beginnings of the variables that would reach into a run from the outside."""
 
-_PLUGINS: Final = ("--disable-plugin-autoload", "-p", "pytest_asyncio.plugin", "-p", "warmstack")
+_PLUGINS: Final = ("--disable-plugin-autoload", "-p", "asyncio", "-p", "warmstack")
 """The plugins of a run here; a test that is about others names them."""
 
 

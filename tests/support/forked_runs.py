@@ -7,6 +7,7 @@ and Python ends it as usual. The run imports all plugins itself: pytest has to s
 
 from __future__ import annotations
 
+import asyncio
 import gc
 import importlib
 import io
@@ -124,6 +125,8 @@ def _serve(server: socket.socket) -> tuple[dict[str, Any], Sequence[int]] | None
     """Fork for each request; return None at the end, and in a forked process its request."""
     for name in LIBRARIES:
         importlib.import_module(name)
+    # `-p asyncio` names the plugin, and pytest would warn that a module of that name is imported.
+    asyncio.__doc__ = f"{asyncio.__doc__} PYTEST_DONT_REWRITE"
     gc.freeze()
     reader, writer = socket.socketpair()
     writer.setblocking(False)
