@@ -21,7 +21,6 @@ from pytest_warmstack import servers as runtimes
 from pytest_warmstack.background import BackgroundLoop
 from pytest_warmstack.errors import WarmstackError
 from pytest_warmstack.options import NONE, RedisPlan, RuntimeName, Settings
-from pytest_warmstack.postgres.template.errors import TemplateFailed
 from pytest_warmstack.report import Ledger, Step
 from pytest_warmstack.servers import CONNECT_TIMEOUT, RememberedServers
 from pytest_warmstack.servers.errors import RuntimeUnavailable, ServerFailed
@@ -460,6 +459,8 @@ class Environment:
             return  # Raised for the tests that need the layers.
         below = [each.name for each in self._configurations.below()]
         if found := below or self._configurations.named_otherwise():
+            from pytest_warmstack.postgres.template.errors import TemplateFailed
+
             raise TemplateFailed.elsewhere(
                 found=found, root=self.run_context.project.path, file=self.settings.file
             )
@@ -603,11 +604,11 @@ class Environment:
             self.leases.get().take()
 
     def _make_leases(self) -> Leases:
-        from pytest_warmstack.redis.errors import LeaseFailed
-
         if self.settings.redis is RedisPlan.SHARED:
             leases = self._leases_on(self._redis.get())
         elif self.settings.redis_url:
+            from pytest_warmstack.redis.errors import LeaseFailed
+
             raise LeaseFailed.not_whole()
         else:
             leases = self._lease_free_server()

@@ -20,6 +20,8 @@ from pathlib import Path
 def pytest_unconfigure():
     heavy = {"docker", "testcontainers", "alembic"}.intersection(sys.modules)
     Path("imports.log").write_text(" ".join(["none", *sorted(heavy)]))
+    own = sorted(name for name in sys.modules if name.startswith("pytest_warmstack"))
+    Path("own.log").write_text("\n".join(own))
 """
 
 
@@ -86,6 +88,18 @@ def test_a_hint_saves_every_question_to_the_engine(kept: Library) -> None:
     assert set(kept.lines("servers.log")) == set(servers)
     assert kept.lines("imports.log") == ["none"]
     assert kept.executions() == 0
+
+
+def test_a_warm_run_imports_few_modules_of_the_plugin(kept: Library) -> None:
+    """None for errors, builds and runtimes; an import costs each of a thousand runs a day."""
+    kept.write("conftest.py", IMPORTS)
+    kept.run(REUSE).assert_outcomes(passed=5)  # The clean-up of this hour.
+
+    kept.run(REUSE).assert_outcomes(passed=5)
+
+    own = kept.lines("own.log")
+    assert len(own) <= 35, own
+    assert not [name for name in own if name.rpartition(".")[2] in {"build", "builder", "docker"}]
 
 
 def test_without_a_hint_the_servers_are_found_by_their_labels(kept: Library) -> None:

@@ -65,13 +65,14 @@ class Server:
         self.locked.add(str(name))
         return True
 
-    def lock(self, name: DatabaseName, *, timeout: float, say: Callable[[str], None]) -> None:
+    def lock(self, name: DatabaseName, *, timeout: float, say: Callable[[str], None]) -> str:
         """Wait until the other one lets go, which is at once."""
         if self.try_lock(name):
-            return
+            return ""
         say(f"waiting for {timeout:g} seconds at most")
         self.waited = True
         self.locked.add(str(name))
+        return ""
 
     def unlock(self, name: DatabaseName) -> None:
         """Let go of the lock of a name."""

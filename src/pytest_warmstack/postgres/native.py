@@ -184,7 +184,6 @@ class NativePostgres:
         programs = _reachable(self._find(), folder, user)
         data, pwfile = folder / "data", folder / "pwfile"
         data.mkdir(mode=0o700)
-        pwfile = folder / "pwfile"
         write_private(pwfile, password)
         if user is not None:
             shutil.chown(data, user)

@@ -96,7 +96,11 @@ def ensure(databases: Databases, request: TemplateRequest) -> Template:
     # Only the building process holds this lock. The template's own lock would not do: all users of
     # the template share that one until the end of their runs.
     gate = DatabaseName(State.BUILDING, search.key, "gate")
-    databases.lock(gate, timeout=request.settings.migrate_timeout, say=request.say)
+    timeout = request.settings.migrate_timeout
+    if holder := databases.lock(gate, timeout=timeout, say=request.say):
+        from pytest_warmstack.postgres.template.errors import TemplateFailed
+
+        raise TemplateFailed.locked(seconds=timeout, holder=holder)
     try:
         # Again: another process may have finished just before.
         return search.find() or Build(search).run()

@@ -1,1 +1,1 @@
-"""The child process that runs the project's own code; imported by nobody else."""
+"""The process that runs the project's code. The parent imports only its tables of names."""
