@@ -21,7 +21,7 @@ def pytest_unconfigure():
     heavy = {"docker", "testcontainers", "alembic"}.intersection(sys.modules)
     Path("imports.log").write_text(" ".join(["none", *sorted(heavy)]))
     own = sorted(name for name in sys.modules if name.startswith("pytest_warmstack"))
-    Path("own.log").write_text("\n".join(own))
+    Path("own.log").write_text(chr(10).join(own))
 """
 
 
