@@ -2,11 +2,13 @@
 #
 #   RUNTIME=docker    insist on Docker          RUNTIME=embedded   insist on native servers
 #   ARGS="-k refund"  passed on to pytest       PYTHON=python3.13  for the virtual environment
-#   RUNS=3 WORKERS=8 TESTS=400                  sizes of `make stress`
+#   PARALLEL=4                  files of tests that run at the same time
+#   RUNS=3 WORKERS=8 TESTS=400  sizes of `make stress`
 
 RUNTIME ?= auto
 PYTHON ?= python3
 ARGS ?=
+PARALLEL ?= auto
 RUNS ?= 3
 WORKERS ?= 8
 TESTS ?= 400
@@ -14,6 +16,8 @@ TESTS ?= 400
 VENV := .venv
 INSTALLED := $(VENV)/.installed
 PYTEST := $(VENV)/bin/python -m pytest --warmstack-runtime=$(RUNTIME)
+# The tests of one file stay in one process: they may share servers, which those of another never meet.
+IN_PARALLEL := -n $(PARALLEL) --dist loadfile
 
 # Where Docker is demanded, no test may be skipped for want of it.
 ifeq ($(RUNTIME),docker)
@@ -21,7 +25,7 @@ export WARMSTACK_TEST_DOCKER = demanded
 endif
 
 .DEFAULT_GOAL := help
-.PHONY: help test test-unit test-integration stress images check format bench containers-clean
+.PHONY: help test test-all test-unit test-integration stress images check format bench containers-clean
 
 help: ## Show this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/make \1\t\2/' | expand -t 26
@@ -32,8 +36,11 @@ test-integration: $(INSTALLED) ## Start PostgreSQL and Redis, run the integratio
 test-unit: $(INSTALLED) ## Run the tests that need no server
 	$(PYTEST) tests/unit $(ARGS)
 
-test: $(INSTALLED) ## Run all tests
-	$(PYTEST) $(ARGS)
+test: $(INSTALLED) ## Run the tests, but for those that are slow and rarely affected
+	$(PYTEST) $(IN_PARALLEL) -m "not slow" $(ARGS)
+
+test-all: $(INSTALLED) ## Run all tests: every version, odd engines and networks, long properties
+	$(PYTEST) $(IN_PARALLEL) $(ARGS)
 
 check: $(INSTALLED) ## Lint, check types, and check that imports only go down
 	$(VENV)/bin/ruff check

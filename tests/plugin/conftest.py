@@ -79,14 +79,14 @@ def run(pytester: pytest.Pytester) -> Run:
 
 
 def _run_forked(folder: Path, arguments: Sequence[str]) -> pytest.RunResult:
-    """Return the result of pytest in *folder*, as `pytester.runpytest_subprocess` gives it."""
+    """Return the result of pytest in the current folder, as `runpytest_subprocess` gives it."""
     files = [folder / "stdout", folder / "stderr"]
     begin = time.monotonic()
     with files[0].open("wb") as out, files[1].open("wb") as err:
         process = ForkedProcess(
             "pytest",
             arguments,
-            cwd=folder,
+            cwd=Path.cwd(),
             env=os.environ,
             stdout=out.fileno(),
             stderr=err.fileno(),

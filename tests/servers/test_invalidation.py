@@ -1032,7 +1032,7 @@ def test_no_process_is_started_for_a_template_that_is_found(
 FINDER: Final = """
 import json, sys
 sys.modules.update(dict.fromkeys(["alembic", "sqlalchemy", "mako"]))
-sys.path.insert(0, sys.argv[1])
+sys.path[:0] = sys.argv[1:]
 from pathlib import Path
 from migration_projects import Project, Shelf
 from pytest_warmstack.background import BackgroundLoop
@@ -1061,7 +1061,7 @@ def test_a_template_is_found_without_alembic_and_sqlalchemy(kept: Shelf, project
     }
 
     answer = subprocess.run(
-        [sys.executable, "-c", FINDER, str(Path(__file__).parent)],
+        [sys.executable, "-c", FINDER, *sys.path],
         input=json.dumps(told),
         capture_output=True,
         text=True,

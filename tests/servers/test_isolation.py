@@ -271,7 +271,7 @@ def test_what_tests_do_is_undone_under_anyio(kept: Library) -> None:
         "import pytest\n@pytest.fixture\ndef anyio_backend():\n    return 'asyncio'\n",
     )
 
-    result = kept.run(REUSE, "-o", "asyncio_mode=strict", "test_undone.py")
+    result = kept.run(REUSE, "-p", "anyio", "-o", "asyncio_mode=strict", "test_undone.py")
 
     result.assert_outcomes(passed=5)
     assert accused(result) == {}

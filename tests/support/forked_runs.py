@@ -77,6 +77,7 @@ class _Server:
         """Return the id of a new process, or note the exit status of one that has ended."""
         message = json.loads(self._socket.recv(_MESSAGE_SIZE))
         if "status" not in message:
+            self.statuses.pop(message["pid"], None)  # That of an earlier process with this number.
             return int(message["pid"])
         self.statuses[message["pid"]] = message["status"]
         return None
