@@ -21,8 +21,39 @@ pytest.register_assert_rewrite("projects")
 
 from projects import Bench, Images, Library, engine, lacking  # noqa: E402 - after its asserts are rewritten
 
+SLOW = frozenset(
+    {
+        # All versions, odd engines, images and networks.
+        *("test_versions", "test_docker_engines", "test_docker_labels", "test_images", "test_pull"),
+        *("test_external", "test_external_odd", "test_external_wrong", "test_two_hosts"),
+        *("test_binaries", "test_locales", "test_postgres_settings", "test_places_of_servers"),
+        # Long properties, and processes that are killed.
+        *("test_stress", "test_layered_property", "test_killed", "test_ended_by_signal"),
+        # Projects and suites of all kinds.
+        *("test_cases", "test_alembic_forms", "test_bad_input", "test_several_configurations"),
+        *("test_search_path", "test_changed_world", "test_first_hour", "test_command_anywhere"),
+        # Faults of the machine and of servers.
+        *("test_faults", "test_refusals", "test_remembered_servers", "test_lookers"),
+    }
+)
+"""The files whose tests are expensive and rarely affected by a change."""
+
+IN_BOTH_RUNTIMES = frozenset({"test_reuse", "test_runtime_contract", "test_end_of_run"})
+"""The files that are run in Docker, too, by `make test`; of others, it runs the embedded twins."""
+
 _OFFICIAL = Images(Settings().postgres_image, Settings().redis_image)
 _STAND_IN = Images("warmstack-standin-postgres:16", "warmstack-standin-redis:7")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Mark what `make test` leaves to `make test-all`."""
+    for item in items:
+        if item.path.parent != Path(__file__).parent:
+            continue
+        callspec = getattr(item, "callspec", None)
+        is_twin = callspec is not None and callspec.params.get("runtime") == RuntimeName.DOCKER
+        if item.path.stem in SLOW or (is_twin and item.path.stem not in IN_BOTH_RUNTIMES):
+            item.add_marker(pytest.mark.slow)
 
 
 @pytest.fixture(scope="session")

@@ -289,7 +289,11 @@ class Library:
             dirs_exist_ok=True,
             ignore=shutil.ignore_patterns("__pycache__", ".pytest_cache"),
         )
-        lines = [f"warmstack_runtime = {self.runtime}"]
+        lines = [
+            f"warmstack_runtime = {self.runtime}",
+            # Runs of other tests, in other processes, don't remove what `test_cleanup` has aged.
+            "warmstack_max_idle = 9999d",
+        ]
         if self.images is not None:
             lines.append(f"warmstack_postgres_image = {self.images.postgres}")
             lines.append(f"warmstack_redis_image = {self.images.redis}")

@@ -935,7 +935,24 @@ def refused(command: list[str], **_options: Any) -> None:
     raise AssertionError(f"a process was started: {command}")
 
 
-@pytest.mark.parametrize("steps", CASES.values(), ids=list(CASES))
+OFTEN: Final = frozenset(
+    {
+        *("nothing", "the time of a revision", "env.py", "a helper, twice", "a revision appended"),
+        *("the last revision, twice", "a revision in the middle, twice", "a seed, edited"),
+        *("the last revision deleted", "two revisions in another order", "a schema, edited"),
+        *("a new file in a folder that is listed", "a branch at the end, and its merge"),
+    }
+)
+"""The cases of every day; the others are slow together."""
+
+
+@pytest.mark.parametrize(
+    "steps",
+    [
+        pytest.param(steps, id=name, marks=() if name in OFTEN else pytest.mark.slow)
+        for name, steps in CASES.items()
+    ],
+)
 def test_a_change_costs_what_depends_on_it_and_no_more(
     kept: Shelf, project: Project, monkeypatch: pytest.MonkeyPatch, steps: list[Step]
 ) -> None:

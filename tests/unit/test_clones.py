@@ -434,6 +434,7 @@ def test_a_clone_that_failed_or_was_cancelled_is_not_left(
     clones = make(ahead=3)
     cancelled: Future[Clone] = Future()
     cancelled.cancel()
+    cancelled.set_running_or_notify_cancel()  # As asyncio does.
     clones._ahead[0], clones._ahead[1] = cancelled, done(refusal())
 
     clones.close(timeout=5)
