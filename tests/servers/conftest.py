@@ -29,6 +29,7 @@ SLOW = frozenset(
         *("test_binaries", "test_locales", "test_postgres_settings", "test_places_of_servers"),
         # Long properties, and processes that are killed.
         *("test_stress", "test_layered_property", "test_killed", "test_ended_by_signal"),
+        "test_interrupted_set_up",
         # Projects and suites of all kinds.
         *("test_cases", "test_alembic_forms", "test_bad_input", "test_several_configurations"),
         *("test_search_path", "test_changed_world", "test_first_hour", "test_command_anywhere"),
@@ -38,7 +39,7 @@ SLOW = frozenset(
 )
 """The files whose tests are expensive and rarely affected by a change."""
 
-IN_BOTH_RUNTIMES = frozenset({"test_reuse", "test_runtime_contract", "test_end_of_run"})
+IN_BOTH_RUNTIMES = frozenset({"test_reuse", "test_runtime_contract"})
 """The files that are run in Docker, too, by `make test`; of others, it runs the embedded twins."""
 
 _OFFICIAL = Images(Settings().postgres_image, Settings().redis_image)

@@ -1240,6 +1240,7 @@ def test_the_templates_that_were_used_last_stay(
     assert sweep() == {str(each) for each in (names[0], names[-1])}
 
 
+@pytest.mark.slow
 def test_the_state_before_a_day_of_edits_is_found(
     kept: Shelf, project: Project, standing: Bench
 ) -> None:

@@ -431,6 +431,7 @@ def test_a_server_that_a_living_run_uses_is_not_replaced(bench: Bench, service: 
         spec.connect(server.endpoint, server.fingerprint, 5).close()
 
 
+@pytest.mark.slow
 def test_a_server_that_no_longer_answers_is_replaced(bench: Bench) -> None:
     """A kept server whose process hangs is removed, and the next run has a new one."""
     before = bench.ensure(bench.postgres)

@@ -367,6 +367,7 @@ def test_the_dead_are_swept_after_the_first_test(kept: Library) -> None:
 # How many there are
 
 
+@pytest.mark.slow
 def test_however_many_tests_there_are_there_are_few_databases(kept: Library) -> None:
     """Two thousand tests have no more at any moment than is made ahead, in use and being dropped.
 
