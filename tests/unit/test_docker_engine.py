@@ -14,6 +14,7 @@ import testcontainers.core.config
 from docker.errors import APIError, DockerException, TLSParameterError
 from testcontainers.core.config import ConnectionMode
 
+from pytest_warmstack.servers.docker import errors
 from pytest_warmstack.servers.docker.container import _is_conflict, _published, _reachable_host
 from pytest_warmstack.servers.docker.engine import (
     Engine,
@@ -336,6 +337,14 @@ def test_an_engine_that_cannot_be_used_is_not_said_to_be_stopped(
 ) -> None:
     """Permission, certificates and ssh have headlines of their own; an unknown failure has none."""
     assert _fault(error, said) is fault
+
+
+def test_each_fault_has_a_headline_of_its_own() -> None:
+    """Only an engine that does not answer is said to be stopped."""
+    faults = [each for each in vars(errors).values() if isinstance(each, EngineFault)]
+
+    assert len({each.what for each in faults}) == len(faults) == 6
+    assert [each for each in faults if "start Docker" in each.what] == [NOT_RUNNING]
 
 
 def test_a_socket_that_this_user_may_not_use(monkeypatch: pytest.MonkeyPatch) -> None:
