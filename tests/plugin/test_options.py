@@ -483,7 +483,7 @@ def test_the_image_names_the_version_of_postgresql(
 
     text = refused(run())
 
-    assert "ERROR: No PostgreSQL was found on this machine" in text
+    assert "ERROR: Could not find PostgreSQL on this machine" in text
     assert "PostgreSQL 99 (as the image's tag says) is asked for" in text
 
 
@@ -493,7 +493,7 @@ def test_the_image_names_the_version_of_redis(pytester: pytest.Pytester, run: Ru
 
     text = failed(run("--warmstack-redis-image=redis:6-alpine"))
 
-    assert "is not the version that was asked for." in text
+    assert "is not the version that you asked for." in text
     assert "version 6" in text
 
 

@@ -89,9 +89,9 @@ def test_no_place_with_room_is_said_before_any_test(embedded_project: Library, p
     ).wait()
 
     assert result.ret == pytest.ExitCode.USAGE_ERROR
-    assert "No usable folder for the files of PostgreSQL." in text(result)
+    assert "Could not find a folder for the files of PostgreSQL." in text(result)
     assert f"{place}: 100 MB, of which 100 MB are free: that is too small" in text(result)
-    assert f"name another folder with room: {SETTING}" in text(result)
+    assert f"choose another folder with enough space: {SETTING}" in text(result)
     assert "passed" not in text(result)
     for command in (["status"], ["clean"], ["doctor"], ["logs"], ["psql"]):
         running = embedded_project.start(

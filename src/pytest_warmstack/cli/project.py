@@ -157,7 +157,8 @@ def _place(config: pytest.Config) -> Place:
 
 def unchecked(runtime: str, error: WarmstackError) -> str:
     """Return the line about a *runtime* that could not be checked because of *error*."""
-    return f"could not check the runtime {runtime}: {error.line}"
+    why = " ".join(error.why.split())
+    return f"could not check the runtime {runtime}: {error.what} ({why})"
 
 
 def servers_of(project: Project, refused: list[str]) -> Iterator[tuple[OwnRuntime, ServerInfo]]:
