@@ -642,14 +642,14 @@ class Environment:
 
 
 class Forked(WarmstackError):
-    """A process that a test forked goes on with the tests of its parent."""
+    """A process that a test forked continues the run of its parent."""
 
     @classmethod
     def back(cls, *, process: int) -> Forked:
-        """Explain that the databases belong to *process*, the parent."""
+        """The databases belong to *process*, the parent."""
         return cls(
             "A forked process can't use the databases of its parent.",
-            why=f"a test forked it from process {process}, and it returned into the run",
+            why=f"a test forked it from process {process}, and it continued the run",
             todo=[
                 "end the child with os._exit",
                 "or start it with subprocess, or with multiprocessing's start method spawn",

@@ -176,7 +176,7 @@ def test_outside_a_project_one_line_says_so(guest: Library, command: str) -> Non
     assert result.ret == 1
     assert told(result) == (
         f"warmstack: No project found in {empty}: it has no pytest configuration, alembic.ini,"
-        " conftest.py or tests; change to the project's folder, or name it: --project FOLDER"
+        " conftest.py or tests; run the command in the project's folder, or add --project FOLDER"
     )
 
 

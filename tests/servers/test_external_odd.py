@@ -340,7 +340,7 @@ def test_a_command_that_is_forbidden_is_named(guest: Library, rights: str, missi
     lines = told(result)
     assert f"'{missing}' command" in lines
     assert "What to do:" in lines
-    assert "does not take the password" not in lines
+    assert "does not accept the password" not in lines
     assert "waiting up to" not in lines
     assert "ACL SETUSER ada" in lines
 

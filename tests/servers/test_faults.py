@@ -212,7 +212,7 @@ def test_a_command_in_a_folder_that_is_gone_says_so(embedded_project: Library) -
     result = embedded_project.start(command=("leave",)).wait()
 
     assert result.ret == 1
-    assert "The operating system refused what the command needs." in told(result)
+    assert "The operating system refused an operation of the command." in told(result)
     assert "Traceback" not in told(result)
 
 

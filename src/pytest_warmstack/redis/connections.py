@@ -161,7 +161,7 @@ class Admin:
                 ("PING",), ("INFO", "server"), ("CLIENT", "ID"), *ident
             )
         except AuthenticationError as error:
-            raise NotOurs(f"it does not take the password: {error}") from error
+            raise NotOurs(f"it does not accept the password: {error}") from error
         except (CommandRefused, ResponseError, ValueError) as error:
             answer = error.answer if isinstance(error, CommandRefused) else _full_text(error)
             if answer.startswith(BUSY):

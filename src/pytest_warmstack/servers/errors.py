@@ -253,7 +253,7 @@ class ServerFailed(WarmstackError):
             f"Timed out waiting for {title}, which is locked by another process.",
             why=f"that process starts or removes it, and did not finish within {seconds:g} seconds",
             looked_at=[place],
-            todo=["end the other run, then: warmstack clean"],
+            todo=["stop the other run, then: warmstack clean"],
         )
 
     @classmethod
@@ -372,7 +372,7 @@ class ServerFull(WarmstackError):
             looked_at=holders,
             todo=[
                 "dispose of engines and close pools that tests open, or make the pools smaller",
-                "or use fewer workers (-n), or end other runs on this server",
+                "or use fewer workers (-n), or stop other runs on this server",
             ],
         )
 
