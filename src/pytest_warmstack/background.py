@@ -233,15 +233,15 @@ def watch(client: T, name: str, begun: Begun) -> T:
     """Make *client*, called *name* in the test, add each coroutine that it makes to *begun*."""
     # A subclass: functions in the client's own attributes would make a reference cycle.
     cls: type[Any] = type(client)
-    client.__class__ = _watched(cls)  # type: ignore[arg-type] # a class has a hash
+    client.__class__ = _watching_class(cls)  # type: ignore[arg-type] # a class has a hash
     vars(client)["_warmstack_begun"] = name, begun
     return client
 
 
 @functools.cache
-def _watched(cls: type[Any]) -> type[Any]:
+def _watching_class(cls: type[Any]) -> type[Any]:
     methods = {
-        name: _adding(name, method)
+        name: _wrap_method(name, method)
         for name in dir(cls)
         if not name.startswith("_") and inspect.iscoroutinefunction(method := getattr(cls, name))
     }
@@ -249,7 +249,7 @@ def _watched(cls: type[Any]) -> type[Any]:
     return type(cls.__name__, (cls,), own | methods)
 
 
-def _adding(method: str, original: Callable[..., Any]) -> Callable[..., Any]:
+def _wrap_method(method: str, original: Callable[..., Any]) -> Callable[..., Any]:
     """Return the method *original*, which also adds its coroutine to the client's `Begun`."""
 
     @functools.wraps(original)

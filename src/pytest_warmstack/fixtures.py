@@ -294,7 +294,7 @@ def _loop(request: pytest.FixtureRequest) -> str:
 
 
 def _is_run_by_anyio(request: pytest.FixtureRequest) -> bool:
-    """Tell whether anyio's plugin runs the test, and not pytest-asyncio.
+    """Return whether anyio's plugin runs the test, and not pytest-asyncio.
 
     Then the test has no marker `asyncio`, but the fixture that makes anyio's plugin run coroutines.
     """

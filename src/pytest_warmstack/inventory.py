@@ -17,7 +17,7 @@ from pytest_warmstack.servers.external import External
 from pytest_warmstack.servers.identity import Label, Service
 from pytest_warmstack.servers.model import NotOurs, NotReady, OwnRuntime, ServerInfo
 
-_AT_ONCE: Final = 8
+_MAX_THREADS: Final = 8
 """Servers to ask at once."""
 
 
@@ -48,7 +48,7 @@ def entries(
     """
     for runtime, listed in cleanup.reachable(refused):
         # An engine takes up to a second to report the memory of a container.
-        with ThreadPoolExecutor(_AT_ONCE) as pool:
+        with ThreadPoolExecutor(_MAX_THREADS) as pool:
             meant = [found for found in listed if only in {"", found.path}]
             yield from pool.map(partial(_entry, runtime, background), meant)
 

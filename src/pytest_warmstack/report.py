@@ -271,7 +271,7 @@ _MAX_CAUSES: Final = 10
 
 
 def has_state(error: BaseException, state: str) -> bool:
-    """Tell whether *error*, or a cause of it, is a refusal of PostgreSQL with this SQLSTATE."""
+    """Return whether *error*, or a cause of it, is a refusal of PostgreSQL with this SQLSTATE."""
     cause: BaseException | None = error
     for _ in range(_MAX_CAUSES):
         if cause is None:

@@ -139,7 +139,8 @@ def test_a_place_that_is_full_as_the_server_starts_is_named(
     """Where there is less room than was seen, as when others fill it."""
     embedded_project.write(
         "conftest.py",
-        "from pytest_warmstack.postgres import native\nnative._LEAST = native._WANTED = 1\n",
+        "from pytest_warmstack.postgres import native\n"
+        "native._MIN_SPACE = native._WANTED_SPACE = 1\n",
     )
 
     result = embedded_project.start(

@@ -158,7 +158,7 @@ def _is_meant(found: ServerInfo, options: argparse.Namespace, project: Project) 
 
 
 def _has_lost_its_folder(found: ServerInfo) -> bool:
-    """Tell whether a project's folder was deleted, as far as this machine or container can see."""
+    """Return whether a project's folder was deleted, as far as this machine can see."""
     owner = Process.parse(found.labels.get(Label.OWNER, ""))
     return owner is not None and owner.is_near and not Path(found.path).is_dir()
 
@@ -181,7 +181,7 @@ def _clean_external(
     server = External(cleanup.RUN_CONTEXT, say).ensure(spec)
     project = None if options.all_projects else place.project.slug
     try:
-        for database, is_dropped in _dropped(server.client, project, options):
+        for database, is_dropped in _drop_unused(server.client, project, options):
             what = f"database {database} (external, {server.endpoint.place})"
             if is_dropped:
                 tally.remove(what, lambda: None)
@@ -191,7 +191,7 @@ def _clean_external(
         server.client.close()
 
 
-def _dropped(
+def _drop_unused(
     databases: Any, project: str | None, options: argparse.Namespace
 ) -> Iterator[tuple[str, bool]]:
     """Drop the databases, except in a dry run; yield each, and whether no run uses it."""

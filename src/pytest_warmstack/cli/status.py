@@ -64,7 +64,7 @@ def lines(entries: Sequence[Entry]) -> list[str]:
     """Return a table of the servers; below each server is what it holds."""
     if not entries:
         return ["no warmstack servers found"]
-    rows = _aligned([_HEAD, *map(_row, entries)])
+    rows = _align([_HEAD, *map(_row, entries)])
     table: list[str] = []
     heading = ""
     for each, row in sorted(
@@ -108,7 +108,7 @@ def _state(found: ServerInfo, users: int) -> str:
     return f"{found.state}{life}{f', used by {users}' if users else ''}"
 
 
-def _aligned(rows: Sequence[Sequence[str]]) -> list[str]:
+def _align(rows: Sequence[Sequence[str]]) -> list[str]:
     """Return *rows* as lines with aligned columns."""
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     return [

@@ -53,7 +53,7 @@ LEAK_GRACE: Final = 0.5
 A backend needs a millisecond or two, and longer on a busy machine.
 """
 
-BATCH: Final = 16
+LOCK_BATCH: Final = 16
 """How many locks are taken, or released, at once: each call takes time from a test."""
 
 
@@ -229,9 +229,11 @@ class Clones:
         wait(self._saved.values(), timeout=timeout)
         wait(self._drops, timeout=timeout)
         for test, future in self._saved.items():
-            for clone in _finished([future]):
+            for clone in _finished_clones([future]):
                 self._found(Finding(test, saved=str(clone.name)))
-        wait([self._factory.leave(_finished(self._ahead), stock=self._stock)], timeout=timeout)
+        wait(
+            [self._factory.leave(_finished_clones(self._ahead), stock=self._stock)], timeout=timeout
+        )
 
     def _fill(self) -> None:
         while len(self._ahead) < min(self._limit, self._expected):
@@ -288,7 +290,7 @@ def _has_failed(future: Future[Any]) -> bool:
     return future.done() and (future.cancelled() or future.exception() is not None)
 
 
-def _finished(futures: Sequence[Future[Clone]] | deque[Future[Clone]]) -> list[Clone]:
+def _finished_clones(futures: Sequence[Future[Clone]] | deque[Future[Clone]]) -> list[Clone]:
     """Return the clones of those *futures* that have one now."""
     clones = []
     for future in futures:
@@ -428,7 +430,9 @@ class CloneFactory:
 
         A sweep drops a clone in use without a lock.
         """
-        names = [DatabaseName.new(State.IN_USE, self._template.fingerprint) for _ in range(BATCH)]
+        names = [
+            DatabaseName.new(State.IN_USE, self._template.fingerprint) for _ in range(LOCK_BATCH)
+        ]
         await self._main.lock_new([name.lock_key for name in names])
         self._names.extend(names)
 
@@ -460,7 +464,7 @@ class CloneFactory:
             # Even if it does not exist: a test may have renamed it.
             await self._drop_by_force(clone)
         self._dropped_keys.append(clone.name.lock_key)
-        if len(self._dropped_keys) >= BATCH:
+        if len(self._dropped_keys) >= LOCK_BATCH:
             keys, self._dropped_keys = self._dropped_keys, []
             await self._main.unlock(*keys)
         return leaks

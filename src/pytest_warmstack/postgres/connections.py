@@ -168,7 +168,7 @@ def explained(statement: str, seconds: float = STATEMENT_TIMEOUT) -> Iterator[No
 
 
 @asynccontextmanager
-async def _limited(statement: str, seconds: float = 0.0) -> AsyncIterator[None]:
+async def _time_limit(statement: str, seconds: float = 0.0) -> AsyncIterator[None]:
     """Do what `explained` does, and enforce a timeout of *seconds*, or `STATEMENT_TIMEOUT`.
 
     asyncpg's own timeout uses a clock that a test may have frozen.
@@ -339,7 +339,7 @@ class Connection:
 
     async def fetch(self, query: str, *values: Any, seconds: float = 0.0) -> Sequence[Any]:
         """Return the rows of *query*. With separate *values*, the server parses it only once."""
-        async with self.turn(), _limited(query, seconds):
+        async with self.turn(), _time_limit(query, seconds):
             rows: Sequence[Any] = await self._raw.fetch(query, *values)
         return rows
 
@@ -350,7 +350,7 @@ class Connection:
 
     async def try_to_execute(self, statement: str) -> None:
         """Execute *statement* once. Several, separated by `;`, run in one transaction."""
-        async with self.turn(), _limited(statement):
+        async with self.turn(), _time_limit(statement):
             await self._raw.execute(statement)
 
     async def execute(self, *statements: str) -> None:
@@ -414,7 +414,7 @@ class Connection:
         self._shared.clear()
         if self.is_connected:
             try:
-                async with _limited("close the connection", CLOSE_TIMEOUT):
+                async with _time_limit("close the connection", CLOSE_TIMEOUT):
                     await self._raw.close()
             except (ConnectionLost, StatementRefused):
                 self.terminate()
@@ -440,7 +440,7 @@ async def connect_raw(endpoint: Endpoint, database: str, seconds: float) -> Any:
         "database": database,
         "ssl": endpoint.query.removeprefix("sslmode=") or False,
         **NEUTRAL,
-        # asyncpg would ask the event loop policy; `_limited` enforces the timeout.
+        # asyncpg would ask the event loop policy; `_time_limit` enforces the timeout.
         "loop": asyncio.get_running_loop(),
         "timeout": None,
     }
@@ -448,7 +448,7 @@ async def connect_raw(endpoint: Endpoint, database: str, seconds: float) -> Any:
     who = LOOKER if endpoint.looks else APPLICATION
     name = {"application_name": f"{who} {originals.getpid()}@{socket.gethostname()[:32]}"}
     try:
-        async with _limited(f"connect to {endpoint.place}", seconds):
+        async with _time_limit(f"connect to {endpoint.place}", seconds):
             try:
                 return await _connect(**options, server_settings={**_SETTINGS, **name})
             except asyncpg.ProtocolViolationError:

@@ -44,17 +44,17 @@ _CONTRIB: Final = (
 )
 """The extensions in PostgreSQL's own source (its documentation, appendix F)."""
 
-_LEAST: Final = 128 * 1024 * 1024
+_MIN_SPACE: Final = 128 * 1024 * 1024
 """Bytes without which a server can't work.
 
 A new cluster takes 39 MB (PostgreSQL 16), each database 8 MB, each further segment of the log
 16 MB; a template and four clones exist soon.
 """
 
-_WANTED: Final = 512 * 1024 * 1024
+_WANTED_SPACE: Final = 512 * 1024 * 1024
 """Bytes for a suite with a few workers, templates and some 80 MB of log (`min_wal_size`)."""
 
-_FILES: Final = 4000
+_WANTED_FILES: Final = 4000
 """A new cluster has about 970 files, each database about 300 more."""
 
 _PROGRAMS_SIZE: Final = 64 * 1024 * 1024
@@ -176,7 +176,7 @@ class NativePostgres:
         user = _unprivileged()
         copies = not _may_run(self._find(), user)
         extra = _PROGRAMS_SIZE if copies else 0
-        return Need(_LEAST + extra, _WANTED + extra, _FILES, user, copies)
+        return Need(_MIN_SPACE + extra, _WANTED_SPACE + extra, _WANTED_FILES, user, copies)
 
     def prepare(self, folder: Path, password: str) -> Callable[[int], Command]:
         """Make a database cluster in *folder*/data; return what gives the command for a port."""

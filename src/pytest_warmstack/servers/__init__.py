@@ -30,7 +30,7 @@ from pytest_warmstack.servers.model import (
 CONNECT_TIMEOUT: Final = 1.0
 """Seconds that a remembered server may take to answer."""
 
-PAUSE: Final = 3600.0
+WORK_INTERVAL: Final = 3600.0
 """Seconds between two runs that do the same occasional work, such as a clean-up."""
 
 _ENGINE: Final = (
@@ -114,13 +114,13 @@ class RememberedServers:
                 write_private(path, text)
 
     def is_due(self, work: str) -> bool:
-        """Tell whether *work* was last done longer than `PAUSE` ago; note that it's done now.
+        """Return whether *work* was last done more than `WORK_INTERVAL` ago; note that it's due now.
 
-        False if that can't be noted: else every run would do it.
+        Returns False if that can't be noted: otherwise every run would do the work.
         """
         try:
             path = self._path(f"{work}.stamp")
-            if path.exists() and originals.now() - path.stat().st_mtime < PAUSE:
+            if path.exists() and originals.now() - path.stat().st_mtime < WORK_INTERVAL:
                 return False
             path.parent.mkdir(parents=True, exist_ok=True)
             path.touch()
