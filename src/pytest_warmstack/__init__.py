@@ -1,6 +1,6 @@
-"""Real PostgreSQL and Redis for pytest, kept warm: a migrated database and an empty Redis a test.
+"""Real PostgreSQL and Redis for pytest, kept warm; each test has a migrated database of its own.
 
-The public names are here, for annotations. Everything else may change.
+Import the public names from here, for annotations. Everything else may change.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""What to tell the user about a failure that has a known cause. Imported when something fails."""
+"""Advice for failures with a known cause. Only a failure imports this module."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from pytest_warmstack.environment import Environment
 
 _NOWHERE: Final = {
-    # asyncpg is a dependency of this package and can stand for any driver, since nothing connects.
+    # asyncpg is installed with this package, and any driver will do, since nothing connects.
     # Nothing listens on port 1: an engine that the tests forget to replace reaches no database.
     "db_url": "postgresql+asyncpg://test:test@localhost:1/test",
     "db_host": "localhost",
@@ -31,7 +31,7 @@ _NOWHERE: Final = {
 def sections(
     item: pytest.Item, error: BaseException, environment: Environment | None
 ) -> Iterator[tuple[str, str]]:
-    """Yield the sections, each a title and a text, that explain in a report why *item* failed."""
+    """Yield a title and a text for each section of the report that explains why *item* failed."""
     text = str(error)
     if text.startswith("ScopeMismatch") and "fixture db_" in text:
         yield "warmstack: how to share a database", WIDER_SCOPE
@@ -46,7 +46,7 @@ def sections(
 
 
 def _wants_plain_url(item: pytest.Item, name: str, text: str) -> bool:
-    """Tell whether a driver, or an engine that is not asynchronous, got `db_url`."""
+    """Return whether `db_url` went to a driver, or to an engine that is not asynchronous."""
     if name == "MissingGreenlet":
         function = getattr(item, "function", None)
         return "db_url" in getattr(item, "fixturenames", ()) and not iscoroutinefunction(function)
@@ -54,14 +54,14 @@ def _wants_plain_url(item: pytest.Item, name: str, text: str) -> bool:
 
 
 def missing_variables(error: BaseException, settings: Settings) -> str:
-    """Return the lines that let an application be imported, if *error* is of missing variables.
+    """Return advice to set variables if *error* says that an application needs them on import.
 
-    Empty unless the variable of a database or of Redis is among them: other variables have nothing
-    to do with this plugin.
+    The text is empty unless one of the variables is for a database or for Redis: other variables
+    have nothing to do with this plugin.
     """
     from pytest_warmstack.postgres.template.child.variables import Variables
 
-    # pytest wraps what a conftest file raises.
+    # pytest wraps the exceptions of conftest files.
     cause = getattr(error, "cause", None)
     if isinstance(cause, BaseException):
         error = cause

@@ -1,7 +1,7 @@
-"""Event loops: the plugin's own, in a background thread, and those that tests run.
+"""Event loops: the plugin's own in a background thread, and those of the tests.
 
-Synchronous code uses async drivers on the background loop. It never touches a test's loop, and
-nothing that a test does to its own world (frozen clocks, blocked sockets) reaches it.
+Synchronous code uses async drivers on the background loop. That loop never touches the loops of
+tests, and tests can't affect it, even if they freeze the clock or block sockets.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ P = ParamSpec("P")
 CALL_TIMEOUT: Final = 900.0
 """Seconds after which `BackgroundLoop.call` gives up.
 
-Every function that it runs has a shorter timeout, and an error that says what it waited for.
+Every function that it runs has a shorter timeout, with an error that says what it waited for.
 """
 
 _JOIN_TIMEOUT: Final = 5.0
@@ -46,7 +46,7 @@ async def sleep(seconds: float) -> None:
 
 
 class BackgroundLoop:
-    """An event loop in a thread, which starts with the first call."""
+    """An event loop in a thread. The thread starts with the first call."""
 
     def __init__(self) -> None:
         self._loop: asyncio.AbstractEventLoop | None = None
@@ -56,7 +56,7 @@ class BackgroundLoop:
     def submit(
         self, function: Callable[P, Coroutine[Any, Any, T]], *args: P.args, **kwargs: P.kwargs
     ) -> Future[T]:
-        """Start *function* on the loop and return its future at once."""
+        """Start *function* on the loop and return its future immediately."""
         with self._opening:
             if self._loop is None:
                 self._loop = _Loop()
@@ -71,7 +71,7 @@ class BackgroundLoop:
     ) -> T:
         """Run *function* on the loop and return its result.
 
-        If the wait is interrupted, by Ctrl-C for example, *function* is cancelled. Raises
+        If Ctrl-C or another exception interrupts the wait, *function* is cancelled. Raises
         `BackgroundFailed` after `CALL_TIMEOUT`.
         """
         future = self.submit(function, *args, **kwargs)
@@ -86,7 +86,7 @@ class BackgroundLoop:
             raise
 
     def close(self) -> None:
-        """End the thread and cancel what still runs on its loop. Closing twice is fine."""
+        """Cancel what still runs on the loop, and end the thread. You can close twice."""
         if self._loop is None or self._thread is None or self._loop.is_closed():
             return
         self._loop.call_soon_threadsafe(self._loop.stop)
@@ -106,12 +106,12 @@ class BackgroundLoop:
 class _Loop(asyncio.SelectorEventLoop):
     """An event loop that no test can freeze, block or replace.
 
-    It ignores the event loop policy: asyncio's own loop writes data at once, which code that posts
-    a statement without waiting for its answer relies on.
+    It ignores the event loop policy: asyncio's own loop writes data immediately, and
+    `Connection.post` relies on that.
     """
 
     def time(self) -> float:
-        """Return the time by which timers run."""
+        """Return the time that timers use."""
         return originals.monotonic()
 
     async def create_connection(  # type: ignore[override]
@@ -143,27 +143,27 @@ class _Loop(asyncio.SelectorEventLoop):
 
 
 class BackgroundFailed(WarmstackError):
-    """Work in the background did not end."""
+    """Work in the background did not finish."""
 
     @classmethod
     def stuck(cls, *, function: str, seconds: float) -> BackgroundFailed:
-        """*function* did not end within *seconds*."""
+        """*function* did not finish within *seconds*."""
         return cls(
-            f"The background work of pytest-warmstack did not end within {seconds:g} seconds.",
+            f"The background work of pytest-warmstack did not finish within {seconds:g} seconds.",
             why=f"{function} was still running",
             todo=[
-                "run again; if it happens again, report it with this message",
+                "run again; if it happens again, report a bug with this message",
                 "if a test forks, or stops threads, run it in a subprocess",
             ],
         )
 
 
-# The event loops of tests: a client that one test gets may be used in several of them, and a
-# connection can only be closed in the loop that opened it.
+# The event loops of tests: a test may use its client in several loops, and only the loop that
+# opened a connection can close it.
 
 
 def is_running_here(loop: asyncio.AbstractEventLoop | None) -> bool:
-    """Tell whether *loop* runs the calling code."""
+    """Return whether *loop* runs the calling code."""
     try:
         return loop is asyncio.get_running_loop()
     except RuntimeError:
@@ -173,16 +173,16 @@ def is_running_here(loop: asyncio.AbstractEventLoop | None) -> bool:
 def end_transport(
     loop: asyncio.AbstractEventLoop, transport: Any, terminate: Callable[[], object]
 ) -> None:
-    """Call *terminate*, which ends *transport*, as the state of its *loop* allows.
+    """Call *terminate*, which ends *transport*, in a way that suits the state of its *loop*.
 
-    A test client of a web framework, a thread or `asyncio.run` opens connections in a loop that may
-    be closed, or run in another thread, when the test ends.
+    A web framework's test client, a thread or `asyncio.run` opens connections in a loop that may be
+    closed, or run in another thread, when the test ends.
     """
     if loop.is_running() and not is_running_here(loop):
         with suppress(RuntimeError):  # The loop has just been closed; the server notices that.
             loop.call_soon_threadsafe(terminate)
     elif loop.is_closed():
-        with suppress(RuntimeError):  # "Event loop is closed": the last step is scheduled there.
+        with suppress(RuntimeError):  # "Event loop is closed": it can't schedule the last step.
             terminate()
         _close_socket(transport)
     else:
@@ -190,24 +190,24 @@ def end_transport(
 
 
 def _close_socket(transport: Any) -> None:
-    """Do the last step of a transport's end, which its closed loop can no longer do.
+    """Close the socket of *transport* and inform its protocol, which its closed loop can't do.
 
-    It closes the socket and informs the protocol (asyncio's selector_events.py). uvloop closes all
-    transports together with the loop.
+    asyncio schedules this as the last step of the transport's end (its selector_events.py). uvloop
+    closes all transports together with the loop.
     """
-    # Below TLS is the transport of the socket.
+    # With TLS, the transport of the socket is below it.
     inner = getattr(getattr(transport, "_ssl_protocol", None), "_transport", None) or transport
     step = getattr(inner, "_call_connection_lost", None)
     if step is not None and getattr(inner, "_sock", None) is not None:
-        with suppress(RuntimeError):  # Code that waits for an answer waits in the closed loop.
+        with suppress(RuntimeError):  # Code that waits for an answer belongs to the closed loop.
             step(None)
 
 
-# Coroutines that a test made and never awaited: such a test passes, although nothing happened.
+# Coroutines that a test made and never awaited: the test passes, although nothing happened.
 
 
 class Begun:
-    """The coroutines of a test's clients that have not started to run."""
+    """Coroutines of a test's clients that have not started to run."""
 
     def __init__(self) -> None:
         self._all: list[tuple[str, Coroutine[Any, Any, Any]]] = []
@@ -219,7 +219,7 @@ class Begun:
         return coroutine
 
     def forgotten(self) -> list[str]:
-        """Close the coroutines that nothing awaits, and return their names."""
+        """Close the coroutines that were never awaited, and return their names."""
         names = []
         for name, coroutine in self._all:
             if _is_new(coroutine) and not _has_task(coroutine):
@@ -230,18 +230,18 @@ class Begun:
 
 
 def watch(client: T, name: str, begun: Begun) -> T:
-    """Let *client*, which the test calls *name*, add the coroutines that it makes to *begun*."""
-    # A subclass: functions in the client's own attributes would refer to it in a circle.
+    """Make *client*, called *name* in the test, add each coroutine that it makes to *begun*."""
+    # A subclass: functions in the client's own attributes would make a reference cycle.
     cls: type[Any] = type(client)
-    client.__class__ = _watched(cls)  # type: ignore[arg-type] # a class has a hash
+    client.__class__ = _watching_class(cls)  # type: ignore[arg-type] # a class has a hash
     vars(client)["_warmstack_begun"] = name, begun
     return client
 
 
 @functools.cache
-def _watched(cls: type[Any]) -> type[Any]:
+def _watching_class(cls: type[Any]) -> type[Any]:
     methods = {
-        name: _adding(name, method)
+        name: _wrap_method(name, method)
         for name in dir(cls)
         if not name.startswith("_") and inspect.iscoroutinefunction(method := getattr(cls, name))
     }
@@ -249,19 +249,19 @@ def _watched(cls: type[Any]) -> type[Any]:
     return type(cls.__name__, (cls,), own | methods)
 
 
-def _adding(method: str, original: Callable[..., Any]) -> Callable[..., Any]:
+def _wrap_method(method: str, original: Callable[..., Any]) -> Callable[..., Any]:
     """Return the method *original*, which also adds its coroutine to the client's `Begun`."""
 
     @functools.wraps(original)
     def call(self: Any, *args: Any, **kwargs: Any) -> Any:
         name, begun = self._warmstack_begun
         text = f"{method}()"
-        if method == "execute_command" and args:  # Every command of Redis is one of these.
+        if method == "execute_command" and args:  # redis-py calls it for every command.
             command = str(args[0]).lower()
             text = f"{command}()" if hasattr(self, command) else f"{method}({args[0]!r})"
         return begun.add(f"{name}.{text}", original(self, *args, **kwargs))
 
-    # A mock of the client asks which of its methods are asynchronous.
+    # Mocks check which methods of the client are asynchronous.
     if sys.version_info >= (3, 12):
         inspect.markcoroutinefunction(call)
     else:
@@ -274,5 +274,5 @@ def _is_new(coroutine: Coroutine[Any, Any, Any]) -> bool:
 
 
 def _has_task(coroutine: Coroutine[Any, Any, Any]) -> bool:
-    """Tell whether a task has *coroutine*, whose loop stopped before the task began."""
+    """Return whether a task has *coroutine*, but its loop stopped before the task began."""
     return any(isinstance(each, asyncio.Task) for each in gc.get_referrers(coroutine))

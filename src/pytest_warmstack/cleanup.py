@@ -1,7 +1,7 @@
-"""What is removed without being asked for: servers of killed runs, and unused servers.
+"""The automatic clean-up: it removes servers of killed runs, and servers that are no longer used.
 
-A process of its own lists everything and removes what was unused for days: no run waits for it,
-and a run that reuses its servers imports nothing for it.
+A background process lists all servers and removes those that were unused for days. No run waits
+for it, and a run that reuses its servers imports nothing for it.
 """
 
 from __future__ import annotations
@@ -27,23 +27,23 @@ OWN: Final = (RuntimeName.DOCKER, RuntimeName.EMBEDDED)
 RUN_CONTEXT: Final = RunContext(
     project=Project(path=""), run="", owner=Process.current(), keep=False, start_timeout=10.0
 )
-"""The context of a runtime that only lists and removes servers."""
+"""The context of runtimes that only list and remove servers."""
 
 REMOVE_TIMEOUT: Final = 60.0
-"""Seconds that the removal of a run's servers may take at its end."""
+"""Seconds that the removal of servers may take at the end of a run."""
 
 _SWEEP_TIMEOUT: Final = 120
-"""Seconds after which the process in the background is killed."""
+"""Seconds after which the background process is killed."""
 
 Refused = Callable[[str, WarmstackError], None]
-"""A function that takes the name of a runtime which can't be reached, and why."""
+"""A function that gets the name of a runtime that can't be reached, and the error."""
 
 
 def tidy(runtime: OwnRuntime, run: str, idle: float) -> list[str]:
     """Remove the servers of *run*, and those of runs whose owner was killed.
 
-    Returns a line for each server that could not be removed: that doesn't fail the tests. If kept
-    servers may be unused for *idle* seconds, begin to look at them in the background.
+    Returns a line for each server that could not be removed: that doesn't fail the tests. If a kept
+    server may have been unused for *idle* seconds, start the background clean-up.
     """
     try:
         listed = runtime.list()
@@ -61,7 +61,7 @@ def tidy(runtime: OwnRuntime, run: str, idle: float) -> list[str]:
         else:
             del troubles[found.name]
 
-    # All at once: an engine takes some tenths of a second to stop a server.
+    # All at once: an engine takes a few tenths of a second to stop a server.
     threads = [originals.Thread(target=remove, args=(found,), daemon=True) for found in doomed]
     for thread in threads:
         thread.start()
@@ -78,7 +78,7 @@ def tidy_all(
 ) -> list[str]:
     """Call `tidy` for each runtime that the run *used*, and for those that it *maybe* used.
 
-    Of the latter, one that can't be reached is not reported.
+    If a runtime of the second kind can't be reached, that is not reported.
     """
     troubles = []
     for name in sorted({*used, *maybe}):
@@ -94,35 +94,35 @@ def tidy_all(
 
 
 def begin(idle: float) -> None:
-    """Begin to `sweep` in a process in the background."""
+    """Start a background process that calls `sweep`."""
     if idle != NEVER:
         with suppress(OSError):
             Daemon([sys.executable, "-P", "-m", __name__, str(idle)], cwd="/")
 
 
 def sweep(idle: float) -> None:
-    """Remove every server that is orphaned, or kept and not used for *idle* seconds."""
+    """Remove every orphaned server, and every kept server that was unused for *idle* seconds."""
     with closing(BackgroundLoop()) as background:
         for runtime, listed in reachable(lambda _name, _refusal: None):
             for found in listed:
-                # What is wrong with one server must not stop the others' removal.
+                # A problem with one server must not keep the others from being removed.
                 with suppress(WarmstackError):
                     if found.orphaned or (found.kept and is_idle(runtime, found, idle, background)):
                         runtime.remove(found)
 
 
 def is_old(found: ServerInfo, seconds: float) -> bool:
-    """Tell whether a server was made more than *seconds* ago, so that it can be unused so long."""
+    """Return whether a server is older than *seconds*, and so can have been unused for so long."""
     return originals.now() - found.since > seconds
 
 
 def is_idle(
     runtime: OwnRuntime, found: ServerInfo, seconds: float, background: BackgroundLoop
 ) -> bool:
-    """Tell whether a kept server has no users now and had none for *seconds*.
+    """Return whether a kept server has no users now and had none for *seconds*.
 
-    A server that has ended has lost its data: only its age counts. A server that runs and doesn't
-    answer may be in use.
+    If the server has ended, its data is lost, and only its age counts. If it runs but doesn't
+    answer, it may be in use.
     """
     if not is_old(found, seconds):
         return False
@@ -137,7 +137,7 @@ def is_idle(
 
 
 def is_live(runtime: OwnRuntime, found: ServerInfo, background: BackgroundLoop) -> bool:
-    """Tell whether a run that may still be in progress owns the server, or uses it."""
+    """Return whether a run that may still be in progress owns or uses the server."""
     if not found.kept:
         return not found.orphaned
     from pytest_warmstack.servers.lifecycle import in_use
@@ -146,7 +146,7 @@ def is_live(runtime: OwnRuntime, found: ServerInfo, background: BackgroundLoop) 
 
 
 def reachable(refused: Refused) -> Iterator[tuple[OwnRuntime, Sequence[ServerInfo]]]:
-    """Yield each runtime that answers, with its servers; call *refused* for the others."""
+    """Yield each runtime that answers, with its servers; call *refused* for each other one."""
     for name in OWN:
         try:
             runtime = runtimes.make(name, RUN_CONTEXT)
@@ -163,7 +163,7 @@ def reachable(refused: Refused) -> Iterator[tuple[OwnRuntime, Sequence[ServerInf
 
 
 def main(arguments: Sequence[str]) -> None:
-    """Sweep, or end after `_SWEEP_TIMEOUT` whatever happens: nothing else watches this process."""
+    """Sweep; end after `_SWEEP_TIMEOUT` in any case, because nothing else watches this process."""
     signal.signal(signal.SIGALRM, signal.SIG_DFL)
     signal.alarm(_SWEEP_TIMEOUT)
     sweep(float(arguments[0]))

@@ -1,7 +1,7 @@
-"""The servers, templates, clones and leases of one process, each made when it is first asked for.
+"""The servers, templates, clones and leases of one process, each made when it is first needed.
 
-They are made in background threads, so that a timeout or Ctrl-C interrupts the test that waits for
-something, but not the making of it.
+Background threads make them. So a timeout or Ctrl-C interrupts the test that waits, but not the
+work that it waits for.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 MAX_REDIS_SERVERS: Final = 64
-"""Redis servers of a project, if each process has one for itself."""
+"""How many Redis servers a project may have, if each process has its own."""
 
 CLOSE_TIMEOUT: Final = 10.0
 """Seconds that the end of a run waits for background work; the next run sweeps what is left."""
@@ -55,11 +55,11 @@ _MISSING_EXTENSION: Final = re.compile(
 
 
 class Lazy(Generic[T]):
-    """A value that *make* makes once, in a thread of its own, when it is first asked for.
+    """A value that *make* creates once, in its own thread, when it is first needed.
 
-    If a wait for it is interrupted, the thread goes on, and the next caller waits for the same one.
-    An `Exception` is remembered and raised again. Anything else, such as a `SystemExit` of the
-    project's own code, is raised for the caller that began; the others try again.
+    If something interrupts the wait, the thread continues, and the next caller waits for it. If
+    *make* raises an `Exception`, every caller gets it. Any other exception, such as a `SystemExit`
+    of the project's code, is raised for the first caller only; the others try again.
     """
 
     def __init__(self, name: str, make: Callable[[], T]) -> None:
@@ -82,7 +82,7 @@ class Lazy(Generic[T]):
                 return future.result()
 
     def begin(self, future: Future[T] | None = None) -> Future[T]:
-        """Return the future of the value; a thread begins to make it unless one did already."""
+        """Return the future of the value; start the thread that makes it, if there is none."""
         with self._lock:
             if self.future is not None:
                 return self.future
@@ -92,7 +92,7 @@ class Lazy(Generic[T]):
                     target=self._run, args=(future,), name=f"warmstack-{self._name}", daemon=True
                 ).start()
             except BaseException:
-                if future.cancel():  # The thread didn't begin before this interruption.
+                if future.cancel():  # The interruption came before the thread began.
                     self.future = None
                 raise
             return future
@@ -109,12 +109,12 @@ class Lazy(Generic[T]):
 
     @property
     def value(self) -> T | None:
-        """The value, or None if it is not made yet or could not be made."""
+        """The value; None if it doesn't exist yet or could not be made."""
         return self._done.result() if self._done and not self.error else None
 
     @property
     def error(self) -> BaseException | None:
-        """What *make* raised; None also while it runs."""
+        """The exception that *make* raised; None if it raised none or is still running."""
         return self._done.exception() if self._done else None
 
     @property
@@ -127,8 +127,8 @@ class Lazy(Generic[T]):
 class ConfiguredTemplate:
     """The template of one Alembic *configuration* (None without one), and its clones.
 
-    *expected* is the number of tests that will ask for a clone. *template* is set if it stays after
-    the run.
+    *expected* is the number of tests that will use a clone. *template* is set if the template
+    outlives the run.
     """
 
     configuration: Configuration | None
@@ -143,11 +143,11 @@ class ConfiguredTemplate:
 class Environment:
     """The servers of one process, and what is on them.
 
-    *say* shows the user a line about something that takes long. *custom_layers* returns what the
-    implementations of `pytest_warmstack_template_layers` did. *ini* is pytest's configuration file,
-    *worker* the number of this process among the workers of its run. `ledger` records what was
-    made; `used` names the runtimes that were asked for a server. `postgres` is the PostgreSQL
-    server, `leases` are this process's Redis databases; both are made when they are asked for.
+    *say* shows the user a line about something that takes long. *custom_layers* returns the results
+    of the hook `pytest_warmstack_template_layers`. *ini* is pytest's configuration file, *worker*
+    the number of this process among the workers of its run. `ledger` records what was made; `used`
+    has the names of the runtimes that were used. `postgres` is the PostgreSQL server, `leases` are
+    this process's Redis databases; both are made when they are first needed.
     """
 
     settings: Settings
@@ -188,13 +188,13 @@ class Environment:
         return made
 
     def start(self, services: Collection[Service], tests: Mapping[Path, int]) -> None:
-        """Make *services* ready, all at the same time.
+        """Prepare *services*, all at the same time.
 
-        *tests* maps each folder to the number of its tests that will ask for a database. Raises
+        *tests* maps each folder to the number of its tests that need a database. Raises
         `TemplateFailed` if a file of the schema or the seed is missing, or if databases would be
-        empty although Alembic is configured elsewhere, and `RuntimeUnavailable` if the settings
-        name a runtime or an image that is not available. Other errors are raised for the tests that
-        need what could not be made.
+        empty although Alembic is configured elsewhere; raises `RuntimeUnavailable` if the settings
+        name a runtime or an image that is not available. Any other error is raised later, for the
+        tests that need what could not be made.
         """
         for folder, count in tests.items():
             try:
@@ -216,18 +216,18 @@ class Environment:
             raise refusal
 
     def close(self, *, tidy: bool) -> None:
-        """Give everything back; with *tidy*, also remove what this run and dead runs left behind.
+        """Release everything; with *tidy*, also remove what this run and dead runs left behind.
 
-        You can close twice. A step that fails doesn't keep the others from running. A process that
-        was forked from this one closes nothing: everything belongs to its parent.
+        You can close twice. If a step fails, the other steps still run. A forked process closes
+        nothing, because everything belongs to its parent.
         """
         if self._pid != originals.getpid():
             return
         self._ending = True
-        # What has not begun doesn't begin any more.
+        # From here on, nothing new begins.
         begun = [each.future for each in self._lazies if each.future and not each.future.cancel()]
         if not all(future.done() for future in begun):
-            # No test waits for a template any more, so its build ends here.
+            # No test needs the template any more, so stop its build.
             for template in self._templates.values():
                 for layer in template.layers.value or ():
                     layer.discard()
@@ -242,7 +242,7 @@ class Environment:
             elif tidy and self.remembered.is_due("cleanup"):
                 from pytest_warmstack import cleanup
 
-                # A run that reuses its servers asks no engine anything.
+                # A run that reuses its servers sends no request to an engine.
                 last.callback(cleanup.begin, self.settings.max_idle)
             last.push(self._stack.pop_all())
         for each in self._lazies:
@@ -251,12 +251,12 @@ class Environment:
             self.ledger.note(Step("end", originals.monotonic() - begin))
 
     def errors(self) -> list[BaseException]:
-        """Return what could not be made so far, each error once."""
+        """Return the errors of everything that could not be made so far, each error once."""
         found = [*self._misconfigured, *(each.error for each in self._lazies)]
         return list({id(error): error for error in found if error is not None}.values())
 
     def secrets(self) -> list[str]:
-        """Return what no report may show: passwords, and the secrets in the settings."""
+        """Return the texts that reports must not show: passwords, and secrets in the settings."""
         from pytest_warmstack.masking import password_of, secrets_of
 
         servers: list[Server[Any] | None] = [self.postgres.value, self._redis.value]
@@ -269,17 +269,17 @@ class Environment:
         ]
 
     def redis_in_use(self) -> Leases | None:
-        """Return the leases of this process if there are any, without making them."""
+        """Return the leases of this process if it has any; don't make them."""
         return self.leases.value if self._pid == originals.getpid() else None
 
     def take_lease(self, test: str) -> Lease:
-        """Return this process's Redis databases, empty for *test*."""
+        """Empty this process's Redis databases for *test*, and return them."""
         leases = self.leases.get()
         with self.ledger.timed("flush"):
             return leases.acquire(test)
 
     def folders(self) -> list[Path]:
-        """Return the folders of all Alembic configurations, or the root if it has its own."""
+        """Return the folders of all Alembic configurations; only the root if it has its own."""
         with suppress(WarmstackError):
             if not self.settings.alembic:
                 return [each.folder for each in self._configurations.all()] or [self._root]
@@ -288,7 +288,7 @@ class Environment:
     def take_clone(self, folder: Path) -> Clone:
         """Return a migrated database for one test in *folder*."""
         clones = self._clones(folder)
-        with self.ledger.timed("clone"), self._explained():
+        with self.ledger.timed("clone"), self._explain_errors():
             return clones.take()
 
     def give_back(self, clone: Clone, folder: Path, test: str, *, failed: Sequence[str]) -> None:
@@ -300,13 +300,13 @@ class Environment:
         self._sweep()
 
     def borrow_clone(self, folder: Path) -> Shared:
-        """Return the database that the tests in *folder* share, each undoing what it did."""
+        """Return the database that tests in *folder* share; each test undoes its changes."""
         clones = self._clones(folder)
-        with self.ledger.timed("rollback" if clones.is_shared else "clone"), self._explained():
+        with self.ledger.timed("rollback" if clones.is_shared else "clone"), self._explain_errors():
             return clones.borrow()
 
     def restore_clone(self, shared: Shared, folder: Path, test: str) -> None:
-        """Take back the shared database after *test*."""
+        """Take the shared database back after *test*."""
         self._clones(folder).restore(shared, test)
         self._sweep()
 
@@ -317,14 +317,14 @@ class Environment:
                 factory.name(clone, test)
 
     def holders(self) -> list[str]:
-        """Return who holds PostgreSQL's connections, as far as the server can be asked."""
+        """Return who holds PostgreSQL's connections; nothing if the server doesn't answer."""
         if (factory := self._factory()) is not None:
             with suppress(WarmstackError):
                 return factory.holders()
         return []
 
     def no_space(self, error: BaseException) -> ServerFailed | None:
-        """Return the explanation of *error* if an embedded PostgreSQL has no room for its files."""
+        """Return the explanation of *error* if an embedded PostgreSQL has no space left."""
         if (server := self._embedded_postgres()) is None:
             return None
         from pytest_warmstack.servers import embedded
@@ -342,8 +342,8 @@ class Environment:
         return server if server and server.runtime == RuntimeName.EMBEDDED else None
 
     @contextmanager
-    def _explained(self) -> Iterator[None]:
-        """Add to an error of an embedded PostgreSQL what the server itself can't say."""
+    def _explain_errors(self) -> Iterator[None]:
+        """Add to an error of an embedded PostgreSQL what only this process knows."""
         try:
             yield
         except WarmstackError as error:
@@ -365,7 +365,7 @@ class Environment:
         return server_specs.make(service, self.settings, self._background)
 
     def _find_or_start(self, spec: ServerSpec[Any]) -> Server[Any]:
-        """Return the server of *spec*: where the last run found it, else from a runtime."""
+        """Return the server for *spec*: the one that the last run used, or one from a runtime."""
         begin = originals.monotonic()
         server, why = self.remembered.connect(spec, self.run_context.project)
         if server is None:
@@ -389,12 +389,12 @@ class Environment:
         is_late = spec.service not in self._specs
         self._specs.setdefault(spec.service, spec)
         runtime, why = self._runtime.get()
-        if is_late:  # A test asked for it while it ran, after the runtime was chosen.
+        if is_late:  # A running test needs it, after the runtime was chosen.
             runtime.check([spec], self.say)
         return runtime, why
 
     def _choose_runtime(self) -> tuple[OwnRuntime, str]:
-        """Return the one runtime for all managed servers of this process, and why it is this."""
+        """Return the runtime for all managed servers of this process, and why it was chosen."""
         specs = [each for each in self._specs.values() if not each.url]
         chosen = runtimes.choose(self.settings.runtime, self.run_context, specs, self.say)
         self.used.append(str(chosen[0].name))
@@ -420,13 +420,13 @@ class Environment:
 
     @cached_property
     def _file_state(self) -> FileState:
-        """The state of the project's files, as it was when each was first looked at."""
+        """The state of the project's files; each file is read once."""
         from pytest_warmstack.postgres.template.dependencies import FileState
 
         return FileState(self.run_context.project.path)
 
     def _template(self, folder: Path) -> ConfiguredTemplate:
-        """Return the template for the tests in *folder*, which need not be made yet."""
+        """Return the template for the tests in *folder*; it may not be built yet."""
         key = self._root if self.settings.alembic else folder
         if key not in self._template_of:
             configuration = self._configurations.of(key)
@@ -440,7 +440,7 @@ class Environment:
         return self._template_of[key]
 
     def _make_templates(self) -> None:
-        """Make the templates that tests will ask for, one after the other, or only the server."""
+        """Make the templates that tests need, one after the other; without any, only the server."""
         for each in list(self._templates.values()):
             if each.configuration or each.expected:
                 with suppress(Exception):  # Raised for the tests that need it.
@@ -450,7 +450,7 @@ class Environment:
     def _check_empty_is_meant(self) -> None:
         """Raise `TemplateFailed` if databases would be empty, but Alembic is configured elsewhere.
 
-        A project whose tests create their tables sets `warmstack_alembic = none`.
+        If your tests create their tables themselves, set `warmstack_alembic = none`.
         """
         try:
             if self.settings.alembic == NONE or self._templates[None].layers.get():
@@ -476,9 +476,9 @@ class Environment:
         return self.custom_layers()
 
     def _prepare_layers(self) -> None:
-        """Begin to build the first template before there is a server for it.
+        """Begin to build the first template while its server is still starting.
 
-        Not in the workers of xdist: one of them builds, and the others would only compete with it.
+        Workers of xdist don't do that: one of them builds, and the others would slow it down.
         """
         if self._first is None or self.run_context.owner != Process.current():
             return
@@ -492,14 +492,14 @@ class Environment:
     def _make_clones(self, configuration: Configuration | None) -> Clones:
         """Find or build the template of *configuration*, and return its clones."""
         template = self._templates[configuration]
-        with self._explained():
+        with self._explain_errors():
             if configuration is None:
                 self._check_empty_is_meant()
             self._first = self._first or template
             server = self.postgres.get()
             if self._ending:
                 raise CancelledError
-            # External servers stay, and the next run uses what is ready there, whoever starts it.
+            # External servers stay, so any later run can use the clones that are ready there.
             keep = self.run_context.keep or server.external
             made = self._ensure_template(template, server.client, keep=keep)
             return self._open_clones(template, server.client, made, keep=keep)
@@ -565,18 +565,18 @@ class Environment:
             self._record_trouble(found.test, found.trouble)
 
     def _sweep(self) -> Future[Any] | None:
-        """Begin to drop what dead runs left, once, after the first test."""
+        """Begin, once, after the first test, to drop what dead runs left behind."""
         if self._sweeping is None and any(each.template for each in self._templates.values()):
             self._sweeping = self._begin_sweep()
         return self._sweeping
 
     def _begin_sweep(self) -> Future[Any]:
-        """Begin to drop what dead runs left; note that this run uses its templates."""
+        """Begin to drop what dead runs left behind; note that this run uses its templates."""
         from pytest_warmstack.postgres.retention import Retention
 
         settings, factory = self.settings, self._factory()
         kept = [each.template for each in self._templates.values() if each.template]
-        assert factory is not None  # noqa: S101 - who has a template has its factory
+        assert factory is not None  # noqa: S101 - each template has its factory
         return factory.sweep(
             Retention(
                 templates=settings.keep_templates,
@@ -590,7 +590,7 @@ class Environment:
         )
 
     def _finish_sweep(self, clones: Clones) -> None:
-        """Wait for the sweep; the next run sweeps what is left then."""
+        """Wait for the sweep; the next run sweeps the rest."""
         if (sweep := self._sweep()) is not None:
             wait([sweep], timeout=CLOSE_TIMEOUT)
         if clones.has_saved:
@@ -628,9 +628,9 @@ class Environment:
         )
 
     def _lease_free_server(self) -> Leases:
-        """Return the lease of a server that no other process has; start a server if necessary.
+        """Return the lease of a server that no other process uses; start a server if necessary.
 
-        The workers of xdist begin at different numbers, so that they don't all try the same one.
+        The workers of xdist begin at different numbers, so that they don't all try the same server.
         """
         from pytest_warmstack.redis.errors import LeaseFailed
 
@@ -653,14 +653,14 @@ def _wait(futures: Collection[Future[Any]]) -> None:
 
 
 class Forked(WarmstackError):
-    """A process that a test forked goes on with the tests of its parent."""
+    """A process that a test forked continues the run of its parent."""
 
     @classmethod
     def back(cls, *, process: int) -> Forked:
-        """Explain that the databases belong to *process*, the parent."""
+        """The databases belong to *process*, the parent."""
         return cls(
             "A forked process can't use the databases of its parent.",
-            why=f"a test forked it from process {process}, and it returned into the run",
+            why=f"a test forked it from process {process}, and it continued the run",
             todo=[
                 "end the child with os._exit",
                 "or start it with subprocess, or with multiprocessing's start method spawn",

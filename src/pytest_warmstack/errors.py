@@ -1,6 +1,6 @@
-"""The base of all errors of this package, and the layout of a message.
+"""The base class of all errors of this package, and the layout of a message.
 
-Each error has four parts: what failed, why, what was looked at, what to do.
+A message has four parts: what failed, why, what was looked at, what to do.
 """
 
 from __future__ import annotations
@@ -9,10 +9,10 @@ from collections.abc import Iterable, Sequence
 
 
 class WarmstackError(Exception):
-    """Base of all errors of this package; `str()` of one is the text for the user.
+    """The base class of all errors of this package; `str()` returns the text for the user.
 
-    *what* failed and *why* are sentences, *looked_at* is a list of places or facts that were
-    examined, *todo* a list of ways out.
+    *what* and *why* are sentences. *looked_at* is a list of places or facts that the user could not
+    guess. *todo* is a list of cures, the likeliest one first.
     """
 
     def __init__(
@@ -30,12 +30,12 @@ class WarmstackError(Exception):
         super().__init__(what)
 
     def brief(self) -> str:
-        """Return the line for a reader who has met the whole of it before."""
+        """Return one line, for a report that shows the full text elsewhere."""
         return f"{self.what} (Same error as above; see its first occurrence for details.)"
 
     @property
     def line(self) -> str:
-        """What failed, and why, on one line."""
+        """What failed and why, on one line."""
         return " ".join(f"{self.what} {self.why}".split())
 
     def __str__(self) -> str:
@@ -47,9 +47,10 @@ class WarmstackError(Exception):
 
 
 def did_you_mean(word: str, known: Iterable[str], *, after: str = "") -> str:
-    """Return the end of a sentence that names the one of *known* most like *word*, if any is.
+    """Return the end of a sentence that suggests the one of *known* that is most like *word*.
 
-    Only what comes *after* that beginning is compared: it makes no word more like another.
+    It is empty if none is similar. *after* is a prefix that all words share; it is not compared,
+    because it would make all of them look similar.
     """
     from difflib import get_close_matches
 
@@ -59,7 +60,7 @@ def did_you_mean(word: str, known: Iterable[str], *, after: str = "") -> str:
 
 
 def line_of(name: str, value: str, file: str) -> str:
-    """Return the line for the configuration *file* of pytest that gives *name* the text *value*.
+    """Return the line that sets *name* to the text *value* in pytest's configuration *file*.
 
     >>> line_of("warmstack_alembic", "none", "pyproject.toml")
     'warmstack_alembic = "none"'
@@ -68,7 +69,7 @@ def line_of(name: str, value: str, file: str) -> str:
 
 
 def _titled(title: str, entries: Sequence[str]) -> str:
-    """Return *entries* under *title*; one short entry stays on the title's own line."""
+    """Return *entries* below *title*; a single short entry is on the same line."""
     if len(entries) == 1 and "\n" not in entries[0]:
         return f"{title} {entries[0]}"
     indented = ("\n    ".join(entry.splitlines()) for entry in entries)

@@ -1,8 +1,9 @@
 """The fixtures: a migrated database and an empty Redis for every test, as URLs and as clients.
 
-pytest-asyncio fixes the event loop of a fixture when it is declared, but that of a test depends on
-the test's marker, and a connection breaks in any loop but its own. So the asynchronous fixtures are
-declared once for each loop that a test runs in, and nothing asynchronous outlives its loop.
+pytest-asyncio fixes the event loop of a fixture when you declare it. But the loop of a test depends
+on the test's marker, and a connection works only in its own loop. So this module declares the
+asynchronous fixtures once for each loop that tests run in, and nothing asynchronous outlives its
+loop.
 """
 
 from __future__ import annotations
@@ -32,26 +33,23 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 _SHARED: Final[pytest.StashKey[Shared]] = pytest.StashKey()
-"""Where a test with the isolation `rollback` keeps the clone that it shares."""
+"""The key of the clone that a test with the isolation `rollback` shares."""
 
 _ROLLBACK: Final[pytest.StashKey[RollbackConnection]] = pytest.StashKey()
-"""Where it keeps the connection, of its own loop, that rolls back what it does."""
+"""The key of such a test's connection, in its own loop, which rolls its changes back."""
 
 _BEGUN: Final[pytest.StashKey[Begun]] = pytest.StashKey()
-"""Where a test keeps the coroutines that its session and its client made."""
+"""The key of the coroutines that a test's session and client made."""
 
 _NEEDS: Final = {"_warmstack_postgres": "postgres", "_warmstack_redis": "redis"}
-"""The fixtures behind all others, and the server that each needs.
+"""The fixtures that all others are built on, and the server that each of them needs.
 
-A fixture of yours that overrides one of this module doesn't ask for them.
+If you override a fixture of this module, yours doesn't request them.
 """
 
 
 def needs(items: Iterable[pytest.Item]) -> tuple[set[str], Counter[Path]]:
-    """Return the servers that *items* need, and the folders of those that need PostgreSQL.
-
-    A folder's number is that of its tests that want a database.
-    """
+    """Return the servers that *items* need, and how many tests of each folder need a database."""
     services: set[str] = set()
     folders: Counter[Path] = Counter()
     for item in items:
@@ -85,7 +83,7 @@ def postgres_container(_warmstack_postgres: Environment) -> ServerHandle:
 
 @pytest.fixture(scope="session")
 def redis_container(_warmstack_redis: Environment) -> ServerHandle:
-    """The Redis server; its URL leads to a database of this process's own."""
+    """The Redis server; its URL leads to a database that only this process uses."""
     leases = _result_or_fail(_warmstack_redis.leases.get)
     return leases.server.handle(_result_or_fail(leases.take).index)
 
@@ -95,13 +93,13 @@ def redis_container(_warmstack_redis: Environment) -> ServerHandle:
 
 @pytest.fixture(scope="session")
 def redis_session_url(_warmstack_redis: Environment) -> str:
-    """The URL of `redis_url`, for what lives as long as the run; a test that asks empties it."""
+    """The URL of `redis_url`, for fixtures that last for the run; tests with Redis empty it."""
     return _result_or_fail(lambda: _warmstack_redis.leases.get().take()).urls[0]
 
 
 @pytest.fixture
 def redis_urls(request: pytest.FixtureRequest, _warmstack_redis: Environment) -> tuple[str, ...]:
-    """The URLs of the Redis databases that this process has, all of them empty now."""
+    """The URLs of all Redis databases of this process; they are empty now."""
     return _result_or_fail(lambda: _warmstack_redis.take_lease(request.node.nodeid)).urls
 
 
@@ -129,7 +127,7 @@ def _clone(request: pytest.FixtureRequest, _warmstack_postgres: Environment) -> 
     own.in_use[node.nodeid] = clone
     yield clone
     del own.in_use[node.nodeid]
-    # A test's own failure without a look at all the others.
+    # Look for the failures of this test only, not of all tests.
     candidates = {node} & own.failed if isinstance(node, pytest.Item) else own.failed
     failed = sorted(each.nodeid for each in candidates if node in each.listchain())
     _warmstack_postgres.give_back(clone, folder, node.nodeid, failed=failed)
@@ -142,10 +140,10 @@ _warmstack_clone_module = pytest.fixture(scope="module", name="_warmstack_clone_
 def function_db_url(
     request: pytest.FixtureRequest, _warmstack_postgres: Environment
 ) -> Iterator[str]:
-    """The SQLAlchemy URL of a migrated database of this test's own.
+    """The SQLAlchemy URL of a migrated database that only this test uses.
 
     With the isolation `class` or `module`, the tests of a class or module share it, and the fixture
-    has that scope. With `rollback`, all tests that undo what they do share it.
+    has that scope. With `rollback`, all tests share it, and each one is rolled back.
     """
     isolation = _isolation(request, _warmstack_postgres)
     if isolation == "clone":
@@ -183,7 +181,7 @@ def module_db_url(_warmstack_clone_module: Clone) -> str:
 
 
 def plain_db_url(db_url: str) -> str:
-    """The same URL without SQLAlchemy's driver: for asyncpg, psycopg, psql, and the like."""
+    """The URL without SQLAlchemy's driver, for asyncpg, psycopg, psql and similar clients."""
     from pytest_warmstack.servers.model import plain_url
 
     return plain_url(db_url)
@@ -202,10 +200,10 @@ def _warmstack_engines() -> Engines:
 def function_db_engine(
     request: pytest.FixtureRequest, db_url: str, _warmstack_engines: Engines
 ) -> Iterator[AsyncEngine]:
-    """An engine of the test's own database, disposed of when the test is done.
+    """An engine of the test's database, disposed of after the test.
 
-    With the isolation `class` or `module` it has that scope. Its connections may be used in any
-    event loop, one in each.
+    With the isolation `class` or `module` it has that scope. You can use it in any event loop: each
+    connection stays in the loop that opened it.
     """
     from pytest_warmstack.postgres.engines import is_clone
 
@@ -238,13 +236,13 @@ db_engine = pytest.fixture(name="db_engine")(function_db_engine)
 
 @pytest.fixture
 def db_session(request: pytest.FixtureRequest, db_engine: AsyncEngine) -> AsyncSession:
-    """A session on the test's own database; no other test sees what it commits."""
+    """A session on the test's database; no other test sees what it commits."""
     session: AsyncSession = _in_loop_of_test(request, "session")
     return session
 
 
 def _isolation(request: pytest.FixtureRequest, environment: Environment) -> str:
-    """Return the isolation of the test: the word of its marker, else the setting."""
+    """Return the isolation of the test: that of its marker, or else the setting."""
     marker = request.node.get_closest_marker("warmstack_isolation")
     if marker is None:
         return environment.settings.isolation
@@ -270,13 +268,13 @@ def _in_loop_of_test(request: pytest.FixtureRequest, name: str) -> Any:
     loop = _loop(request)
     manager = request.config.pluginmanager
     if not manager.hasplugin(f"warmstack-{loop}"):
-        # Declared only now: most runs use one loop, and many none.
+        # Declare them only now: most runs use one loop, and many use none.
         manager.register(_declare(loop), f"warmstack-{loop}")
     return request.getfixturevalue(f"_warmstack_{name}_{loop}")
 
 
 def _loop(request: pytest.FixtureRequest) -> str:
-    """Return which loop the test runs in: a scope of pytest-asyncio's, or `anyio`."""
+    """Return the loop that the test runs in: a scope of pytest-asyncio, or `anyio`."""
     if _is_run_by_anyio(request):
         _check_backend(request)
         return "anyio"
@@ -294,9 +292,9 @@ def _loop(request: pytest.FixtureRequest) -> str:
 
 
 def _is_run_by_anyio(request: pytest.FixtureRequest) -> bool:
-    """Tell whether anyio's plugin runs the test, and not pytest-asyncio.
+    """Return whether anyio's plugin runs the test, and not pytest-asyncio.
 
-    Then the test has no marker `asyncio`, but the fixture that makes anyio's plugin run coroutines.
+    Such a test has no marker `asyncio`, but the fixture that makes anyio's plugin run coroutines.
     """
     marker = request.node.get_closest_marker("asyncio")
     return marker is None and "anyio_backend" in request.fixturenames
@@ -353,7 +351,7 @@ def _declare(loop: str) -> ModuleType:
     ) -> AsyncIterator[AsyncSession]:
         from sqlalchemy.ext.asyncio import AsyncSession
 
-        # An expired attribute would be loaded when it is read, which asyncio can't do.
+        # SQLAlchemy would load an expired attribute when it is read, which asyncio can't do.
         session = AsyncSession(db_engine, expire_on_commit=False)
         begun = request.node.stash.setdefault(_BEGUN, Begun())
         watch(session, "db_session", begun)
@@ -362,7 +360,7 @@ def _declare(loop: str) -> ModuleType:
         if rollback is not None:
             await rollback.leave(session)
         elif _warmstack_engines.leave_other_loops(db_engine):
-            # Its own connection may be one of those, and then it can't be closed in order.
+            # Its own connection may be one of those; then the session can't close it properly.
             await session.invalidate()
         else:
             await session.close()
@@ -415,14 +413,14 @@ def _check_all_is_awaited(item: pytest.Item) -> Generator[None, object, object]:
 
 
 def _result_or_fail(get: Callable[[], T]) -> T:
-    """Return what *get* returns; a `WarmstackError` fails the test with its text alone."""
+    """Return the result of *get*; on a `WarmstackError`, fail the test with its text alone."""
     from pytest_warmstack.errors import WarmstackError
 
     try:
         return get()
     except WarmstackError as error:
         failure = _failure(error)
-    # Outside of the handler: the text has the cause, and a chain of tracebacks adds nothing.
+    # Outside of the handler: the text has the cause, so a chain of tracebacks adds nothing.
     raise failure
 
 
@@ -433,9 +431,9 @@ def _failure(error: WarmstackError) -> BaseException:
 
 
 def shorten(session: Session, item: pytest.Item, failed: BaseException) -> None:
-    """Leave one line of an error that another test has shown: hundreds of tests may have it."""
+    """Shorten an error that another test has shown to one line: hundreds of tests may get it."""
     error: WarmstackError | None = getattr(failed, "warmstack_error", None)
     if error is not None:
-        # Not for the test that showed it first, which may run again.
+        # Keep it whole for the test that showed it first, which may run again.
         is_first = session.shown.setdefault(str(error), item.nodeid) == item.nodeid
         failed.msg = str(error) if is_first else error.brief()  # type: ignore[attr-defined]

@@ -1,4 +1,4 @@
-"""All servers that can be seen from here, and what each reports about itself. Read only."""
+"""Lists all servers that are visible from here, and what each reports. Changes nothing."""
 
 from __future__ import annotations
 
@@ -17,17 +17,17 @@ from pytest_warmstack.servers.external import External
 from pytest_warmstack.servers.identity import Label, Service
 from pytest_warmstack.servers.model import NotOurs, NotReady, OwnRuntime, ServerInfo
 
-_AT_ONCE: Final = 8
-"""Servers to ask at once."""
+_MAX_THREADS: Final = 8
+"""How many servers are queried at the same time."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Entry:
-    """A server, with what it reports if it answers; *trouble* is why it doesn't.
+    """A server and what it reports; if it doesn't answer, *trouble* is the reason.
 
-    *used* is in seconds since the epoch, *memory* in bytes; 0 means unknown. *users* is the number
-    of processes with this plugin that are connected. *inside* is an `Overview` of PostgreSQL or
-    Redis.
+    *used* is the last use, in seconds since the epoch, and *memory* is in bytes; 0 means unknown.
+    *users* is the number of connected processes with this plugin. *inside* is the `Overview` of
+    PostgreSQL or Redis.
     """
 
     found: ServerInfo
@@ -44,11 +44,11 @@ def entries(
 ) -> Iterator[Entry]:
     """Yield every managed server, or those of the project in the folder *only*.
 
-    *refused* is called for each runtime that doesn't answer.
+    Calls *refused* for each runtime that doesn't answer.
     """
     for runtime, listed in cleanup.reachable(refused):
         # An engine takes up to a second to report the memory of a container.
-        with ThreadPoolExecutor(_AT_ONCE) as pool:
+        with ThreadPoolExecutor(_MAX_THREADS) as pool:
             meant = [found for found in listed if only in {"", found.path}]
             yield from pool.map(partial(_entry, runtime, background), meant)
 
@@ -72,7 +72,7 @@ def _reason(error: Exception) -> str:
 
 
 def _inspect(found: ServerInfo, client: Any, memory: int = 0) -> Entry:
-    """Return what the server behind *client* reports; close the client."""
+    """Return what the server of *client* reports, and close the client."""
     try:
         return Entry(
             found=found,

@@ -1,4 +1,4 @@
-"""Masks passwords and keys in reports, errors and logs; only a run that writes one imports this."""
+"""Masks passwords and keys in reports, errors and logs. Only a run that writes one imports it."""
 
 from __future__ import annotations
 
@@ -17,19 +17,19 @@ _SECRET_NAME: Final = re.compile(r"(?i)key|secret|token|passw|pwd|credential|aut
 _URL_PASSWORD: Final = re.compile(r"(://[^\s:/?#@'\"]*:)[^\s/'\"]+(?=@)")
 
 _PYDANTIC_INPUT: Final = re.compile(r"input_value=(?=\{|[^,\]]*://).*?, input_type", re.DOTALL)
-"""Matches what pydantic shows of a URL, cut short, and of all variables if one is missing."""
+"""Matches pydantic's shortened input: a URL, or all variables if one of them is missing."""
 
 _ELLIPSIS: Final = "..."
 
 _MIN_PIECE: Final = 4
-"""Characters of a secret beside an ellipsis that are a piece of it, and no coincidence."""
+"""How many characters of a secret next to an ellipsis are a piece of it, not a coincidence."""
 
 _MIN_SECRET: Final = 12
-"""A shorter word or number, such as `postgres`, is masked only where passwords are written."""
+"""Shorter texts, such as `postgres`, are masked only in places where passwords are written."""
 
 
 def secrets_of(lines: Iterable[str]) -> list[str]:
-    """Return the secrets in lines such as NAME=VALUE, by their names and by passwords in URLs.
+    """Return the secrets in lines such as NAME=VALUE, judged by the name, or a URL's password.
 
     >>> secrets_of(["STRIPE_KEY=sk_live_1", "MODE=test", "BROKER=amqp://me:s3cret@mq/"])
     ['sk_live_1', 's3cret']
@@ -44,7 +44,7 @@ def secrets_of(lines: Iterable[str]) -> list[str]:
 
 
 def password_of(url: str) -> str:
-    """Return the password in *url*, empty if there is none."""
+    """Return the password in *url*, or "" if it has none."""
     try:
         return unquote(urlsplit(url).password or "")
     except ValueError:  # It isn't a URL.
@@ -52,7 +52,7 @@ def password_of(url: str) -> str:
 
 
 def masked(text: str, secrets: Iterable[str], *, urls: bool = False) -> str:
-    """Return *text* without *secrets*, in every spelling; with *urls*, without URLs' passwords.
+    """Return *text* with every spelling of *secrets* masked; with *urls*, also URLs' passwords.
 
     >>> masked("postgresql://postgres:postgres@db, 'pa%20ss1'", ["postgres", "pa ss1"])
     "postgresql://postgres:***@db, '***'"
@@ -73,7 +73,7 @@ def masked(text: str, secrets: Iterable[str], *, urls: bool = False) -> str:
 
 
 def _mask_pieces(text: str, secret: str) -> str:
-    """Return *text* without pieces of *secret* beside an ellipsis: pytest shortens long texts.
+    """Return *text* with pieces of *secret* next to an ellipsis masked: pytest shortens texts.
 
     >>> _mask_pieces("assert 'redis://:46a...8d38e8@h' == 'x...'", "46a3653c8d38e8")
     "assert 'redis://:***...***@h' == 'x...'"
@@ -92,9 +92,9 @@ def _mask_pieces(text: str, secret: str) -> str:
 
 
 def all_masked(value: Any, secrets: Sequence[str], *, urls: bool = False) -> Any:
-    """Return *value* with all its texts `masked`; a report of pytest is changed in place.
+    """Return *value* with all its texts `masked`; change a report of pytest in place.
 
-    Other objects of a test, such as named tuples, stay as they are.
+    Other objects of a test, such as named tuples, are left unchanged.
     """
     mask = partial(all_masked, secrets=secrets, urls=urls)
     if isinstance(value, str):

@@ -192,7 +192,7 @@ def _url(raw: object, *schemes: str) -> str:
 
 
 def _is_ambiguous(rest: str) -> bool:
-    """Tell whether *rest*, which follows the scheme of a URL, has a misplaced @ or bracket.
+    """Return whether *rest*, which follows the scheme of a URL, has a misplaced @ or bracket.
 
     It is usually a part of a password, or follows one that contains / ? or #: these end the part of
     a URL where a password may be.
@@ -232,7 +232,7 @@ def _lines(convert: Callable[[str], str] = str) -> Callable[[object], tuple[str,
 
 
 def is_attribute(text: str) -> bool:
-    """Tell whether *text* names something in a module, as `package.module:attribute`.
+    """Return whether *text* names something in a module, as `package.module:attribute`.
 
     >>> is_attribute("shop.db:make_config"), is_attribute("conf/alembic.ini")
     (True, False)

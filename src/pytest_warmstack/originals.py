@@ -18,7 +18,7 @@ import time
 from functools import partial
 
 monotonic = partial(time.clock_gettime, time.CLOCK_MONOTONIC)
-"""Return seconds that never go back, counted from an unknown moment."""
+"""Return seconds that never go back, counted from an arbitrary moment."""
 
 sleep = partial(time.sleep)
 urandom = os.urandom
@@ -35,7 +35,7 @@ def now() -> float:
 
 
 class Socket(socket.socket):
-    """A socket that connects and sends even if a test blocks that for all others."""
+    """A socket that can connect and send even if a test blocks all other sockets."""
 
     connect = socket.socket.connect
     connect_ex = socket.socket.connect_ex
@@ -48,7 +48,7 @@ class Socket(socket.socket):
 def create_connection(host: str, port: int, seconds: float) -> Socket:
     """Return a socket connected to *host*; each operation may take *seconds*.
 
-    It tries all addresses of the host. Raises OSError: that of the last address.
+    It tries all addresses of the host, and raises the OSError of the last one.
     """
     failure = OSError(f"{host} has no address")
     for family, kind, protocol, _, address in getaddrinfo(host, port, type=socket.SOCK_STREAM):

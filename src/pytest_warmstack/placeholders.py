@@ -1,4 +1,4 @@
-"""Lines of `warmstack_env`: how they are filled in, and which lines a project needs."""
+"""Fills in the lines of `warmstack_env`, and suggests the lines that a project needs."""
 
 from __future__ import annotations
 
@@ -19,19 +19,19 @@ LIBPQ: Final = (
     *("PGTARGETSESSIONATTRS", "PGLOADBALANCEHOSTS", "PGLOCALEDIR", "PGOAUTHDEBUG"),
     *("PGMINPROTOCOLVERSION", "PGMAXPROTOCOLVERSION"),
 )
-"""The variables that libpq reads, and asyncpg in part: they describe other servers.
+"""The variables that libpq reads, and some of which asyncpg reads: they describe other servers.
 
-(PostgreSQL's documentation, "libpq: Environment Variables".)
+See PostgreSQL's documentation, "libpq: Environment Variables".
 """
 
 CERTIFICATES: Final = ("PGSSLCERT", "PGSSLKEY", "PGSSLROOTCERT", "PGSSLCRL", "PGSSLCRLDIR")
-"""The ones for certificates: they count if the URL of an external server asks for TLS."""
+"""The variables for certificates, which apply if the URL of an external server asks for TLS."""
 
 
 def filled(text: str, values: Mapping[str, Any]) -> str:
-    """Return *text* with *values* in place of their names in braces; other braces stay.
+    """Return *text* with *values* in place of their names in braces; keep other braces.
 
-    Doubled braces stand for braces if the whole text can be read like that.
+    Doubled braces mean single ones if the whole text is a valid format string.
 
     >>> filled('{"beta": "{db_host}"}', {"db_host": "::1"}), filled("{{db_host}}", {"db_host": ""})
     ('{"beta": "::1"}', '{db_host}')
@@ -61,7 +61,7 @@ _OTHER_SERVERS: Final = {
 
 
 def placeholder_of(variable: str) -> str:
-    """Return the value that a line for *variable* needs, as far as its name tells.
+    """Return the value that a line for *variable* needs, judged by its name.
 
     >>> placeholder_of("POSTGRES_SERVER"), placeholder_of("PGPASSWORD"), placeholder_of("HOME")
     ('{db_host}', '{db_password}', '')
@@ -85,13 +85,13 @@ _SECTIONS: Final = {
     "setup.cfg": ", in the section of pytest",
     "tox.ini": ", in the section of pytest",
 }
-"""The place of pytest's configuration in files that other tools use as well."""
+"""Where pytest's configuration is in files that other tools share."""
 
 
 def lines_for(variables: Mapping[str, str], *, file: str, more: bool) -> str:
     """Return the advice to set *variables*, in the syntax of the configuration *file*.
 
-    *more* means that `warmstack_env` has other lines already. Without a file, pytest.ini is made.
+    *more* means that `warmstack_env` has lines already. Without a file, suggest a new pytest.ini.
 
     >>> print(lines_for({"PGHOST": "{db_host}", "PGPORT": "1"}, file="tox.ini", more=False))
     write in tox.ini, in the section of pytest:

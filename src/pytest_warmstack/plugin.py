@@ -1,4 +1,4 @@
-"""The pytest hooks. Imported in every pytest run on the machine, so it imports nothing heavy."""
+"""The pytest hooks. Every pytest run imports this module, so it imports nothing heavy."""
 
 from __future__ import annotations
 
@@ -18,15 +18,15 @@ if TYPE_CHECKING:
     from pytest_warmstack.postgres.template.template_layer import TemplateLayer
 
 _WIDER: Final = {Isolation.CLASS, Isolation.MODULE}
-"""The isolations with a database that several tests share, and commit to."""
+"""The isolations in which several tests share a database and commit to it."""
 
 
 class HookSpecs:
-    """The hooks that you can implement, in a conftest.py or in a plugin."""
+    """The hooks that you can implement in a conftest.py or a plugin."""
 
     @pytest.hookspec
     def pytest_warmstack_template_layers(self, config: pytest.Config) -> list[TemplateLayer] | None:
-        """Return layers to be applied to the template, after the migrations and before the seed."""
+        """Return layers to apply to the template after the migrations and before the seed."""
 
 
 def pytest_addhooks(pluginmanager: pytest.PytestPluginManager) -> None:
@@ -43,9 +43,9 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 def pytest_load_initial_conftests(
     early_config: pytest.Config, parser: pytest.Parser, args: list[str]
 ) -> Generator[None]:
-    """Declare the option that another plugin may have declared, now that all are loaded.
+    """Declare `--reuse-containers`, unless another plugin did: now all plugins are loaded.
 
-    If a conftest file imports an application that misses its variables, write how to set them.
+    If a conftest file imports an application that lacks variables, write how to set them.
     """
     options.add_reuse(parser, early_config.pluginmanager)
     options.refuse_unknown(args)
@@ -63,11 +63,11 @@ def pytest_load_initial_conftests(
 
 
 class _Quiet:
-    """Keeps pytest-asyncio, a dependency of this package, from advising who doesn't use it."""
+    """Suppresses a warning of pytest-asyncio, a dependency, for users who don't use it."""
 
     @pytest.hookimpl(tryfirst=True)
     def pytest_configure(self, config: pytest.Config) -> None:
-        """Ignore its warning of an option that is not set, but only in its default mode."""
+        """Ignore its warning about an option that is not set, if its mode is the default."""
         has = config.pluginmanager.hasplugin("asyncio")
         if has and (config.option.asyncio_mode or config.getini("asyncio_mode")) == "strict":
             warnings.filterwarnings("ignore", '.*"asyncio_default_fixture_loop_scope" is unset')
@@ -95,7 +95,7 @@ def pytest_configure(config: pytest.Config) -> None:
 
 @pytest.hookimpl(wrapper=True)
 def pytest_sessionstart(session: pytest.Session) -> Generator[None, object, object]:
-    """Write which settings are misspelt, below pytest's header."""
+    """Write misspelt settings below pytest's header."""
     result = yield
     if not session_of(session.config).is_worker:
         session_of(session.config).write(options.unknown(session.config), quiet=True)
@@ -104,7 +104,7 @@ def pytest_sessionstart(session: pytest.Session) -> Generator[None, object, obje
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_pycollect_makeitem(collector: pytest.Collector) -> None:
-    """Declare the fixtures of a class's or module's own database before its tests are made."""
+    """Declare the fixtures for a shared database of a class or module before it has tests."""
     # pytest calls this for every name in a module; the first call is enough.
     session = session_of(collector.config)
     if session.collector is collector:
@@ -118,7 +118,7 @@ def pytest_pycollect_makeitem(collector: pytest.Collector) -> None:
 
 
 def pytest_itemcollected(item: pytest.Item) -> None:
-    """Let the marker of a test win over that of its class or module."""
+    """Let the marker of a test override the marker of its class or module."""
     if any(each.name == "warmstack_isolation" for each in item.own_markers):
         from pytest_warmstack import scopes
 
@@ -142,13 +142,13 @@ def pytest_exception_interact(
 
 @pytest.hookimpl(optionalhook=True)
 def pytest_configure_node(node: Any) -> None:
-    """Tell a worker of xdist which run it is part of."""
+    """Send each worker of xdist the id of its run."""
     session_of(node.config).add_worker(node)
 
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_runtestloop(session: pytest.Session) -> None:
-    """Start what the selected tests ask for, before the first test and outside of its time."""
+    """Start what the selected tests need before the first test, whose time doesn't include it."""
     option = session.config.option
     gives_up = session.testsfailed and not option.continue_on_collection_errors
     if option.collectonly or getattr(option, "setupplan", False) or gives_up:
@@ -164,9 +164,9 @@ def pytest_runtestloop(session: pytest.Session) -> None:
 def pytest_fixture_setup(
     fixturedef: pytest.FixtureDef[Any], request: pytest.FixtureRequest
 ) -> Generator[None, object, object]:
-    """Let pytest forget that a timeout or the like interrupted a fixture.
+    """Make pytest forget that a timeout or a similar exception interrupted a fixture.
 
-    Otherwise all tests in the fixture's scope get the same interruption.
+    Otherwise all tests in the fixture's scope get the same exception.
     """
     try:
         return (yield)
@@ -176,7 +176,7 @@ def pytest_fixture_setup(
         while cause.__cause__ is not None:  # Python 3.11 wraps what interrupts `__set_name__`.
             cause = cause.__cause__
         if is_own and not isinstance(cause, Exception):
-            # pytest finishes only what has a result, and notes none for a SystemExit.
+            # pytest finishes only fixtures with a result, and records none for a SystemExit.
             fixturedef.cached_result = fixturedef.cached_result or (None, None, (error, None))
             fixturedef.finish(request)  # type: ignore[arg-type]
         raise
@@ -186,10 +186,10 @@ def pytest_fixture_setup(
 def pytest_runtest_makereport(
     item: pytest.Item, call: pytest.CallInfo[None]
 ) -> Generator[None, pytest.TestReport, pytest.TestReport]:
-    """Note which tests failed before their databases are given back, and explain the failures.
+    """Record which tests failed, before their databases are given back, and explain the failures.
 
-    Each attempt of a rerun counts by itself. Passwords are masked: the report may be printed, or
-    written for a CI system.
+    Each attempt of a rerun counts separately. The report's passwords are masked, because it may be
+    printed or written for a CI system.
     """
     session = session_of(item.config)
     failed = session.failed
@@ -201,7 +201,7 @@ def pytest_runtest_makereport(
 
         shorten(session, item, call.excinfo.value)
         if call.when != "teardown":
-            # pytest-retry tears the attempt down before there is a report.
+            # pytest-retry tears the attempt down before it makes a report.
             failed.add(item)
     report = yield
     if report.failed and call.when != "teardown":
@@ -223,13 +223,13 @@ def pytest_runtest_makereport(
 
 def pytest_enter_pdb(config: pytest.Config) -> None:
     """Note on the database of a test at a breakpoint which test it is."""
-    # pytest keeps the id of the test there, with the phase (its documentation, "Examples").
+    # pytest sets this to the test's id and phase (its documentation, "Examples").
     session_of(config).name_clone(os.environ.get("PYTEST_CURRENT_TEST", "").rpartition(" (")[0])
 
 
 @pytest.hookimpl(wrapper=True, trylast=True)
 def pytest_sessionfinish(session: pytest.Session) -> Generator[None, object, object]:
-    """Give everything back, even if other plugins raise something as the session ends."""
+    """Release everything, even if other plugins raise an exception as the session ends."""
     own = session_of(session.config)
     try:
         return (yield)
@@ -243,11 +243,11 @@ def pytest_sessionfinish(session: pytest.Session) -> Generator[None, object, obj
 
 
 def pytest_terminal_summary(config: pytest.Config) -> None:
-    """Write what the tests left behind, and what the set-up cost."""
+    """Write what tests left behind, and how long the set-up took."""
     session_of(config).write_summary()
 
 
 def pytest_unconfigure(config: pytest.Config) -> None:
-    """Give everything back if the session ended before it began."""
+    """Release everything if pytest ended before the session began."""
     if (session := config.stash.get(SESSION, None)) is not None:
         session.close()

@@ -1,4 +1,4 @@
-"""Timings and findings, and the lines about them in a run and in the command `warmstack`."""
+"""Turns timings and findings into lines for a run and for the command `warmstack`."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ SERVERS: Final = ("postgres", "redis")
 
 
 class Step(NamedTuple):
-    """One thing that the set-up did: its *name*, the *seconds* it took, and *facts* about it."""
+    """A step of the set-up: its *name*, how many *seconds* it took, and *facts* about it."""
 
     name: str
     seconds: float
@@ -26,40 +26,39 @@ class Step(NamedTuple):
 
 @dataclass
 class Ledger:
-    """What the set-up of a process did and cost, as plain facts that another process can read.
+    """What a process set up and how long it took, in a form that another process can read.
 
-    `steps` holds what happened once, `times` the seconds of each clone, each rollback and each
-    flush.
+    `steps` has what happened once; `times` has the seconds of each clone, rollback and flush.
     """
 
     steps: list[Step] = field(default_factory=list)
     times: dict[str, list[float]] = field(default_factory=dict)
 
     def note(self, step: Step) -> None:
-        """Enter a step that happened once."""
+        """Add a step that happened once."""
         self.steps.append(step)
 
     @contextmanager
     def timed(self, name: str) -> Iterator[None]:
-        """Measure what runs inside as one more repetition of *name*."""
+        """Measure the time of the `with` block as one more repetition of *name*."""
         begin = originals.monotonic()
         yield
         self.times.setdefault(name, []).append(originals.monotonic() - begin)
 
     def repeated(self, name: str) -> tuple[int, float]:
         """Return how often *name* ran, and the median of its seconds."""
-        # The import of the statistics module would cost more than most of the set-up.
+        # Importing the statistics module would take longer than most of the set-up.
         times = sorted(self.times.get(name, []))
         middle = times[(len(times) - 1) // 2 : len(times) // 2 + 1]
         return len(times), sum(middle) / len(middle) if middle else 0.0
 
     def to_json(self) -> str:
-        """Return a text from which `from_json` makes this ledger in another process."""
+        """Return a text from which `from_json` restores this ledger in another process."""
         return json.dumps([self.steps, self.times])
 
     @classmethod
     def from_json(cls, text: str) -> Self:
-        """Return the ledger that `to_json` gave."""
+        """Return the ledger in the *text* of `to_json`."""
         steps, times = json.loads(text)
         return cls([Step(*step) for step in steps], times)
 
@@ -77,11 +76,11 @@ _ORIGINS: Final = (
     *("rebuilt", "built", "extended"),
     *("reused", "found", "shared"),
 )
-"""Most telling first: of several workers, one started what the others then found."""
+"""The most informative first: one worker starts what the other workers then find."""
 
 
 def fallback(steps: Sequence[Step]) -> Iterator[str]:
-    """Yield the line that even a quiet run needs if the servers run where one doesn't expect it."""
+    """Yield the line that even a quiet run needs if `auto` didn't choose Docker."""
     for step in steps:
         if step.name in SERVERS and step.facts["why"]:
             yield f"servers are {step.facts['runtime']} ({step.facts['why']})"
@@ -108,9 +107,9 @@ def header(
     begun: float = math.inf,
     file: str = "",
 ) -> Iterator[str]:
-    """Yield a line for each server and each template that the run has.
+    """Yield a line for each server and each template of the run.
 
-    A server that was made after the run had *begun*, in epoch seconds, was not reused.
+    *begun* is when the run began, in seconds since the epoch: a younger server was not reused.
     """
     servers = [[step for step in steps if step.name == name] for name in SERVERS]
     with_why = True
@@ -147,7 +146,7 @@ def _server(step: Step, begun: float, *, with_why: bool) -> str:
     if facts["origin"] in {"reused", "shared"}:
         since = float(facts["since"])
         old = age(originals.now() - since)
-        # Another worker of the run may have started it, and ended before it could say so.
+        # Another worker may have started it, and ended before it could report that.
         is_new = facts["origin"] == "shared" or since >= begun
         state = f"started {old} ago by another process" if is_new else f"reused, {old} old"
     return (
@@ -174,15 +173,15 @@ def _in_brackets(text: str) -> str:
 # After the tests
 
 _MAX_LEFT: Final = 12
-"""Lines about what tests left behind; further ones are only counted."""
+"""How many lines about what tests left behind are shown; the rest is only counted."""
 
 _MAX_QUERY: Final = 100
-"""Characters of a query that are shown."""
+"""How many characters of a query are shown."""
 
 _PUT_BACK: Final = ("COMMIT", "ROLLBACK", "SELECT PG_ADVISORY_UNLOCK_ALL()")
-"""How the last statement of a connection begins that was put back into a pool.
+"""How the last statement of a connection begins after it has returned to a pool.
 
-SQLAlchemy and psycopg end the transaction then, asyncpg resets the connection.
+SQLAlchemy and psycopg then end the transaction; asyncpg resets the connection.
 """
 
 
@@ -229,11 +228,11 @@ def kept(steps: Sequence[Step]) -> Iterator[str]:
 
 
 def summary(ledger: Ledger, *, workers: int) -> Iterator[str]:
-    """Yield the line that says what the set-up cost, if there was any."""
+    """Yield the line about how long the set-up took, if there was one."""
     servers = [step.seconds for step in ledger.steps if step.name in SERVERS]
     if not servers:
         return
-    # The two servers start side by side; the templates follow PostgreSQL, one after the other.
+    # The servers start at the same time; the templates follow, one after the other.
     parts = [f"servers {_duration(max(servers))}"]
     if templates := _templates(ledger.steps).values():
         cost = sum(max(step.seconds for step in each) for each in templates)
@@ -251,27 +250,27 @@ def summary(ledger: Ledger, *, workers: int) -> Iterator[str]:
 # Beside the failure of a test
 
 WIDER_SCOPE: Final = (
-    "db_url and db_engine belong to one test, unless its class or module has a database of its own:"
+    "db_url and db_engine belong to one test, unless its class or module shares a database:"
     ' pytestmark = pytest.mark.warmstack_isolation("module")'
 )
-"""What helps if a fixture of a wider scope asks for them."""
+"""The advice if a fixture of a wider scope requests them."""
 
 PLAIN_URL: Final = (
     "db_url is for create_async_engine. asyncpg, psycopg and libpq take db_dsn, the same URL"
     " without a driver; for create_engine: make_url(db_url).set(drivername='postgresql+psycopg')"
 )
-"""What helps if another driver gets it."""
+"""The advice if another driver gets `db_url`."""
 
 NO_CONNECTION: Final = "53300"
 NO_SPACE: Final = "53100"
 """SQLSTATEs (PostgreSQL's documentation, appendix "PostgreSQL Error Codes")."""
 
 _MAX_CAUSES: Final = 10
-"""How many causes of an error are looked at: they may form a circle."""
+"""How many causes of an error are examined: they may form a cycle."""
 
 
 def has_state(error: BaseException, state: str) -> bool:
-    """Tell whether *error*, or a cause of it, is a refusal of PostgreSQL with this SQLSTATE."""
+    """Return whether *error*, or a cause of it, is a refusal of PostgreSQL with this SQLSTATE."""
     cause: BaseException | None = error
     for _ in range(_MAX_CAUSES):
         if cause is None:
@@ -290,7 +289,7 @@ def _counted(count: int, noun: str) -> str:
 
 
 def _duration(seconds: float) -> str:
-    """Return a duration as one reads it: `1.31 s`, `14 ms`."""
+    """Return a duration in readable form, such as `1.31 s` or `14 ms`."""
     if seconds >= 0.9995:
         return f"{seconds:.2f} s"
     return f"{seconds * 1000:.0f} ms" if seconds >= 0.0005 else "under 1 ms"
@@ -309,12 +308,12 @@ def age(seconds: float) -> str:
 
 
 def ago(moment: float) -> str:
-    """Return how long ago *moment* was, in epoch seconds; a dash if it is 0."""
+    """Return how long ago *moment* was, in seconds since the epoch; a dash if it is 0."""
     return f"{age(originals.now() - moment)} ago" if moment else "-"
 
 
 def size(count: int) -> str:
-    """Return *count* bytes in a unit that fits; a dash for 0.
+    """Return *count* bytes in a suitable unit; a dash for 0.
 
     >>> size(8_500_000)
     '8.5 MB'

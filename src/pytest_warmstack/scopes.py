@@ -1,8 +1,8 @@
 """Gives `db_url`, `db_dsn` and `db_engine` the scope of the database behind them.
 
-With the isolation `class` or `module` they have that scope, so that a fixture that seeds the
-database of a class or module can ask for them. pytest fixes the scope of a fixture when it is
-declared, so they are declared once more for each class or module that shares a database.
+With the isolation `class` or `module` they have that scope, so a fixture that seeds the database of
+a class or module can request them. pytest fixes the scope of a fixture when it is declared, so this
+module declares them again for each class or module that shares a database.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import pytest
 from pytest_warmstack import fixtures
 
 _SCOPE: Final = pytest.StashKey[str]()
-"""Where a class or module keeps the scope that these fixtures have in it."""
+"""The key of the scope that these fixtures have in a class or module."""
 
 _FIXTURES: Final = {
     scope: {"db_url": url, "db_dsn": fixtures.plain_db_url, "db_engine": engine}
@@ -27,10 +27,10 @@ _FIXTURES: Final = {
 
 
 def declare(collector: pytest.Collector, isolation: str) -> None:
-    """Declare the fixtures for a class or module, if they have another scope in it.
+    """Declare the fixtures for a class or module if they have another scope in it.
 
-    *isolation* is the word of the setting, which a marker overrides. If you have overridden one of
-    the fixtures, nothing is declared.
+    *isolation* is the value of the setting; a marker overrides it. If you override one of the
+    fixtures, this declares nothing.
     """
     if _SCOPE in collector.stash:
         return
@@ -43,7 +43,7 @@ def declare(collector: pytest.Collector, isolation: str) -> None:
     if scope not in {"class", "module"}:
         scope = "function"
     if scope == "class" and not isinstance(collector, pytest.Class):
-        scope = around  # Tests outside of a class share nothing.
+        scope = around  # Tests outside a class share nothing.
     if scope != around and not _are_overridden(collector):
         for name, function in _FIXTURES[scope].items():
             _register(collector, name, function, scope)
@@ -51,14 +51,14 @@ def declare(collector: pytest.Collector, isolation: str) -> None:
 
 
 def narrow(item: pytest.Item) -> None:
-    """Give a test with a marker of its own the fixtures of the scope `function`.
+    """Give a test that has its own marker the fixtures of the scope `function`.
 
-    Those look at the marker; those that its class or module shares can't. pytest has no public way
-    to another fixture for one item.
+    These check the marker, which the shared fixtures of its class or module can't. pytest has no
+    public API to replace a fixture for one item.
     """
     if not isinstance(item, pytest.Function):
         return
-    # The fixtures that pytest found for each name, the closest one last.
+    # The fixtures that pytest found for each name; the closest one is last.
     declared: dict[str, Any] = item._fixtureinfo.name2fixturedefs  # noqa: SLF001 - see above
     for name in declared.keys() & _FIXTURES["function"].keys():
         if len({each.scope for each in declared[name]}) > 1:

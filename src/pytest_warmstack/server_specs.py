@@ -1,4 +1,4 @@
-"""The spec of a service's server, and what is on such a server; imports only its driver."""
+"""The specs and overviews of servers, by service. Imports only the driver of that service."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ def make(
 ) -> ServerSpec[Any]:
     """Return the spec of the server of *service* that *settings* ask for.
 
-    *background* runs PostgreSQL's connections; without one, a new one is made. *number* is that
-    of a Redis server that one process has for itself.
+    *background* runs PostgreSQL's connections; the default is a new loop. *number* is the number of
+    a Redis server that belongs to one process.
     """
     if service == Service.POSTGRES:
         from pytest_warmstack.postgres import server as postgres
@@ -28,7 +28,7 @@ def make(
 
 
 def look(service: str, client: Any) -> Any:
-    """Return the `Overview` of what is on the server behind *client*."""
+    """Return the `Overview` of the server that *client* is connected to."""
     if service == Service.POSTGRES:
         from pytest_warmstack.postgres import overview as postgres
 

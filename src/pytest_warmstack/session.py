@@ -1,7 +1,8 @@
 """What one pytest process holds: its settings, its environment, and what it writes about the run.
 
 A run is one process, or pytest-xdist's controller and its workers. The controller, or the only
-process, owns the servers of the run: it removes those that are not kept, after the workers' end.
+process, owns the servers of the run: it removes those that are not kept, after the workers have
+ended.
 """
 
 from __future__ import annotations
@@ -28,17 +29,17 @@ if TYPE_CHECKING:
     from pytest_warmstack.signals import SignalWatch
 
 _MESSAGE: Final = "warmstack"
-"""The key of what the controller and the workers of xdist send to each other."""
+"""The key of the data that xdist's controller and workers send to each other."""
 
 
 class Session:
     """The state of this plugin in one pytest process. Raises `SettingsError`.
 
     `environment` is what `open` made, None before and after. `failed` has the tests whose last
-    attempt failed, `shown` the test that was the first to show an error, by the error's text.
-    `in_use` has the databases in use, by the id of their test, class or module. `collector` is the
-    class or module whose tests pytest collects. `has_advised` tells whether the user has read which
-    variables are missing.
+    attempt failed. `shown` maps the text of an error to the first test that showed it. `in_use`
+    maps the id of a test, class or module to its database. `collector` is the class or module whose
+    tests pytest collects now. `has_advised` is true if the user has read which variables are
+    missing.
     """
 
     def __init__(self, config: pytest.Config) -> None:
@@ -54,13 +55,13 @@ class Session:
         self._ledger: Ledger | None = None
         self._signals: SignalWatch | None = None
         self._begin = originals.now()
-        # The processes of xdist's workers, as the controller knows them; 0 on other machines.
+        # The process ids of xdist's workers, in the controller; 0 for other machines.
         self._workers: dict[Any, int] = {}
 
     def open(self, say: Callable[[str], None] | None = None) -> Environment:
-        """Return the environment of this process, made when it is first asked for.
+        """Return the environment of this process; the first call makes it.
 
-        *say* shows a line about something that takes long; the default is the terminal.
+        *say* shows a line about something that takes long; by default, the terminal shows it.
         """
         if self.environment is None:
             from pytest_warmstack.environment import Environment
@@ -80,9 +81,9 @@ class Session:
         return self.environment
 
     def start(self, services: Iterable[str], tests: Mapping[Path, int]) -> None:
-        """Make *services* ready before the first test, and write what they are.
+        """Prepare *services* before the first test, and write a line about each.
 
-        *tests* maps each folder to the number of its tests that will ask for a database. Raises
+        *tests* maps each folder to the number of its tests that need a database. Raises
         `pytest.UsageError` for the errors of `Environment.start`.
         """
         from pytest_warmstack.errors import WarmstackError
@@ -92,7 +93,7 @@ class Session:
         try:
             environment.start({Service(each) for each in services}, tests)
         except WarmstackError as error:
-            # Workers of xdist have no terminal: there the tests show it.
+            # Workers of xdist have no terminal; their tests show the error.
             if not self.is_worker:
                 raise pytest.UsageError(str(error)) from None
         if "redis" in services:
@@ -108,10 +109,10 @@ class Session:
         return environment
 
     def name_clone(self, test: str) -> None:
-        """Note on the database of *test* that it is in the debugger."""
+        """Note on the database of *test* that the test is in the debugger."""
         users = [user for user in self.in_use if test.startswith(user)]
         if users and self.environment is not None:
-            # The test's own database rather than that of its class or module.
+            # Prefer the test's own database to the one of its class or module.
             self.environment.name_clone(self.in_use[max(users, key=len)], test)
 
     def close(self) -> None:
@@ -132,10 +133,10 @@ class Session:
     # Other processes.
 
     def add_worker(self, node: Any) -> None:
-        """Tell the worker *node* of xdist which run it is part of, and who owns its servers."""
+        """Send the worker *node* of xdist the id of its run, and the owner of its servers."""
         node.workerinput[_MESSAGE] = self._run
         spec = node.gateway.spec
-        # xdist reads it as well; there is no public name.
+        # There is no public API for this; xdist itself reads it.
         pid = node.gateway._rinfo().pid if spec.popen and not spec.via else 0  # noqa: SLF001
         self._workers[node] = pid
         self._watch_signals()
@@ -146,30 +147,30 @@ class Session:
         return self._signals.status if self._signals is not None else 0
 
     def _watch_signals(self) -> None:
-        """See to it that SIGTERM and SIGHUP end the run in order."""
+        """Make SIGTERM and SIGHUP end the run properly."""
         if self._signals is not None:
             return
         from pytest_warmstack.signals import SignalWatch
 
         def stop(name: str, number: int) -> None:
-            # If a test swallows the interruption, the run ends after that test.
+            # If a test suppresses the interruption, the run ends after that test.
             session: Any = self.config.pluginmanager.getplugin("session")
             session.shouldstop = f"{name} ends the run"
             for pid in filter(None, self._workers.values()):
                 with suppress(ProcessLookupError):
                     os.kill(pid, number)
 
-        # A worker may get the signal twice: with its process group, and from its controller.
+        # A worker may get the signal twice: as part of its process group and from its controller.
         self._signals = SignalWatch(stop, patient=self.is_worker)
         self.config.pluginmanager.register(self._signals, "warmstack-signals")
 
     def _messages(self) -> list[dict[str, Any] | None]:
-        """Return what each worker of xdist sent; None for one that crashed before it could."""
+        """Return what each worker of xdist sent; None for one that crashed before that."""
         outputs = [getattr(node, "workeroutput", None) for node in self._workers]
         return [None if each is None else each.get(_MESSAGE, {}) for each in outputs]
 
     def _remove_servers(self) -> None:
-        """Remove the servers that the workers of xdist started, in whatever runtime."""
+        """Remove the servers that the workers of xdist started, in all runtimes."""
         from pytest_warmstack import cleanup
         from pytest_warmstack.report import Ledger, Step
 
@@ -178,7 +179,7 @@ class Session:
         for each in filter(None, messages):
             ledger.merge(Ledger.from_json(each["ledger"]))
         used = {name for each in messages if each for name in each["runtimes"]}
-        # A worker that crashed or was interrupted may have started a server anywhere.
+        # A worker that crashed or was interrupted may have used any runtime.
         maybe = cleanup.OWN if None in messages else ()
         idle = self.settings.max_idle
         for line in cleanup.tidy_all(used, maybe, self._run_context(), idle):
@@ -193,7 +194,7 @@ class Session:
 
     @cached_property
     def _run(self) -> dict[str, str]:
-        """The id of this run, and its owner: the process that outlives all others."""
+        """The id of this run, and its owner: the process that outlives the others."""
         from pytest_warmstack.servers.identity import Process
 
         own = {"id": originals.urandom(5).hex(), "owner": str(Process.current())}
@@ -224,14 +225,14 @@ class Session:
     # What the run says.
 
     def write(self, lines: Iterable[str], *, quiet: bool = False) -> None:
-        """Write *lines* to the terminal; with `pytest -q` only those that are *quiet*."""
+        """Write *lines* to the terminal; with `pytest -q`, only if they are *quiet*."""
         reporter = self.config.pluginmanager.getplugin("terminalreporter")
         if reporter is not None and (quiet or self.config.get_verbosity() >= 0):
             for line in lines:
                 reporter.write_line(f"warmstack: {line}")
 
     def write_summary(self) -> None:
-        """Write what the tests left behind, and what the set-up cost."""
+        """Write what tests left behind, and how long the set-up took."""
         if (ledger := self._ledger) is None:
             return
         from pytest_warmstack import report
@@ -244,7 +245,7 @@ class Session:
         self.write(report.summary(ledger, workers=len(messages)))
 
     def _write_header(self, ledger: Ledger) -> None:
-        """Write what was set up; with `pytest -q` only what one would not expect."""
+        """Write what was set up; with `pytest -q`, only what the user may not expect."""
         from pytest_warmstack import report
 
         settings = self.settings
@@ -263,14 +264,14 @@ class Session:
 
 
 class _WarningMask:
-    """Keeps passwords out of the warnings that pytest shows."""
+    """Masks passwords in the warnings that pytest shows."""
 
     def __init__(self, environment: Environment) -> None:
         self._environment = environment
 
     @pytest.hookimpl(tryfirst=True)
     def pytest_warning_recorded(self, warning_message: warnings.WarningMessage) -> None:
-        """Mask a warning before the terminal gets it, and before xdist sends it."""
+        """Mask a warning before the terminal shows it and before xdist sends it."""
         from pytest_warmstack.masking import all_masked
 
         warning = warning_message.message

@@ -1,6 +1,7 @@
-"""Errors about the options. *name* is what the user typed: a flag, a variable or a key of *source*.
+"""Errors about the options.
 
-*source* is the configuration file, and empty for a flag or a variable.
+*name* is what the user typed: a flag, a variable, or a key in the configuration file. *source* is
+that file; it is empty for a flag or a variable.
 """
 
 from __future__ import annotations
@@ -12,26 +13,26 @@ from pytest_warmstack.errors import WarmstackError, did_you_mean
 
 
 class SettingsError(WarmstackError):
-    """An option has a value that can't be used."""
+    """The value of an option is not valid."""
 
     def __init__(self, what: str, *, why: str, source: str = "", todo: Iterable[str]) -> None:
         super().__init__(what, why=why, looked_at=[source] if source else [], todo=todo)
 
     @classmethod
     def bad_value(cls, *, name: str, value: object, source: str, wanted: str) -> SettingsError:
-        """The option takes what *wanted* describes, and not *value*."""
+        """The option takes what *wanted* describes, but has *value*."""
         words = wanted.removeprefix("one of ")
         near = "" if words == wanted else did_you_mean(str(value), words.split(", "))
         return cls(
             f"Invalid value {value!r} for {name}.",
             why=f"it takes {wanted}",
             source=source,
-            todo=[f"give it {wanted}, or leave it out{near}"],
+            todo=[f"set it to {wanted}, or remove it{near}"],
         )
 
     @classmethod
     def bad_type(cls, *, name: str, value: str, source: str, expected: str) -> SettingsError:
-        """A TOML file has *value*, as Python writes it, where the type is *expected*."""
+        """A TOML file has *value*, in Python's notation, instead of the *expected* type."""
         plain = value.strip("'\"")
         right = plain
         if expected.startswith("a list"):
@@ -42,11 +43,10 @@ class SettingsError(WarmstackError):
             right = "false" if plain.lower() in {"false", "no", "off", "0"} else "true"
         todo = f"write it as {expected.partition(' for ')[0]}: {name} = {right}"
         if expected.startswith(("an int", "a float")) and not re.fullmatch(r"-?[\d.]+", plain):
-            todo = f"write a number, without quotes, such as {name} = 8"
+            todo = f"write a number without quotes, such as {name} = 8"
         return cls(
             f"Invalid value {value} for {name}.",
-            why=f"pytest expects {expected} here, and TOML tells types apart by how they are "
-            "written",
+            why=f"pytest expects {expected} here, and in TOML the notation decides the type",
             source=source,
             todo=[todo],
         )
@@ -57,21 +57,21 @@ class SettingsError(WarmstackError):
     ) -> SettingsError:
         """The line *value* has *written* in braces, which probably means *wanted*."""
         return cls(
-            f"Unknown name {{{written}}} in {name}.",
-            why=f"in the line {value}; the names that stand for the template's database are "
+            f"Unknown placeholder {{{written}}} in {name}.",
+            why=f"in the line {value}; the placeholders for the template's database are "
             "{db_url}, {db_host}, {db_port}, {db_user}, {db_password} and {db_name}",
             source=source,
             todo=[
-                "migrations can't connect to Redis: write any URL, such as redis://localhost"
+                "write any URL, such as redis://localhost: migrations can't connect to Redis"
                 if written.lower().startswith("redis")
                 else f"write {{{wanted}}}",
-                f"or, if the braces themselves are meant, double them: {{{{{written}}}}}",
+                f"or, if you mean the braces themselves, double them: {{{{{written}}}}}",
             ],
         )
 
     @classmethod
     def ambiguous(cls, *, name: str, value: object, source: str) -> SettingsError:
-        """The URL *value* has characters that end its password, or the host, too early."""
+        """The password or host of the URL *value* has characters that end it too early."""
         return cls(
             f"Unescaped password in the URL of {name}.",
             why=f"characters such as @ / ? # [ ] have another meaning in a URL: {value}",
@@ -86,17 +86,17 @@ class SettingsError(WarmstackError):
     def wrong_scheme(
         cls, *, name: str, value: object, source: str, scheme: str, wanted: str
     ) -> SettingsError:
-        """The URL *value* begins with *scheme*, as that of another kind of server."""
+        """The URL *value* begins with *scheme*, which is for another kind of server."""
         other = {"redis": "warmstack_redis_url", "rediss": "warmstack_redis_url"}
         other |= dict.fromkeys(("postgres", "postgresql"), "warmstack_postgres_url")
         return cls(
             f"Invalid URL for {name}: it begins with {scheme}://, not with {wanted}://.",
-            why=f"{value} is not the URL of a server that this setting can use",
+            why=f"{value} is the URL of another kind of server",
             source=source,
             todo=[
-                f"give it to {other[scheme]}"
+                f"use it for {other[scheme]}"
                 if scheme in other
-                else f"name the server itself: {wanted}://USER:PASSWORD@HOST:PORT"
+                else f"write the URL of the server: {wanted}://USER:PASSWORD@HOST:PORT"
             ],
         )
 
@@ -107,7 +107,7 @@ class SettingsError(WarmstackError):
             f"Conflicting settings: {variable} and {setting} are both set.",
             why="the first is the URL of a server that is running, and the runtime "
             f"{runtime} starts one",
-            todo=[f"leave {variable} out", f"or {setting}, or make it auto"],
+            todo=[f"remove {variable}", f"or remove {setting}, or set it to auto"],
         )
 
     @classmethod
@@ -117,5 +117,5 @@ class SettingsError(WarmstackError):
             f"Can't set {value!r} in {name}.",
             why=cause,
             source=source,
-            todo=["leave that line out"],
+            todo=["remove that line"],
         )

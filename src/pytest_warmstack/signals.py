@@ -1,6 +1,6 @@
 """SIGTERM and SIGHUP end a run as Ctrl-C does, so that its servers are removed.
 
-A cancelled job sends the one, a closed terminal the other; by default both end Python at once.
+A cancelled CI job sends SIGTERM, a closed terminal SIGHUP. By default, both end Python at once.
 """
 
 from __future__ import annotations
@@ -26,20 +26,20 @@ from pytest_warmstack import originals
 ENDING: Final = (SIGTERM, SIGHUP)
 
 REPEAT_WINDOW: Final = 0.5
-"""Seconds in which a second signal counts as the first one.
+"""Seconds within which a second signal counts as the same one.
 
-A closed terminal sends two: the shell sends one, and the kernel another.
+When a terminal is closed, both the shell and the kernel send a signal.
 """
 
 
 class Terminated(KeyboardInterrupt):
-    """A signal ends the run: event loops, libraries and pytest let a KeyboardInterrupt pass."""
+    """A signal ends the run. Event loops, libraries and pytest let KeyboardInterrupt pass."""
 
 
 class SignalWatch:
-    """Handles SIGTERM and SIGHUP. It is registered as a plugin of pytest.
+    """A pytest plugin that handles SIGTERM and SIGHUP.
 
-    The handler of the first signal calls *stop* with the signal's name and number, and raises
+    On the first signal, the handler calls *stop* with the signal's name and number, and raises
     `Terminated` in the main thread. The next signal ends the process at once; with *patient*, it is
     ignored.
     """
@@ -50,13 +50,13 @@ class SignalWatch:
         self._patient = patient
         self._since = 0.0
         self._cleaning = False
-        self._handler = self._handle  # One object, for `is`.
+        self._handler = self._handle  # One object, to compare with `is`.
         self._installed = [number for number in ENDING if getsignal(number) is SIG_DFL]
         try:
             self.pytest_runtest_logfinish()
         except ValueError:  # Only the main thread may install handlers.
             self._installed = []
-        # A forked child forgets a signal that comes before Python runs in it, and would not end
+        # A forked child loses a signal that comes before Python runs in it, and would not end
         # (CPython's signalmodule.c, _PySignal_AfterFork).
         self._mask = local()
         register_at_fork(
@@ -66,17 +66,17 @@ class SignalWatch:
         )
 
     def pytest_runtest_logfinish(self) -> None:
-        """Install the handlers again if a test removed them, as asyncio's loops do."""
+        """Install the handlers again if a test removed them; asyncio's loops do that."""
         for number in self._installed:
             if getsignal(number) is SIG_DFL:
                 signal(number, self._handler)
 
     def clean_up(self) -> None:
-        """Note signals from now on, but let them interrupt nothing: the clean-up begins."""
+        """From now on, record signals but don't interrupt anything: the clean-up begins."""
         self._cleaning = True
 
     def restore(self) -> None:
-        """Put the default handlers back."""
+        """Restore the default handlers."""
         for number in self._installed:
             if getsignal(number) is self._handler:
                 signal(number, SIG_DFL)
@@ -84,7 +84,7 @@ class SignalWatch:
 
     @property
     def status(self) -> int:
-        """The exit status of a run that a signal ended, as a shell has it; else 0."""
+        """The exit status that a shell reports for the signal that ended the run; else 0."""
         return self.number and 128 + self.number
 
     def _handle(self, number: int, _frame: Any) -> None:
@@ -105,7 +105,7 @@ class SignalWatch:
             self._mask.before = pthread_sigmask(SIG_BLOCK, self._installed)
 
     def _after_fork_in_child(self) -> None:
-        # The servers belong to its parent.
+        # The servers belong to the parent.
         self.restore()
         self._unmask()
 

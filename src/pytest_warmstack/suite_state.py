@@ -1,8 +1,8 @@
-"""Tells the suite's changes of a Redis server, which stay, from a test's, which are undone.
+"""Distinguishes the suite's changes of a Redis server, which are kept, from those of tests.
 
-What a fixture of a wider scope than the test sets up (settings, functions, scripts, users) stays
-until the run ends, so the server's state is read before and after such a fixture. pytest makes
-fixtures of `setup_module`, `setup_class` and unittest's `setUpClass` as well.
+What a fixture of a wider scope than the test sets up (settings, functions, scripts, users) is kept
+until the run ends, so this module reads the server's state before and after such a fixture. pytest
+also turns `setup_module`, `setup_class` and unittest's `setUpClass` into fixtures.
 """
 
 from __future__ import annotations
@@ -20,9 +20,9 @@ _NAME: Final = "warmstack-suite-state"
 
 
 def watch(config: pytest.Config, leases: Callable[[], Leases | None]) -> None:
-    """Begin to watch the fixtures of this run; a run without Redis has none of these hooks.
+    """Begin to watch the fixtures of this run; runs without Redis don't get these hooks.
 
-    *leases* returns the leases of this process, None if it has none (any more).
+    *leases* returns the leases of this process, or None if it has none.
     """
     if not config.pluginmanager.hasplugin(_NAME):
         config.pluginmanager.register(_Hooks(leases), _NAME)
@@ -32,38 +32,38 @@ class _Hooks:
     def __init__(self, leases: Callable[[], Leases | None]) -> None:
         self._leases = leases
         self._in_test = False
-        # The last state that was read, if nothing happened since then.
+        # The last state that was read, if nothing has happened since.
         self._last: Look | None = None
 
     @pytest.hookimpl(wrapper=True)
     def pytest_fixture_setup(
         self, fixturedef: pytest.FixtureDef[Any]
     ) -> Generator[None, object, object]:
-        """Let the changes stay that a fixture of a wider scope makes."""
+        """Keep the changes that a fixture of a wider scope makes."""
         if fixturedef.scope == "function":
             self._note(in_test=True)
             return (yield)
         before = self._last or self._look()
         at_end: list[Look | None] = []
-        # Finalizers run in the reverse order: this one is the last.
+        # Finalizers run in reverse order: this one runs last.
         fixturedef.addfinalizer(lambda: [self._adopt(look) for look in at_end])
         try:
             return (yield)
         finally:
             if self._adopt(before):
-                # This one runs first, and only for a fixture that changed something.
+                # This one runs first, and only if the fixture changed something.
                 fixturedef.addfinalizer(lambda: at_end.append(self._look()))
             elif not self._in_test:
                 self._last = before
 
     @pytest.hookimpl(tryfirst=True)
     def pytest_runtest_call(self) -> None:
-        """Note that a test is in progress, even if it has no fixtures."""
+        """Note that a test runs now, even if it has no fixtures."""
         self._note(in_test=True)
 
     @pytest.hookimpl(tryfirst=True)
     def pytest_runtest_teardown(self) -> None:
-        """Note that the test is done: now fixtures of a wider scope may end and begin."""
+        """Note that the test has ended: now fixtures of a wider scope may end and begin."""
         self._note(in_test=False)
 
     def _note(self, *, in_test: bool) -> None:

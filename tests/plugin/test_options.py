@@ -483,8 +483,8 @@ def test_the_image_names_the_version_of_postgresql(
 
     text = refused(run())
 
-    assert "ERROR: No PostgreSQL was found on this machine" in text
-    assert "PostgreSQL 99 (as the image's tag says) is asked for" in text
+    assert "ERROR: Could not find PostgreSQL on this machine" in text
+    assert "needs PostgreSQL 99 (as the image's tag says) as a native program" in text
 
 
 def test_the_image_names_the_version_of_redis(pytester: pytest.Pytester, run: Run) -> None:
@@ -493,7 +493,7 @@ def test_the_image_names_the_version_of_redis(pytester: pytest.Pytester, run: Ru
 
     text = failed(run("--warmstack-redis-image=redis:6-alpine"))
 
-    assert "is not the version that was asked for." in text
+    assert "is not the version that you asked for." in text
     assert "version 6" in text
 
 
@@ -1091,7 +1091,7 @@ def test_an_option_of_pytest_that_overrides_the_file_is_the_source(
     ("line", "advice"),
     [
         ('warmstack_keep_failed = "3"', "write it as an int: warmstack_keep_failed = 3"),
-        ('warmstack_keep_failed = "all"', "write a number, without quotes, such as"),
+        ('warmstack_keep_failed = "all"', "write a number without quotes, such as"),
         ('warmstack_reuse = "no"', "write it as a bool: warmstack_reuse = false"),
         ("warmstack_max_idle = 3", 'write it as a string: warmstack_max_idle = "3"'),
         ('warmstack_seed = "a.sql"', 'write it as a list: warmstack_seed = ["a.sql"]'),

@@ -127,8 +127,8 @@ def test_a_version_that_is_not_here_is_answered_with_one_that_is(library: Librar
     """As one line to write."""
     result = library.run("test_version.py", "--warmstack-postgres-version=13")
 
-    assert "PostgreSQL 13 is asked for" in text(result)
-    assert "or use the version that is here: --warmstack-postgres-version=1" in text(result)
+    assert "needs PostgreSQL 13 as a native program" in text(result)
+    assert "or use the installed version: --warmstack-postgres-version=1" in text(result)
 
 
 def test_the_wheel_with_extensions_is_found_and_runs(library: Library, wheel: Wheel) -> None:

@@ -111,7 +111,7 @@ def test_the_commands_work_without_the_packages_of_docker(embedded_project: Libr
     assert (status.ret, doctor.ret, clean.ret) == (0, 0, 0)
     status.stdout.fnmatch_lines([str(project.folder)])
     for result in (status, clean):
-        result.stderr.fnmatch_lines(["not looked at: docker (No module named 'docker*"])
+        result.stderr.fnmatch_lines(["could not check the runtime docker: *No module named*"])
     doctor.stdout.fnmatch_lines(["  NO  engine *No module named*", "a run would use embedded"])
     assert project.folders() == []
 
@@ -176,7 +176,7 @@ def test_outside_a_project_one_line_says_so(guest: Library, command: str) -> Non
     assert result.ret == 1
     assert told(result) == (
         f"warmstack: No project found in {empty}: it has no pytest configuration, alembic.ini,"
-        " conftest.py or tests; change to the project's folder, or name it: --project FOLDER"
+        " conftest.py or tests; run the command in the project's folder, or add --project FOLDER"
     )
 
 
@@ -223,7 +223,7 @@ def test_status_and_clean_are_about_one_project(
     finally:
         other.end()
 
-    assert told(status) == "no servers found"
+    assert told(status) == "no warmstack servers found"
     assert str(kept.folder) in whole.outlines
     assert [line for line in mine.outlines if line.startswith("/")] == [str(kept.folder)]
     assert clean.ret == 0

@@ -177,7 +177,7 @@ def test_status_without_an_engine_names_what_it_could_not_ask(kept: Library) -> 
 
     assert result.ret == 0
     result.stdout.fnmatch_lines([str(kept.folder)])
-    result.stderr.fnmatch_lines(["not looked at: docker (*"])
+    result.stderr.fnmatch_lines(["could not check the runtime docker: Docker is not running.*"])
 
 
 # clean

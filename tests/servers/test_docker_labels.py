@@ -173,7 +173,7 @@ def test_a_missing_image_stops_a_run_that_demanded_docker(project: Library) -> N
     text = "\n".join([*result.outlines, *result.errlines])
     assert f"Could not pull the Docker image {image} (command line option " in text
     assert "127.0.0.1:9: connect: connection refused" in text
-    assert "a mirror, in --warmstack-postgres-image" in text
+    assert "set --warmstack-postgres-image to an image that the engine has" in text
     assert project.lines("servers.log") == []
 
 

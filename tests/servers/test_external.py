@@ -284,7 +284,9 @@ def test_external_without_a_url_names_the_variable(guest: Library) -> None:
     result = guest.run()
 
     assert result.ret == pytest.ExitCode.USAGE_ERROR
-    result.stderr.re_match_lines([r"ERROR: No (PostgreSQL|Redis) URL is set for the runtime "])
+    result.stderr.re_match_lines(
+        [r"ERROR: The runtime external needs a URL of (PostgreSQL|Redis), and none is set"]
+    )
     assert re.search("WARMSTACK_(POSTGRES|REDIS)_URL=URL", told(result))
 
 

@@ -196,7 +196,7 @@ def test_a_standby_is_told_as_what_it_is(guest: Library) -> None:
 
     result.assert_outcomes(errors=2, deselected=3)
     assert f"PostgreSQL at {server.endpoint.place} is a standby." in told(result)
-    assert "name the primary server" in told(result)
+    assert "use the URL of the primary server" in told(result)
     assert "waiting up to" not in told(result)
 
 
@@ -340,7 +340,7 @@ def test_a_command_that_is_forbidden_is_named(guest: Library, rights: str, missi
     lines = told(result)
     assert f"'{missing}' command" in lines
     assert "What to do:" in lines
-    assert "does not take the password" not in lines
+    assert "does not accept the password" not in lines
     assert "waiting up to" not in lines
     assert "ACL SETUSER ada" in lines
 

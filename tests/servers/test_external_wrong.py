@@ -84,7 +84,9 @@ def test_a_port_that_refuses_is_told_with_what_to_wait_for(guest: Library) -> No
         text = refused(guest, place)
 
     for title in TITLES.values():
-        assert f"{title} does not listen at {place}.\nWhy: Connection refused\n" in joined(text)
+        assert f"Could not connect to {title} at {place}.\nWhy: Connection refused\n" in joined(
+            text
+        )
     assert "wait for it before pytest" in text
     assert "pg_isready" in text
 
@@ -95,8 +97,8 @@ def test_a_port_that_hangs_up_is_told_as_one_where_nothing_listens(guest: Librar
         text = refused(guest, place)
 
     for title in TITLES.values():
-        assert f"{title} does not listen at {place}.\n" in joined(text)
-    assert "connections are accepted, and closed without an answer" in text
+        assert f"Could not connect to {title} at {place}.\n" in joined(text)
+    assert "it accepts connections, and closes them without an answer" in text
 
 
 @pytest.mark.parametrize("host", ["nowhere.invalid", "300.1.1.1", "a..b"])
@@ -219,13 +221,15 @@ def test_a_redis_that_demands_tls_is_told_so(guest: Library, clients: str) -> No
             bare = guest.run(*READERS, WARMSTACK_REDIS_URL=f"rediss://{place}?ssl_ca_certs={crt}")
 
     assert f"Redis at {place} demands TLS." in text
-    assert "let WARMSTACK_REDIS_URL begin with rediss://" in text
+    assert "begin WARMSTACK_REDIS_URL with rediss://" in text
     missing.assert_outcomes(errors=2, deselected=3)
-    assert "can't use a file that the URL names, or the address: No such file" in told(missing)
+    assert "could not use the address, or open a file that the URL names: No such file" in told(
+        missing
+    )
     if clients == "yes":
         bare.assert_outcomes(errors=2, deselected=3)
         assert f"Redis at {place} rejected the connection." in told(bare)
-        assert "it demands a certificate" in told(bare)
+        assert "it requires a client certificate" in told(bare)
     for result in (missing, bare):
         assert "waiting up to" not in told(result)
 

@@ -29,7 +29,7 @@ from pytest_warmstack.servers.model import NotReady, OwnRuntime, ServerInfo, Ser
 READER = ("-k", "reader")
 COMMANDS = (["status"], ["clean"], ["doctor"], ["logs"], ["psql"], ["redis-cli"])
 TMPFS = "mount -t tmpfs -o size={} none /dev/shm"
-REFUSED = "The operating system refused an operation that the servers need."
+REFUSED = "The operating system refused an operation that PostgreSQL or Redis needs."
 ROOT = f"/dev/shm/pytest-warmstack-{os.getuid()}"
 
 
@@ -175,9 +175,9 @@ def test_what_an_engine_refuses_is_told_in_its_words(docker_bench: Bench) -> Non
             f"{TMPFS.format('1m')}\nmkdir {ROOT}\nmount -t tmpfs -o ro,mode=711 none {ROOT}",
             REFUSED,
             "Read-only file system",
-            "let this user write to that folder",
+            "give this user write access to that folder",
         ),
-        (f"{TMPFS.format('1m')}\ntouch {ROOT}", REFUSED, "Not a directory", "read its answer"),
+        (f"{TMPFS.format('1m')}\ntouch {ROOT}", REFUSED, "Not a directory", "answer above"),
     ],
     ids=["read-only", "a file"],
 )
@@ -212,7 +212,7 @@ def test_a_command_in_a_folder_that_is_gone_says_so(embedded_project: Library) -
     result = embedded_project.start(command=("leave",)).wait()
 
     assert result.ret == 1
-    assert "The operating system refused what the command needs." in told(result)
+    assert "The operating system refused an operation of the command." in told(result)
     assert "Traceback" not in told(result)
 
 

@@ -122,10 +122,10 @@ def test_an_image_that_takes_nothing_is_told(
 
     text = str(caught.value)
     assert text.startswith(
-        f"{spec.title} from the Docker image {spec.image} ({SOURCE}) did not take its password"
+        f"{spec.title} from the Docker image {spec.image} ({SOURCE}) ignored its password"
     )
     assert contract in text
-    assert f"in {spec.image_variable}" in text
+    assert f"set {spec.image_variable} to another image" in text
     assert f"{spec.url_variable}=URL" in text
     assert left(bench.folder) == []
 
@@ -187,7 +187,7 @@ def test_an_image_of_the_other_service_is_recognized(
         f"The Docker image {spec.image} runs {other}, but is set as the image of {spec.title}"
         f" ({SOURCE})."
     )
-    assert f"in {spec.image_variable}" in str(caught.value)
+    assert f"set {spec.image_variable} to another image" in str(caught.value)
 
 
 def test_a_run_with_the_images_exchanged_stops(project: Library, images: Images) -> None:

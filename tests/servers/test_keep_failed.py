@@ -380,7 +380,7 @@ def test_one_that_the_test_has_renamed_is_told_and_dropped(kept: Library) -> Non
 
     result = kept.run(REUSE, "test_failing.py")
 
-    result.stdout.fnmatch_lines(["warmstack: *of a failed test could not be saved. *"])
+    result.stdout.fnmatch_lines(["warmstack: *ould not save the database *"])
     query = "SELECT count(*) FROM pg_database WHERE datname = 'elsewhere'"
     until(lambda: kept.sql(query)[0][0] == 0, "it is dropped", seconds=10)
 

@@ -250,7 +250,7 @@ def test_a_drop_that_can_not_be_done_ends_with_an_error(
         clone = clone_factory.prepare().result(30)
         other.background.call(other.main.execute, "BEGIN; LOCK TABLE pg_database IN SHARE MODE")
 
-        with pytest.raises(CloneFailed, match="could not be dropped") as caught:
+        with pytest.raises(CloneFailed, match="Could not drop the database") as caught:
             clone_factory.drop(clone).result(30)
         assert "0.5 seconds" in str(caught.value)
 

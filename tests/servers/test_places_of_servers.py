@@ -89,9 +89,9 @@ def test_no_place_with_room_is_said_before_any_test(embedded_project: Library, p
     ).wait()
 
     assert result.ret == pytest.ExitCode.USAGE_ERROR
-    assert "No usable folder for the files of PostgreSQL." in text(result)
+    assert "Could not find a folder for the files of PostgreSQL." in text(result)
     assert f"{place}: 100 MB, of which 100 MB are free: that is too small" in text(result)
-    assert f"name another folder with room: {SETTING}" in text(result)
+    assert f"choose another folder with enough space: {SETTING}" in text(result)
     assert "passed" not in text(result)
     for command in (["status"], ["clean"], ["doctor"], ["logs"], ["psql"]):
         running = embedded_project.start(
@@ -139,7 +139,8 @@ def test_a_place_that_is_full_as_the_server_starts_is_named(
     """Where there is less room than was seen, as when others fill it."""
     embedded_project.write(
         "conftest.py",
-        "from pytest_warmstack.postgres import native\nnative._LEAST = native._WANTED = 1\n",
+        "from pytest_warmstack.postgres import native\n"
+        "native._MIN_SPACE = native._WANTED_SPACE = 1\n",
     )
 
     result = embedded_project.start(

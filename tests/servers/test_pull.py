@@ -161,13 +161,13 @@ def test_a_run_begins_with_the_pull_of_its_image(
             401,
             "UNAUTHORIZED",
             "the registry says unauthorized",
-            "docker login 127.0.0.1:{port}, if you have an account",
+            "if it is private, log in: docker login 127.0.0.1:{port}",
         ),
         (
             403,
             "DENIED",
             "the registry says denied",
-            "docker login 127.0.0.1:{port}, if you have an account",
+            "if it is private, log in: docker login 127.0.0.1:{port}",
         ),
         (
             429,

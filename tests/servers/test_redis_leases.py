@@ -193,7 +193,7 @@ def test_blocks_of_databases_never_overlap(small: Desk, runtime: str) -> None:
 @embedded_only
 def test_more_databases_than_there_are_can_not_be_asked_for(small: Desk, runtime: str) -> None:
     """The error says how many there are, and what to choose."""
-    with pytest.raises(LeaseFailed, match="7 are asked for; it has") as caught:
+    with pytest.raises(LeaseFailed, match="7 are needed; it has") as caught:
         small.leases(count=7).take()
     assert "warmstack_redis_databases" in str(caught.value)
 

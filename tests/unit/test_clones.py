@@ -548,7 +548,7 @@ def test_a_database_that_can_not_be_saved_is_reported_with_the_reason(
     clones.save(taken[2], "three")
 
     assert [each.test for each in found] == ["two"]
-    assert found[0].trouble.endswith("could not be saved. it is gone")
+    assert found[0].trouble.endswith("of a failed test. it is gone")
     assert factory.drops == {}
 
 

@@ -63,7 +63,7 @@ def test_other_errors_pass_through() -> None:
 @pytest.mark.parametrize(
     ("cause", "expected"),
     [
-        (asyncpg.InvalidPasswordError("wrong"), "it does not take the password: wrong"),
+        (asyncpg.InvalidPasswordError("wrong"), "it does not accept the password: wrong"),
         (asyncpg.InvalidCatalogNameError("no such database"), "no such database"),
         (ssl.SSLError(1, "handshake"), str(ssl.SSLError(1, "handshake"))),
         (TlsRefused("no TLS"), "no TLS"),

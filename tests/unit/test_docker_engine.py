@@ -305,7 +305,7 @@ def test_contexts_are_only_found_beside_a_configuration(
     monkeypatch.setenv("HOME", str(tmp_path))
     monkeypatch.setenv("DOCKER_CONTEXT", "other")
 
-    with pytest.raises(DockerUnavailable, match=r"not found; docker-py finds .* config\.json only"):
+    with pytest.raises(DockerUnavailable, match=r"not found; docker-py finds .* config\.json"):
         find_address()
 
 

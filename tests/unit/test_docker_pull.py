@@ -102,10 +102,10 @@ def test_a_line_is_said_every_few_seconds_only() -> None:
 @pytest.mark.parametrize(
     ("image", "cause", "hint"),
     [
-        ("redis:7", "toomanyrequests: You have reached your pull rate limit.", "docker login, "),
-        ("ghcr.io/a/b:1", "unauthorized: authentication required", "docker login ghcr.io, "),
-        ("localhost:5000/b", "no basic auth credentials", "docker login localhost:5000, "),
-        ("shop/redis:7", "pull access denied for shop/redis", "docker login, "),
+        ("redis:7", "toomanyrequests: You have reached your pull rate limit.", "docker login"),
+        ("ghcr.io/a/b:1", "unauthorized: authentication required", "docker login ghcr.io"),
+        ("localhost:5000/b", "no basic auth credentials", "docker login localhost:5000"),
+        ("shop/redis:7", "pull access denied for shop/redis", "docker login"),
         ("redis:7", "write /var/lib/docker/x: no space left on device", "docker system prune"),
         ("redis:99", "manifest for redis:99 not found: manifest unknown", "the name and the tag"),
     ],

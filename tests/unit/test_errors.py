@@ -282,8 +282,8 @@ def test_a_server_that_wrote_nothing_is_told_as_such() -> None:
     died = ServerFailed.died(title="Redis", how="exit status 1", log="")
     slow = ServerFailed.too_slow(title="Redis", seconds=1, cause="no answer", log="")
 
-    assert "(it wrote nothing)" in str(died)
-    assert "(it wrote nothing)" in str(slow)
+    assert "(empty)" in str(died)
+    assert "(empty)" in str(slow)
     assert "within 1 seconds" in str(slow)
 
 

@@ -449,7 +449,7 @@ def test_a_placeholder_with_a_typo_is_answered_with_the_nearest(
     with pytest.raises(SettingsError) as caught:
         resolve(given("tox.ini", env=[f"A=hunter2 {value}"]))
 
-    assert caught.value.what == f"Unknown name {{{found}}} in warmstack_env."
+    assert caught.value.what == f"Unknown placeholder {{{found}}} in warmstack_env."
     assert hint in caught.value.todo[0]
     assert caught.value.todo[1].endswith(f": {{{{{found}}}}}")
     assert "hunter2" not in str(caught.value)
@@ -520,7 +520,7 @@ def test_what_the_plugin_needs_for_itself_is_refused_with_the_reason(
         f"Can't set {name!r} in warmstack_{setting}.",
         f"Why: {why}",
         "Looked at: pytest.ini",
-        "What to do: leave that line out",
+        "What to do: remove that line",
     ]
 
 
@@ -616,11 +616,11 @@ def test_an_at_sign_in_an_option_is_no_password(place: str, query: str) -> None:
 @pytest.mark.parametrize(
     ("name", "url", "begin", "todo"),
     [
-        ("postgres_url", "redis://:hunter2@db", "redis", "give it to warmstack_redis_url"),
-        ("postgres_url", "mysql://db", "mysql", "name the server itself: postgresql://"),
-        ("redis_url", "postgresql://ci:hunter2@db", "postgresql", "give it to warmstack_postgres"),
-        ("redis_url", "http://cache", "http", "name the server itself: redis://"),
-        ("redis_url", "unix:///x", "unix", "name the server itself: redis://"),
+        ("postgres_url", "redis://:hunter2@db", "redis", "use it for warmstack_redis_url"),
+        ("postgres_url", "mysql://db", "mysql", "write the URL of the server: postgresql://"),
+        ("redis_url", "postgresql://ci:hunter2@db", "postgresql", "use it for warmstack_postgres"),
+        ("redis_url", "http://cache", "http", "write the URL of the server: redis://"),
+        ("redis_url", "unix:///x", "unix", "write the URL of the server: redis://"),
     ],
 )
 def test_the_url_of_something_else_is_told_by_its_scheme(

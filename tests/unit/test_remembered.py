@@ -14,7 +14,7 @@ import pytest
 
 from pytest_warmstack import redis
 from pytest_warmstack.options import RuntimeName, Settings, environment, resolve
-from pytest_warmstack.servers import PAUSE, RememberedServers, asked
+from pytest_warmstack.servers import WORK_INTERVAL, RememberedServers, asked
 from pytest_warmstack.servers.identity import Label, Project, Service
 from pytest_warmstack.servers.model import Endpoint, NotReady, ServerInfo
 
@@ -234,7 +234,7 @@ def test_what_is_due_is_due_once_in_a_while(tmp_path: Path) -> None:
     assert [remembered.is_due("cleanup") for _ in range(3)] == [True, False, False]
     assert remembered.is_due("another")
     stamp = tmp_path / "new" / "cleanup.stamp"
-    os.utime(stamp, (time.time() - PAUSE - 1,) * 2)
+    os.utime(stamp, (time.time() - WORK_INTERVAL - 1,) * 2)
     assert [remembered.is_due("cleanup") for _ in range(2)] == [True, False]
 
 

@@ -22,10 +22,10 @@ from pytest_warmstack.servers.identity import NAMESPACE
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command and return its exit status.
 
-    0: done. 1: something failed, or was spared. 2: the arguments are wrong.
+    The status is 0 for success, 1 if something failed or was spared, and 2 for wrong arguments.
     """
     given = list(sys.argv[1:] if arguments is None else arguments)
-    # What follows `--` is passed to psql or redis-cli.
+    # The arguments after `--` are for psql or redis-cli.
     border = given.index("--") if "--" in given else len(given)
     options = _parser().parse_args(given[:border])
     options.only = options.project is not None
@@ -34,7 +34,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         return int(options.run(options))
     except BrokenPipeError:
-        # The reader has ended (`| head`); without this, Python would complain again at its end.
+        # The reader has ended (`| head`). Without this, Python would fail again as it exits.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 141
     except KeyboardInterrupt:
@@ -50,10 +50,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _parser() -> argparse.ArgumentParser:
-    # Abbreviations are off: `--a` must not be taken for an option that removes servers.
+    # No abbreviations: `--a` must not select an option that removes servers.
     parser = _Parser(
         prog="warmstack",
-        description="PostgreSQL and Redis that pytest-warmstack keeps for tests.",
+        description="Manage the PostgreSQL and Redis that pytest-warmstack keeps for tests.",
         allow_abbrev=False,
     )
     parser.add_argument("--version", action="version", version=version(NAMESPACE))
@@ -77,14 +77,14 @@ def _parser() -> argparse.ArgumentParser:
 
 
 class _Parser(argparse.ArgumentParser):
-    """A parser whose errors name the command or option that was probably meant."""
+    """A parser whose errors suggest the command or option that the user probably meant."""
 
     def error(self, message: str) -> NoReturn:
         wrong = re.search(r"(?:invalid choice: |unrecognized arguments: )'?([\w-]+)", message)
         super().error(message + (self._advice(wrong[1]) if wrong else ""))
 
     def _advice(self, word: str) -> str:
-        # argparse has no public name for the options of a parser.
+        # argparse has no public API for the options of a parser.
         known = [*self._option_string_actions]
         takers = []
         for action in self._actions:

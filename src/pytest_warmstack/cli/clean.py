@@ -13,7 +13,7 @@ from typing import Any
 from pytest_warmstack import cleanup, server_specs
 from pytest_warmstack.background import BackgroundLoop
 from pytest_warmstack.cli.errors import CommandFailed, NoProject
-from pytest_warmstack.cli.project import Add, Place, find, name, say
+from pytest_warmstack.cli.project import Add, Place, find, name, say, unchecked
 from pytest_warmstack.errors import WarmstackError
 from pytest_warmstack.options import Settings, age
 from pytest_warmstack.postgres import State
@@ -28,22 +28,24 @@ def declare(add: Add) -> None:
         "clean",
         run,
         "remove servers with their data; by default those of this project",
-        "Containers that pytest-warmstack didn't make are never touched, and what a run in "
-        "progress uses is spared. The exit status is 1 if something was spared or could not be "
+        "Containers that pytest-warmstack didn't make are never touched, and servers that a run "
+        "in progress uses are spared. The exit status is 1 if something was spared or could not be "
         "removed.",
     )
-    clean.add_argument("--all-projects", action="store_true", help="those of every project")
+    clean.add_argument(
+        "--all-projects", action="store_true", help="include the servers of every project"
+    )
     clean.add_argument(
         "--orphans",
         action="store_true",
-        help="those of deleted project folders and of killed runs",
+        help="remove the servers of deleted project folders and of killed runs instead",
     )
     clean.add_argument(
         "--older-than",
         type=_age,
         default=0.0,
         metavar="AGE",
-        help="only those not used for that long: 7d, 12h, 30min",
+        help="remove only servers that were not used for this long: 7d, 12h, 30min",
     )
     clean.add_argument("--dry-run", action="store_true", help="only show what would be removed")
     clean.add_argument(
@@ -61,14 +63,12 @@ def _age(text: str) -> float:
 
 
 def run(options: argparse.Namespace) -> int:
-    """Remove servers, and the plugin's databases on an external one; 1 if anything stays."""
+    """Remove servers, and the plugin's databases on external servers; 1 if anything is left."""
     place = _place(options)
     tally = _Tally(options.dry_run)
     background = BackgroundLoop()
     try:
-        for runtime, listed in cleanup.reachable(
-            lambda name, error: say(f"not looked at: {name} ({error.why})")
-        ):
+        for runtime, listed in cleanup.reachable(lambda name, error: say(unchecked(name, error))):
             _clean_managed(runtime, listed, options, place.project, tally, background)
         if not options.orphans:
             _clean_external(place, options, tally, background)
@@ -81,7 +81,7 @@ def run(options: argparse.Namespace) -> int:
 
 @dataclass
 class _Tally:
-    """Counts what was done, and prints a line about each thing."""
+    """Counts what was removed and spared, and prints a line about each."""
 
     is_dry: bool
     removed: int = 0
@@ -90,26 +90,26 @@ class _Tally:
     others: set[str] = field(default_factory=set)
 
     def remove(self, name: str, action: Callable[[], object]) -> None:
-        """Remove a thing by *action*, or, in a dry run, only say so."""
+        """Call *action* to remove the thing called *name*; in a dry run, only say so."""
         try:
             if not self.is_dry:
                 action()
         except (WarmstackError, OSError) as error:
             self.failed += 1
             text = error.why if isinstance(error, WarmstackError) else str(error)
-            print(f"not removed: {name}: {text}")
+            print(f"could not remove {name}: {text}")
         else:
             self.removed += 1
             print(f"{'would remove' if self.is_dry else 'removed'} {name}")
 
     def spare(self, name: str) -> None:
-        """Spare a thing that a run uses."""
+        """Say that the thing called *name* is spared, since a run uses it."""
         self.spared += 1
         print(f"spared {name}: a run in progress uses it")
 
 
 def _place(options: argparse.Namespace) -> Place:
-    """Return the project; the servers of one whose folder is gone may still be there."""
+    """Return the project; if its folder was deleted, its servers may still exist."""
     try:
         return find(options.project)
     except CommandFailed:
@@ -158,7 +158,7 @@ def _is_meant(found: ServerInfo, options: argparse.Namespace, project: Project) 
 
 
 def _has_lost_its_folder(found: ServerInfo) -> bool:
-    """Tell whether a server's project is gone, as far as this machine or container can see it."""
+    """Return whether a project's folder was deleted, as far as this machine can see."""
     owner = Process.parse(found.labels.get(Label.OWNER, ""))
     return owner is not None and owner.is_near and not Path(found.path).is_dir()
 
@@ -181,7 +181,7 @@ def _clean_external(
     server = External(cleanup.RUN_CONTEXT, say).ensure(spec)
     project = None if options.all_projects else place.project.slug
     try:
-        for database, is_dropped in _dropped(server.client, project, options):
+        for database, is_dropped in _drop_unused(server.client, project, options):
             what = f"database {database} (external, {server.endpoint.place})"
             if is_dropped:
                 tally.remove(what, lambda: None)
@@ -191,10 +191,10 @@ def _clean_external(
         server.client.close()
 
 
-def _dropped(
+def _drop_unused(
     databases: Any, project: str | None, options: argparse.Namespace
 ) -> Iterator[tuple[str, bool]]:
-    """Drop the databases, unless in a dry run; yield each, and whether no run used it."""
+    """Drop the databases, except in a dry run; yield each, and whether no run uses it."""
     from pytest_warmstack.postgres.retention import unused
 
     wanted = unused(databases.all(), project, options.older_than)

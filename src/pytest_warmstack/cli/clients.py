@@ -1,6 +1,6 @@
 """`warmstack psql` and `warmstack redis-cli`: open a client on the project's server.
 
-The password goes through the environment: every user of the machine can read arguments.
+The password is passed in the environment: every user of the machine can read arguments.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from pytest_warmstack.servers.external import External
 from pytest_warmstack.servers.identity import Service
 from pytest_warmstack.servers.model import MAINTENANCE, USER, Endpoint, NotOurs, NotReady
 
-_AFTER: Final = "What follows -- is passed to it."
+_AFTER: Final = "Arguments after -- are passed on."
 
 
 def declare(add: Add) -> None:
@@ -37,15 +37,15 @@ def declare(add: Add) -> None:
         nargs="?",
         default="",
         metavar="NAME",
-        help="a test that failed, or that is in a debugger now: its node id, its function, or a "
-        "part of these; or a part of a database's name",
+        help="a test that failed or is in a debugger now (its node id, its function, or a part "
+        "of these), or a part of a database's name",
     )
     add("redis-cli", redis_cli, "open redis-cli on this project's Redis", _AFTER)
 
 
 @dataclass(frozen=True)
 class _Access:
-    """The command of a client, the server's address as the client sees it, and its password."""
+    """The command of a client, the address that it connects to, and the password."""
 
     command: Sequence[str]
     endpoint: Endpoint
@@ -53,7 +53,7 @@ class _Access:
 
 
 def psql(options: argparse.Namespace) -> int:
-    """Open psql on the maintenance database, or on the one that is named."""
+    """Open psql on the database that the user names, or else on the maintenance database."""
     place = require(options.project)
     background = BackgroundLoop()
     try:
@@ -77,7 +77,7 @@ def psql(options: argparse.Namespace) -> int:
 
 
 def redis_cli(options: argparse.Namespace) -> int:
-    """Open redis-cli on the database that a run of the project uses, or used last."""
+    """Open redis-cli on the database that a run of the project uses, or has used last."""
     place = require(options.project)
     access, client = next(_accesses(place, Service.REDIS, "redis-cli", BackgroundLoop()))
     try:
@@ -104,10 +104,10 @@ def redis_cli(options: argparse.Namespace) -> int:
 def _accesses(
     place: Place, service: Service, program: str, background: BackgroundLoop
 ) -> Iterator[tuple[_Access, Any]]:
-    """Yield how *program* reaches each of the project's servers, and the plugin's client on it.
+    """Yield how *program* connects to each of the project's servers, and a client of the plugin.
 
-    An installed program is preferred to one beside the server. A project has several servers if
-    its runs use different runtimes.
+    An installed program is preferred to one that comes with the server. A project has several
+    servers if its runs use different runtimes.
     """
     spec = server_specs.make(service, place.settings, background)
     installed = shutil.which(program)
@@ -147,7 +147,7 @@ def _accesses(
 
 
 def _find_database(place: Place, wanted: str, background: BackgroundLoop) -> tuple[_Access, str]:
-    """Return the access to the first server that has the *wanted* database, and its full name."""
+    """Return the first server that has the *wanted* database, and the database's full name."""
     refusals = []
     for access, client in _accesses(place, Service.POSTGRES, "psql", background):
         try:
@@ -160,7 +160,7 @@ def _find_database(place: Place, wanted: str, background: BackgroundLoop) -> tup
 
 
 class _TestDatabase(NamedTuple):
-    """The database of a *test* that failed, or that is in a debugger now."""
+    """The database of a *test* that failed or is in a debugger now."""
 
     name: DatabaseName
     test: str
@@ -182,10 +182,10 @@ class _TestDatabase(NamedTuple):
 
 
 def _database(admin: Any, wanted: str) -> str:
-    """Return the database that *wanted* names: its name or number, its test, or a part of these.
+    """Return the database for *wanted*: a name or number, a test, or a part of one of these.
 
-    Among several tests, the best match counts, and among several databases the newest; the others
-    are listed.
+    If several tests match, the best match counts; if it has several databases, the newest one. The
+    others are listed.
     """
     rows = admin.ask(sql.NAMES)
     names = [str(row["datname"]) for row in rows]
@@ -207,7 +207,7 @@ def _database(admin: Any, wanted: str) -> str:
 
 
 def _newest_of_test(rows: Sequence[Any], wanted: str) -> str:
-    """Return the newest database of the test that *wanted* matches best, "" if it matches none."""
+    """Return the newest database of the test that *wanted* matches best, or "" without a match."""
     found = [
         _TestDatabase(name, sql.test_of(row["comment"]), sql.parse_note(row["note"])[0])
         for row in rows
@@ -230,10 +230,10 @@ def _newest_of_test(rows: Sequence[Any], wanted: str) -> str:
 
 
 def _index(admin: Any, settings: Settings) -> list[str]:
-    """Return the arguments for redis-cli that choose the database of a run.
+    """Return the arguments with which redis-cli selects the database of a run.
 
-    A run in progress comes first, then the last run, as far as keys tell. On an external server,
-    the keys may belong to another project.
+    A run in progress comes first, then the last run, as far as the keys show. On an external
+    server, the keys may belong to another project.
     """
     leases = redis_overview.look(admin).leases
     if leases:
@@ -245,12 +245,12 @@ def _index(admin: Any, settings: Settings) -> list[str]:
         return []
     if settings.redis is RedisPlan.PER_PROCESS:
         return ["-n", "0"]
-    # 0 holds marks of the plugin; a run takes the first one that is free.
+    # Database 0 holds the plugin's own keys; a run takes the first free database after it.
     return ["-n", str(min((index for index in admin.filled() if index), default=1))]
 
 
 def _become(command: Sequence[str], variables: dict[str, str]) -> None:
-    """Let the client take the place of this process: it has the terminal, and its exit status."""
+    """Replace this process with the client, so that it has the terminal and sets the status."""
     sys.stdout.flush()
     own = {name: value for name, value in os.environ.items() if name not in LIBPQ}
     os.execvpe(command[0], [*command], {**own, **variables})  # noqa: S606 - as meant

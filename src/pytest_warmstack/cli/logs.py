@@ -1,4 +1,4 @@
-"""`warmstack logs`: what the project's servers have logged."""
+"""`warmstack logs`: shows the logs of the project's servers."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ from pytest_warmstack.cli.project import Add, name, require, servers_of
 
 def declare(add: Add) -> None:
     """Declare the command and its arguments."""
-    logs = add("logs", run, "show what this project's servers have logged")
+    logs = add("logs", run, "show the logs of this project's servers")
     logs.add_argument("service", nargs="?", choices=["postgres", "redis"])
-    logs.add_argument("-n", "--lines", type=int, default=100, help="how many (default: 100)")
-    logs.add_argument("-f", "--follow", action="store_true", help="wait for further lines")
+    logs.add_argument("-n", "--lines", type=int, default=100, help="number of lines (default: 100)")
+    logs.add_argument("-f", "--follow", action="store_true", help="wait for new lines")
 
 
 def run(options: argparse.Namespace) -> int:
-    """Print the last lines of each server; to follow, choose one service."""
+    """Print the last lines of each server's log; only one service can be followed."""
     project = require(options.project).project
     refused: list[str] = []
     is_found = False

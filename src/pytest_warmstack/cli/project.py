@@ -1,4 +1,4 @@
-"""The project of a command: its root and its settings, as pytest finds them, and its servers."""
+"""The project that a command works on: its root and settings, as pytest finds them; its servers."""
 
 from __future__ import annotations
 
@@ -23,12 +23,12 @@ from pytest_warmstack.servers.identity import Project, Service
 from pytest_warmstack.servers.model import OwnRuntime, ServerInfo
 
 Command = Callable[[argparse.Namespace], int]
-"""What a command does; it returns the exit status."""
+"""The function that runs a command; it returns the exit status."""
 
 Add = Callable[..., argparse.ArgumentParser]
-"""Adds a command: its name, what it does, its summary, and details of it.
+"""Adds a command, given its name, its function, a summary and details.
 
-It returns the parser to which the command adds its own arguments.
+It returns the parser to which the command adds its arguments.
 """
 
 
@@ -44,20 +44,21 @@ _ALONE: Final = (
     *("-s", "-W", "ignore", "-p", "pytest_warmstack.plugin"),
     *(f"-o{name}=" for name in ("required_plugins", "filterwarnings", "minversion")),
 )
-"""With these options pytest reads its files without code of the project or other plugins."""
+"""Options with which pytest reads its files, but loads no code of the project or of plugins."""
 
 _MARKS: Final = (
     *("alembic.ini", "setup.py", "conftest.py", "tests", "test"),
     *("test_*.py", "*_test.py"),
 )
-"""What makes a folder a project if it has no configuration of pytest."""
+"""Files that mark a folder as a project if pytest has no configuration there."""
 
 
 class Place(NamedTuple):
-    """A project and its settings; the defaults if they can't be read, for the reason *failure*.
+    """A project and its settings.
 
-    *remarks* name misspelt settings; *path* is the value of `pythonpath`; *ini* is the file with
-    pytest's configuration. *is_project* is false if nothing in the folder looks like tests.
+    If the settings can't be read, these are the defaults, and *failure* is the reason. *remarks*
+    name misspelt settings; *path* is the value of `pythonpath`; *ini* is the file with pytest's
+    configuration. *is_project* is false if nothing in the folder looks like tests.
     """
 
     project: Project
@@ -72,8 +73,8 @@ class Place(NamedTuple):
 def look(folder: Path) -> Place:
     """Return the project that *folder* belongs to.
 
-    Only its files are read, so that a command works even if a plugin or a conftest file doesn't.
-    Raises `CommandFailed` if there is no such folder.
+    This reads only files, so that commands work even if a plugin or a conftest.py is broken.
+    Raises `CommandFailed` if the folder does not exist.
     """
     if not folder.is_dir():
         raise CommandFailed.no_folder(folder=str(folder))
@@ -89,7 +90,7 @@ def look(folder: Path) -> Place:
 
 
 def find(folder: Path) -> Place:
-    """Do `look`, and tell the user if the project's settings can't be read."""
+    """Do what `look` does, and warn the user if the project's settings can't be read."""
     place = look(folder)
     if place.failure:
         say(f"the project's settings can't be read:\n{place.failure}")
@@ -97,7 +98,7 @@ def find(folder: Path) -> Place:
 
 
 def require(folder: Path) -> Place:
-    """Do `find`; raise `NoProject` if *folder* belongs to no project."""
+    """Do what `find` does; raise `NoProject` if *folder* isn't part of a project."""
     place = find(folder)
     if not place.is_project:
         raise NoProject.here(folder=place.project.path)
@@ -107,7 +108,7 @@ def require(folder: Path) -> Place:
 def _config() -> pytest.Config:
     """Return pytest's configuration, with the options in `addopts` and in PYTEST_ADDOPTS.
 
-    Options of plugins are ignored, since no plugin is loaded.
+    It ignores the options of plugins, because it loads no plugins.
     """
     given = shlex.split(os.environ.get("PYTEST_ADDOPTS", ""))
     plugins = os.environ.pop("PYTEST_PLUGINS", None)
@@ -118,14 +119,14 @@ def _config() -> pytest.Config:
             os.environ["PYTEST_PLUGINS"] = plugins
     added = [*config.getini("addopts"), *given]
     options.refuse_unknown(added)
-    # pytest has no public name for either.
+    # pytest has no public API for either.
     config._parser.parse_known_args(added, namespace=config.option)  # noqa: SLF001
     config._ensure_unconfigure()  # noqa: SLF001
     return config
 
 
 def _files(arguments: Sequence[str]) -> list[str]:
-    """Return those of *arguments* that choose the files that pytest reads, or set their keys."""
+    """Return the *arguments* that choose pytest's configuration file, or override its keys."""
     parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     parser.add_argument("-c", "--config-file", default=[], action="append")
     parser.add_argument("--rootdir", default=[], action="append")
@@ -154,13 +155,19 @@ def _place(config: pytest.Config) -> Place:
 # Its servers
 
 
-def servers_of(project: Project, refused: list[str]) -> Iterator[tuple[OwnRuntime, ServerInfo]]:
-    """Yield the servers of *project*, and where they run; of each runtime, a kept one first.
+def unchecked(runtime: str, error: WarmstackError) -> str:
+    """Return the line about a *runtime* that could not be checked because of *error*."""
+    why = " ".join(error.why.split())
+    return f"could not check the runtime {runtime}: {error.what} ({why})"
 
-    A line for each runtime that can't be asked is added to *refused*.
+
+def servers_of(project: Project, refused: list[str]) -> Iterator[tuple[OwnRuntime, ServerInfo]]:
+    """Yield the servers of *project* with their runtimes; in each runtime, kept ones first.
+
+    A line for each runtime that can't be checked is added to *refused*.
     """
     for runtime, listed in cleanup.reachable(
-        lambda name, error: refused.append(f"{name}: {error.why}")
+        lambda name, error: refused.append(f"{name}: {error.line}")
     ):
         own = [found for found in listed if found.path == project.path]
         own.sort(key=lambda found: (not found.running, not found.kept, -found.since))
@@ -176,5 +183,5 @@ def title(found: ServerInfo) -> str:
 
 
 def name(found: ServerInfo) -> str:
-    """Return what a line about a server calls it."""
+    """Return the server's name for the lines that the command prints."""
     return f"{found.service or found.kind} {found.name} ({found.runtime})"

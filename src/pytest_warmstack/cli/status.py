@@ -1,4 +1,4 @@
-"""`warmstack status`: every server of the plugin, and what is on it."""
+"""`warmstack status`: shows every server of the plugin, and what it holds."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import Any, Final
 from pytest_warmstack import inventory, originals, report
 from pytest_warmstack.background import BackgroundLoop
 from pytest_warmstack.cli.errors import NoProject
-from pytest_warmstack.cli.project import Add, find, say, title
+from pytest_warmstack.cli.project import Add, find, say, title, unchecked
 from pytest_warmstack.inventory import Entry
 from pytest_warmstack.options import RuntimeName
 from pytest_warmstack.servers.identity import Label
@@ -25,10 +25,12 @@ def declare(add: Add) -> None:
         "status",
         run,
         "show the servers of pytest-warmstack that can be seen from here, and what is on them",
-        "With --project, only the servers of that project. Nothing is changed, and templates are "
-        "not connected to.",
+        "With --project, only the servers of that project. The command changes nothing and "
+        "connects to no template.",
     )
-    status.add_argument("--json", action="store_true", help="for machines")
+    status.add_argument(
+        "--json", action="store_true", help="print a list of JSON objects instead of a table"
+    )
 
 
 def run(options: argparse.Namespace) -> int:
@@ -42,7 +44,7 @@ def run(options: argparse.Namespace) -> int:
     try:
         entries = [
             *inventory.entries(
-                background, lambda name, error: refused.append(f"{name} ({error.why})"), only
+                background, lambda name, error: refused.append(unchecked(name, error)), only
             ),
             *inventory.external(place.settings, background, say),
         ]
@@ -54,16 +56,16 @@ def run(options: argparse.Namespace) -> int:
     for line in lines(entries):
         print(line)
     for each in refused:
-        say(f"not looked at: {each}")
+        say(each)
     return 0
 
 
 def lines(entries: Sequence[Entry]) -> list[str]:
-    """Return the table with, below each server, what is on it."""
+    """Return a table of the servers; below each server is what it holds."""
     if not entries:
-        return ["no servers found"]
-    rows = _aligned([_HEAD, *map(_row, entries)])
-    told: list[str] = []
+        return ["no warmstack servers found"]
+    rows = _align([_HEAD, *map(_row, entries)])
+    table: list[str] = []
     heading = ""
     for each, row in sorted(
         zip(entries, rows[1:], strict=True),
@@ -71,13 +73,13 @@ def lines(entries: Sequence[Entry]) -> list[str]:
     ):
         if _heading(each.found) != heading:
             heading = _heading(each.found)
-            told += ["", heading, f"  {rows[0]}"]
-        told.append(f"  {row}")
+            table += ["", heading, f"  {rows[0]}"]
+        table.append(f"  {row}")
         if each.inside is not None:
-            told += [f"    {line}" for line in each.inside.lines(report.ago, report.size)]
+            table += [f"    {line}" for line in each.inside.lines(report.ago, report.size)]
         if each.trouble:
-            told.append(f"    it does not answer: {each.trouble}")
-    return told[1:]
+            table.append(f"    it does not answer: {each.trouble}")
+    return table[1:]
 
 
 def _heading(found: ServerInfo) -> str:
@@ -106,8 +108,8 @@ def _state(found: ServerInfo, users: int) -> str:
     return f"{found.state}{life}{f', used by {users}' if users else ''}"
 
 
-def _aligned(rows: Sequence[Sequence[str]]) -> list[str]:
-    """Return *rows* as lines, with columns as wide as they have to be."""
+def _align(rows: Sequence[Sequence[str]]) -> list[str]:
+    """Return *rows* as lines with aligned columns."""
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     return [
         "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()
@@ -116,7 +118,7 @@ def _aligned(rows: Sequence[Sequence[str]]) -> list[str]:
 
 
 def _plain(entry: Entry) -> dict[str, Any]:
-    """Return *entry* as JSON can hold it; times in epoch seconds, sizes in bytes."""
+    """Return *entry* for JSON; times are in seconds since the epoch, sizes in bytes."""
     found = entry.found
     return {
         "project": found.path,

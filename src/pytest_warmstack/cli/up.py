@@ -1,4 +1,4 @@
-"""`warmstack up`: prepares servers, template and clones as a run would, before any test."""
+"""`warmstack up`: prepares servers, template and clones before you run any test."""
 
 from __future__ import annotations
 
@@ -16,19 +16,19 @@ from pytest_warmstack.servers.identity import Service
 from pytest_warmstack.session import session_of
 
 _OFF: Final = {"numprocesses": "-n0", "no_cov": "--no-cov"}
-"""The options that switch pytest-xdist and pytest-cov off, by the names of their values."""
+"""The options that switch pytest-xdist and pytest-cov off, by the names of their settings."""
 
 
 def declare(add: Add) -> None:
     """Declare the command."""
-    add("up", run, "start the servers, build the template and make clones, before any test")
+    add("up", run, "start the servers, build the template and make clones before you run tests")
 
 
 def run(options: argparse.Namespace) -> int:
-    """Prepare everything; the servers stay, whatever the configuration says."""
+    """Prepare everything; keep the servers, whatever the configuration says."""
     require(options.project)
     doing = _Up()
-    # Also if `addopts` switches this plugin off, or turns warnings into errors.
+    # This also works if `addopts` switches the plugin off, or turns warnings into errors.
     arguments = ["-p", "warmstack", "-W", "ignore", "--reuse-containers"]
     arguments += ["--no-header", "--disable-warnings", "-qqqq"]
     with chdir(options.project):
@@ -38,7 +38,7 @@ def run(options: argparse.Namespace) -> int:
 
 
 class _Up:
-    """A pytest plugin: a run without tests that prepares what tests would ask for."""
+    """A pytest plugin that runs no tests, but prepares what they would need."""
 
     def __init__(self) -> None:
         self.status = 1
@@ -47,9 +47,9 @@ class _Up:
     def pytest_load_initial_conftests(
         self, early_config: pytest.Config, args: list[str]
     ) -> Generator[None]:
-        """Switch off what would spread the run or measure it.
+        """Switch pytest-xdist and pytest-cov off.
 
-        Only the options of loaded plugins are given: pytest refuses others.
+        pytest refuses options of plugins that are not loaded, so add only those of loaded plugins.
         """
         known = vars(early_config.known_args_namespace)
         args += [option for name, option in _OFF.items() if name in known]

@@ -1,4 +1,4 @@
-"""What happens inside a running PostgreSQL, and what its databases are called."""
+"""Everything inside a running PostgreSQL; this module has the names of its databases."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from pytest_warmstack import originals
 
 
 class State(StrEnum):
-    """What a database is for; the letter is part of its name."""
+    """The purpose of a database; the letter is part of its name."""
 
     BUILDING = "b"
     TEMPLATE = "t"
@@ -33,12 +33,12 @@ class DatabaseName(NamedTuple):
 
     @classmethod
     def new(cls, state: State, fingerprint: str) -> Self:
-        """Return a name that no other database has."""
+        """Return a new, unique name."""
         return cls(state, fingerprint, originals.urandom(5).hex())
 
     @classmethod
     def parse(cls, text: str) -> Self | None:
-        """Return the name that *text* spells, or None if this package makes no such names."""
+        """Return the name in *text*, or None if it isn't a name of this package."""
         match = re.fullmatch(r"warmstack_([btruk])_([0-9a-f]{16})(?:_([0-9a-f]{10}))?", text)
         if match is None or (match[1] == State.TEMPLATE) != (match[3] is None):
             return None
@@ -50,7 +50,7 @@ class DatabaseName(NamedTuple):
 
     @property
     def lock_key(self) -> int:
-        """A signed 64-bit number, as pg_advisory_lock takes it."""
+        """The key for pg_advisory_lock, a signed 64-bit number."""
         digest = hashlib.blake2b(f"{self.fingerprint}_{self.serial}".encode(), digest_size=8)
         return int.from_bytes(digest.digest(), "big", signed=True)
 
@@ -58,9 +58,10 @@ class DatabaseName(NamedTuple):
 class Database(NamedTuple):
     """A database of this package, as the server lists it.
 
-    A *sealed* one is a complete template. *used* is the time of its last use in seconds since the
-    epoch, *project* who used it then, and *unused* the seconds since, by the server's clock.
-    *visits* counts the connections made to it. A long *comment* may be cut off.
+    A *sealed* database is a complete template. *used* is the time of its last use in seconds since
+    the epoch, *project* is the project that used it, and *unused* is the number of seconds since
+    then, by the server's clock. *visits* counts the connections that were ever made to it. A long
+    *comment* may be cut off.
     """
 
     name: DatabaseName

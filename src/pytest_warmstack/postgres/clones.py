@@ -1,6 +1,6 @@
-"""A database for each test: cloned before the test needs it, dropped after the test.
+"""Clones: a database for each test, cloned before the test needs it and dropped afterwards.
 
-`Clones` decides when; `CloneFactory` does it with SQL, in the background.
+`Clones` decides when; `CloneFactory` does the work in SQL, in the background.
 """
 
 from __future__ import annotations
@@ -53,14 +53,14 @@ LEAK_GRACE: Final = 0.5
 A backend needs a millisecond or two, and longer on a busy machine.
 """
 
-BATCH: Final = 16
-"""How many locks are taken, or released, at once: each call takes time from a test."""
+LOCK_BATCH: Final = 16
+"""How many locks are taken or released at once, because each call takes time from a test."""
 
 
 class Clone(NamedTuple):
     """A test's own database: its name, oid and SQLAlchemy URL.
 
-    The oid stays when a test renames the database.
+    The oid doesn't change if a test renames the database.
     """
 
     name: DatabaseName
@@ -77,10 +77,10 @@ class Leak(NamedTuple):
 
 
 class Finding(NamedTuple):
-    """What a *test* left behind.
+    """Something that a *test* left behind.
 
-    A leak, or why its database could not be used again or dropped, or the name of its *saved*
-    database.
+    It is a *leak*, or *trouble*, which says why its database could not be reused or dropped, or the
+    name of its *saved* database.
     """
 
     test: str
@@ -91,10 +91,10 @@ class Finding(NamedTuple):
 
 @dataclass
 class Shared:
-    """A clone that tests use one after the other; each of them rolls back.
+    """A clone that tests use one after the other, each in a transaction that is rolled back.
 
-    `connections` counts those that were made for the rollback. Other connections may have
-    committed. `trouble` is why the clone can't be used again after the current test.
+    `connections` counts the connections that belong to these transactions; any others may have
+    committed. `trouble` says why the clone can't be reused after the current test.
     """
 
     clone: Clone
@@ -105,9 +105,9 @@ class Shared:
 class Clones:
     """The clones of one template in this process.
 
-    *ahead* of them are kept ready, but not more than *expected*, the number of tests that will ask
-    for one. *stock* is how many the next run finds ready, *keep* how many databases of failed
-    tests are saved. *found* is called with findings, from another thread.
+    *ahead* is how many are kept ready, but never more than *expected*, the number of tests that
+    will use one. *stock* is how many are left ready for the next run, *keep* is how many databases
+    of failed tests are saved. *found* is called with findings, from another thread.
     """
 
     def __init__(
@@ -150,7 +150,7 @@ class Clones:
             try:
                 return future.result(TAKE_TIMEOUT)
             except ServerFailed as error:
-                # The server refused while it was restarted, and may be back now.
+                # The server was restarting when it refused, and may be back now.
                 if not (was_ahead and isinstance(error.__cause__, ConnectionRefusedError)):
                     raise
                 future = self._factory.prepare()
@@ -174,10 +174,10 @@ class Clones:
         self._drops.append(future)
 
     def save(self, clone: Clone, test: str) -> None:
-        """Save the clone of *test*, which failed, and drop the oldest one if there are too many.
+        """Save the clone of *test*, which failed; drop the oldest one if there are too many.
 
-        It replaces the one of an earlier run of the same test. A clone that can't be saved takes
-        no place; the next run sweeps it.
+        It replaces the one from an earlier attempt of the same test. A clone that can't be saved
+        doesn't count; the next run sweeps it.
         """
         future = self._factory.save(clone, test)
         future.add_done_callback(partial(self._report_not_saved, test))
@@ -189,7 +189,7 @@ class Clones:
 
     @property
     def has_saved(self) -> bool:
-        """Whether a failed test's database stays."""
+        """Whether a failed test's database is saved."""
         return bool(self._saved)
 
     def _drop_saved(self, test: str) -> None:
@@ -199,12 +199,12 @@ class Clones:
 
     @property
     def is_shared(self) -> bool:
-        """Whether the next test that rolls back finds a clone."""
+        """Whether there is a clone for the next test that rolls back."""
         self._check_last_test()
         return self._shared is not None
 
     def borrow(self) -> Shared:
-        """Return the clone of the tests that roll back; a new one if a test did not."""
+        """Return the clone of the tests that roll back; a new one if a test could not."""
         self._check_last_test()
         if self._shared is None:
             self._shared = Shared(self.take())
@@ -213,7 +213,7 @@ class Clones:
     def restore(self, shared: Shared, test: str) -> None:
         """Take the shared clone back after *test*.
 
-        The background work finds out whether the test connected to it without db_engine.
+        A check in the background finds out whether the test connected to it without db_engine.
         """
         self._last = test, self._factory.visits(shared.clone)
         if shared.trouble:
@@ -229,9 +229,11 @@ class Clones:
         wait(self._saved.values(), timeout=timeout)
         wait(self._drops, timeout=timeout)
         for test, future in self._saved.items():
-            for clone in _finished([future]):
+            for clone in _finished_clones([future]):
                 self._found(Finding(test, saved=str(clone.name)))
-        wait([self._factory.leave(_finished(self._ahead), stock=self._stock)], timeout=timeout)
+        wait(
+            [self._factory.leave(_finished_clones(self._ahead), stock=self._stock)], timeout=timeout
+        )
 
     def _fill(self) -> None:
         while len(self._ahead) < min(self._limit, self._expected):
@@ -244,7 +246,7 @@ class Clones:
         test, visits = self._last
         self._last = None
         try:
-            # Fewer proves nothing: PostgreSQL 14 counts late, the rollback connections as well.
+            # A smaller number proves nothing: PostgreSQL 14 counts all connections late.
             if visits.result(TAKE_TIMEOUT) > self._shared.connections:
                 self._replace_shared(test, "it connected to its database without db_engine")
         except Exception as error:
@@ -271,7 +273,7 @@ class Clones:
             for leak in future.result():
                 self._found(Finding(test, leak))
             return
-        # If the server is gone, one finding is enough: the next test gets the error.
+        # If the server has gone, one finding is enough: the next test gets the error.
         is_lost = isinstance(error, ConnectionLost)
         if not (self._is_lost and is_lost):
             self._found(Finding(test, trouble=_reason(error)))
@@ -288,8 +290,8 @@ def _has_failed(future: Future[Any]) -> bool:
     return future.done() and (future.cancelled() or future.exception() is not None)
 
 
-def _finished(futures: Sequence[Future[Clone]] | deque[Future[Clone]]) -> list[Clone]:
-    """Return the clones of those *futures* that have one now."""
+def _finished_clones(futures: Sequence[Future[Clone]] | deque[Future[Clone]]) -> list[Clone]:
+    """Return the clones of those *futures* that are ready."""
     clones = []
     for future in futures:
         with suppress(WarmstackError, CancelledError, TimeoutError):
@@ -305,10 +307,10 @@ def _reason(error: BaseException) -> str:
 
 
 class CloneFactory:
-    """Makes and drops clones of *template* in the background; its methods return at once.
+    """Makes and drops clones of *template* in the background; its methods return immediately.
 
-    The lock of a clone tells which process owns it. It hangs on the main connection; the slow
-    statements run on two others, one that copies and one that drops.
+    The lock of a clone shows which process owns it. The main connection holds the locks; slow
+    statements run on two other connections, one for copies and one for drops.
     """
 
     def __init__(
@@ -330,12 +332,12 @@ class CloneFactory:
         self._stopped = False
 
     def open(self, *, many: bool) -> None:
-        """Begin to connect, before a test changes its world.
+        """Begin to connect, before a test can freeze the clock or block sockets.
 
-        With *many* tests the stock is not enough, and clones have to be made.
+        With *many* tests, the stock is not enough, so also open the connection for copies.
         """
         for connection in (self._dropper, self._copier) if many else (self._dropper,):
-            # If this fails, the first statement tries again, and raises.
+            # If this fails, the first statement tries again and raises the error.
             self.background.submit(connection.open)
 
     def stop(self) -> None:
@@ -346,19 +348,19 @@ class CloneFactory:
     async def name(self, clone: Clone, test: str) -> None:
         """Note on a clone that *test* uses it, for `warmstack psql`.
 
-        Raises `StatementRefused`, for example if the database is gone.
+        Raises `StatementRefused`, for example if the database does not exist.
         """
         await self._main.execute(sql.comment(clone.name, sql.paused(test)))
 
     @in_background
     @persistent
     async def visits(self, clone: Clone) -> int:
-        """Return how many connections there have been to a clone."""
+        """Return how many connections were ever made to a clone."""
         return int(await self._main.fetchval(sql.VISITS, clone.oid) or 0)
 
     @blocking
     async def holders(self) -> list[str]:
-        """Return who holds the connections of the server, the largest number first."""
+        """Return who holds the server's connections, beginning with the largest number."""
         return await self._holders()
 
     async def _holders(self) -> list[str]:
@@ -380,7 +382,7 @@ class CloneFactory:
         try:
             return await self._claim_or_make()
         except ServerFull as error:
-            # Only a connection that is there can ask for the others.
+            # Only an open connection can query the others.
             if self._main.is_connected:
                 error.looked_at = tuple(await self._holders()) or error.looked_at
             raise
@@ -390,7 +392,7 @@ class CloneFactory:
         return await self._claim() or await self._make()
 
     async def _claim(self) -> Clone | None:
-        """Take a ready clone; return None if there is none, or others were faster."""
+        """Take a ready clone; return None if there is none, or other runs were faster."""
         async with self._listing:
             if self._stock is None:
                 self._stock = deque(await self._ready())
@@ -400,7 +402,7 @@ class CloneFactory:
                 continue
             name = ready._replace(state=State.IN_USE)
             try:
-                # First the name: if the next step fails, no run takes the clone for a ready one.
+                # Rename it first: if the next step fails, no run mistakes it for a ready clone.
                 await self._main.try_to_execute(sql.rename(ready, name))
             except StatementRefused:  # Another run has used it, or someone is connected to it.
                 await self._main.unlock(ready.lock_key)
@@ -420,7 +422,7 @@ class CloneFactory:
                     await self._copier.execute(self._databases.copy_statement(self._template, name))
                 return await self._complete(name)
         except ConnectionLost:
-            self._doubtful.append(name)  # `persistent` makes another; this one may exist as well.
+            self._doubtful.append(name)  # `persistent` makes another; this one may exist too.
             raise
 
     async def _reserve_names(self) -> None:
@@ -428,7 +430,9 @@ class CloneFactory:
 
         A sweep drops a clone in use without a lock.
         """
-        names = [DatabaseName.new(State.IN_USE, self._template.fingerprint) for _ in range(BATCH)]
+        names = [
+            DatabaseName.new(State.IN_USE, self._template.fingerprint) for _ in range(LOCK_BATCH)
+        ]
         await self._main.lock_new([name.lock_key for name in names])
         self._names.extend(names)
 
@@ -447,7 +451,7 @@ class CloneFactory:
     @in_background
     @persistent
     async def drop(self, clone: Clone) -> list[Leak]:
-        """Drop a clone, whatever its test left; return the connections among it.
+        """Drop a clone, whatever its test left in it; return the connections that were left.
 
         Raises `CloneFailed`.
         """
@@ -457,18 +461,18 @@ class CloneFactory:
         except (StatementRefused, ConnectionLost) as error:
             if _is_lost(error):
                 raise
-            # Even if it does not exist: a test may have renamed it.
+            # Even if the name does not exist: a test may have renamed the database.
             await self._drop_by_force(clone)
         self._dropped_keys.append(clone.name.lock_key)
-        if len(self._dropped_keys) >= BATCH:
+        if len(self._dropped_keys) >= LOCK_BATCH:
             keys, self._dropped_keys = self._dropped_keys, []
             await self._main.unlock(*keys)
         return leaks
 
     async def _find_leaks(self, clone: Clone) -> list[Leak]:
-        """Return the connections that do not end by themselves; the drop will end them."""
+        """Return the connections that remain open after `LEAK_GRACE`; the drop ends them."""
         if self._databases.pooled:
-            return []  # The pooler keeps connections open that the test has closed.
+            return []  # The pooler keeps connections open after the test has closed them.
         deadline = originals.monotonic() + LEAK_GRACE
         # By then most have ended, and one query is enough.
         await sleep(pause := 0.003)
@@ -502,11 +506,11 @@ class CloneFactory:
             # A test may have renamed it.
             await self._drop_by_force(clone)
             raise CloneFailed.not_saved(name=str(clone.name), cause=error.why) from error
-        # Its lock stays, so that no sweep drops it while this process lives.
+        # Keep its lock, so that no sweep drops it while this process runs.
         return Clone(name, clone.oid, self._databases.url(name))
 
     async def _drop_by_force(self, clone: Clone) -> None:
-        """Drop a clone that was renamed or sealed, or that more than connections hold."""
+        """Drop a clone that was renamed or sealed, or that more than connections block."""
         name = str(clone.name)
 
         async def attempt() -> None:
@@ -531,10 +535,10 @@ class CloneFactory:
             ) from error
 
     async def _unblock_drop(self, name: str, oid: int) -> None:
-        """End what blocks the drop of a database although nobody is connected to it.
+        """End what blocks the drop of a database that has no connections.
 
         These are active replication slots, prepared transactions and subscriptions (PostgreSQL's
-        documentation, "DROP DATABASE"). The latter two can be ended only from inside.
+        documentation, "DROP DATABASE"). The last two can only be ended from inside the database.
         """
         await self._dropper.fetch(sql.END_REPLICATION, oid)
         prepared = await self._dropper.fetch(sql.PREPARED_TRANSACTIONS, name)
@@ -550,7 +554,7 @@ class CloneFactory:
             for row in subscriptions:
                 subscription = f"SUBSCRIPTION {sql.quote(row['subname'])}"
                 await inside.try_to_execute(f"ALTER {subscription} DISABLE")
-                # The slot on the other side stays: it may belong to others.
+                # Keep the slot on the publisher: other subscribers may use it.
                 await inside.try_to_execute(f"ALTER {subscription} SET (slot_name = NONE)")
                 await inside.try_to_execute(f"DROP {subscription}")
 
@@ -558,13 +562,13 @@ class CloneFactory:
 
     @in_background
     async def sweep(self, retention: Retention, *, notes: Sequence[str] = ()) -> list[DatabaseName]:
-        """Drop the databases that *retention* gives up and no process has locked.
+        """Drop the databases that *retention* doesn't keep and no process has locked.
 
-        Before, execute *notes*, the statements that note which templates this run uses. The sweep
-        does not use the main connection, so that the locks of this process count as well.
+        First execute *notes*, the statements that note which templates this run uses. The sweep
+        doesn't use the main connection, so it respects the locks of this process too.
         """
         for note in notes:
-            # Another run may write the same at the same time; either is right.
+            # Another run may write the same note at the same time; both are right.
             with suppress(StatementRefused):
                 await self._dropper.execute(note)
         databases = databases_of(await self._dropper.fetch(sql.DATABASES))
@@ -574,7 +578,7 @@ class CloneFactory:
     async def leave(self, unused: Sequence[Clone], *, stock: int) -> None:
         """Leave *stock* clones ready, some of them *unused*, and close the connections.
 
-        Missing clones are requested and not waited for; superfluous ones are dropped.
+        PostgreSQL completes missing clones after this method returns; surplus clones are dropped.
         """
         for name in self._doubtful:
             await self._dropper.execute(sql.drop(str(name)))
@@ -590,8 +594,8 @@ class CloneFactory:
             await connection.close()
 
     async def _restock(self, unused: Sequence[Clone], stock: int) -> int:
-        """Add unused clones to the stock while it has room; return how many are missing."""
-        # Only one worker may: several that end at once would fill the stock several times.
+        """Add unused clones to the stock until it is full; return how many are missing."""
+        # One worker at a time: several that end together would fill the stock several times.
         gate = DatabaseName(State.READY, self._template.fingerprint, "gate")
         missing = stock - len(await self._ready()) if await self._main.lock(gate.lock_key) else 0
         for clone in unused:
@@ -605,5 +609,5 @@ class CloneFactory:
 
 
 def _is_lost(error: WarmstackError) -> bool:
-    """Return whether the connection is gone, and does not only wait for a slow answer."""
+    """Return whether the connection was lost, rather than waiting for a slow answer."""
     return isinstance(error, ConnectionLost) and not error.timed_out

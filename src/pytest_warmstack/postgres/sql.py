@@ -1,4 +1,4 @@
-"""SQL texts. Names and values are quoted into SQL here only. Pure."""
+"""SQL texts. Only this module quotes names and values into SQL. Pure."""
 
 from __future__ import annotations
 
@@ -11,16 +11,16 @@ from pytest_warmstack.postgres import DatabaseName, State
 MARK: Final = 0x77726D73
 """The connection limit of each database that this package makes: the letters `wrms`.
 
-It proves who made a database, which a name alone does not. CREATE DATABASE itself sets it, so
-that no crash can leave a database without it, and no test reaches it.
+It proves who made a database; a name alone doesn't. CREATE DATABASE itself sets it, so no crash can
+leave a database without it, and no test has so many connections.
 """
 
 USED: Final = "warmstack "
 """Beginning of a note: when a template was last used, and by which project.
 
-The note is the application_name of a role in the template, where nobody can connect. Next to the
-comment it is the only text that a role without SUPERUSER can attach to a database. The comment is
-long; writing it in each run would take too much time.
+The note is the application_name of a role in the template, which accepts no connections. Besides
+the comment, it is the only text that a role without SUPERUSER can attach to a database. The comment
+is long, so writing it in each run would take too much time.
 """
 
 _CLOCK: Final = "extract(epoch FROM clock_timestamp())::float8 AS now"
@@ -48,7 +48,7 @@ LEFT: Final = f'{SIGNATURE}"left"'
 
 DRAFT: Final = f'{SIGNATURE}"draft"}}'
 RETIRED: Final = f'{SIGNATURE}"retired"}}'
-"""Comments of databases that are not a template yet, or not any more."""
+"""Comments of databases that are not yet, or no longer, a template."""
 
 _SEALED: Final = "datistemplate AND NOT datallowconn"
 _VISITS: Final = "coalesce((SELECT sessions FROM pg_stat_database s WHERE s.datid = d.oid), 0)"
@@ -58,15 +58,15 @@ _NOTE: Final = (
     "coalesce((SELECT max(each) FROM pg_db_role_setting s, unnest(s.setconfig) each"
     f" WHERE s.setdatabase = d.oid AND each LIKE 'application\\_name={USED}%'), '')"
 )
-"""The note of a template. If several roles wrote one, the latest: it begins with the time."""
+"""The note of a template. If several roles wrote one, it is the latest: notes begin with a time."""
 
 _OURS: Final = (
     f"(datconnlimit IN ({MARK}, -2) OR shobj_description(d.oid, 'pg_database') LIKE '{SIGNATURE}%')"
 )
-"""This package made the database. -2 marks an interrupted drop (PostgreSQL's pg_database.h)."""
+"""True if this package made the database. -2 marks an interrupted drop (pg_database.h)."""
 
 _CHANGEABLE: Final = "pg_has_role(d.datdba, 'USAGE')"
-"""This role owns the database, or has the rights of its owner, as a superuser has."""
+"""True if this role owns the database or has its owner's privileges, like a superuser."""
 
 DATABASES: Final = (
     f"SELECT datname, {_SEALED} AS sealed, {_NOTE} AS note, {_VISITS} AS visits, {_CLOCK},"
@@ -74,14 +74,14 @@ DATABASES: Final = (
     f" ELSE left({_COMMENT}, {len(LEFT)}) END AS comment"
     rf" FROM pg_database d WHERE datname LIKE 'warmstack\_%' AND {_OURS} AND {_CHANGEABLE}"
 )
-"""The databases that this role can drop. The query never connects to a template."""
+"""The databases that this role can drop. The query connects to none of them."""
 
 TEMPLATES: Final = (
     f"SELECT datname, {_SEALED} AS sealed, {_NOTE} AS note, {_COMMENT} AS comment"
     rf" FROM pg_database d WHERE datname LIKE 'warmstack\_t\_%'"
     f" AND {_SEALED} AND {_OURS} AND {_CHANGEABLE}"
 )
-"""The templates that this role can use: what a clone holds belongs to the template's owner."""
+"""The templates that this role can use: the template's owner also owns what a clone contains."""
 
 _PROPERTIES: Final = (
     f"SELECT {_SEALED} AS sealed, pg_get_userbyid(d.datdba) AS owner, datconnlimit,"
@@ -101,13 +101,13 @@ _LISTS: Final = {
     "temp_tablespaces",
     "unix_socket_directories",
 }
-"""Settings whose value is a list of quoted names (GUC_LIST_QUOTE in PostgreSQL's guc_tables.c)."""
+"""Settings that are lists of quoted names (GUC_LIST_QUOTE in PostgreSQL's guc_tables.c)."""
 
 OWN_TABLES: Final = (
     "SELECT string_agg(oid::regclass::text, ', ') FROM pg_class"
     " WHERE relkind = 'r' AND relnamespace = 'pg_catalog'::regnamespace AND NOT relisshared"
 )
-"""PostgreSQL's own tables in a database, except those that all databases share."""
+"""PostgreSQL's own tables in a database, except the tables that all databases share."""
 
 IS_CHANGED: Final = (
     "SELECT EXISTS (SELECT FROM pg_namespace WHERE oid >= 16384 UNION ALL"
@@ -118,9 +118,9 @@ IS_CHANGED: Final = (
     " OR (SELECT (encoding, datcollate, datctype) FROM pg_database WHERE datname = 'template0')"
     " <> (SELECT (encoding, datcollate, datctype) FROM pg_database WHERE datname = 'template1')"
 )
-"""Whether the connected database holds what initdb did not make, or template1 was replaced.
+"""Whether the database contains objects that initdb didn't make, or template1 was replaced.
 
-Smaller numbers are PostgreSQL's own (FirstNormalObjectId in its access/transam.h).
+Oids below 16384 are PostgreSQL's own (FirstNormalObjectId in its access/transam.h).
 """
 
 SESSIONS: Final = (
@@ -128,7 +128,7 @@ SESSIONS: Final = (
     " FROM pg_stat_activity WHERE datid = $1"
     " AND backend_type IN ('client backend', 'walsender') ORDER BY pid"
 )
-"""Who is connected to a database, by its oid: a test may have renamed it."""
+"""The connections to a database, found by oid: a test may have renamed the database."""
 
 ACTIVITY: Final = (
     "SELECT pid, state, coalesce(wait_event_type || ': ' || wait_event, '') AS waits,"
@@ -143,7 +143,7 @@ VISITS: Final = "SELECT sessions FROM pg_stat_database WHERE datid = $1"
 IS_TEMPLATE: Final = "SELECT datistemplate FROM pg_database WHERE datname = $1"
 
 _KEYS: Final = "FROM unnest($1::text::bigint[]) key"
-"""A text from `array`: with an array, asyncpg would first query its type."""
+"""The keys are a text from `array`: for an array, asyncpg would first query the type."""
 
 LOCK: Final = f"SELECT pg_try_advisory_lock(key) {_KEYS}"
 LOCK_SHARED: Final = f"SELECT pg_try_advisory_lock_shared(key) {_KEYS}"
@@ -157,18 +157,18 @@ LOCKS: Final = (
     " WHERE l.locktype = 'advisory' AND l.objsubid = 1 AND l.granted"
     " AND l.database = (SELECT oid FROM pg_database WHERE datname = current_database())"
 )
-"""The advisory locks and who holds them. pg_locks shows a 64-bit key as its two halves."""
+"""The advisory locks and their holders. pg_locks shows a 64-bit key as two halves."""
 
 USERS: Final = (
     "SELECT count(DISTINCT pid) FROM pg_stat_activity"
     " WHERE starts_with(application_name, $1) AND pid <> pg_backend_pid()"
 )
-"""How many other connections have an application_name with this beginning."""
+"""How many other connections have an application_name that begins with the text."""
 
 NAMES: Final = (
     f"SELECT datname, {_COMMENT} AS comment, {_NOTE} AS note FROM pg_database d ORDER BY oid"
 )
-"""All databases, also those that this package did not make."""
+"""All databases, including those that this package did not make."""
 
 OVERVIEW: Final = (
     f"SELECT datname, {_SEALED} AS sealed, {_NOTE} AS note, {_COMMENT} AS comment,"
@@ -180,23 +180,23 @@ END_SESSION: Final = (
     "SELECT pg_terminate_backend(pid, 10000) FROM pg_stat_activity"
     " WHERE pid = $1 AND application_name = current_setting('application_name')"
 )
-"""End an earlier connection of this process by its pid, and wait for it.
+"""Ends an earlier connection of this process, found by pid, and waits for its end.
 
-The name must match, because another backend may have the pid by now.
+The name must match too, because another backend may have the pid by now.
 """
 
 END_SESSIONS: Final = (
     "SELECT pg_terminate_backend(pid, 5000) FROM pg_stat_activity"
     " WHERE datid = $1 AND backend_type = 'client backend'"
 )
-"""End all connections to a database, by its oid, and wait for them."""
+"""Ends all connections to a database, found by oid, and waits for their end."""
 
 END_REPLICATION: Final = (
     "SELECT pg_terminate_backend(active_pid) FROM pg_replication_slots WHERE datoid = $1 AND active"
 )
 PREPARED_TRANSACTIONS: Final = "SELECT gid FROM pg_prepared_xacts WHERE database = $1"
 SUBSCRIPTIONS: Final = "SELECT subname FROM pg_subscription WHERE subdbid = $1"
-"""What keeps a database from being dropped (PostgreSQL's documentation, "DROP DATABASE")."""
+"""What prevents the drop of a database (PostgreSQL's documentation, "DROP DATABASE")."""
 
 HOLDERS: Final = (
     "SELECT coalesce(datname, '') AS database, application_name AS application,"
@@ -205,7 +205,7 @@ HOLDERS: Final = (
     " FROM pg_stat_activity WHERE backend_type = 'client backend'"
     " GROUP BY 1, 2, 3 ORDER BY 4 DESC, 1, 2"
 )
-"""Who holds the connections of the server."""
+"""The holders of the server's connections."""
 
 
 def saved(test: str, run: str) -> str:
@@ -219,12 +219,12 @@ def paused(test: str) -> str:
 
 
 def test_of(comment: str) -> str:
-    """Return the test that a database's comment names, or nothing."""
+    """Return the test that a database's comment names, or ""."""
     return _value_of(comment, "test")
 
 
 def run_of(comment: str) -> str:
-    """Return the run that the comment of a saved database names, or nothing."""
+    """Return the run that the comment of a saved database names, or ""."""
     return _value_of(comment, "run")
 
 
@@ -280,7 +280,7 @@ def create(name: DatabaseName, template: str) -> str:
 
 
 def copy(source: DatabaseName, name: DatabaseName, *, by_file: bool) -> str:
-    """Return the statement that copies a database, *by_file* instead of block by block."""
+    """Return the statement that copies a database; *by_file*, not block by block."""
     strategy = " STRATEGY FILE_COPY" if by_file else ""
     return f"{create(name, quote(str(source)))}{strategy}"
 
@@ -302,7 +302,7 @@ def rename(old: DatabaseName, new: DatabaseName) -> str:
 
 
 def seal(name: DatabaseName) -> str:
-    """Return the statement that makes a database a template without connections."""
+    """Return the statement that makes a database a template and forbids connections."""
     return f"ALTER DATABASE {quote(str(name))} IS_TEMPLATE true ALLOW_CONNECTIONS false"
 
 
@@ -318,7 +318,7 @@ def drop(name: str, *, missing_ok: bool = True) -> str:
 
 
 def stock(template: DatabaseName) -> str:
-    """Return the query for the ready clones of *template* to which nobody has connected."""
+    """Return the query for the ready clones of *template* that never had a connection."""
     beginning = str(DatabaseName(State.READY, template.fingerprint)).replace("_", r"\_")
     return (
         f"SELECT datname FROM pg_database d WHERE datname LIKE {literal(beginning + '%')}"
@@ -327,9 +327,9 @@ def stock(template: DatabaseName) -> str:
 
 
 def properties(name: DatabaseName) -> str:
-    """Return the query for the properties of a database that a copy does not get.
+    """Return the query for the properties of a database that CREATE DATABASE doesn't copy.
 
-    (PostgreSQL's documentation, "CREATE DATABASE".)
+    See PostgreSQL's documentation, "CREATE DATABASE".
     """
     return _PROPERTIES.format(name=literal(str(name)))
 
@@ -337,7 +337,7 @@ def properties(name: DatabaseName) -> str:
 def apply_properties(properties: Mapping[str, Any], name: DatabaseName, role: str) -> list[str]:
     """Return the statements that give the copy *name*, made by *role*, its source's *properties*.
 
-    *properties* is the source's row of `properties`.
+    *properties* is the row that the query of `properties` returns for the source.
     """
     copy = quote(str(name))
     owner, limit, grants = (properties[key] for key in ("owner", "datconnlimit", "grants"))
@@ -345,7 +345,7 @@ def apply_properties(properties: Mapping[str, Any], name: DatabaseName, role: st
     if owner != role:
         statements.append(f"ALTER DATABASE {copy} OWNER TO {quote(owner)}")
     if limit != MARK:
-        # The project has set a limit of its own; a comment takes the place of the mark.
+        # The project has set its own limit; a comment replaces the mark.
         statements.append(comment(name, DRAFT))
         statements.append(f"ALTER DATABASE {copy} CONNECTION LIMIT {limit}")
     for user, settings in json.loads(properties["settings"] or "[]"):
@@ -355,7 +355,7 @@ def apply_properties(properties: Mapping[str, Any], name: DatabaseName, role: st
             if not setting.startswith(f"application_name={USED}"):
                 statements.append(f"{whom} {copy} SET {_setting(key)} TO {_value(key, value)}")
     if grants is not None:
-        # PostgreSQL lists no grants until the first one is changed, and then all of them.
+        # PostgreSQL lists grants only after the first change, but then all of them.
         statements.append(f"REVOKE ALL ON DATABASE {copy} FROM PUBLIC, {quote(owner)}")
         for grantee, privilege, grantable in json.loads(grants):
             to = quote(grantee) if grantee else "PUBLIC"

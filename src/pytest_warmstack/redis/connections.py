@@ -161,7 +161,7 @@ class Admin:
                 ("PING",), ("INFO", "server"), ("CLIENT", "ID"), *ident
             )
         except AuthenticationError as error:
-            raise NotOurs(f"it does not take the password: {error}") from error
+            raise NotOurs(f"it does not accept the password: {error}") from error
         except (CommandRefused, ResponseError, ValueError) as error:
             answer = error.answer if isinstance(error, CommandRefused) else _full_text(error)
             if answer.startswith(BUSY):
@@ -319,7 +319,7 @@ def parse_counts(info: str) -> dict[str, int]:
 
 
 def is_forbidden(answer: str) -> bool:
-    """Tell whether the server refuses a command to this user, or has disabled or renamed it."""
+    """Return whether the server refuses a command to this user, or has disabled or renamed it."""
     return answer.startswith(("NOPERM", "unknown command"))
 
 
@@ -395,7 +395,7 @@ def _connect_as(user: str, connection: Connection) -> None:
 
 
 def _is_tls_refusal(error: BaseException | None) -> bool:
-    """Tell whether *error* is a failure of TLS that waiting won't cure."""
+    """Return whether *error* is a failure of TLS that waiting won't cure."""
     while error is not None:
         # A server that hangs up during the handshake may be starting.
         if isinstance(error, ssl.SSLError) and not isinstance(error, ssl.SSLEOFError):

@@ -1,4 +1,4 @@
-"""Errors of leases; only failures import this module."""
+"""Errors about leases. Only a failure imports this module."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ class LeaseFailed(WarmstackError):
 
     @classmethod
     def none_free(cls, *, databases: int, count: int, holders: Sequence[str]) -> LeaseFailed:
-        """Living processes, the *holders*, have leased all databases."""
+        """Running processes, the *holders*, have leased all databases."""
         more = [f"... and {len(holders) - 12} more"] if len(holders) > 12 else []
         return cls(
             "Every database of the Redis server is in use.",
             why=f"{len(holders)} running processes hold the {databases - 1} databases that can be "
-            f"leased, and this process needs {count} consecutive ones",
+            f"leased, and this process needs {count} in a row",
             looked_at=[*(f"databases {each}" for each in holders[:12]), *more],
-            todo=["use fewer workers (-n), or end other runs on this server", _SEPARATE],
+            todo=["use fewer workers (-n), or stop other runs on this server", _SEPARATE],
         )
 
     @classmethod
@@ -33,33 +33,33 @@ class LeaseFailed(WarmstackError):
         """The free databases of an external server hold keys; *found* gives examples."""
         return cls(
             "No database of the Redis server can be used: the free ones are not empty.",
-            why="pytest-warmstack empties only databases that it has used before, and this process "
-            f"needs {count} consecutive ones (of {databases}, other processes use {leased})",
+            why="pytest-warmstack only empties databases that it has used before; this process "
+            f"needs {count} in a row, and other processes use {leased} of the {databases}",
             looked_at=found,
             todo=[
                 "if the keys are not needed, empty a database: redis-cli -n NUMBER FLUSHDB",
-                "or use a server with empty databases, or remove the URL: then pytest-warmstack "
-                "starts a server",
+                "or use a server with empty databases, or remove the URL: pytest-warmstack then "
+                "starts a server for you",
             ],
         )
 
     @classmethod
     def not_whole(cls) -> LeaseFailed:
-        """Each process shall have its own server, but the user gave the URL of an external one."""
+        """The settings ask for a server per process and also name an external server."""
         return cls(
             "Conflicting settings: a Redis URL is set, and warmstack_redis = per-process.",
-            why="processes can only share an external server",
+            why="an external server is always shared by all processes",
             looked_at=["WARMSTACK_REDIS_URL", "WARMSTACK_REDIS"],
-            todo=["remove the URL: then pytest-warmstack starts a server per process", _SHARE],
+            todo=["remove the URL: pytest-warmstack then starts a server per process", _SHARE],
         )
 
     @classmethod
     def no_server(cls, *, servers: int) -> LeaseFailed:
-        """Other processes have all *servers* that may be started."""
+        """Other processes use all *servers* that a project may have."""
         return cls(
-            "There is no Redis server left for this process.",
-            why=f"each process has its own server, and {servers} other processes have one",
-            todo=["use fewer workers (-n), or end other runs", _SHARE],
+            "Every Redis server of this project is in use.",
+            why=f"each process needs its own server, and other processes use all {servers}",
+            todo=["use fewer workers (-n), or stop other runs", _SHARE],
         )
 
     @classmethod
@@ -67,7 +67,7 @@ class LeaseFailed(WarmstackError):
         """The server has fewer databases than one process asks for."""
         return cls(
             "The Redis server has fewer databases than one process asks for.",
-            why=f"{count} are asked for; it has {databases}, and the first one holds the leases",
+            why=f"{count} are needed; it has {databases}, and the first one holds the leases",
             todo=[f"set warmstack_redis_databases to less than {databases}"],
         )
 
@@ -79,8 +79,8 @@ class LeaseFailed(WarmstackError):
             why=f"its database could not be emptied within {seconds:g} seconds, after "
             f"{test or 'no test'}",
             todo=[
-                "check whether a test paused it (CLIENT PAUSE, DEBUG SLEEP) or left a script "
-                "running",
+                "check whether a test paused the server (CLIENT PAUSE, DEBUG SLEEP) or left a "
+                "script running",
                 _SEPARATE,
             ],
         )
@@ -94,8 +94,8 @@ class LeaseFailed(WarmstackError):
             looked_at=[f"the server's answer, after {test or 'no test'}"],
             todo=[
                 *hints,
-                "check whether a test changed the whole server (REPLICAOF, CONFIG SET, ACL), or "
-                "another process that uses this server",
+                "check whether a test, or another process, changed the whole server (REPLICAOF, "
+                "CONFIG SET, ACL)",
                 _SEPARATE,
             ],
         )

@@ -276,7 +276,7 @@ class Leases:
         self._state.make_writable(admin)
 
     def _is_alone(self, clients: Iterable[Client]) -> bool:
-        """Tell whether this process may change the whole server."""
+        """Return whether this process may change the whole server."""
         return self._whole or not (self._external or self._others(clients))
 
     def _others(self, clients: Iterable[Client]) -> list[Client]:

@@ -1,6 +1,7 @@
-"""How to get a server: the kept one that the last run remembered, or one from a runtime.
+"""How to get a server: the kept one that the last run used, or one from a runtime.
 
-Runtimes are imported when they are needed: a run that reuses its servers asks no engine.
+Runtimes are imported when they are needed: a run that reuses its servers sends no request to an
+engine.
 """
 
 from __future__ import annotations
@@ -30,34 +31,34 @@ from pytest_warmstack.servers.model import (
 CONNECT_TIMEOUT: Final = 1.0
 """Seconds that a remembered server may take to answer."""
 
-PAUSE: Final = 3600.0
-"""Seconds between two runs that do the same occasional work, such as a clean-up."""
+WORK_INTERVAL: Final = 3600.0
+"""Seconds between two runs that do the same occasional work, such as the clean-up."""
 
 _ENGINE: Final = (
     *("DOCKER_HOST", "DOCKER_CONTEXT", "DOCKER_CONFIG", "DOCKER_CERT_PATH", "DOCKER_TLS_VERIFY"),
     *("TC_HOST", "TESTCONTAINERS_HOST_OVERRIDE", "TESTCONTAINERS_CONNECTION_MODE"),
     "TESTCONTAINERS_HUB_IMAGE_NAME_PREFIX",
 )
-"""The variables that decide which engine is used, how it is reached, and with which images."""
+"""The variables that decide which engine is used, how to connect to it, and which images."""
 
 _OFFICIAL: Final = re.compile(
     r"((.+/)?library/|docker\.io/)?(postgres|redis)([:@].*)?"
     r"|(docker\.io/)?valkey/valkey([:@].*)?"
 )
-"""An official image, from Docker Hub or from a mirror that keeps its names."""
+"""Matches an official image, from Docker Hub or from a mirror with the same names."""
 
 _REPOSITORIES: Final = {
     **dict.fromkeys(("postgres", "postgresql", "postgis", "pgvector"), Service.POSTGRES),
     **dict.fromkeys(("redis", "redis-stack", "redis-stack-server", "valkey"), Service.REDIS),
 }
-"""The service in images of these names."""
+"""The service of images with these names."""
 
 
 def asked(settings: Settings, environ: Mapping[str, str]) -> str:
-    """Return a digest of everything that decides where servers run, and as what.
+    """Return a digest of everything that decides where and how servers run.
 
-    Of a URL only its presence counts: the server of that service is not remembered. Whether an
-    image is named counts too: embedded servers replace only the default one.
+    Of a URL only its presence counts, since external servers are not remembered. It also counts
+    whether the user names an image: embedded servers replace only the default image.
     """
     choices = (
         *(settings.runtime, settings.postgres_image, settings.redis_image),
@@ -71,8 +72,8 @@ def asked(settings: Settings, environ: Mapping[str, str]) -> str:
 class RememberedServers:
     """The kept servers of one project, each in a file in pytest's cache folder.
 
-    Nothing is remembered without a *folder*, when pytest's cache is switched off. *asked* is what
-    this run asks for: a server that was asked for otherwise is not found.
+    Without a *folder*, because pytest's cache is switched off, nothing is remembered. *asked* is
+    the digest of this run's settings: servers of runs with another digest are not found.
     """
 
     def __init__(self, folder: Path | None, asked: str = "") -> None:
@@ -80,9 +81,9 @@ class RememberedServers:
         self._asked = asked
 
     def connect(self, spec: ServerSpec[C], project: Project) -> tuple[Server[C] | None, str]:
-        """Return the server for *spec* if it still answers, and why it is in its runtime."""
+        """Return the server for *spec* if it still answers, and why its runtime was chosen."""
         found, why = self.read(spec.key)
-        # The project is compared because who copies a checkout copies pytest's cache with it.
+        # Compare the project too: a copied checkout contains a copy of pytest's cache.
         if (
             found is None
             or spec.url
@@ -97,7 +98,7 @@ class RememberedServers:
         return found.ready(spec, client, "reused"), why
 
     def read(self, key: str) -> tuple[ServerInfo | None, str]:
-        """Return what is remembered as *key*, such as `redis`; None if its file isn't valid."""
+        """Return the server remembered as *key*, such as `redis`; None if its file isn't valid."""
         with suppress(OSError, ValueError, TypeError, KeyError):
             plain = json.loads(self._path(f"{key}.json").read_bytes())
             if plain["asked"] == self._asked:
@@ -105,7 +106,7 @@ class RememberedServers:
         return None, ""
 
     def write(self, key: str, server: ServerInfo, why: str) -> None:
-        """Remember *server* for the next run, unless the folder can't be written."""
+        """Remember *server* for the next run, if the folder is writable."""
         plain = {"asked": self._asked, "why": why, "server": server.to_plain()}
         with suppress(OSError):
             path, text = self._path(f"{key}.json"), json.dumps(plain)
@@ -114,13 +115,13 @@ class RememberedServers:
                 write_private(path, text)
 
     def is_due(self, work: str) -> bool:
-        """Tell whether *work* was last done longer than `PAUSE` ago; note that it's done now.
+        """Return whether *work* was last done over `WORK_INTERVAL` ago; if so, note it as done.
 
-        False if that can't be noted: else every run would do it.
+        Returns False if that can't be noted: otherwise every run would do the work.
         """
         try:
             path = self._path(f"{work}.stamp")
-            if path.exists() and originals.now() - path.stat().st_mtime < PAUSE:
+            if path.exists() and originals.now() - path.stat().st_mtime < WORK_INTERVAL:
                 return False
             path.parent.mkdir(parents=True, exist_ok=True)
             path.touch()
@@ -135,7 +136,7 @@ class RememberedServers:
 
 
 def make(name: str, run_context: RunContext) -> OwnRuntime:
-    """Return the runtime called *name*, and import it.
+    """Import the runtime called *name* and return it.
 
     Raises `RuntimeUnavailable` if it can't be reached.
     """
@@ -158,9 +159,9 @@ def choose(
 ) -> tuple[OwnRuntime, str]:
     """Return the runtime for *specs*, which have no URL, and why the preferred one is not used.
 
-    `auto` uses Docker if its engine answers and has the images or can pull them, else native
-    processes. A runtime or an image that the user names is never replaced; but without an engine,
-    an embedded server of the same version replaces an official image.
+    `auto` uses Docker if its engine answers and has the images or can pull them, and otherwise
+    native processes. A runtime or an image that the user names is never replaced, with one
+    exception: without an engine, an embedded server of the same version replaces an official image.
 
     Raises `RuntimeUnavailable`.
     """
@@ -188,7 +189,7 @@ def choose(
 
 
 def _check_image_name(spec: ServerSpec[Any]) -> None:
-    """Raise `RuntimeUnavailable` if the image is named for the other service."""
+    """Raise `RuntimeUnavailable` if the name of the image is that of the other service."""
     service = _REPOSITORIES.get(re.split("[:@]", spec.image.rpartition("/")[2])[0])
     if service not in {None, spec.service}:
         raise RuntimeUnavailable.another_service(
@@ -204,7 +205,7 @@ def _check_image_name(spec: ServerSpec[Any]) -> None:
 def _check_images_replaceable(
     specs: Sequence[ServerSpec[Any]], refusal: RuntimeUnavailable
 ) -> None:
-    """Raise `RuntimeUnavailable` if the user names images that embedded servers don't replace."""
+    """Raise `RuntimeUnavailable` if the user names images that embedded servers can't replace."""
     named = [spec for spec in specs if spec.image_source]
     if refusal.image and named:
         raise refusal

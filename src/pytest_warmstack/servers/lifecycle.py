@@ -72,7 +72,7 @@ def check_version(spec: ServerSpec[Any], client: Client, runtime: str) -> None:
 
 
 def in_use(runtime: OwnRuntime, spec: ServerSpec[Any], found: ServerInfo) -> bool:
-    """Tell whether a process with this plugin is connected to the server."""
+    """Return whether a process with this plugin is connected to the server."""
     if not found.running:
         return False
     try:

@@ -429,7 +429,7 @@ class RunContext:
         }
 
     def owns(self, found: ServerInfo, spec: ServerSpec[Any]) -> bool:
-        """Tell whether *found* is this run's server for *spec*, outdated or not."""
+        """Return whether *found* is this run's server for *spec*, outdated or not."""
         own = self.labels(spec, found.runtime)
         keys = (Label.PROJECT, Label.SERVICE, Label.NUMBER, Label.RUN)
         return all(found.labels.get(key) == own[key] for key in keys)

@@ -125,7 +125,7 @@ def _may_enter(user: str, folder: Path) -> bool:
 
 
 def _is_memory(folder: Path) -> bool:
-    """Tell whether the files in *folder* are in memory, by the kernel's table of mounts."""
+    """Return whether the files in *folder* are in memory, by the kernel's table of mounts."""
     device = folder.stat().st_dev
     number = f"{os.major(device)}:{os.minor(device)}"
     for line in _lines("/proc/self/mountinfo"):

@@ -35,7 +35,7 @@ class Build:
 
     def run(self) -> Template:
         """Extend the nearest template or build from nothing; keep the result, forget old states."""
-        with self._locked(self._draft):
+        with self._hold_lock(self._draft):
             # If there is nothing to start from, the database is created while the plan is made.
             empty = None if self._bases else self._databases.create(self._draft)
             try:
@@ -68,7 +68,7 @@ class Build:
         return made._replace(used=used, how=how, why=why, past=past)
 
     @contextmanager
-    def _locked(self, name: DatabaseName) -> Iterator[None]:
+    def _hold_lock(self, name: DatabaseName) -> Iterator[None]:
         """Hold the lock of a database under construction; drop it if the construction fails."""
         self._databases.try_lock(name)
         try:
@@ -161,7 +161,7 @@ class Build:
         """Save a copy of the draft as a template of *layers*."""
         self._databases.settle(self._draft)
         copy = DatabaseName.new(State.BUILDING, self._search.key)
-        with self._locked(copy):
+        with self._hold_lock(copy):
             self._databases.copy(self._draft, copy)
             now, run = self._databases.now(), self._request.run
             self._seal(copy, Record(now, run, tuple(layers), left=True))

@@ -96,7 +96,7 @@ class Builder:
         report = self._receive(target, who)
         self._has_all_output.wait(_STACK_TIMEOUT)
         report["output"] = "\n".join("".join(self._output).strip().splitlines()[-_OUTPUT_LINES:])
-        report = self._masked(report, target)
+        report = self._mask(report, target)
         if variables := report.get("variables"):
             report["hints"] = self._hints(variables)
         self._check_database(report, target, who)
@@ -233,7 +233,7 @@ class Builder:
             if match and self._is_own(Path(match["file"]))
         ]
         output = "".join(written[:before][-_OUTPUT_LINES:]).strip()
-        facts = self._masked({"doing": [*doing, *frames[:3]], "output": output}, target)
+        facts = self._mask({"doing": [*doing, *frames[:3]], "output": output}, target)
         seconds = self._settings.migrate_timeout
         return TemplateFailed.too_slow(who=who, seconds=seconds, place=self._position, **facts)
 
@@ -265,7 +265,7 @@ class Builder:
 
         return [lines_for(variables, file=self._settings.file, more=bool(self._settings.env))]
 
-    def _masked(self, value: dict[str, Any], target: Target) -> dict[str, Any]:
+    def _mask(self, value: dict[str, Any], target: Target) -> dict[str, Any]:
         """Return *value* without the secrets that the child may have written."""
         secrets = [target.endpoint.password, *masking.secrets_of(self._settings.env)]
         masked: dict[str, Any] = masking.all_masked(value, secrets, urls=True)

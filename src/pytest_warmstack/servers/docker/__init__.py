@@ -49,7 +49,7 @@ _LABELLED = {"label": Label.PROJECT.value}
 """The engine's filter for everything that pytest-warmstack has made."""
 
 
-def _explained(method: Callable[P, T]) -> Callable[P, T]:
+def _translate_errors(method: Callable[P, T]) -> Callable[P, T]:
     """Have *method*, one of `Docker`, raise errors of this package only."""
 
     @wraps(method)
@@ -70,13 +70,13 @@ class Docker:
         self._run_context = run_context
         self.engine = Engine()
 
-    @_explained
+    @_translate_errors
     def check(self, specs: Sequence[ServerSpec[Any]], say: Callable[[str], None]) -> None:
         """Raise `RuntimeUnavailable` unless the images of all *specs* are here or can be pulled."""
         for spec in specs:
             image.check(self.engine.client, spec, say)
 
-    @_explained
+    @_translate_errors
     def ensure(self, spec: ServerSpec[C]) -> Server[C]:
         """Return the server of *spec*, whose container is the only one of this run context."""
         run_context = self._run_context
@@ -136,7 +136,7 @@ class Docker:
                 )
             originals.sleep(POLL_INTERVAL)
 
-    @_explained
+    @_translate_errors
     def list(self) -> list[ServerInfo]:
         """Return every container that pytest-warmstack has made in this engine."""
         containers = self.engine.client.api.containers(all=True, filters=_LABELLED)
@@ -154,7 +154,7 @@ class Docker:
         # The name in the settings: the engine shows a number once another image has the name.
         return replace(found, what=f"image {found.config.get('image', facts['Image'])}")
 
-    @_explained
+    @_translate_errors
     def remove(self, found: ServerInfo) -> None:
         """Remove a container with its anonymous volumes, or a volume, or a network."""
         api = self.engine.client.api
@@ -170,7 +170,7 @@ class Docker:
         """Close the connection to the engine."""
         self.engine.close()
 
-    @_explained
+    @_translate_errors
     def connect(self, spec: ServerSpec[C], found: ServerInfo) -> C:
         """Return a client that only looks at the server that was found."""
         with closing(ServerContainer(self.engine, spec, found.labels, found.name)) as container:
@@ -221,7 +221,7 @@ class Docker:
         command = [docker, *engine, "exec", "--interactive", *terminal, *passed, found.id, program]
         return command, Endpoint(host="127.0.0.1", port=spec.port, password="")
 
-    @_explained
+    @_translate_errors
     def leftovers(self) -> Sequence[ServerInfo]:
         """Return the volumes and networks with the labels of pytest-warmstack."""
         api = self.engine.client.api
@@ -239,9 +239,9 @@ class Docker:
             for each in found
         ]
 
-    @_explained
+    @_translate_errors
     def has(self, spec: ServerSpec[Any]) -> bool:
-        """Tell whether the engine has the image of *spec*."""
+        """Return whether the engine has the image of *spec*."""
         try:
             self.engine.client.images.get(image.name_of(spec))
         except ImageNotFound:
@@ -257,7 +257,7 @@ class Docker:
             return error.why
         return ""
 
-    @_explained
+    @_translate_errors
     def facts(self) -> Sequence[tuple[str, str]]:
         """Return names and values that describe the engine, for `warmstack doctor`."""
         client, address, route = self.engine.client, self.engine.address, self.engine.route

@@ -248,7 +248,7 @@ def without(password: str, log: bytes) -> str:
 
 
 def _is_conflict(error: APIError) -> bool:
-    """Tell whether the engine refuses a name because a container has it.
+    """Return whether the engine refuses a name because a container has it.
 
     Podman has no status of its own for it.
     """

@@ -1,6 +1,6 @@
-"""The engine that the user's `docker` command talks to, and the way to a server's port on it.
+"""The Docker engine that the user's `docker` command uses, and how to reach a server's port on it.
 
-testcontainers knows the rules (contexts, sockets, Docker in Docker); this module closes their gaps.
+testcontainers knows the rules (contexts, sockets, Docker in Docker); this module closes the gaps.
 """
 
 from __future__ import annotations
@@ -35,14 +35,14 @@ from pytest_warmstack.servers.docker.ssh import NoSsh, Tunnel, host_of
 from pytest_warmstack.servers.model import ANSWER_TIMEOUT
 
 _ENVIRONMENT: Final = threading.Lock()
-"""Held while DOCKER_HOST is not the user's: both servers are started at the same time."""
+"""Held while DOCKER_HOST is changed, because both servers start at the same time."""
 
 
 class Route(NamedTuple):
     """Where a server's port is published, and the host at which this process reaches it.
 
-    *binds* are the addresses to publish it on, to be tried in order; none if the container's own
-    address is used, in *network*.
+    *binds* are the addresses to publish it on, in the order in which to try them. It is empty if
+    this process uses the container's own address in *network*.
     """
 
     binds: tuple[str, ...]
@@ -53,8 +53,8 @@ class Route(NamedTuple):
 class EngineAddress(NamedTuple):
     """An engine's address, such as `unix:///var/run/docker.sock`, and the setting that names it.
 
-    *arguments* make the `docker` command use the same engine. *variables* tell docker-py which
-    certificates to use, where the environment's are not meant for this engine.
+    *arguments* make the `docker` command use the same engine. *variables* lead docker-py to the
+    certificates of this engine if the environment's belong to another one.
     """
 
     url: str
@@ -64,7 +64,10 @@ class EngineAddress(NamedTuple):
 
 
 class Engine:
-    """The engine that the user's `docker` command talks to; raises `RuntimeUnavailable`."""
+    """The engine that the user's `docker` command uses.
+
+    All methods raise `RuntimeUnavailable` if the engine fails.
+    """
 
     def __init__(self) -> None:
         self.address = find_address()
@@ -80,7 +83,7 @@ class Engine:
 
     @contextmanager
     def explained(self) -> Iterator[None]:
-        """Turn every error of docker-py, and of the way to the engine, into one of this package."""
+        """Turn the errors of docker-py and of the connection into errors of this package."""
         try:
             self._probe()
             yield
@@ -120,10 +123,10 @@ class Engine:
 
     @contextmanager
     def environment(self) -> Iterator[None]:
-        """Lead testcontainers to this engine, by DOCKER_HOST and what belongs to it.
+        """Make testcontainers use this engine: set DOCKER_HOST and the variables that go with it.
 
-        testcontainers sets that variable itself, too. The user's own code reads it, so everything
-        is restored.
+        testcontainers sets DOCKER_HOST too. The project's code may read these variables, so they
+        are restored afterwards.
         """
         wanted = {**self.address.variables, "DOCKER_HOST": self._reached_at}
         with _ENVIRONMENT:
@@ -140,9 +143,9 @@ class Engine:
     def route(self) -> Route:
         """The way to a server's port, by testcontainers' rules.
 
-        They have two gaps. A machine with the marker file of a container counts as a container,
-        even if it runs the engine itself. And of an engine behind ssh they know the name that the
-        user gave, which may be an alias, instead of the host.
+        This method closes two gaps in them. They treat a machine with the marker file of a
+        container as a container, even if it runs the engine itself. And for an engine behind ssh,
+        they use the name that the user gave, which may be an alias, instead of the host.
         """
         with self.environment():
             mode = self._docker.get_connection_mode()
@@ -157,7 +160,7 @@ class Engine:
         gateway = _gateway(self.client.networks.get("bridge").attrs["IPAM"]["Config"][0])
         shared = _is_own_address(gateway) or _is_beside(self._reached_at)
         if mode is ConnectionMode.bridge_ip and network.startswith("container:"):
-            # This process is in another container's network, which has no name to join it by.
+            # This process shares another container's network, which can't be joined by name.
             mode = ConnectionMode.gateway_ip
         return _route(mode, gateway, gateway, shared=shared, network=network)
 
@@ -172,7 +175,7 @@ class Engine:
 
 
 def find_address() -> EngineAddress:
-    """Return which engine to use, in testcontainers' order, with DOCKER_CONTEXT added to it.
+    """Return the engine to use, in testcontainers' order, but also respect DOCKER_CONTEXT.
 
     Raises `RuntimeUnavailable` if the context can't be used.
     """
@@ -187,8 +190,10 @@ def find_address() -> EngineAddress:
     except Exception as error:  # docker-py raises many kinds for a file that it can't read
         raise DockerUnavailable.no_context(name=name, cause=f"can't read it: {error}") from error
     if context is None:
-        # docker-py finds contexts beside that file only; the `docker` command does without it.
-        where = "" if find_config_file() else "; docker-py finds contexts beside a config.json only"
+        # docker-py finds contexts only next to that file; the `docker` command doesn't need it.
+        where = (
+            "" if find_config_file() else "; docker-py finds contexts only next to a config.json"
+        )
         raise DockerUnavailable.no_context(name=name, cause=f"context not found{where}")
     if context.Host and context.Name != "default":
         source = f"the Docker context {context.Name}"
@@ -199,8 +204,8 @@ def find_address() -> EngineAddress:
 def _certificates(context: Context) -> Mapping[str, str]:
     """Return the variables that lead docker-py to the certificates of *context*, if it has any.
 
-    A context keeps them under the same three names as the folder of DOCKER_CERT_PATH. Like the
-    `docker` command, don't use those of the environment for a context.
+    A context keeps them under the same three names as the folder in DOCKER_CERT_PATH. For a
+    context, the `docker` command ignores the environment's certificates, and so does this.
     """
     if context.TLSConfig is None:
         return {"DOCKER_CERT_PATH": "", "DOCKER_TLS_VERIFY": ""}
@@ -213,12 +218,13 @@ def _certificates(context: Context) -> Mapping[str, str]:
 def _route(
     mode: ConnectionMode, host: str, address: str, *, shared: bool, network: str = ""
 ) -> Route:
-    """Return the narrowest way to a port that an engine publishes.
+    """Return the way to a published port that opens as few of the machine's addresses as possible.
 
-    *host* leads to the engine's machine, and *address* is what it resolves to, or empty; *shared*
-    tells whether the engine's loopback is also that of this process. If not, the address at which
-    the engine is reached most likely belongs to its machine, and no other needs to be opened.
-    Behind address translation or a proxy it does not; then all of the machine's addresses are.
+    *host* leads to the engine's machine, and *address* is what it resolves to, or empty. With
+    *shared*, the engine and this process have the same loopback. Otherwise the address at which
+    this process reaches the engine most likely belongs to the engine's machine, and the port is
+    published there alone. Behind address translation or a proxy, that fails; then the port is
+    published on all addresses of the machine.
     """
     if shared:
         return Route(("127.0.0.1",), "127.0.0.1")
@@ -228,9 +234,9 @@ def _route(
 
 
 def _listening_process(address: str) -> int:
-    """Return the process that listens on a `unix://` address, 0 if it can't be seen from here.
+    """Return the id of the process that listens on a `unix://` address; 0 if it is not visible.
 
-    Raises OSError if none listens.
+    Raises OSError if no process listens.
     """
     with originals.Socket(socket.AF_UNIX) as probe:
         probe.settimeout(ANSWER_TIMEOUT)
@@ -245,14 +251,14 @@ def _listening_process(address: str) -> int:
 def _gateway(pool: dict[str, str]) -> str:
     """Return the bridge's address on the engine's machine.
 
-    An engine that chose the network itself does not always name the gateway; then it is the
-    network's first address.
+    An engine that chose the network itself does not always report the gateway. Then it is the
+    first address of the network.
     """
     return pool.get("Gateway") or str(next(ip_network(pool["Subnet"]).hosts()))
 
 
 def _is_own_address(address: str) -> bool:
-    """Tell whether this machine has *address*: only then can a socket be bound to it."""
+    """Return whether this machine has *address*: only then can a socket be bound to it."""
     if not address:
         return False
     try:
@@ -264,22 +270,22 @@ def _is_own_address(address: str) -> bool:
 
 
 def _is_beside(address: str) -> bool:
-    """Tell whether the engine at *address* is a process of this machine, in the same network.
+    """Return whether the engine at *address* is a process in this machine's network.
 
-    A container sees the engine's socket, but not the machine's processes; and if it does see them
-    (`--pid=host`), it has another network.
+    In a container, this process sees the engine's socket, but not the machine's processes; with
+    `--pid=host` it sees them, but has another network.
     """
     if not address.startswith("unix://") or not _listening_process(address):
         return False
     try:
         return Path("/proc/1/ns/net").readlink() == Path("/proc/self/ns/net").readlink()
     except OSError:
-        # Only root may read it, and a container with `--pid=host` most likely runs as root.
+        # Only root may read it; a container with `--pid=host` most likely runs as root.
         return True
 
 
 def _resolve(host: str) -> str:
-    """Return the address of *host*, or nothing if it has none."""
+    """Return the address of *host*, or "" if it has none."""
     try:
         return str(originals.getaddrinfo(host, None, type=socket.SOCK_STREAM)[0][4][0])
     except OSError:
@@ -287,9 +293,9 @@ def _resolve(host: str) -> str:
 
 
 def _fault(error: Exception, said: str) -> EngineFault | None:
-    """Return what *error* and the words that ssh *said* mean, if it is a known failure."""
+    """Return the failure that *error* and the text that ssh *said* stand for; None if unknown."""
     if re.search("docker (daemon|api)", said.lower()):
-        # These are the words of `docker` on the other machine.
+        # `docker` on the other machine wrote this.
         return errors.NO_PERMISSION if "permission denied" in said.lower() else errors.NOT_RUNNING
     if said or isinstance(error, NoSsh):
         return errors.NO_SSH
@@ -306,9 +312,9 @@ def _fault(error: Exception, said: str) -> EngineFault | None:
 
 
 def _bundle_hint(error: Exception) -> str:
-    """Return why a certificate is not trusted, if a variable is the reason.
+    """Return the reason why a certificate is not trusted, if a variable is the reason.
 
-    requests prefers these variables to what docker-py tells it (psf/requests#3829).
+    requests prefers these variables to docker-py's arguments (psf/requests#3829).
     """
     for name in ("REQUESTS_CA_BUNDLE", "CURL_CA_BUNDLE"):
         if os.environ.get(name) and "CERTIFICATE_VERIFY_FAILED" in str(error):
@@ -317,5 +323,5 @@ def _bundle_hint(error: Exception) -> str:
 
 
 def explanation(error: Exception) -> str:
-    """Return the engine's own words."""
-    return str(getattr(error, "explanation", None) or error)
+    """Return the engine's own words, or the operating system's, without the number."""
+    return re.sub(r"^\[Errno -?\d+\] ", "", str(getattr(error, "explanation", None) or error))

@@ -1,4 +1,4 @@
-"""Errors of the Docker engine, of images, and of servers in containers."""
+"""Errors about the Docker engine, images, and servers in containers."""
 
 from __future__ import annotations
 
@@ -25,17 +25,17 @@ class EngineFault(NamedTuple):
 
 NOT_RUNNING: Final = EngineFault(
     "Docker is not running. Please start Docker first.",
-    "start Docker, or point DOCKER_HOST or a Docker context at an engine that runs",
+    "start Docker, or point DOCKER_HOST or a Docker context at a running engine",
 )
 LOST: Final = EngineFault(
-    "The Docker engine stopped answering.", "check that the engine runs, then run again"
+    "The Docker engine stopped answering.", "check that the engine is running, then run again"
 )
 REFUSED: Final = EngineFault(
     "The Docker engine refused a request of pytest-warmstack.",
     "read the engine's answer above, then run again",
 )
 NO_PERMISSION: Final = EngineFault(
-    "Permission denied by the socket of the Docker engine.",
+    "Permission denied on the socket of the Docker engine.",
     "add this user to the socket's group (sudo usermod -aG docker $USER), then log in again",
 )
 NO_TLS: Final = EngineFault(
@@ -44,31 +44,31 @@ NO_TLS: Final = EngineFault(
 )
 NO_SSH: Final = EngineFault(
     "The SSH connection to the Docker engine failed.",
-    "connect once by hand, with the user and host of that address: ssh USER@HOST docker version",
+    "connect by hand, with the user and host of that address: ssh USER@HOST docker version",
 )
 
 _DISK_HINT: Final = (
     "no space left on device",
-    "free space where the engine keeps images and containers: docker system prune",
+    "free disk space on the engine's machine: docker system prune",
 )
 _REGISTRY_HINTS: Final = (
     _DISK_HINT,
     (
         "toomanyrequests|too many requests",
-        "{login}, since registries allow more pulls to users who are logged in",
+        "{login}: registries allow more pulls after a login",
     ),
     (
         "unauthorized|denied|authentication|no basic auth",
-        "{login}, if you have an account there, and check the name of the image",
+        "check the name of the image; if it is private, log in: {login}",
     ),
     (
         "manifest unknown|not found",
         "check the name and the tag: the registry has no such image",
     ),
 )
-"""Words in the answer of a registry, and what helps; the first that match count.
+"""Patterns of a registry's answer, and the cure for each; the first match counts.
 
-The codes are those of the OCI distribution specification, "Error Codes", and of Docker Hub.
+The codes come from the OCI distribution specification, "Error Codes", and of Docker Hub.
 """
 
 
@@ -84,7 +84,7 @@ class DockerUnavailable(RuntimeUnavailable):
             looked_at=[f"{address} ({source})"],
             todo=[
                 fault.todo,
-                f"docker --host {address} version, to see the engine's own answer",
+                f"see the engine's own answer: docker --host {address} version",
                 EMBEDDED_INSTEAD,
             ],
             place=address,
@@ -105,15 +105,14 @@ class DockerUnavailable(RuntimeUnavailable):
 
     @classmethod
     def no_image(cls, spec: ServerSpec[Any], *, image: str, cause: str) -> Self:
-        """The engine does not have *image*, which is that of *spec*, and can't pull it."""
+        """The engine does not have *image*, the image of *spec*, and can't pull it."""
         return cls(
             f"Could not pull the Docker image {image}{set_by(spec.image_source)}.",
             why=cause,
             todo=[
                 *_hint(cause, _REGISTRY_HINTS, login=_login(image)),
-                f"docker pull {image}, to see the registry's own answer",
-                f"name an image that the engine has, or the same at a mirror, in "
-                f"{spec.image_variable}",
+                f"see the registry's own answer: docker pull {image}",
+                f"set {spec.image_variable} to an image that the engine has, or to a mirror",
                 EMBEDDED_INSTEAD,
             ],
             image=image,
@@ -131,41 +130,41 @@ class ContainerFailed(ServerFailed):
             why=cause,
             todo=[
                 *_hint(cause, [_DISK_HINT]),
-                "read the engine's answer above, or start from nothing: warmstack clean",
+                "read the engine's answer above, or remove the old servers: warmstack clean",
             ],
         )
 
     @classmethod
     def no_memory(cls, *, title: str, place: str, cause: str, log: str) -> Self:
-        """The server had no room for its data, which lies in memory."""
+        """The server ran out of memory, which also holds its data."""
         return cls(
             f"{title} ran out of memory for its data while it was starting in Docker.",
             why=cause,
             looked_at=[place, last_lines(log)],
             todo=[
                 "give the Docker engine more memory (Docker Desktop: Settings, Resources)",
-                "or end what uses it: docker stats, warmstack clean --all-projects",
+                "or stop what uses it: docker stats, warmstack clean --all-projects",
                 EMBEDDED_INSTEAD,
             ],
         )
 
     @classmethod
     def by_contract(cls, spec: ServerSpec[Any], *, image: str, cause: str) -> Self:
-        """The server of *image* answers, but did not take its password or its settings."""
+        """The server of *image* answers, but ignored its password or its settings."""
         return cls(
-            f"{spec.title} from the Docker image {image}{set_by(spec.image_source)} did not take "
-            "its password or its settings.",
+            f"{spec.title} from the Docker image {image}{set_by(spec.image_source)} ignored its "
+            "password or its settings.",
             why=f"it answers, but {cause}",
             todo=[
-                f"let the image's entrypoint take {spec.container('', '').contract}",
-                f"or name another image in {spec.image_variable}",
-                f"or run the image yourself, and name its server: {spec.url_variable}=URL",
+                f"make the image's entrypoint accept {spec.container('', '').contract}",
+                f"or set {spec.image_variable} to another image",
+                f"or run the image yourself and use its server: {spec.url_variable}=URL",
             ],
         )
 
 
 def _hint(cause: str, hints: Iterable[tuple[str, str]], **names: str) -> list[str]:
-    """Return the first of *hints* whose words are in *cause*, if any are."""
+    """Return the first of *hints* whose pattern matches *cause*, if one does."""
     return [hint.format(**names) for words, hint in hints if re.search(words, cause.lower())][:1]
 
 

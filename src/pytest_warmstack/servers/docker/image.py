@@ -216,7 +216,7 @@ class Image:
 
 
 def _is_shell(words: Sequence[str]) -> bool:
-    """Tell whether *words* are a command in Docker's shell form."""
+    """Return whether *words* are a command in Docker's shell form."""
     return len(words) == 3 and words[0].endswith("sh") and words[1] == "-c"
 
 

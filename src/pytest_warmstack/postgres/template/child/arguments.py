@@ -246,7 +246,7 @@ def run(call: Call, urls: Callable[..., Any]) -> None:
     kinds = {each.kind for each in call.arguments}
     with _fail_if_not_awaited(), ExitStack() as stack:
         values = {
-            each.parameter.name: stack.enter_context(_opened(each.kind, urls, call.is_async))
+            each.parameter.name: stack.enter_context(_open(each.kind, urls, call.is_async))
             for each in call.arguments
             if each.kind not in _ASYNC | _GREENLET
         }
@@ -300,7 +300,7 @@ async def _run_in_loop(call: Call, values: dict[str, Any], urls: Callable[..., A
         stack.push_async_callback(engine.dispose)
         for each in call.arguments:
             if each.kind in _ASYNC | _GREENLET:
-                opened = await stack.enter_async_context(_opened_in_loop(each, engine, dsn))
+                opened = await stack.enter_async_context(_open_in_loop(each, engine, dsn))
                 values[each.parameter.name] = opened
         if call.is_async or takes_async:
             result = call(values)
@@ -317,7 +317,7 @@ async def _run_in_loop(call: Call, values: dict[str, Any], urls: Callable[..., A
 
 
 @contextmanager
-def _opened(kind: Kind, urls: Callable[..., Any], is_async: bool) -> Iterator[Any]:  # noqa: FBT001
+def _open(kind: Kind, urls: Callable[..., Any], is_async: bool) -> Iterator[Any]:  # noqa: FBT001
     """Yield an argument that needs no event loop."""
     dsn = urls("postgresql").render_as_string(hide_password=False)
     if kind is Kind.DSN:
@@ -334,7 +334,7 @@ def _opened(kind: Kind, urls: Callable[..., Any], is_async: bool) -> Iterator[An
 
 
 @asynccontextmanager
-async def _opened_in_loop(argument: Argument, engine: Any, dsn: str) -> AsyncIterator[Any]:
+async def _open_in_loop(argument: Argument, engine: Any, dsn: str) -> AsyncIterator[Any]:
     """Yield an argument that belongs to the running loop."""
     from sqlalchemy.ext.asyncio import AsyncSession, async_sessionmaker
     from sqlalchemy.orm import Session, sessionmaker

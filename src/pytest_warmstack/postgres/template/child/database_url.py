@@ -140,7 +140,7 @@ def _driver(text: str) -> str:
 
 
 def _is_async(location: str) -> bool:
-    """Tell whether the env.py in Alembic's script *location* makes an asynchronous engine."""
+    """Return whether the env.py in Alembic's script *location* makes an asynchronous engine."""
     package, colon, rest = location.partition(":")
     home = Path(location)
     if colon and not home.is_absolute():

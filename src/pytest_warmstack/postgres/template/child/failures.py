@@ -158,5 +158,5 @@ def _chain(error: Any) -> Iterator[Any]:
 
 
 def is_project_file(filename: str) -> bool:
-    """Tell whether code is the project's: not a library's, Python's or the child's."""
+    """Return whether code is the project's: not a library's, Python's or the child's."""
     return not filename.startswith(_NOT_PROJECT) and "site-packages" not in Path(filename).parts

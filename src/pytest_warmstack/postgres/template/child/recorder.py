@@ -165,7 +165,7 @@ class Recorder:
         return place(used if used.startswith(self.root + os.sep) else real(path), self.root)
 
     def is_ignored(self, name: str) -> bool:
-        """Tell whether a pattern leaves the file called *name* out."""
+        """Return whether a pattern leaves the file called *name* out."""
         return any(fnmatch.fnmatch(name, pattern) for pattern in self._ignore)
 
     def digests(self, keys: AbstractSet[str], *, own: str = "") -> dict[str, str]:
@@ -220,7 +220,7 @@ class Recorder:
         return self._file_state.digest(key)
 
     def _find_whether_project(self, path: str) -> bool:
-        """Tell whether the code at *path* is the project's: not a library's, Python's or ours."""
+        """Return whether the code at *path* is the project's: not a library's, Python's or ours."""
         is_file = path and not path.startswith("<")
         return bool(is_file) and not real(path).startswith((*_LIBRARIES, f"{_PACKAGE}{os.sep}"))
 
@@ -312,7 +312,7 @@ class Recorder:
         return self._step or None
 
     def _is_data(self, name: str, kind: str) -> bool:
-        """Tell whether a file or folder is the project's: not Python's or the machine's."""
+        """Return whether a file or folder is the project's: not Python's or the machine's."""
         path = f"{real(name)}/"
         if path.startswith(_LIBRARIES):
             return False
@@ -339,7 +339,7 @@ def _with_parents(module: str) -> Iterator[str]:
 
 
 def _is_edited(path: str) -> bool:
-    """Tell whether a file was written after it was compiled."""
+    """Return whether a file was written after it was compiled."""
     try:
         compiled = _stat(importlib.util.cache_from_source(path))
         return _stat(path).st_mtime_ns >= compiled.st_mtime_ns
@@ -348,7 +348,7 @@ def _is_edited(path: str) -> bool:
 
 
 def _reads_code(frame: FrameType, path: Any, kind: str) -> bool:
-    """Tell whether Python reads a file to import it, or to show its code."""
+    """Return whether Python reads a file to import it, or to show its code."""
     if frame.f_code.co_filename.startswith("<frozen importlib"):
         # The import system reads data files as well.
         return kind == "folder" or os.fsdecode(path).endswith(_CODE_FILES)

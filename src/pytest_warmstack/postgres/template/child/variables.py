@@ -119,7 +119,7 @@ def _sample(schema: dict[str, Any], name: str, defs: Any = None) -> Any:
 
 
 def _is_driver_reading() -> bool:
-    """Tell whether a driver, or the guard, reads the variable."""
+    """Return whether a driver, or the guard, reads the variable."""
     frame: Any = sys._getframe(2)  # noqa: SLF001 - as `traceback` does, and for a moment only
     while frame is not None and frame.f_globals.get("__name__") in _ENVIRON_MODULES:
         frame = frame.f_back
