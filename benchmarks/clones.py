@@ -190,7 +190,8 @@ class Suite:
         Return the URL of the server, for asyncpg; a name is to be added.
         """
         hint = json.loads((self.folder / ".pytest_cache/d/warmstack/postgres.json").read_text())
-        place = f"postgres:{hint['password']}@{hint['host']}:{hint['port']}"
+        endpoint = hint["server"]["endpoint"]
+        place = f"postgres:{endpoint['password']}@{endpoint['host']}:{endpoint['port']}"
 
         async def make() -> None:
             connection = await asyncpg.connect(f"postgresql://{place}/postgres", ssl=False)

@@ -113,7 +113,8 @@ def project(folder: Path, **files: str) -> Path:
 
 async def standing(hint: dict[str, str]) -> str:
     """Return the URL of a migrated database on the kept server, as one has it by hand."""
-    place = f"postgres:{hint['password']}@{hint['host']}:{hint['port']}"
+    endpoint = hint["server"]["endpoint"]
+    place = f"postgres:{endpoint['password']}@{endpoint['host']}:{endpoint['port']}"
     connection = await asyncpg.connect(f"postgresql://{place}/postgres", ssl=False)
     template = await connection.fetchval("SELECT datname FROM pg_database WHERE datname ~ '_t_'")
     await connection.execute(f'CREATE DATABASE standing TEMPLATE "{template}"')
@@ -149,7 +150,7 @@ def main() -> None:
             )
             by_hand = {
                 "BENCH_DB": asyncio.run(standing(postgres)),
-                "BENCH_REDIS": f"redis://:{redis['password']}@{redis['host']}:{redis['port']}/99",
+                "BENCH_REDIS": f"redis://:{cache['password']}@{cache['host']}:{cache['port']}/99",
             }
             compare(
                 "warm : by hand, on the same servers",

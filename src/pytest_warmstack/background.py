@@ -30,6 +30,9 @@ CALL_TIMEOUT: Final = 900.0
 Every function that it runs has a shorter timeout, with an error that says what it waited for.
 """
 
+OTHER_LOOP_TIMEOUT: Final = 0.25
+"""Seconds that the loop of another thread may take to end a connection."""
+
 _JOIN_TIMEOUT: Final = 5.0
 """Seconds that the thread may take to end."""
 
@@ -179,13 +182,22 @@ def end_transport(
     closed, or run in another thread, when the test ends.
     """
     if loop.is_running() and not is_running_here(loop):
-        with suppress(RuntimeError):  # The loop has just been closed; the server notices that.
-            loop.call_soon_threadsafe(terminate)
-    elif loop.is_closed():
+        ended = threading.Event()
+
+        def end() -> None:
+            terminate()
+            ended.set()
+
+        with suppress(RuntimeError):  # The loop has just been closed.
+            loop.call_soon_threadsafe(end)
+            # Otherwise SQLAlchemy closes the connection first, in the wrong loop.
+            if ended.wait(OTHER_LOOP_TIMEOUT):
+                return
+    if loop.is_closed():
         with suppress(RuntimeError):  # "Event loop is closed": it can't schedule the last step.
             terminate()
         _close_socket(transport)
-    else:
+    elif not loop.is_running() or is_running_here(loop):
         terminate()
 
 

@@ -16,7 +16,7 @@ from pytest_warmstack import originals, server_specs
 from pytest_warmstack import servers as runtimes
 from pytest_warmstack.background import BackgroundLoop
 from pytest_warmstack.errors import WarmstackError
-from pytest_warmstack.options import NEVER, RuntimeName, Settings
+from pytest_warmstack.options import RuntimeName, Settings
 from pytest_warmstack.servers.errors import RuntimeUnavailable
 from pytest_warmstack.servers.identity import Daemon, Label, Process, Project
 from pytest_warmstack.servers.model import NotOurs, NotReady, OwnRuntime, RunContext, ServerInfo
@@ -95,9 +95,8 @@ def tidy_all(
 
 def begin(idle: float) -> None:
     """Start a background process that calls `sweep`."""
-    if idle != NEVER:
-        with suppress(OSError):
-            Daemon([sys.executable, "-P", "-m", __name__, str(idle)], cwd="/")
+    with suppress(OSError):
+        Daemon([sys.executable, "-P", "-m", __name__, str(idle)], cwd="/")
 
 
 def sweep(idle: float) -> None:

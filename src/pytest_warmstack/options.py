@@ -485,8 +485,8 @@ class Settings(NamedTuple):
     postgres_version: Annotated[
         int | None,
         COUNT,
-        "Major version of an embedded PostgreSQL (default: that of the folder below, or of the"
-        " image's tag)",
+        "Major version of an embedded PostgreSQL (default: that of the programs that you"
+        " name, or of the image's tag)",
     ] = None
     postgres_bin: Annotated[str, PATH, "Folder with the programs of an embedded PostgreSQL"] = ""
     redis_bin: Annotated[str, PATH, "Folder with the program of an embedded Redis"] = ""
@@ -501,7 +501,7 @@ class Settings(NamedTuple):
     postgres_env: Annotated[
         Lines,
         POSTGRES_ENV,
-        "Environment of PostgreSQL, lines like POSTGRES_INITDB_ARGS=--locale-provider=icu",
+        "Variables for PostgreSQL, lines like POSTGRES_INITDB_ARGS=--locale-provider=icu",
     ] = ()
     alembic: Annotated[
         str,
@@ -509,22 +509,22 @@ class Settings(NamedTuple):
         "Alembic's configuration: a file, package.module:function, or none for a project without"
         " Alembic (default: the nearest alembic.ini or pyproject.toml, from the tests to the root)",
     ] = ""
-    alembic_section: Annotated[str, TEXT, "Section of the ini file, as in `alembic -n`"] = "alembic"
+    alembic_section: Annotated[str, TEXT, "Section of alembic.ini, as in `alembic -n`"] = "alembic"
     alembic_x: Annotated[
         Lines, PAIRS, "Arguments for env.py, lines like NAME=VALUE, as in `alembic -x`"
     ] = ()
     schema: Annotated[
         Lines,
         SCRIPTS,
-        "What runs before the migrations, lines of file.sql or package.module:attribute",
+        "What runs before the migrations: lines like file.sql or package.module:attribute",
     ] = ()
     seed: Annotated[
         Lines,
         SCRIPTS,
-        "What runs after the migrations, lines of file.sql or package.module:function",
+        "What runs after the migrations: lines like file.sql or package.module:function",
     ] = ()
     env: Annotated[
-        Lines, ENV, "Environment of the migrations, lines like DATABASE_URL={db_url}"
+        Lines, ENV, "Variables for the migrations, lines like DATABASE_URL={db_url}"
     ] = ()
     depends: Annotated[
         Lines, PATTERNS, "Files that rebuild the template, besides those that the recorder detects"
@@ -533,13 +533,13 @@ class Settings(NamedTuple):
         Lines, PATTERNS, "Files that don't rebuild the template, although a build reads them"
     ] = ()
     keep_templates: Annotated[
-        int, COUNT, "How many templates stay in a kept server: the last used ones"
+        int, COUNT, "How many templates of a project stay on a kept server: the last used ones"
     ] = 8
     keep_failed: Annotated[
         int, LIMIT, "How many databases of failed tests are saved: the latest ones"
     ] = 3
     max_idle: Annotated[
-        float, AGE, "How long any project's kept servers may be unused before a run removes them"
+        float, AGE, "How long a kept server of any project may be unused before a run removes it"
     ] = 7 * 86400.0
     isolation: Annotated[
         Isolation,
@@ -557,12 +557,10 @@ class Settings(NamedTuple):
         REDIS,
         "How Redis is shared: one database per process, or one server per process",
     ] = RedisPlan.SHARED
-    redis_databases: Annotated[int, COUNT, "How many Redis databases a process has, in a row"] = 1
+    redis_databases: Annotated[int, COUNT, "How many consecutive Redis databases a process has"] = 1
     rebuild: Annotated[bool, FLAG, "Build the template, even if there is a current one"] = False
-    start_timeout: Annotated[float, SECONDS, "Deadline for a server to be ready, in seconds"] = 60.0
-    migrate_timeout: Annotated[float, SECONDS, "Deadline for the migrations to end, in seconds"] = (
-        300.0
-    )
+    start_timeout: Annotated[float, SECONDS, "Seconds that a server may take to start"] = 60.0
+    migrate_timeout: Annotated[float, SECONDS, "Seconds that the migrations may take"] = 300.0
     sources: Mapping[str, str] = {}
     file: str = ""
 
@@ -746,11 +744,12 @@ def read(config: "pytest.Config") -> Settings:
     """
     file = config.inipath.name if config.inipath else ""
     here = config.invocation_params.dir
+    beside = [config.inipath.parent] if config.inipath else []
     return resolve(
         _rooted(_command_line(config), here),
         _rooted(environment(os.environ), here),
         ci(os.environ),
-        _rooted(_ini(config, file or "ini file"), config.rootpath),
+        _rooted(_ini(config, file or "ini file"), *beside, config.rootpath),
     )._replace(file=file)
 
 
@@ -815,8 +814,11 @@ NONE: Final = "none"
 """The value that switches off what would be found otherwise."""
 
 
-def _rooted(lookup: Lookup, folder: Path) -> Lookup:
-    """Return *lookup* with its relative paths made absolute: they begin at *folder*."""
+def _rooted(lookup: Lookup, *folders: Path) -> Lookup:
+    """Return *lookup* with its relative paths made absolute: they begin at the last of *folders*.
+
+    Alembic's configuration may also be in one of the others.
+    """
 
     def find(option: Option) -> tuple[object, str] | None:
         found = lookup(option)
@@ -825,6 +827,8 @@ def _rooted(lookup: Lookup, folder: Path) -> Lookup:
         path = str(found[0])
         if option.kind is CONFIG and (is_attribute(path) or path == NONE):
             return found
+        others = folders if option.kind is CONFIG else ()
+        folder = next((each for each in others if (each / path).is_file()), folders[-1])
         return os.path.normpath(folder / path), found[1]
 
     return find

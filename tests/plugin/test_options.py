@@ -176,6 +176,18 @@ def test_alembics_configuration_is_a_path_from_its_place_or_a_function(
     assert chosen == (raw if ":" in raw else str(folder / raw))
 
 
+def test_alembics_configuration_may_be_beside_that_of_pytest(pytester: pytest.Pytester) -> None:
+    """An editor gives pytest a root of its own; then the file is not there."""
+    folder = pytester.mkdir("app")
+    (folder / "pytest.ini").write_text(ini_text("alembic", "shop.ini"))
+    arguments = (f"--rootdir={pytester.path}", "-c", "app/pytest.ini")
+    assert settings(pytester, *arguments).alembic == str(pytester.path / "shop.ini")
+
+    (folder / "shop.ini").touch()
+
+    assert settings(pytester, *arguments).alembic == str(folder / "shop.ini")
+
+
 def test_without_a_choice_every_value_is_its_default(pytester: pytest.Pytester) -> None:
     """Defaults of pytest's own, such as false for a switch, are not taken for the user's word."""
     assert settings(pytester) == Settings()

@@ -448,6 +448,8 @@ class Library:
             result = self.warmstack("clean", "--project", str(self.folder), "--force")
             assert result.ret == 0
         try:
+            # An engine may still be busy with a removal that another process asked for.
+            until(lambda: not self.containers(), "all containers gone", seconds=10)
             assert_nothing_left(self.folder)
         finally:
             # The test has failed; the machine is cleaned all the same.
