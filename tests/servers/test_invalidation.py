@@ -822,7 +822,7 @@ CASES: Final[dict[str, list[Step]]] = {
     ],
     # The schema.
     "a schema, edited": [
-        rebuilt(with_options(schema=("schema.sql",)), "there is a schema now"),
+        rebuilt(with_options(schema=("schema.sql",)), "the layer schema was added"),
         rebuilt(edited("schema.sql", "integer", "bigint"), "schema.sql changed"),
         found(with_options(schema=())),
     ],
