@@ -220,7 +220,7 @@ def test_one_of_another_name_is_found_and_said_in_the_syntax_of_the_file(repo: L
     assert result.ret == pytest.ExitCode.USAGE_ERROR
     result.stderr.fnmatch_lines(
         [
-            "Why: *but there is conf/alembic_prod.ini",
+            "Why: *elsewhere there is conf/alembic_prod.ini",
             '*choose it: warmstack_alembic = "conf/alembic_prod.ini"',
             '*warmstack_alembic = "none"',
         ]

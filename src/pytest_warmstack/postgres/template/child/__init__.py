@@ -1,1 +1,1 @@
-"""The child process that runs the project's own code; imported by nobody else."""
+"""The child process that runs the project's own code. Only that process imports this package."""
