@@ -1,4 +1,4 @@
-"""Which PostgreSQL an embedded server runs: its version, its folder, its wheel, its extensions."""
+"""Which PostgreSQL an embedded server runs: its version, folder, wheel and extensions."""
 
 from __future__ import annotations
 

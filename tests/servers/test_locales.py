@@ -1,4 +1,4 @@
-"""Text in the servers of both runtimes: letters, order and patterns as in the official image."""
+"""Letters, order and patterns in both runtimes are the same as in the official image."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Repositories with several Alembic configurations, and runs that begin in odd places."""
+"""Repositories with several Alembic configurations, and runs that start in unusual places."""
 
 from __future__ import annotations
 

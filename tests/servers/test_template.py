@@ -1,7 +1,7 @@
-"""The template: built once, anew whenever its sources change, sealed last, healed after anything.
+"""The template: built once, rebuilt when its sources change, sealed last, and repaired if damaged.
 
-Where the runtime makes no difference the servers are embedded, and one PostgreSQL serves the
-whole file.
+If the runtime makes no difference, the servers are embedded, and one PostgreSQL serves the whole
+file.
 """
 
 from __future__ import annotations
