@@ -20,6 +20,7 @@ import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import asyncpg
 
@@ -111,7 +112,7 @@ def project(folder: Path, **files: str) -> Path:
     return folder
 
 
-async def standing(hint: dict[str, str]) -> str:
+async def standing(hint: dict[str, Any]) -> str:
     """Return the URL of a migrated database on the kept server, as one has it by hand."""
     endpoint = hint["server"]["endpoint"]
     place = f"postgres:{endpoint['password']}@{endpoint['host']}:{endpoint['port']}"
@@ -148,6 +149,7 @@ def main() -> None:
                 json.loads((remembered / f"{name}.json").read_text())
                 for name in ("postgres", "redis")
             )
+            cache = redis["server"]["endpoint"]
             by_hand = {
                 "BENCH_DB": asyncio.run(standing(postgres)),
                 "BENCH_REDIS": f"redis://:{cache['password']}@{cache['host']}:{cache['port']}/99",

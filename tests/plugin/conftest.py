@@ -1,4 +1,4 @@
-"""What the tests of whole pytest runs share: a clean environment, and a look at what is left."""
+"""Helpers for tests of whole pytest runs: a clean environment, and a check of what is left."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A test that forgets to await does not pass; one that may do without awaiting is left alone."""
+"""A test that forgets to await fails; one that doesn't need to await is left alone."""
 
 from __future__ import annotations
 

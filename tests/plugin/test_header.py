@@ -1,4 +1,4 @@
-"""What the user reads before and after the tests, and when there is nothing to read."""
+"""What the user reads before and after the tests, and when nothing is shown."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
-"""The asynchronous fixtures, in whatever event loop a test runs.
+"""The asynchronous fixtures in every event loop that a test may run in.
 
-In each run two tests a scope use all of them at once, with fixtures of the user's own on top, and
-every warning is an error: a connection that is used in another loop than its own would be told.
+In each run, two tests per scope use all fixtures at once, together with fixtures of the user. Every
+warning is an error, so using a connection in the wrong loop would be noticed.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""The options, as users give them: each in each of its places, and each seen to have its effect."""
+"""The options as users set them: each one in each of its places, with its effect."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Our fixtures among the user's own: overridden, built upon, asked for late, left in a mess."""
+"""The plugin's fixtures among the user's: overridden, built upon, requested late, left dirty."""
 
 from __future__ import annotations
 

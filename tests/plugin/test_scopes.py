@@ -1,4 +1,4 @@
-"""A class's or module's own database, for fixtures of that scope: `db_url` and `db_engine`."""
+"""`db_url` and `db_engine` in the scope of a class or module that shares a database."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""An error that many tests meet is shown whole once, and in one line after that."""
+"""An error that many tests get is shown in full once, and then in one line."""
 
 from __future__ import annotations
 

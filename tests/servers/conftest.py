@@ -1,4 +1,4 @@
-"""Real servers for the tests of this folder: in Docker and embedded, in projects of their own."""
+"""Real servers for the tests in this folder: in Docker and embedded, in projects of their own."""
 
 from __future__ import annotations
 

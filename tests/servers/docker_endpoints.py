@@ -1,6 +1,6 @@
-"""Doors to a Docker engine besides its own socket: forwarders, an ssh server, other engines.
+"""Docker engines at other addresses than the default socket: proxies, an ssh server, other engines.
 
-Each is made and removed by whoever opens it, and nothing of the machine's own is changed.
+Each context manager makes and removes one, and changes nothing else on the machine.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Servers as other people run them: with TLS, behind a pooler, as a standby, half broken."""
+"""External servers: with TLS, behind a pooler, as a standby, or half broken."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
-"""A project with a history of revisions that tests edit, and a shelf of templates built of it.
+"""A project with a history of revisions that tests edit, and templates that are built from it.
 
-No pytest runs in between: the templates are asked for as a run asks for them, in this process.
+No pytest runs in between: the tests request the templates in this process, in the way of a run.
 """
 
 from __future__ import annotations

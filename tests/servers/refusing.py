@@ -1,4 +1,4 @@
-"""A way to a Redis on which answers to chosen commands are replaced, or cut off in the middle."""
+"""A proxy to Redis that replaces the answers to chosen commands, or cuts them off in the middle."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A registry of images on loopback, as far as a pull asks (OCI distribution specification)."""
+"""A registry of images on loopback, complete enough for a pull (OCI distribution specification)."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
-"""Become nobody, and Docker's engine for somebody who is not root. Takes a folder for its files.
+"""Runs a Docker engine as the user nobody, who is not root. Takes a folder for its files.
 
-To be run by root in a mount namespace of its own (`unshare --mount`): what an administrator would
-set up for such a user is laid over the machine's files there, and seen by nobody else.
+Run it as root in a separate mount namespace (`unshare --mount`): it mounts what an administrator
+would set up for such a user over the machine's files, visible only in that namespace.
 """
 
 from __future__ import annotations

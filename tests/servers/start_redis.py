@@ -1,7 +1,7 @@
-"""Have a Redis in Docker, as a run would. For places where the tests themselves can't be.
+"""Starts Redis in Docker in the way of a run, in places where the tests themselves can't run.
 
-Takes the image's name and a folder, which stands for the project. Prints how the server is
-reached, and removes it when its input ends.
+Takes the name of the image, and a folder that represents the project. Prints the address of the
+server, and removes the server when its input ends.
 """
 
 from __future__ import annotations

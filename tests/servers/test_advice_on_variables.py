@@ -1,4 +1,4 @@
-"""The advice for migrations that don't find their database can be followed as it is written."""
+"""The advice for migrations that don't find their database works as it is written."""
 
 from __future__ import annotations
 

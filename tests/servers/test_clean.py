@@ -1,4 +1,4 @@
-"""`warmstack clean` removes what is this project's, and nothing else."""
+"""`warmstack clean` removes what belongs to this project, and nothing else."""
 
 from __future__ import annotations
 

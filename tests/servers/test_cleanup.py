@@ -1,7 +1,7 @@
-"""What is removed without being asked for: in the background, and never what is in use.
+"""The automatic clean-up runs in the background, and never removes what is in use.
 
-The servers here are made to look ten years old, and the age that counts is nearly as long: so no
-other kept server of this machine can be meant.
+The servers in these tests look ten years old, and the age limit is nearly as long, so that no other
+kept server on this machine is affected.
 """
 
 from __future__ import annotations

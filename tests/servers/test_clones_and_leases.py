@@ -1,4 +1,4 @@
-"""A database and a Redis of its own: for every test, every process, every run at once."""
+"""Every test, every process and every concurrent run has its own database and Redis."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The command `warmstack` where a project is odd, lacks something, or where there is none."""
+"""The command `warmstack` in unusual or incomplete projects, and without any project."""
 
 from __future__ import annotations
 

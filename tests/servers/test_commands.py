@@ -1,4 +1,4 @@
-"""The command `warmstack`: what it shows, makes ready, opens and explains."""
+"""The command `warmstack`: what it shows, prepares, opens and explains."""
 
 from __future__ import annotations
 

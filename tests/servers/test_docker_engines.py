@@ -1,6 +1,6 @@
-"""Engines behind other doors than the default socket, each of them a real one.
+"""Engines at other addresses than the default socket, all of them real.
 
-Wherever loopback leads to the engine's machine, the servers are there and nowhere else.
+If loopback leads to the engine's machine, the servers listen there and nowhere else.
 """
 
 from __future__ import annotations

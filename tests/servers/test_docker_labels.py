@@ -1,6 +1,6 @@
-"""Containers bear labels of ours, never a reaper's; what others own is left alone.
+"""Containers have labels of pytest-warmstack, never a reaper's; other containers are left alone.
 
-And what a run says and does where there is no image, or no engine.
+This file also tests what a run does if an image is missing or the engine doesn't answer.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""However a run ends, nothing of it is left; what a killed run leaves, the next one removes."""
+"""However a run ends, nothing is left; the next run removes what a killed run leaves behind."""
 
 from __future__ import annotations
 

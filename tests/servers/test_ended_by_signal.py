@@ -1,4 +1,4 @@
-"""SIGTERM and SIGHUP at any moment: the servers go, and the exit status tells the signal."""
+"""After SIGTERM or SIGHUP at any moment, the servers are gone and the exit status is right."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Servers that somebody else runs: used as ours are, and nothing of theirs is touched."""
+"""External servers behave like managed ones, and other data on them is never touched."""
 
 from __future__ import annotations
 

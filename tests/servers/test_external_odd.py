@@ -1,4 +1,4 @@
-"""Servers that somebody else runs in ways of their own: used as far as can be, else explained."""
+"""External servers with an unusual set-up work if possible; otherwise an error explains why not."""
 
 from __future__ import annotations
 

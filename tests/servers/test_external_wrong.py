@@ -1,4 +1,4 @@
-"""URLs that lead nowhere, or to something else: told at once, while a server may still come up."""
+"""URLs of no server, or of another kind: reported at once, unless the server may still start."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
-"""The engine, the operating system or a folder fails: told in words of this package, in one line.
+"""Failures of the engine, the operating system or a folder become one-line errors of this package.
 
-What can't be removed at the end of a run is no failure of its tests.
+If something can't be removed at the end of a run, the tests still pass.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """A new user: an application with settings at import, stock asynchronous Alembic, FastAPI, streams.
 
-Only what the messages say is done.
+The tests do only what the messages say.
 """
 
 from __future__ import annotations

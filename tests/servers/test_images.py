@@ -1,4 +1,4 @@
-"""Images of all kinds: each is started by its own entrypoint, or the error says what it lacks.
+"""Images of all kinds: their own entrypoints start them, or the error says what they lack.
 
 The variants in tests/images/variants are built on the images that the other tests use.
 """

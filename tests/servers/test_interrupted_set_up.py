@@ -1,4 +1,4 @@
-"""A timeout, Ctrl-C or the like in lazy set-up ends one test, and the next one has its servers."""
+"""A timeout or Ctrl-C during lazy set-up ends one test; the next one still gets its servers."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
-"""What a change to a project costs: its template is found, extended from somewhere, or rebuilt.
+"""What happens to a template after a change: it is found, extended or rebuilt.
 
-One embedded PostgreSQL serves the whole file, and templates of the project as it was stay in it.
+One embedded PostgreSQL serves the whole file, and keeps templates of the unchanged project.
 """
 
 from __future__ import annotations
@@ -822,7 +822,7 @@ CASES: Final[dict[str, list[Step]]] = {
     ],
     # The schema.
     "a schema, edited": [
-        rebuilt(with_options(schema=("schema.sql",)), "there is a schema now"),
+        rebuilt(with_options(schema=("schema.sql",)), "the layer schema was added"),
         rebuilt(edited("schema.sql", "integer", "bigint"), "schema.sql changed"),
         found(with_options(schema=())),
     ],

@@ -1,4 +1,4 @@
-"""What keeps tests apart: a clone each, one for a class or module, or a rollback; the engines."""
+"""Isolation of tests: clones for tests, classes or modules, or a rollback; and the engines."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Databases of failed tests: kept with what the test left in them, named, few, and opened again."""
+"""Databases of failed tests are saved with their data, named, limited in number, and reopened."""
 
 from __future__ import annotations
 

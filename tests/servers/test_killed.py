@@ -1,4 +1,4 @@
-"""kill -9 in every state: the next run passes, and after its sweep nothing of the dead is left."""
+"""After kill -9 in any state, the next run passes, and its sweep removes what is left."""
 
 from __future__ import annotations
 

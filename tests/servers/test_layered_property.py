@@ -1,7 +1,7 @@
-"""Whatever is done to a history of revisions: the layered build gives what one from nothing gives.
+"""Property test: a layered build gives the same database as a new build, whatever edits came first.
 
-And the header tells the truth: as many revisions are run as it says. More examples, and others each
-time: WARMSTACK_TEST_EXAMPLES=200.
+The header must also be right: it reports as many revisions as are run. To try more and different
+examples, set WARMSTACK_TEST_EXAMPLES=200.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Whatever a test leaves behind, the next one has a clean database, and the clone still goes."""
+"""Whatever a test leaves behind, the next test has a clean database, and the clone is dropped."""
 
 from __future__ import annotations
 

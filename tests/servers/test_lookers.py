@@ -1,4 +1,4 @@
-"""A look at a server is no use of it: it keeps none from being replaced or removed."""
+"""Inspecting a server doesn't count as a use: it can still be replaced or removed."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Connections that a test opens in another event loop than its own: used there, and ended."""
+"""Connections that a test opens in other event loops than its own work, and are closed."""
 
 from __future__ import annotations
 

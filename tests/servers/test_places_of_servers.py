@@ -1,4 +1,4 @@
-"""Where embedded servers put their files, where the usual place is small or becomes full."""
+"""Where embedded servers put their files if the usual place is small or becomes full."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The user's own settings and variables of PostgreSQL: they arrive, and a change replaces it."""
+"""The user's settings and variables reach PostgreSQL, and a change replaces the server."""
 
 from __future__ import annotations
 

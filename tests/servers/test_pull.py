@@ -1,4 +1,4 @@
-"""Pulls from a registry: they show how far they have come, and tell why they fail."""
+"""Pulls from a registry show their progress, and explain why they fail."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What of Redis a process has: databases of its own, empty and as it was; or a whole server."""
+"""How Redis is shared: each process leases clean databases of its own, or a whole server."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""PostgreSQL refuses a statement of the plugin, or goes away: an error that says what and why."""
+"""If PostgreSQL refuses a statement of the plugin, or stops, an error says what failed and why."""
 
 from __future__ import annotations
 

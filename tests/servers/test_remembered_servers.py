@@ -1,4 +1,4 @@
-"""A remembered server is used as long as a run asks for the same; else it is chosen again."""
+"""A remembered server is used until a run has other settings; then a runtime is chosen again."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""With --reuse-containers the next run finds the servers and the template of the last one."""
+"""With --reuse-containers, the next run finds the servers and the template of the last one."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
-"""What each runtime promises: to start, find, heal, replace and remove servers.
+"""The contract of a runtime: it starts, finds, repairs, replaces and removes servers.
 
-Straight against the runtimes, with the real descriptions of both servers.
+These tests use the runtimes directly, with the real specs of both servers.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Databases that something else than Alembic makes, or makes more of: schema, seed, own layers.
+"""Databases that are made, or completed, without Alembic: schema, seed, custom layers.
 
 One embedded PostgreSQL serves the whole file.
 """

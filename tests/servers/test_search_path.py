@@ -1,4 +1,4 @@
-"""The project's code is found where the tests find it, ahead of what is installed."""
+"""The project's code finds modules where the tests find them, before installed packages."""
 
 from __future__ import annotations
 

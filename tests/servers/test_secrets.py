@@ -1,4 +1,4 @@
-"""No secret is printed or written: planted ones are looked for in all that a run tells."""
+"""Secrets are never printed or written: these tests plant some and search all output for them."""
 
 from __future__ import annotations
 

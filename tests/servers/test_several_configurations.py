@@ -1,4 +1,4 @@
-"""Repositories with several Alembic configurations, and runs that begin in odd places."""
+"""Repositories with several Alembic configurations, and runs that start in unusual places."""
 
 from __future__ import annotations
 
@@ -198,9 +198,9 @@ def test_tests_without_one_stop_the_run_where_there_are_some_below(repo: Library
     assert result.ret == pytest.ExitCode.USAGE_ERROR
     result.stderr.fnmatch_lines(
         [
-            "ERROR: No Alembic configuration was found for the tests that ask for a database.",
-            "Why: *but there is services/orders/alembic.ini, services/users/alembic.ini",
-            "*the one for all tests: warmstack_alembic = services/orders/alembic.ini",
+            "ERROR: Could not find an Alembic configuration for the tests that use a database.",
+            "Why: *elsewhere there is services/orders/alembic.ini, services/users/alembic.ini",
+            "*choose one for all tests: warmstack_alembic = services/orders/alembic.ini",
             "*warmstack_alembic = none",
         ]
     )
@@ -220,8 +220,8 @@ def test_one_of_another_name_is_found_and_said_in_the_syntax_of_the_file(repo: L
     assert result.ret == pytest.ExitCode.USAGE_ERROR
     result.stderr.fnmatch_lines(
         [
-            "Why: *but there is conf/alembic_prod.ini",
-            '*name it: warmstack_alembic = "conf/alembic_prod.ini"',
+            "Why: *elsewhere there is conf/alembic_prod.ini",
+            '*choose it: warmstack_alembic = "conf/alembic_prod.ini"',
             '*warmstack_alembic = "none"',
         ]
     )
@@ -234,7 +234,7 @@ def test_workers_of_xdist_say_it_in_their_tests(repo: Library) -> None:
     result = repo.run(REUSE, "-n2", "tests")
 
     result.assert_outcomes(errors=1, passed=1)
-    result.stdout.fnmatch_lines(["No Alembic configuration was found for the tests*"])
+    result.stdout.fnmatch_lines(["Could not find an Alembic configuration for the tests*"])
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""Clones that stand ready: in a run ahead of its tests, and in a kept server between runs."""
+"""Ready clones: those that a run makes ahead of its tests, and those that a kept server stores."""
 
 from __future__ import annotations
 

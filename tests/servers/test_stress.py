@@ -1,6 +1,6 @@
-"""Many processes at once on the same servers, each writing all the time: nobody sees another.
+"""Many processes write to the same servers all the time, and none sees another's data.
 
-The sizes are what `.ci/run` has time for; `make stress` sets larger ones.
+The sizes suit the time that `.ci/run` has; `make stress` uses larger ones.
 """
 
 from __future__ import annotations

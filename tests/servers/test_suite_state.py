@@ -1,4 +1,4 @@
-"""What fixtures of a wider scope set up in Redis is the suite's; what tests do there is undone."""
+"""What fixtures of a wider scope set up in Redis is kept; what tests change there is undone."""
 
 from __future__ import annotations
 

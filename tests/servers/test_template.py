@@ -1,7 +1,7 @@
-"""The template: built once, anew whenever its sources change, sealed last, healed after anything.
+"""The template: built once, rebuilt when its sources change, sealed last, and repaired if damaged.
 
-Where the runtime makes no difference the servers are embedded, and one PostgreSQL serves the
-whole file.
+If the runtime makes no difference, the servers are embedded, and one PostgreSQL serves the whole
+file.
 """
 
 from __future__ import annotations
@@ -372,7 +372,7 @@ def test_migrations_that_end_without_reaching_the_heads_are_an_error(
     ("line", "words"),
     [
         ("import sys; sys.exit(0)", "SystemExit: 0"),
-        ("import os; os._exit(0)", "exit status 0 before its end"),
+        ("import os; os._exit(0)", "ended early with exit status 0"),
         ("def broken(:", "SyntaxError"),
         ("raise KeyError('DATABASE_URL')", "KeyError: 'DATABASE_URL'"),
     ],

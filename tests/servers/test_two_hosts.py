@@ -1,4 +1,4 @@
-"""Two machines with one PostgreSQL and one Redis between them, as hosts of a CI have."""
+"""Two machines that share one PostgreSQL and one Redis, like the hosts of a CI system."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The project's own URL on its way to the migrations, with all that it says."""
+"""The project's own URL, with all its options, on its way to the migrations."""
 
 from __future__ import annotations
 

@@ -485,7 +485,7 @@ def test_a_layer_that_is_gone_is_told() -> None:
     case = Case([base(), alembic(ONE)], [base(), alembic(ONE), seed("a.sql")])
 
     assert (case.common, case.begins) == ((1, False), 0)
-    assert case.why == "there is no seed any more"
+    assert case.why == "the layer seed was removed"
 
 
 def test_a_layer_that_came_before_another_is_told() -> None:
@@ -496,7 +496,7 @@ def test_a_layer_that_came_before_another_is_told() -> None:
     )
 
     assert (case.common, case.begins) == ((0, False), 0)
-    assert case.why == "there is a schema now"
+    assert case.why == "the layer schema was added"
 
 
 def test_a_step_at_the_end_of_a_layer_that_is_not_the_last_is_told() -> None:

@@ -203,7 +203,7 @@ def test_a_process_that_ends_before_its_time_is_told_with_how_and_where(
     told = builder().ask(target, at=at, write="the last word\n", **do)
 
     assert told == {
-        "error": f"the process ended{how} before its end",
+        "error": f"the process ended early{how}",
         "where": at,
         "output": "the last word",
     }
@@ -254,7 +254,7 @@ def test_a_process_that_is_late_is_ended_and_told_with_what_it_was_doing(
     line = STAND_IN.splitlines().index("    time.sleep(60)") + 1
     text = str(caught.value)
     assert text.startswith("The migrations did not finish within 0.5 seconds.\n")
-    assert "still running in revision 0002 at the deadline" in text
+    assert "still running in revision 0002, and was stopped" in text
     assert "PostgreSQL: LOCK TABLE a (waits)" in text
     assert f"Python: {tmp_path}/warmstack_stand_in.py, line {line}, in wait" in text
     assert "waiting with ***" in text
@@ -273,7 +273,7 @@ def test_a_request_that_is_given_up_ends_at_once(builder: Make, target: Target) 
     made.discard()
     waiting.join(10)
 
-    assert [each["error"] for each in told] == ["the process ended by SIGKILL before its end"]
+    assert [each["error"] for each in told] == ["the process ended early by SIGKILL"]
     assert not is_running(pid)
 
 

@@ -329,7 +329,7 @@ def test_a_line_names_a_function_or_the_metadata_of_models(module: str) -> None:
 def test_a_line_that_names_something_else_is_refused(module: str, name: str, value: str) -> None:
     """The error tells what it is, and what it should be."""
     with pytest.raises(
-        BuildFailure, match=f"{module}:{name} is {value}, a .*; it has to be a MetaData or"
+        BuildFailure, match=f"{module}:{name} is {value}, a .*; it must be a MetaData or"
     ):
         find(f"{module}:{name}", "")
 

@@ -275,7 +275,7 @@ def test_an_engine_behind_ssh_needs_the_program(
     with pytest.raises(DockerUnavailable) as caught:
         Engine()
 
-    assert "Why: there is no program `ssh` here, such as OpenSSH's client" in str(caught.value)
+    assert "Why: the program `ssh` is not installed" in str(caught.value)
     assert "ssh://me@build (DOCKER_HOST)" in str(caught.value)
     assert caught.value.brief_reason == (
         "The SSH connection to the Docker engine failed at ssh://me@build"

@@ -388,7 +388,7 @@ def test_the_configuration_to_name_is_written_as_the_file_in_use_needs_it() -> N
     toml = TemplateFailed.elsewhere(**given, file="pyproject.toml")
     ini = TemplateFailed.elsewhere(**given, file="tox.ini")
 
-    assert toml.todo[0] == 'in pyproject.toml, name it: warmstack_alembic = "a/alembic.ini"'
+    assert toml.todo[0] == 'in pyproject.toml, choose it: warmstack_alembic = "a/alembic.ini"'
     assert toml.todo[1].endswith('warmstack_alembic = "none"')
     assert ini.todo[0].endswith("warmstack_alembic = a/alembic.ini")
 

@@ -141,7 +141,7 @@ def test_what_everything_stands_on_is_the_version_and_what_is_declared(root: Pat
         base().key != Base("16.14", Settings(depends_ignore=("data/*",)), FileState(str(root))).key
     )
     planned = base("16.14", "sql", "nowhere").plan(NOWHERE)
-    assert planned.remark == " (warmstack_depends: nothing is there for nowhere)"
+    assert planned.remark == " (warmstack_depends: no files found for nowhere)"
     assert base("16.14", "sql").plan(NOWHERE).remark == ""
     assert set(planned.needs) == {"glob:sql", "glob:nowhere"}
     assert planned.steps == ()
@@ -334,4 +334,4 @@ def test_a_hook_that_returns_no_list_is_told_as_such(root: Path, result: object)
     with pytest.raises(TemplateFailed, match=f"{type(result).__name__} can't be used") as caught:
         make(Settings(), root, FileState(str(root)), None, [[Search()], result])
 
-    assert "the hook has to return a list of layers" in str(caught.value)
+    assert "the hook must return a list of layers" in str(caught.value)

@@ -156,7 +156,7 @@ def test_a_limit_of_memory_counts_where_files_lie_in_memory(
     world("tmp")
 
     assert chosen() == "tmp"
-    assert "80 MB are free: that is too small, as far as the memory limit" in str(caught.value)
+    assert "80 MB are free: that is too small, because of the memory limit" in str(caught.value)
 
 
 def test_this_machines_own_places_are_recognised() -> None:

@@ -194,11 +194,11 @@ def test_a_record_tells_what_its_layers_hold() -> None:
 
 def test_a_warning_is_told_once_at_its_end() -> None:
     """One about what everything stands on too, which has no words of its own."""
-    warned = LayerRecord(BASE, "b", remark=" (nothing is there for sql)")
+    warned = LayerRecord(BASE, "b", remark=" (no files found for sql)")
     unseen = revisions(0, remark=" (1 revision file that Alembic does not see)")
 
     assert Record(1.5, "run", (warned, revisions(9), seed("a.sql"))).text == (
-        "9 revisions, seed a.sql (nothing is there for sql)"
+        "9 revisions, seed a.sql (no files found for sql)"
     )
     assert record(unseen).text == "0 revisions (1 revision file that Alembic does not see)"
 

@@ -485,7 +485,7 @@ def test_a_project_without_layers_has_an_empty_database(depends: list[str]) -> N
         made = ensure_of(server, [], Files({"glob:sql": "1"}), settings=settings)
         assert made.origin == origin
         assert made.text.startswith("an empty database")
-        assert ("nothing is there for nowhere" in made.text) is (depends == ["nowhere"])
+        assert ("no files found for nowhere" in made.text) is (depends == ["nowhere"])
 
 
 def test_templates_that_say_nothing_that_we_understand_are_left_alone() -> None:

@@ -1,4 +1,4 @@
-"""A Redis server: how one runs in Docker or as a native process, and what happens inside it."""
+"""A Redis server: how to run it in Docker or as a native process, and everything inside it."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ from pytest_warmstack.servers.identity import Service
 from pytest_warmstack.servers.model import Container, Native, ServerSpec, major_of
 
 OPTIONS: Final[Mapping[str, str]] = {
-    # One database for each process, and all processes share one server; 16 are soon used up.
+    # Processes share one server, and each needs its own databases; 16 are not enough.
     "databases": "256",
-    # Nothing has to survive.
+    # No data has to survive.
     "save": '""',
     "appendonly": "no",
 }
-"""Settings of the server, the same for every runtime."""
+"""Settings of the server in every runtime."""
 
 PROGRAMS: Final = ("redis-server", "valkey-server")
 
@@ -27,7 +27,7 @@ _NETWORK: Final = ("--port", "6379", "--bind", "0.0.0.0", "--daemonize", "no")  
 
 
 def spec(settings: Settings, number: int = 0) -> ServerSpec[Admin]:
-    """Return the spec of the server that *settings* ask for; *number* 0 is the shared one."""
+    """Return the spec of the server that *settings* ask for; *number* 0 is the shared server."""
     return ServerSpec(
         service=Service.REDIS,
         title=TITLE,
@@ -51,9 +51,9 @@ def spec(settings: Settings, number: int = 0) -> ServerSpec[Admin]:
 def server_settings(fingerprint: str, password: str) -> list[Sequence[str]]:
     """Return the name and the values of each setting.
 
-    The server tells its fingerprint as its syslog-ident, which it doesn't use unless it logs to
-    syslog. Every user of the machine can read its arguments, so they have a digest of the password
-    (Redis documentation, ACL SETUSER). The plugin has its own user: a test may change `default`.
+    The server reports its fingerprint as its syslog-ident, which it only uses if it logs to syslog.
+    Every user of the machine can read arguments, so they contain a digest of the password (Redis
+    documentation, ACL SETUSER). The plugin has its own user: a test may change `default`.
     """
     rules = ("on", "~*", "&*", "+@all", f"#{hashlib.sha256(password.encode()).hexdigest()}")
     return [
@@ -64,9 +64,9 @@ def server_settings(fingerprint: str, password: str) -> list[Sequence[str]]:
 
 
 def _container(password: str, fingerprint: str) -> Container:
-    """Return what the official image takes, and Valkey's, redis-stack's and bitnami's.
+    """Return settings for the official image, and those of Valkey, redis-stack and bitnami.
 
-    redis-stack's scripts take arguments as REDIS_ARGS; bitnami's require REDIS_PASSWORD.
+    redis-stack's scripts read arguments from REDIS_ARGS; bitnami's require REDIS_PASSWORD.
     """
     settings = server_settings(fingerprint, password)
     words = [word for name, *values in settings for word in (f"--{name}", *values)]

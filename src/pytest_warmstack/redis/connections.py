@@ -1,4 +1,4 @@
-"""Connections to Redis: the plugin's own, and those of the clients that tests get.
+"""Connections to Redis: the plugin's own, and those of the clients in tests.
 
 No other module imports redis-py.
 """
@@ -50,7 +50,7 @@ SECRET_SETTINGS: Final = frozenset(
 """Settings that are neither stored nor restored; `masterauth` is `primaryauth` in Valkey."""
 
 NAME: Final = "pytest-warmstack"
-"""The beginning of the name of every connection of the plugin that uses the server."""
+"""The beginning of the names of the plugin's connections that use a server."""
 
 USED: Final = f"{NAME}:used"
 """The key with the time at which the last run ended, in seconds since the epoch."""
@@ -59,36 +59,36 @@ USER: Final = NAME
 """The plugin's own user on a managed server, so that a test may change the user `default`."""
 
 BUSY: Final = "BUSY"
-"""The code of a server's answers while a script blocks it."""
+"""The error code of a server that a script blocks."""
 
 COMMAND_TIMEOUT: Final = 30.0
 """Seconds that a server may take to answer one command."""
 
 _MAX_DATABASES: Final = 1024
-"""Databases that are counted on a server that hides its settings."""
+"""How many databases are counted at most, on a server that hides its settings."""
 
 _SHOWN_LENGTH: Final = 60
-"""Characters of each argument of a command that an error shows; twice as many of the command."""
+"""How many characters of an argument an error shows; of the whole command, twice as many."""
 
 _IGNORED_OPTIONS: Final = frozenset(
     {"db", "connection_class", "max_connections", "health_check_interval"}
 )
-"""Options of a URL that are for redis-py's clients, not for a connection."""
+"""Options of a URL that redis-py's clients use, but not its connections."""
 
 _CODES: Final = {NoPermissionError: "NOPERM", OutOfMemoryError: "OOM", ReadOnlyError: "READONLY"}
-"""The codes that redis-py cuts off an answer, because its class tells them (`parse_error`)."""
+"""The codes that redis-py removes from an answer, because the class shows them (`parse_error`)."""
 
 _HINTS: Final = {
-    "OOM": "give it more memory: CONFIG SET maxmemory 0 lifts the limit",
-    "NOPERM": "give the user the right: ACL SETUSER NAME ~* &* +@all",
-    "READONLY": "it follows another server: REPLICAOF NO ONE ends that",
-    "MISCONF": 'it can\'t write its data to a disk: CONFIG SET save "" ends the attempts',
+    "OOM": "give the server more memory: CONFIG SET maxmemory 0 removes the limit",
+    "NOPERM": "give the user the permission: ACL SETUSER NAME ~* &* +@all",
+    "READONLY": "stop the replication of another server: REPLICAOF NO ONE",
+    "MISCONF": 'stop the attempts to write the data to disk, which fail: CONFIG SET save ""',
 }
-"""What helps, by the code that an answer begins with."""
+"""The cure, by the code at the beginning of an answer."""
 
 
 class CommandRefused(ServerFailed):
-    """Redis refused a *command* of the plugin; *answer* is its reason, *hints* are cures."""
+    """Redis refused a *command* of the plugin; *answer* is the reason, *hints* are cures."""
 
     command = answer = ""
     hints: Sequence[str] = ()
@@ -115,14 +115,14 @@ class Client(NamedTuple):
 
     @property
     def is_waiting(self) -> bool:
-        """Whether it is blocked (BLPOP), subscribed to a channel, or a monitor, by its flags."""
+        """Whether its flags say that it is blocked (BLPOP), subscribed, or a monitor."""
         return not {"b", "P", "O"}.isdisjoint(self.flags)
 
 
 class Admin:
-    """The plugin's connection to a server, which is never renewed: the lease depends on it.
+    """The plugin's connection to a server. It never reconnects, because the lease depends on it.
 
-    So it is a bare `Connection` of redis-py: its clients reconnect.
+    So it is a bare `Connection` of redis-py, whose clients would reconnect.
     """
 
     def __init__(self, endpoint: Endpoint, connection: Any) -> None:
@@ -139,7 +139,8 @@ class Admin:
         """Connect to the server with this *fingerprint*, within *timeout* seconds.
 
         An external server has no fingerprint. Raises `NotReady` if nothing answers yet, `NotOurs`
-        if it is another server or refuses the login, and `ServerFailed` if it can't be used.
+        if another server answers or refuses the login, and `ServerFailed` if the server can't be
+        used.
         """
         _probe(endpoint, timeout)
         admin = cls(endpoint, _new_connection(endpoint, timeout))
@@ -151,12 +152,12 @@ class Admin:
         return admin
 
     def _log_in(self, fingerprint: str) -> str:
-        """Log in, check the fingerprint, and return what INFO tells of the server."""
+        """Log in, check the fingerprint, and return the server's answer to INFO."""
         # A managed service often refuses CONFIG.
         ident = [("CONFIG", "GET", "syslog-ident")] if fingerprint else []
         try:
             _connect_as(USER if fingerprint else "", self._connection)
-            # A server that still loads its data refuses PING.
+            # A server that is still loading its data refuses PING.
             _, info, self.id, *idents = self.commands(
                 ("PING",), ("INFO", "server"), ("CLIENT", "ID"), *ident
             )
@@ -181,7 +182,7 @@ class Admin:
         return str(info)
 
     def _check(self, info: str) -> None:
-        """Read the version from *info*; raise if the server is too old, or is no Redis."""
+        """Read the version from *info*; raise if the server is too old, or isn't Redis."""
         facts = dict(line.partition(":")[::2] for line in info.splitlines())
         self.version = facts.get("redis_version", "")
         if not re.match(r"\d+\.\d+", self.version):
@@ -210,10 +211,10 @@ class Admin:
         return list(self.stream(*commands))
 
     def stream(self, *commands: Sequence[str | int]) -> Iterator[Any]:
-        """Send several commands at once and yield each answer as it comes.
+        """Send several commands at once, and yield each answer as it comes.
 
-        Read all answers before the next command. Raises like `command`; if one command is refused,
-        the answers to those after it are dropped.
+        Read all answers before you send the next command. Raises like `command`; if one command is
+        refused, the answers to later ones are dropped.
         """
         refusal = None
         for answer in self._receive(commands):
@@ -225,19 +226,19 @@ class Admin:
             raise refusal
 
     def attempt(self, *commands: Sequence[str | int]) -> list[Any]:
-        """Return the answers to several commands; None for each command that is refused."""
+        """Return the answers to several commands; None for each refused one."""
         answers = self._receive(commands)
         return [None if isinstance(each, CommandRefused) else each for each in answers]
 
     def _receive(self, commands: Sequence[Sequence[str | int]]) -> Iterator[Any]:
-        """Send *commands* and yield each answer, or the `CommandRefused` that takes its place.
+        """Send *commands* and yield each answer, or a `CommandRefused` in its place.
 
-        All errors of redis-py become errors of this package here.
+        This is where errors of redis-py become errors of this package.
         """
         connection = self._connection
         if self._unread:
             self._lose(RuntimeError("an interrupted command left unread answers"))
-        if self._cause:  # redis-py would reconnect, without the lease.
+        if self._cause:  # redis-py would reconnect and lose the lease.
             raise ServerFailed.lost(title=TITLE, cause=self._cause)
         self._unread = len(commands)
         try:
@@ -260,7 +261,7 @@ class Admin:
         return ServerFailed.lost(title=TITLE, cause=self._cause)
 
     def forbidden(self, answer: str) -> ServerFailed:
-        """Return the error for an answer for which `is_forbidden` is true."""
+        """Return the error for an *answer* that `is_forbidden`."""
         return ServerFailed.forbidden(
             place=self.endpoint.place, user=self.endpoint.user, cause=answer
         )
@@ -270,7 +271,7 @@ class Admin:
         return parse_clients(self.command("CLIENT", "LIST"))
 
     def databases(self) -> int:
-        """Return the number of databases, counting them if the server hides its settings."""
+        """Return the number of databases; count them if the server hides its settings."""
         with suppress(CommandRefused, IndexError):
             return int(self.command("CONFIG", "GET", "databases")[1])
         number = 1
@@ -281,7 +282,7 @@ class Admin:
         return number
 
     def filled(self) -> dict[int, int]:
-        """Return the number of keys in each database that is not empty."""
+        """Return the number of keys in each non-empty database."""
         keyspace = self.command("INFO", "keyspace")
         return {int(db): int(keys) for db, keys in re.findall(r"db(\d+):keys=(\d+)", keyspace)}
 
@@ -290,7 +291,7 @@ class Admin:
         return sum(each.name.startswith(NAME) and each.id != self.id for each in self.clients())
 
     def used(self) -> float:
-        """Return when the last run ended, in seconds since the epoch; 0 if none ended yet."""
+        """Return when the last run ended, in seconds since the epoch; 0 if no run has ended."""
         times = [0.0]
         for home in sorted({0, self.databases() - 1}):
             _, stored = self.commands(("SELECT", home), ("GET", USED))
@@ -324,7 +325,7 @@ def is_forbidden(answer: str) -> bool:
 
 
 def command_text(words: Sequence[str | int]) -> str:
-    """Return a command as an error shows it: on one line, with passwords masked, and cut."""
+    """Return a command for an error: on one line, shortened, with passwords masked."""
     name, *rest = (" ".join(str(word).split()) for word in words)
     if name == "AUTH":
         rest = ["***"]
@@ -342,7 +343,7 @@ def _cut(text: str, length: int) -> str:
 
 
 def _full_text(error: Exception) -> str:
-    """Return a server's answer, with the code that redis-py cut off."""
+    """Return a server's answer, with the code that redis-py removed."""
     codes = (code for kind, code in _CODES.items() if isinstance(error, kind))
     return " ".join([*codes, str(error)])
 
@@ -359,7 +360,7 @@ class _Plain(Connection):
 
 
 class _OverTls(SSLConnection, _Plain):
-    """The same with TLS, which redis-py puts around the socket."""
+    """A `_Plain` with TLS, which redis-py wraps around the socket."""
 
 
 def _new_connection(endpoint: Endpoint, timeout: float) -> Connection:
@@ -369,7 +370,7 @@ def _new_connection(endpoint: Endpoint, timeout: float) -> Connection:
         options |= {
             "client_name": LOOKER if endpoint.looks else NAME,
             "decode_responses": True,
-            # What a test writes may be no text, and must be sent back as it was.
+            # What a test writes may not be text, and must be sent back unchanged.
             "encoding_errors": "surrogateescape",
             "protocol": 2,
             "retry": Retry(NoBackoff(), 0),
@@ -384,7 +385,7 @@ def _new_connection(endpoint: Endpoint, timeout: float) -> Connection:
 
 
 def _connect_as(user: str, connection: Connection) -> None:
-    """Connect as *user*; as the user of the URL if a test has removed *user*, or it is empty."""
+    """Connect as *user*, or as the user in the URL if *user* is empty or a test removed it."""
     if user:
         with suppress(AuthenticationError):
             connection.username = user
@@ -395,9 +396,9 @@ def _connect_as(user: str, connection: Connection) -> None:
 
 
 def _is_tls_refusal(error: BaseException | None) -> bool:
-    """Return whether *error* is a failure of TLS that waiting won't cure."""
+    """Return whether *error* is a failure of TLS that another attempt won't cure."""
     while error is not None:
-        # A server that hangs up during the handshake may be starting.
+        # A server that closes the connection during the handshake may be starting.
         if isinstance(error, ssl.SSLError) and not isinstance(error, ssl.SSLEOFError):
             return True
         error = error.__cause__ or error.__context__
@@ -407,12 +408,12 @@ def _is_tls_refusal(error: BaseException | None) -> bool:
 def _probe(endpoint: Endpoint, timeout: float) -> None:
     """Raise `NotReady` if nothing answers within *timeout* seconds, `NotOurs` if it isn't Redis.
 
-    A connection of redis-py has one timeout, which has to be long enough for all commands.
+    A connection of redis-py has a single timeout, which must be long enough for all commands.
     """
     try:
         with closing(originals.create_connection(endpoint.host, endpoint.port, timeout)) as probe:
             if endpoint.scheme == "rediss":
-                # Only the handshake: the connection will verify the certificate.
+                # Only the handshake: the real connection verifies the certificate.
                 context = ssl.create_default_context()
                 context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
                 context.wrap_socket(probe).close()
@@ -431,9 +432,9 @@ def _probe(endpoint: Endpoint, timeout: float) -> None:
 
 @asynccontextmanager
 async def client(url: str, begun: Begun) -> AsyncIterator[Redis]:
-    """Yield a client for a test; close it with all its connections, of every event loop.
+    """Yield a client for a test; then close it, with its connections in every event loop.
 
-    *begun* collects the coroutines that it makes.
+    *begun* collects the coroutines that the client makes.
     """
     client: Redis = watch(_Client.from_url(url), "redis_client", begun)
     pool = client.connection_pool
@@ -451,9 +452,9 @@ class _Client(Redis):
 
 
 def _loop_bound(base: Any) -> Any:
-    """Return a subclass of *base* whose connections may be used in any event loop.
+    """Return a subclass of *base* whose connections work in every event loop.
 
-    A connection of another loop is closed without that loop, and opened again if it is needed.
+    A connection of another loop is closed without that loop, and reopened when it is needed.
     """
 
     class LoopBound(base):  # type: ignore[misc]
@@ -471,9 +472,9 @@ def _loop_bound(base: Any) -> Any:
         def _leave_other_loop(self) -> None:
             loop, writer = self._warmstack_loop, getattr(self, "_writer", None)
             if writer is not None and loop is not None and not is_running_here(loop):
-                # As its own `disconnect` leaves it (redis-py's asyncio/connection.py).
+                # The state after its own `disconnect` (redis-py's asyncio/connection.py).
                 self._reader = self._writer = None
-                # The lambda keeps the writer until then: one that is collected first warns.
+                # The lambda keeps the writer until then: collecting it earlier would warn.
                 end_transport(loop, writer.transport, lambda: writer.transport.abort())
 
     return LoopBound

@@ -1,9 +1,9 @@
 """How processes share a Redis server: each leases databases, or the whole server.
 
-A lease is a key for each leased database, in database 0 (in the last one, for a whole server). It
-holds the id of the connection of its process; when that connection ends, the databases are free.
-The connection's name has the numbers of the databases too, so that they stay leased if a test's
-FLUSHALL removes the keys.
+A lease is a key for each leased database, in database 0 (for a whole server, in the last one). The
+value is the id of the process's connection; when the connection ends, the databases are free. The
+name of the connection also has the numbers of the databases, so that they are still leased if a
+test's FLUSHALL removes the keys.
 """
 
 from __future__ import annotations
@@ -37,16 +37,16 @@ from pytest_warmstack.servers.model import NotOurs, NotReady, Server, redis_url
 T = TypeVar("T")
 
 CLOSE_TIMEOUT: Final = 2.0
-"""Seconds that restoring the server may take at the end of a run; else the next run does it."""
+"""Seconds that restoring the server may take at the end; otherwise the next run does it."""
 
 LEAK_GRACE: Final = 0.2
-"""Seconds that a client which a test has closed may take to disconnect."""
+"""Seconds that a client may take to disconnect after a test has closed it."""
 
 _POLL_INTERVAL: Final = 0.005
-"""Seconds between two looks whether a client has disconnected."""
+"""Seconds between two checks whether a client has disconnected."""
 
 _RECONNECT_INTERVAL: Final = 0.02
-"""Seconds after which a client that was disconnected may have connected again."""
+"""Seconds after which a disconnected client may have reconnected."""
 
 _LEASE: Final = f"{NAME}:lease:"
 """The beginning of the keys of leases, and of the names of their connections."""
@@ -65,16 +65,16 @@ end
 for i, key in ipairs(KEYS) do redis.call('SET', key, ARGV[1]) end
 return 1
 """
-"""Lease databases if their keys still have the values that this process has seen.
+"""Leases databases if their keys still have the values that this process has read.
 
-The last argument is the first database on an external server, else empty: there a database that was
-never leased has to be empty.
+On an external server, a database that was never leased must be empty: there the last argument is
+the number of the first database. Otherwise it is empty.
 """
 
 
 @dataclass(frozen=True)
 class Lease:
-    """The *urls* of the databases that a process has; *index* is the number of the first."""
+    """The *urls* of a process's databases; *index* is the number of the first one."""
 
     index: int
     urls: tuple[str, ...]
@@ -87,11 +87,11 @@ class Lease:
 
 @dataclass(frozen=True)
 class _Survey:
-    """What a server has before a lease is taken.
+    """The state of a server before a lease is taken.
 
-    *others* are the connections of other processes with a lease, *blocks* the databases that one
-    lease may have, *holders* the value of each database's key, *filled* the number of keys in the
-    databases of an external server.
+    *others* are the connections of other processes with a lease. *blocks* are the ranges of
+    databases that a lease may have. *holders* has the value of each database's key, *filled* the
+    number of keys in each database of an external server.
     """
 
     total: int
@@ -109,9 +109,9 @@ class _Survey:
         return {index for each in self.others for index in leased(each.name) or ()}
 
     def unmarked(self, block: range) -> set[int]:
-        """The databases with keys that no process of pytest-warmstack has ever leased.
+        """Return the databases with keys that pytest-warmstack has never leased.
 
-        The key of a lease stays when its process is killed.
+        If a process is killed, the key of its lease remains.
         """
         return {each for each in block if self.filled.get(each) and not self.holders[each]}
 
@@ -119,9 +119,9 @@ class _Survey:
 class Leases:
     """The *count* consecutive databases of a Redis *server* that this process has.
 
-    With *whole*, it has the server for itself. *connect* opens a connection in place of a lost one:
-    a test may kill all clients. *found* gets the name of a test and a sentence about a client that
-    it left connected.
+    With *whole*, no other process uses the server. *connect* opens a connection to replace a lost
+    one: a test may kill all clients. *found* is called with a test and a sentence about a client
+    that the test left connected.
     """
 
     def __init__(
@@ -143,7 +143,7 @@ class Leases:
         self._state = ServerState(external=self._external)
         self._lease: Lease | None = None
         self._last_index: int | None = None
-        # Of all connections of this process: the server may not know yet that one is lost.
+        # The ids of all connections of this process: the server may not know yet that one is lost.
         self._ids = {self._admin.id}
         self._suite_clients: set[int] = set()
         self._last_test = ""
@@ -152,7 +152,7 @@ class Leases:
         self._home = 0
 
     def take(self) -> Lease:
-        """Take the lease for the rest of the process, and leave its databases as they are.
+        """Take the lease for the rest of the process; don't empty its databases yet.
 
         Also undo what a killed run changed in the whole server. Raises `LeaseFailed` if other
         processes have all databases, and `ServerFailed` if an external server forbids a command.
@@ -169,10 +169,10 @@ class Leases:
         return lease
 
     def look(self, *, in_test: bool) -> Look | None:
-        """Look at the server before a fixture of a wider scope than a test is set up, or ends.
+        """Read the server's state before a fixture of a wider scope than a test begins or ends.
 
-        Unless a test is in progress (*in_test*), changes of earlier tests are undone first. Return
-        None after an error: the next test that needs the server raises the same.
+        Unless a test is running (*in_test*), first undo the changes of earlier tests. Returns None
+        after an error: the next test that needs the server raises it.
         """
         if self._lease is not None:
             with suppress(WarmstackError):
@@ -180,7 +180,7 @@ class Leases:
         return None
 
     def adopt(self, before: Look) -> bool:
-        """Keep what changed since the look *before* until the run ends; return whether any did."""
+        """Keep the changes since *before* until the run ends; return whether there were any."""
 
         def adopt(_: Lease) -> bool:
             now = self._activity()
@@ -194,7 +194,7 @@ class Leases:
     def close(self) -> None:
         """Restore the server, and close the connection, which ends the lease."""
         if self._lease is not None:
-            # A test may have paused the server for long.
+            # A test may have paused the server for a long time.
             restoring = originals.Thread(target=self._end, args=(self._lease,), daemon=True)
             restoring.start()
             restoring.join(CLOSE_TIMEOUT)
@@ -204,17 +204,17 @@ class Leases:
         with suppress(WarmstackError):
             self._state.end_suite()
             self._flush(lease)
-            # The next run then prefers these to databases whose process only lost its connection.
+            # So the next run prefers them to databases whose process only lost its connection.
             commands = [("SELECT", self._home), ("DEL", *map(_key, lease.indexes))]
             if not self._external:
                 seconds, _ = self._admin.command("TIME")
                 commands.append(("SET", USED, seconds))
             self._admin.commands(*commands)
 
-    # One connection: errors, and what can be done about them.
+    # The connection: its errors, and what can be done about them.
 
     def _run_unblocked(self, action: Callable[[Lease], Lease]) -> Lease:
-        """Like `_run`; if the server refuses, undo what makes it refuse, and try again."""
+        """Do what `_run` does; if the server refuses, undo what makes it refuse, and retry."""
         try:
             try:
                 return self._run(action)
@@ -234,7 +234,7 @@ class Leases:
             ) from error
 
     def _run(self, action: Callable[[Lease], T]) -> T:
-        """Run *action* with the lease; if the connection is lost, once more on a new one."""
+        """Run *action* with the lease; if the connection is lost, retry once on a new one."""
         begin = originals.monotonic()
         try:
             return action(self._lease_or_take())
@@ -263,9 +263,9 @@ class Leases:
         self._ids.add(self._admin.id)
 
     def _unblock(self, error: CommandRefused) -> None:
-        """Undo what makes the server refuse to empty a database, if a test of this process did it.
+        """Undo what a test of this process did to make the server refuse to empty a database.
 
-        Raises *error* if another process may want it so.
+        Raises *error* if another process may be the cause.
         """
         admin = self._admin
         if error.answer.startswith(BUSY) and self._was_alone:
@@ -288,7 +288,7 @@ class Leases:
     # Before each test, and around fixtures of a wider scope.
 
     def _flush(self, lease: Lease) -> Lease:
-        """Empty the databases and undo what a flush leaves; one round trip if there is nothing."""
+        """Empty the databases, and undo what a flush can't; often in a single round trip."""
         admin = self._admin
         # SYNC: an asynchronous flush could remove what the test begins to write.
         flushes: list[Sequence[str | int]] = [("FLUSHALL", "SYNC")] if self._whole else []
@@ -304,16 +304,16 @@ class Leases:
         if "pause" in changed and self._was_alone:
             self._end_pause()
         *_, is_stored = answers
-        # Another process may have come meanwhile.
+        # Another process may have begun meanwhile.
         if changed and self._was_alone and self._is_alone(admin.clients()):
             self._state.restore(admin)
-        if not is_stored:  # A FLUSHALL removed it, the test's or the one above.
+        if not is_stored:  # A FLUSHALL, by the test or above, removed it.
             self._state.store(admin)
         self._disconnect_strays(clients, lease)
         return lease
 
     def _end_pause(self) -> None:
-        """End a CLIENT PAUSE over a second connection: the flush waits for its end."""
+        """End a CLIENT PAUSE with a second connection, because the flush waits for its end."""
         with suppress(WarmstackError, NotReady, NotOurs):
             second = self._connect()
             second.attempt(("CLIENT", "UNPAUSE"))
@@ -322,7 +322,8 @@ class Leases:
     def _disconnect_strays(self, clients: Sequence[Client], lease: Lease) -> None:
         """Disconnect and report clients that wait or listen in the databases of the lease.
 
-        They would get what the next test sends. Those that the test has closed may take a moment.
+        They would receive what the next test sends. A client that the test has closed may take a
+        moment to disconnect.
         """
 
         def strays(clients: Iterable[Client]) -> dict[int, Client]:
@@ -347,9 +348,9 @@ class Leases:
             test = self._last_test or "before the first test"
             self._found(test, f"it left a Redis client{name} that {what}")
         while found and originals.monotonic() < deadline + LEAK_GRACE:
-            # A refusal means that the client is gone.
+            # If the server refuses, the client has disconnected.
             admin.attempt(*(("CLIENT", "KILL", "ID", each) for each in found))
-            # A client that connects again at once is killed too; a slow one, after the next test.
+            # A client that reconnects at once is killed too; a slower one, after the next test.
             originals.sleep(_RECONNECT_INTERVAL)
             found = strays(admin.clients())
 
@@ -361,7 +362,7 @@ class Leases:
         return self._state.look(self._admin, self._activity())
 
     def _activity(self) -> Look:
-        """Return a look at the counts and the clients alone; an external server may hide counts."""
+        """Return only the counts and the clients; an external server may hide its counts."""
         counted = [] if self._external else [("INFO", "commandstats")]
         listing, *stats = self._admin.commands(("CLIENT", "LIST"), *counted)
         clients = parse_clients(listing)
@@ -371,10 +372,10 @@ class Leases:
     # Taking a lease.
 
     def _take_lease(self) -> Lease:
-        """Take free databases, if possible those that this process had before."""
+        """Take free databases; if possible, those that this process had before."""
         admin, survey = self._admin, self._survey()
         if "pause" in self._state.changed(survey.counts) and self._is_alone(survey.clients):
-            admin.attempt(("CLIENT", "UNPAUSE"))  # The claim would wait for its end.
+            admin.attempt(("CLIENT", "UNPAUSE"))  # The claim would wait for the pause to end.
         for block in self._free_blocks(survey):
             if self._claim(survey, block):
                 self._restore_after_kill(survey)
@@ -384,12 +385,12 @@ class Leases:
         raise self._none_free(survey)
 
     def _survey(self) -> _Survey:
-        """Ask the server what is leased, and select the database with the plugin's keys."""
+        """Read which databases are leased, and select the one with the plugin's keys."""
         admin = self._admin
         settings, listing, stats = admin.attempt(
             ("CONFIG", "GET", "databases"), ("CLIENT", "LIST"), ("INFO", "commandstats")
         )
-        # A managed service may refuse. What is needed is asked again, to raise the refusal.
+        # A managed service may refuse some commands. Necessary ones are sent again, to raise that.
         total = int(settings[1]) if settings else admin.databases()
         clients = admin.clients() if listing is None else parse_clients(listing)
         self._home = total - 1 if self._whole else 0
@@ -417,7 +418,7 @@ class Leases:
     def _free_blocks(self, survey: _Survey) -> Iterable[range]:
         """Return the databases that can be leased, the best first.
 
-        Databases of a process that is gone come last: it may only have lost its connection.
+        Databases whose process is gone come last: it may only have lost its connection.
         """
         ids = {str(each.id) for each in survey.clients if each.id not in self._ids}
 
@@ -432,7 +433,7 @@ class Leases:
 
     def _claim(self, survey: _Survey, block: range) -> bool:
         """Lease the databases of *block*; return False if another process was faster."""
-        # The name comes first: from now on, no other process takes these for free.
+        # Set the name first: from now on, other processes see that these are taken.
         host = re.sub(r"[^!-~]", "?", socket.gethostname())  # A name can't contain spaces.
         name = f"{_LEASE}{block[0]}-{block[-1]}:process-{originals.getpid()}@{host}"
         self._admin.command("CLIENT", "SETNAME", name)
@@ -442,9 +443,9 @@ class Leases:
         return bool(self._admin.command("EVAL", _CLAIM, *words))
 
     def _restore_after_kill(self, survey: _Survey) -> None:
-        """Remember the server's pristine state, and restore it if a killed run changed it.
+        """Remember the server's pristine state; restore it if a killed run changed it.
 
-        Not after a reconnection, when a test is in progress.
+        After a reconnection a test is running, so this does nothing then.
         """
         if (
             self._state.remember(self._admin, survey.stored)
@@ -481,6 +482,6 @@ def _key(index: int) -> str:
 
 
 def leased(name: str) -> range | None:
-    """Return the databases that the connection called *name* has leased; None if it has none."""
+    """Return the databases that the connection called *name* has leased, or None."""
     match = re.match(rf"{_LEASE}(\d+)-(\d+)", name)
     return range(int(match[1]), int(match[2]) + 1) if match else None

@@ -17,9 +17,9 @@ from pytest_warmstack.servers.model import Command, Need
 
 
 class NativeRedis(NamedTuple):
-    """A server from a program on this machine, in the folder *named* by the user if there is one.
+    """A server from a program on this machine; *named* is the folder that the user set, if any.
 
-    *setting* is where the user names it.
+    *setting* is the setting for that folder.
     """
 
     named: str
@@ -31,7 +31,7 @@ class NativeRedis(NamedTuple):
         self._find()
 
     def need(self) -> Need:
-        """Return the disk space for its configuration and its log; data stays in memory."""
+        """Return the space for the configuration and the log; the data is in memory."""
         return Need(least=1024 * 1024)
 
     def prepare(self, folder: Path, password: str) -> Callable[[int], Command]:
@@ -42,7 +42,7 @@ class NativeRedis(NamedTuple):
         return lambda port: Command(arguments=[str(program), str(path), "--port", str(port)])
 
     def places(self) -> Iterator[tuple[str, str, bool]]:
-        """Yield each place where a program may be, what is there, and whether it can be used."""
+        """Yield each place to search, what is there, and whether it can be used."""
         for place, program in self._programs():
             yield place, str(program or "nothing there"), program is not None
 
@@ -60,7 +60,7 @@ class NativeRedis(NamedTuple):
         )
 
     def _programs(self) -> Iterator[tuple[str, Path | None]]:
-        """Yield each place, in order of preference, with the program that is there."""
+        """Yield each place, in order of preference, with the program in it."""
 
         def first(candidates: Iterable[Path]) -> Path | None:
             return next((each for each in candidates if os.access(each, os.X_OK)), None)

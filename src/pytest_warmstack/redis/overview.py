@@ -1,4 +1,4 @@
-"""What `warmstack status` shows of a Redis server."""
+"""An overview of a Redis server, for `warmstack status`."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from pytest_warmstack.redis.leases import leased
 
 @dataclass(frozen=True)
 class LeaseFacts:
-    """The databases of a lease, such as `1` or `1-3`, and the process that holds it."""
+    """A lease: its databases, such as `1` or `1-3`, and the process that holds it."""
 
     databases: str
     holder: str
@@ -19,24 +19,24 @@ class LeaseFacts:
 
 @dataclass(frozen=True)
 class Overview:
-    """The leases on one server, and the number of keys in each database that is not empty."""
+    """The leases on one server, and the number of keys in each non-empty database."""
 
     leases: list[LeaseFacts]
     keys: dict[int, int]
 
     def plain(self) -> dict[str, Any]:
-        """Return the facts for JSON."""
+        """Return the overview for JSON."""
         return asdict(self)
 
     def lines(self, _ago: Any, _size: Any) -> list[str]:
-        """Return the facts in words."""
+        """Return the overview as text."""
         if not self.leases:
             return ["no database in use"]
         return [f"database {each.databases} in use by {each.holder}" for each in self.leases]
 
 
 def look(admin: Admin) -> Overview:
-    """Return what is on the server that *admin* is connected to."""
+    """Return the overview of the server that *admin* is connected to."""
     leases = []
     for client in admin.clients():
         if (indexes := leased(client.name)) is not None:

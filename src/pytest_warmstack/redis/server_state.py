@@ -1,8 +1,8 @@
-"""The state of a whole Redis server that no flush undoes, and how it is restored.
+"""The state of a whole Redis server, which a flush doesn't reset, and how to restore it.
 
-Settings, functions, users, scripts and a pause belong to the whole server. Two states can be
-restored: the pristine one, from before any run, and the suite's, which adds what fixtures of a
-wider scope than a test have set up.
+Settings, functions, users, scripts and a pause belong to the whole server. There are two states to
+restore: the pristine state, from before any run, and the suite's state, which adds what fixtures of
+a wider scope than a test have set up.
 """
 
 from __future__ import annotations
@@ -33,18 +33,18 @@ KINDS: Final[Mapping[str, Sequence[str]]] = {
     "scripts": ("script", "script|load"),
     "pause": ("client|pause",),
 }
-"""The commands that change each kind of state; Redis before 7 counts no subcommands."""
+"""The commands that change each kind of state; Redis before 7 doesn't count subcommands."""
 
 _ALL_CHANGES: Final = tuple(command for commands in KINDS.values() for command in commands)
 
 _SCRIPT_CHANGES: Final = (*KINDS["scripts"], "eval", "eval_ro")
-"""The commands after which a script can be called by its digest."""
+"""The commands that make it possible to call a script by its digest."""
 
 _SCRIPT_END_TIMEOUT: Final = 5.0
 """Seconds that a script may take to end after SCRIPT KILL."""
 
 _POLL_INTERVAL: Final = 0.02
-"""Seconds between two looks whether a script has ended."""
+"""Seconds between two checks whether a script has ended."""
 
 State = dict[str, str]
 """The values of `config NAME`, `function LIBRARY` and `user NAME`."""
@@ -54,7 +54,7 @@ Counts = dict[str, int]
 
 
 class Look(NamedTuple):
-    """The server at one moment; *alone* if no other process had a lease."""
+    """The state of the server at one moment; *alone* if no other process had a lease."""
 
     counts: Counts
     state: State
@@ -63,9 +63,9 @@ class Look(NamedTuple):
 
 
 class ServerState:
-    """The pristine state of a server, the suite's, and the last one that was read.
+    """The pristine state of a server, the suite's state, and the state that was read last.
 
-    An *external* server is left alone: its state has no changes, and nothing is stored or restored.
+    The state of an *external* server is never stored, restored or compared.
     """
 
     def __init__(self, *, external: bool = False) -> None:
@@ -75,11 +75,11 @@ class ServerState:
         self._keeps_scripts = False
         # The counts when the server was last in the suite's state.
         self._seen: Counts = {}
-        # The state that was read last; it is true while its counts are.
+        # The state that was read last; it is valid until the counts change.
         self._known = Look({}, {})
 
     def remember(self, admin: Admin, stored: str | None) -> bool:
-        """Take the pristine state from *stored*, else from the server; return False if it is known.
+        """Read the pristine state from *stored* or the server; return False if it was known.
 
         The connection has selected the database with the plugin's keys.
         """
@@ -95,12 +95,12 @@ class ServerState:
         return True
 
     def store(self, admin: Admin) -> None:
-        """Store the pristine state for other processes, if the server has memory for it."""
+        """Store the pristine state for other processes, if the server has enough memory."""
         if not self._external:
             admin.attempt(("SET", STORED, json.dumps(self._pristine)))
 
     def changed(self, counts: Counts) -> set[str]:
-        """Return the kinds of state that may have changed since the server was in the suite's."""
+        """Return the kinds of state that may differ from the suite's state now."""
         if self._external:
             return set()
         return {kind for kind in KINDS if _differ(counts, self._seen, KINDS[kind])}
@@ -111,23 +111,23 @@ class ServerState:
         commands = changes(now.state, self._suite)
         if not self._keeps_scripts and _differ(now.counts, self._seen, KINDS["scripts"]):
             commands.append(("SCRIPT", "FLUSH", "SYNC"))
-        # A running server refuses to change some settings, so no test has changed them.
+        # A running server refuses to change some settings, so tests can't have changed them.
         *_, stats = admin.attempt(*commands, ("INFO", "commandstats"))
         self._seen = parse_counts(stats or "")
         self._known = Look(self._seen, dict(self._suite))
 
     def look(self, admin: Admin, now: Look) -> Look:
-        """Return *now*, of which counts and clients are known, with the server's state."""
+        """Return *now*, which has only counts and clients, with the server's state added."""
         if not self._external and _differ(now.counts, self._known.counts, _ALL_CHANGES):
             self._known = _read(admin)
             now = now._replace(counts=self._known.counts)
         return now._replace(state=self._known.state)
 
     def adopt(self, admin: Admin, before: Look, now: Look) -> bool:
-        """Make the changes between two looks part of the suite's state; return whether any are.
+        """Add the changes between two looks to the suite's state; return whether there were any.
 
-        If there was another process at either of them, it may have made the same changes first. So
-        all that differs from the suite's state counts then.
+        If another process was there, it may have made the same changes first. Then everything that
+        differs from the suite's state counts as a change.
         """
         self._keeps_scripts |= _differ(now.counts, before.counts, _SCRIPT_CHANGES)
         if not _differ(now.counts, before.counts, _ALL_CHANGES):
@@ -146,12 +146,12 @@ class ServerState:
         return True
 
     def end_suite(self) -> None:
-        """Make the pristine state the one to restore, at the end of the run."""
+        """At the end of the run, make the pristine state the one to restore."""
         if self._keeps_scripts or self._suite != self._pristine:
             self._suite, self._keeps_scripts, self._seen = dict(self._pristine), False, {}
 
     def make_writable(self, admin: Admin) -> None:
-        """Undo settings, or a replication, that keep a server from being written to.
+        """Undo settings, or a replication, that make the server refuse writes.
 
         The connection has selected the database with the plugin's keys.
         """
@@ -188,7 +188,7 @@ def _pairs(flat: Sequence[str]) -> dict[str, str]:
 
 
 def changes(now: State, wanted: State) -> list[Sequence[str | int]]:
-    """Return the commands that lead from one state to another.
+    """Return the commands that change the state *now* into the state *wanted*.
 
     Removals come first: two libraries can't have a function of the same name. Settings come before
     libraries, which can't be loaded without memory.
@@ -199,7 +199,7 @@ def changes(now: State, wanted: State) -> list[Sequence[str | int]]:
 
 
 def _change(part: str, value: str | None) -> Sequence[str]:
-    """Return the command that sets or, without a value, removes a part of the state."""
+    """Return the command that sets a part of the state or, without a value, removes it."""
     kind, name = part.split(" ", 1)
     if value is None:
         removals = {"function": ("FUNCTION", "DELETE", name), "user": ("ACL", "DELUSER", name)}
@@ -215,7 +215,7 @@ def _change(part: str, value: str | None) -> Sequence[str]:
 def end_script(admin: Admin) -> None:
     """End the script or function that blocks the server, unless it has written something.
 
-    Redis only requests its end, which may take until `_SCRIPT_END_TIMEOUT`.
+    Redis only requests the end, so wait up to `_SCRIPT_END_TIMEOUT` for it.
     """
     deadline = originals.monotonic() + _SCRIPT_END_TIMEOUT
     while originals.monotonic() < deadline:

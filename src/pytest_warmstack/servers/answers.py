@@ -1,7 +1,7 @@
-"""What answers at an address: PostgreSQL, Redis, or something else.
+"""Finds out what answers at an address: PostgreSQL, Redis, or another kind of server.
 
-After a first attempt to connect has failed, this tells a server that is starting from one that is
-not what the URL says.
+After a first attempt to connect has failed, this distinguishes a server that is starting from one
+that is not what the URL says.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ UNKNOWN: Final = ""
 """Nothing answers yet, or the host can't be reached."""
 
 _HTTP_REQUEST: Final = b"GET / HTTP/1.0\r\n\r\n"
-"""HTTP servers answer it, Redis refuses it, and PostgreSQL reads it as a length and hangs up."""
+"""HTTP servers answer it, Redis refuses it, PostgreSQL reads it as a length and disconnects."""
 
 _SSL_REQUEST: Final = struct.pack("!ii", 8, 80877103)
 """PostgreSQL answers it with one letter (its documentation, "Message Formats", SSLRequest)."""
@@ -35,14 +35,14 @@ _ALERT_TIMEOUT: Final = 0.3
 """Seconds to wait for an alert after a TLS handshake."""
 
 _ANSWER_SIZE: Final = 60
-"""Bytes of an answer that are read."""
+"""How many bytes of an answer are read."""
 
 
 def who(host: str, port: int, seconds: float) -> str:
-    """Return what answers at *host* and *port*, as a noun; each of three questions has *seconds*.
+    """Return what answers at *host* and *port*, as a noun; each of three requests has *seconds*.
 
-    Returns `NONE` if every connection is closed without an answer, `UNKNOWN` if a later attempt
-    may tell more.
+    Returns `NONE` if every connection is closed without an answer, and `UNKNOWN` if a later attempt
+    may find out more.
     """
     silent = False
     for ask in (_ask_http, _ask_postgres, _ask_tls):
@@ -56,7 +56,7 @@ def who(host: str, port: int, seconds: float) -> str:
                     return found
             except TimeoutError:
                 silent = True
-            except OSError:  # It hung up.
+            except OSError:  # The server disconnected.
                 pass
     return UNKNOWN if silent else NONE
 
@@ -71,13 +71,13 @@ def _ask_postgres(connection: originals.Socket) -> str:
 
 
 def _ask_tls(connection: originals.Socket) -> str:
-    # To find out what is there, any certificate will do.
+    # Any certificate will do: this only finds out what is there.
     context = ssl.create_default_context()
     context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
     try:
         secure = context.wrap_socket(connection)
     except ssl.SSLError as error:
-        # Only a server that speaks TLS sends an alert.
+        # Only a TLS server sends an alert.
         if "ALERT" not in (error.reason or ""):
             raise
         return TLS
@@ -93,7 +93,7 @@ def _ask_tls(connection: originals.Socket) -> str:
 
 def _ask_inside(secure: ssl.SSLSocket) -> str:
     seconds = secure.gettimeout()
-    # A server that misses a certificate says so now. After a request, its alert would be lost.
+    # A server that requires a certificate says so now. After a request, its alert would be lost.
     secure.settimeout(_ALERT_TIMEOUT)
     with suppress(TimeoutError):
         return _name_of(secure.recv(_ANSWER_SIZE)) or TLS
@@ -108,10 +108,10 @@ def _exchange(send: Callable[[bytes], object], receive: Callable[[int], bytes]) 
 
 
 def _name_of(answer: bytes) -> str:
-    """Return which server gives such an answer; nothing if it hangs up, or speaks TLS only."""
+    """Return the server that gives such an *answer*; "" if it disconnects, or requires TLS."""
     if answer.startswith((b"+", b"-")):
         return REDIS
-    # PgBouncer answers what it can't read with an ErrorResponse: a letter, a length, a field S.
+    # PgBouncer answers invalid messages with an ErrorResponse: a letter, a length, a field S.
     if answer.startswith(b"E\0\0") and answer[5:6] == b"S":
         return POSTGRES
     if answer.startswith((b"HTTP/", b"<")):

@@ -1,8 +1,8 @@
-"""Servers as native processes, each with a folder that holds its files and its record.
+"""Servers as native processes, each with a folder for its files and its record.
 
-The folder lies in memory where there is a `/dev/shm`. It contains the data, the log and the record
-`server.json`, which only its owner can read. Whoever starts, judges or removes a server holds the
-lock on its folder (see `folders`).
+If there is a `/dev/shm`, the folder is in memory. It contains the data, the log and the record
+`server.json`, which only its owner can read. A process that starts, checks or removes a server
+holds the lock on the folder (see `folders`).
 """
 
 from __future__ import annotations
@@ -52,12 +52,12 @@ from pytest_warmstack.servers.model import (
 _LOG_LINES: Final = 30
 _HOST: Final = "127.0.0.1"
 _MAX_PORTS: Final = 5
-"""Free ports to try: another process may take one before the server binds it."""
+"""How many free ports to try: another process may take one before the server binds it."""
 
 _FULL: Final = (os.strerror(errno.ENOSPC), os.strerror(errno.EDQUOT))
 
 _WAL_SEGMENT: Final = 16 * 1024 * 1024
-"""Bytes that PostgreSQL allocates at a time; if it can't, it ends without telling its clients."""
+"""Bytes that PostgreSQL allocates at a time. If it can't, it ends without an error for clients."""
 
 _STOP_TIMEOUT: Final = 10.0
 """Seconds that a server may take to end before it is killed."""
@@ -78,7 +78,7 @@ def _translate_errors() -> Iterator[None]:
 
 
 def _cause(error: BaseException) -> str:
-    """Return the text of *error*; of several files that could not be copied, that of the first."""
+    """Return the text of *error*; if several files could not be copied, that of the first."""
     return str(error.args[0][0][2] if isinstance(error, shutil.Error) else error)
 
 
@@ -95,13 +95,13 @@ class Embedded:
         """Raise `RuntimeUnavailable` unless there are programs and space for all *specs*."""
         for spec in specs:
             spec.native("").check()
-            # A server that exists already needs no more space.
+            # An existing server needs no more space.
             if not os.path.lexists(self._folder(spec)):
                 _place(spec)
 
     @_translate_errors()
     def ensure(self, spec: ServerSpec[C]) -> Server[C]:
-        """Return the server for *spec* in its folder; start it if need be."""
+        """Return the server for *spec* in its folder; start it if necessary."""
         keep, seconds = self._run_context.keep, self._run_context.start_timeout
         outdated, trouble = remove_outdated(self, self._run_context, spec)
         origin, reason = ("replaced", outdated) if outdated else ("started", "")
@@ -114,7 +114,7 @@ class Embedded:
                     client = spec.connect(found.endpoint, found.fingerprint, ANSWER_TIMEOUT)
                     check_version(spec, client, self.name)
                     origin, reason = "reused" if keep else "shared", ""
-                # Other errors leave the server alone: it is full, or this process lacks something.
+                # After other errors, keep the server: it is full, or this process lacks something.
                 except (NotReady, NotOurs, ServerFailed) as failure:
                     client = None
                     origin, reason = "replaced", f"the old one was broken: {failure}"
@@ -143,7 +143,7 @@ class Embedded:
             current = _read(folder)
             if current is not None:
                 if found.kind == "folder":
-                    return  # A server was started in it after it was listed.
+                    return  # Since it was listed, a server was started in it.
                 _stop(current)
             folders.remove(folder)
 
@@ -158,13 +158,13 @@ class Embedded:
 
     @_translate_errors()
     def memory(self, found: ServerInfo) -> int:
-        """Return the bytes of a server's folder and of its processes' own memory."""
+        """Return the bytes of a server's folder and of the memory of its processes."""
         process = Process.parse(found.id)
         own = process.family_memory() if process is not None else 0
         return folders.disk_usage(_folder(found)) + own
 
     def log(self, found: ServerInfo, lines: int, *, follow: bool = False) -> Iterator[str]:
-        """Yield the last *lines* of a server's log, and with *follow* new ones as they come."""
+        """Yield the last *lines* of a server's log; with *follow*, also new ones."""
         password = found.endpoint.password
         try:
             with (_folder(found) / "log").open(encoding="utf-8", errors="replace") as log:
@@ -180,7 +180,7 @@ class Embedded:
     def client(
         self, _spec: ServerSpec[Any], found: ServerInfo, program: str
     ) -> tuple[Sequence[str], Endpoint] | None:
-        """Return the path of *program* beside the server's own, and the server's address."""
+        """Return the path of *program* next to the server's own, and the server's address."""
         current = _read(_folder(found))
         if current is None or not current.what:
             return None
@@ -189,7 +189,7 @@ class Embedded:
 
     @_translate_errors()
     def leftovers(self) -> Sequence[ServerInfo]:
-        """Return the folders without a record: nothing tells what they were for."""
+        """Return the folders without a record, whose purpose is unknown."""
         return [
             ServerInfo(
                 runtime=self.name, id=str(folder), name=folder.name, labels={}, kind="folder"
@@ -213,7 +213,7 @@ class Embedded:
             since=originals.now(),
         )
         try:
-            # First of all, so that the folder's owner is known even after a kill.
+            # Write the record first, so that the folder's owner is known even after a kill.
             _write(folder, record)
             command_for = spec.native(record.fingerprint).prepare(folder.resolve(), password)
             attempts = 0
@@ -264,7 +264,7 @@ class Embedded:
             )
         except NotOurs as failure:
             _stop(record)
-            how = f"its port is in use by something else: {failure}"
+            how = f"its port is in use by another process: {failure}"
             raise ServerFailed.died(title=spec.title, how=how, log="") from failure
         except BaseException:
             _stop(record)
@@ -297,7 +297,7 @@ def _process_of(record: ServerInfo) -> Process | None:
 
 
 def _launch(command: Command, folder: Path) -> Daemon:
-    """Start *command*, whose log is in *folder*."""
+    """Start *command*, with its log in *folder*."""
     privileges: dict[str, Any] = {}
     if command.user is not None:
         user = pwd.getpwnam(command.user)
@@ -307,7 +307,7 @@ def _launch(command: Command, folder: Path) -> Daemon:
             command.arguments,
             log,
             cwd=folder,
-            # PostgreSQL's and Redis' programs read settings from the environment too.
+            # PostgreSQL and Redis read settings from the environment too.
             env={"PATH": os.defpath, "TZ": "UTC", **command.environment},
             **privileges,
         )
@@ -320,17 +320,17 @@ def _death(daemon: Daemon) -> str | None:
 
 
 def _stop(record: ServerInfo) -> None:
-    """End the server's process at once: its data is thrown away."""
+    """Stop the server's process quickly: its data is no longer needed."""
     process = _process_of(record)
     # After a reboot, or in another container, the same id is another process.
     if process is None or not process.is_near:
         return
-    # SIGINT is PostgreSQL's fast shutdown, which waits for no client (documentation, "Shutting
-    # Down the Server"), and Redis' ordinary one.
+    # SIGINT requests PostgreSQL's fast shutdown, which doesn't wait for clients (documentation,
+    # "Shutting Down the Server"), and Redis' normal shutdown.
     for number in (signal.SIGINT, signal.SIGKILL):
         with suppress(ProcessLookupError):
             os.kill(process.pid, number)
-            # A stopped process (SIGSTOP, a debugger) receives the signal only now.
+            # A process stopped by SIGSTOP or a debugger receives the signal only now.
             os.kill(process.pid, signal.SIGCONT)
         deadline = originals.monotonic() + _STOP_TIMEOUT
         while originals.monotonic() < deadline:
@@ -359,7 +359,7 @@ def _short(program: str) -> str:
 
 
 def no_space(error: BaseException, title: str, name: str) -> ServerFailed | None:
-    """Return the error to report if *error* comes from a lack of space for the server *name*."""
+    """Return the error to report if *error* means that the server *name* has no space left."""
     place = places.look((folders.root() / name).resolve().parent.parent)
     lines = _cause(error).splitlines()
     full = [line.strip() for line in lines if any(words in line for words in _FULL)]
@@ -373,7 +373,7 @@ def _place(spec: ServerSpec[Any]) -> Path:
 
 
 def _place_reason(spec: ServerSpec[Any], folder: Path) -> str:
-    """Return why the server's files are in an unusual place, or nothing."""
+    """Return why the server's files are in an unusual place, or ""."""
     if spec.folder or not folder.is_symlink():
         return ""
     home = folder.resolve().parent.parent

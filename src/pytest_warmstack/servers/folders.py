@@ -1,7 +1,7 @@
-"""The folders of embedded servers: made, locked, measured and removed.
+"""The folders of embedded servers: creates, locks, measures and removes them.
 
-A server's folder lies in `root`. If its files are in another place, it is a link to them, so that
-all processes find the server under one name.
+A server's folder is in `root`. If the files are elsewhere, it is a link to them, so that all
+processes find the server under the same name.
 """
 
 from __future__ import annotations
@@ -41,9 +41,9 @@ def existing() -> list[Path]:
 def _make_root(root: Path) -> None:
     """Make the folder *root*; raise `RuntimeUnavailable` if another user controls it.
 
-    Its parent is writable for everyone, and its name can be guessed.
+    Every user can write to its parent, and its name can be guessed.
     """
-    # Others may pass through to a folder whose name they know: PostgreSQL runs as nobody.
+    # Other users may enter a folder in it by name, since root starts PostgreSQL as another user.
     root.mkdir(mode=0o711, exist_ok=True)
     found = root.lstat()
     if found.st_uid != os.getuid() or found.st_mode & 0o022 or not stat.S_ISDIR(found.st_mode):
@@ -54,14 +54,14 @@ def _make_root(root: Path) -> None:
 
 
 def _make(folder: Path, place: Callable[[], Path]) -> None:
-    """Make *folder*, or a link to one in *place* if that is elsewhere."""
+    """Make *folder*; if *place* is elsewhere, make a folder there and a link to it."""
     if not os.path.lexists(folder):
         elsewhere = places.within(place())
         _make_root(folder.parent)
         if elsewhere == folder.parent:
             folder.mkdir(mode=0o711)
         else:
-            # The link comes first: of several processes one makes it, and all follow it.
+            # Make the link first: only one of several processes can, and all follow it.
             folder.symlink_to(elsewhere / folder.name)
     if folder.is_symlink():
         elsewhere = folder.readlink()
@@ -73,7 +73,7 @@ def _make(folder: Path, place: Callable[[], Path]) -> None:
 def locked(
     folder: Path, title: str, seconds: float, place: Callable[[], Path] = places.usual
 ) -> Iterator[None]:
-    """Hold the lock on *folder*, made in *place* if need be; it ends with the process.
+    """Hold the lock on *folder*, made in *place* if necessary; it ends with the process.
 
     Raises `ServerFailed` if another process holds it for longer than *seconds*.
     """
@@ -90,7 +90,7 @@ def locked(
             continue
         try:
             fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            # The last holder may have removed the folder, and another process may have made it.
+            # The last holder may have removed the folder, and another process made a new one.
             if os.path.samestat(os.fstat(handle), folder.stat()):
                 break
         except FileNotFoundError:
@@ -110,14 +110,14 @@ def locked(
 def remove(folder: Path) -> None:
     """Remove *folder* with its files, even while a server's children remove files too.
 
-    The root goes with its last folder. Raises OSError after `REMOVE_TIMEOUT` seconds.
+    Remove the root with its last folder. Raises OSError after `REMOVE_TIMEOUT` seconds.
     """
     deadline = originals.monotonic() + REMOVE_TIMEOUT
     home = folder.resolve()
     while home.exists():
         try:
             empty(home)
-            # Before the folder that it leads to: what remains after a kill is empty.
+            # Remove it before the folder that it leads to: a kill then leaves an empty folder.
             if folder.is_symlink():
                 folder.unlink()
             home.rmdir()
@@ -126,7 +126,7 @@ def remove(folder: Path) -> None:
             if not passing or originals.monotonic() > deadline:
                 raise
     for parent in {home.parent, folder.parent}:
-        with suppress(OSError):  # Other servers are there.
+        with suppress(OSError):  # It contains other servers.
             parent.rmdir()
 
 
@@ -140,7 +140,7 @@ def empty(folder: Path) -> None:
 
 
 def disk_usage(folder: Path) -> int:
-    """Return the bytes that the files in *folder* occupy; the server may remove some meanwhile."""
+    """Return the bytes of the files in *folder*; the server may remove some meanwhile."""
     total = 0
     for path, _, names in os.walk(folder):
         for name in names:

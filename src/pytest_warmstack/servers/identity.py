@@ -1,4 +1,4 @@
-"""Identity: names, labels and fingerprints, projects, and processes that can be told apart."""
+"""Identifies servers, projects and processes: names, labels and fingerprints."""
 
 from __future__ import annotations
 
@@ -20,12 +20,12 @@ NAMESPACE: Final = "pytest-warmstack"
 """The prefix of every label."""
 
 SERVER_FORMAT: Final = "4"
-"""Raise it when servers of older versions of this package must not be reused."""
+"""Increase it when servers of older versions of this package must not be reused."""
 
 BUILD_FORMAT: Final = "5"
-"""Raise it when templates of older versions of this package must not be reused.
+"""Increase it when templates of older versions of this package must not be reused.
 
-A fingerprint of files alone once let a broken builder pass unnoticed (pgtestdb, changelog 0.1.1).
+With a fingerprint of files alone, a broken builder once went unnoticed (pgtestdb, changelog 0.1.1).
 """
 
 
@@ -55,7 +55,7 @@ KEPT: Final = "kept"
 
 
 def fingerprint(*parts: str | bytes) -> str:
-    """Return 16 hexadecimal digits for *parts*; their order and their borders count."""
+    """Return 16 hexadecimal digits for *parts*; their order and boundaries matter."""
     digest = hashlib.blake2b(digest_size=8)
     for part in parts:
         data = part.encode() if isinstance(part, str) else part
@@ -65,16 +65,16 @@ def fingerprint(*parts: str | bytes) -> str:
 
 
 VARIABLE: Final = "env."
-"""The prefix of a variable's key in a configuration: only a digest of its value is kept."""
+"""The prefix of a variable's key in a configuration, which has only a digest of the value."""
 
 
 def digest(variables: Mapping[str, str]) -> dict[str, str]:
-    """Return the entries of a configuration for *variables*, whose values may be secret."""
+    """Return the entries of a configuration for *variables*; their values may be secret."""
     return {f"{VARIABLE}{name}": fingerprint(name, value)[:8] for name, value in variables.items()}
 
 
 def changes(old: Mapping[str, str], new: Mapping[str, str]) -> list[str]:
-    """Return a phrase for each key whose value differs, such as `image: a -> b`."""
+    """Return a phrase for each key with different values, such as `image: a -> b`."""
     return [
         _change(key, old.get(key), new.get(key))
         for key in sorted(old.keys() | new.keys())
@@ -91,7 +91,7 @@ def _change(key: str, old: str | None, new: str | None) -> str:
 def random_password() -> str:
     """Return 32 letters and digits.
 
-    No other characters: real `env.py` files write URLs into ConfigParser unescaped.
+    Other characters would cause errors: many `env.py` files pass URLs to ConfigParser unescaped.
     """
     return originals.urandom(16).hex()
 
@@ -99,7 +99,7 @@ def random_password() -> str:
 def write_private(path: Path, text: str) -> None:
     """Write *text* to the file *path* so that only its owner can read it.
 
-    A reader sees the old text or the new one, never a part.
+    Readers see either the old text or the new one, never a part of it.
     """
     handle, name = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
     draft = Path(name)
@@ -113,10 +113,10 @@ def write_private(path: Path, text: str) -> None:
 
 
 class Process(NamedTuple):
-    """A process, running or ended: *host* it runs on, *pid*, and when it *started*.
+    """A process, running or ended: its *host*, its *pid*, and when it *started*.
 
-    The id alone is not enough: systems reuse ids, and a container has its own. *host* is the
-    machine with its process-id namespace.
+    The pid alone is not enough: systems reuse pids, and a container has its own. *host* is the
+    machine and the process-id namespace.
     """
 
     host: str
@@ -135,7 +135,7 @@ class Process(NamedTuple):
 
     @classmethod
     def parse(cls, text: str) -> Self | None:
-        """Return the process that `str()` spelt, None if *text* is something else."""
+        """Return the process that `str()` turned into *text*, or None for any other text."""
         host, _, rest = text.partition("/")
         pid, _, started = rest.partition("/")
         return cls(host, int(pid), started) if pid.isdigit() else None
@@ -149,13 +149,13 @@ class Process(NamedTuple):
         return self.host == _host()
 
     def is_gone(self) -> bool:
-        """Return whether this process has certainly ended: never, if it's on another machine."""
+        """Return whether this process has certainly ended; False on another machine."""
         return self.is_near and _started(self.pid) != self.started
 
     def family_memory(self) -> int:
         """Return the bytes that only this process and its children use; 0 if unknown.
 
-        The children are the members of its session, which it leads.
+        The children are the other members of the session that it leads.
         """
         total = 0
         for folder in Path("/proc").glob("[0-9]*") if sys.platform == "linux" else ():
@@ -164,7 +164,7 @@ class Process(NamedTuple):
                 fields = (folder / "stat").read_text(errors="replace").rpartition(")")[2].split()
                 status = (folder / "status").read_text(errors="replace")
             except OSError:
-                # It has ended, or only its owner may see it (hidepid).
+                # It has ended, or only its owner can see it (hidepid).
                 continue
             if fields[3] == str(self.pid):
                 own = re.search(r"^RssAnon:\s+(\d+) kB", status, re.MULTILINE)
@@ -175,7 +175,7 @@ class Process(NamedTuple):
 class Daemon(subprocess.Popen[bytes]):
     """A process that may outlive this one.
 
-    It has a session of its own, so that Ctrl-C in the terminal doesn't reach it.
+    It has its own session, so Ctrl-C in the terminal doesn't reach it.
     """
 
     def __init__(
@@ -191,11 +191,11 @@ class Daemon(subprocess.Popen[bytes]):
         )
 
     def __del__(self) -> None:
-        """Leave out the warning of `Popen` that the process still runs."""
+        """Suppress the warning of `Popen` that the process is still running."""
 
 
 def _host() -> str:
-    """Return what tells this machine and process-id namespace from others."""
+    """Return a text that identifies this machine and process-id namespace."""
     if sys.platform == "linux":
         boot = Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii").strip()
         return f"{boot}.{Path('/proc/self/ns/pid').stat().st_ino}"
@@ -203,9 +203,9 @@ def _host() -> str:
 
 
 def _started(pid: int) -> str | None:
-    """Return when the process with this id started, None if none runs.
+    """Return when the process with this id started, or None if there is none.
 
-    A zombie has ended: it only waits for a parent that may never collect it.
+    A zombie counts as ended: it only waits for its parent, which may never collect it.
     """
     if sys.platform == "linux":
         try:
@@ -227,7 +227,7 @@ def _started(pid: int) -> str | None:
 
 
 class Project(NamedTuple):
-    """A checkout, identified by the real path of its root."""
+    """A checkout of a project, identified by the real path of its root."""
 
     path: str
 

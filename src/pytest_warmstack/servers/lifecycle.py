@@ -1,4 +1,4 @@
-"""What every runtime does with managed servers: wait until they are ready, replace them."""
+"""What all runtimes do with managed servers: wait until they are ready, and replace them."""
 
 from __future__ import annotations
 
@@ -38,8 +38,8 @@ def wait_ready(
 ) -> C:
     """Return the client of a server as soon as it answers a query.
 
-    *death* returns how the server ended, None while it runs; *log* returns its last lines. Raises
-    `ServerFailed` if the server ended or hasn't answered within *seconds*.
+    *death* returns how the server ended, or None while it runs; *log* returns its last lines.
+    Raises `ServerFailed` if the server ends, or doesn't answer within *seconds*.
     """
     deadline = originals.monotonic() + seconds
     while True:
@@ -61,7 +61,7 @@ def wait_ready(
 
 
 def check_version(spec: ServerSpec[Any], client: Client, runtime: str) -> None:
-    """Close *client* and raise `ServerFailed` if its server doesn't have the wanted version."""
+    """If the server doesn't have the wanted version, close *client* and raise `ServerFailed`."""
     versions = (client.version, client.also.rpartition(" ")[2])
     wanted = spec.wanted_major(runtime)
     if wanted is not None and str(wanted) not in {each.partition(".")[0] for each in versions}:
@@ -90,9 +90,9 @@ def in_use(runtime: OwnRuntime, spec: ServerSpec[Any], found: ServerInfo) -> boo
 def remove_outdated(
     runtime: OwnRuntime, run_context: RunContext, spec: ServerSpec[Any]
 ) -> tuple[str, str]:
-    """Remove the unused servers that an earlier configuration left.
+    """Remove unused servers of an earlier configuration.
 
-    Returns what differs, and which server could not be removed: that doesn't stop the run.
+    Returns what differs, and a line if a server could not be removed: that doesn't stop the run.
     """
     reason = trouble = ""
     current = run_context.name(spec, runtime.name)

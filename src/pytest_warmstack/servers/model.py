@@ -1,4 +1,4 @@
-"""The model of a server: what it should be, what is known of it, and what a runtime can do."""
+"""The model: the wanted server, what is known of a server, and what a runtime can do."""
 
 from __future__ import annotations
 
@@ -28,16 +28,16 @@ USER: Final = "postgres"
 """The superuser of a managed PostgreSQL."""
 
 MAINTENANCE: Final = "postgres"
-"""The PostgreSQL database to connect to: advisory locks count within one database only.
+"""The PostgreSQL database to connect to, because advisory locks work within one database only.
 
-All processes use this one, whichever database a URL names.
+All processes use this database, whichever one a URL names.
 """
 
 LOOKER: Final = "warmstack-look"
-"""The prefix of the name of a connection that only looks and doesn't count as a user."""
+"""The prefix of the name of a connection that only inspects and doesn't count as a user."""
 
 ANSWER_TIMEOUT: Final = 3.0
-"""Seconds that a server which has been up for a while may take to answer."""
+"""Seconds that a server may take to answer if it has run for a while."""
 
 
 class NotReady(Exception):
@@ -45,7 +45,7 @@ class NotReady(Exception):
 
 
 class NotOurs(Exception):
-    """Another server answers, or it refuses the password."""
+    """Another server answers, or the server refuses the password."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -80,16 +80,16 @@ NOWHERE: Final = Endpoint(host="", port=0, password="")
 
 
 class Client(Protocol):
-    """The connection that showed that a server is ready, and that is used from then on."""
+    """The connection that has shown that a server is ready, and that is then used."""
 
     endpoint: Endpoint
-    """The address, completed by what the server reports."""
+    """The address, completed with what the server reports."""
 
     version: str
     """The version that the server reports, such as `16.14`."""
 
     also: str
-    """The name and version of a compatible server, such as `Valkey 8.1.1`, or nothing."""
+    """The name and version of a compatible server, such as `Valkey 8.1.1`, or ""."""
 
     def users(self) -> int:
         """Return the number of other processes that use the server."""
@@ -111,8 +111,8 @@ class Container:
 
     *takers* are the programs and scripts that accept the server's *arguments*; others read them
     from *variable*, separated by spaces. *data* is the data folder if the image declares neither a
-    volume nor *data_variable*. *shm_size* is in bytes. *contract* tells in an error how an image
-    can accept the password and the settings.
+    volume nor *data_variable*. *shm_size* is in bytes. *contract* is shown in an error: how an
+    image has to accept the password and the settings.
     """
 
     environment: Mapping[str, str] = field(repr=False)
@@ -127,7 +127,7 @@ class Container:
 
 @dataclass(frozen=True, kw_only=True)
 class Command:
-    """The command of a native server, and the *user* to run it as; *note* is for the reader."""
+    """The command of a native server, and the *user* to run it as; *note* is shown to the user."""
 
     arguments: Sequence[str]
     user: str | None = None
@@ -138,7 +138,8 @@ class Command:
 class Need(NamedTuple):
     """The space that an embedded server needs: *least* bytes, better *wanted*, and *files*.
 
-    *user* is who runs it, if not you; *executes* is set if its program is copied there too.
+    *user* runs the server, if it isn't the current user; *executes* is set if its program is copied
+    there too.
     """
 
     least: int = 0
@@ -164,9 +165,9 @@ class Native(Protocol):
         """Return the space that the server needs."""
 
     def places(self) -> Iterator[tuple[str, str, bool]]:
-        """Yield each place that is searched, what was found there, and whether it is usable.
+        """Yield each place to search, what is there, and whether it is usable.
 
-        Lines of the finding after the first are details.
+        Lines after the first line of what is there are details.
         """
 
 
@@ -174,11 +175,11 @@ class Native(Protocol):
 class ServerSpec(Generic[C]):
     """The server that the settings ask for, whichever runtime runs it.
 
-    A *url* is that of an external server; then the rest only tells how to connect. *image_source*
-    is the setting that names the image, empty for the default. *major* is the wanted version, None
-    for any; *native_major* replaces it for embedded servers. *programs* and *folder* are folders
-    that the user names: for the server's binaries, and for its files. *number* tells several
-    servers of a service apart, from 1; 0 is the shared one.
+    *url* is the URL of an external server; then the other fields only describe how to connect.
+    *image_source* is the setting that names the image, empty for the default. *major* is the wanted
+    version, None for any; *native_major* replaces it for embedded servers. *programs* and *folder*
+    are folders from the settings, for the server's programs and for its files. *number*
+    distinguishes several servers of a service, from 1; 0 is the shared server.
 
     *container* takes a password and a fingerprint, *native* a fingerprint. *connect* takes an
     endpoint, the expected fingerprint (empty for an external server) and a timeout in seconds;
@@ -210,7 +211,7 @@ class ServerSpec(Generic[C]):
         return f"{self.service}-{self.number}" if self.number else str(self.service)
 
     def config(self, runtime: str) -> dict[str, str]:
-        """Return everything that a running server must have in common with this one, by name."""
+        """Return everything that a running server must have in common with this spec, by name."""
         if runtime == RuntimeName.DOCKER:
             origin = {"image": self.image}
         else:
@@ -226,19 +227,19 @@ class ServerSpec(Generic[C]):
         return fingerprint(json.dumps(parts, sort_keys=True))
 
     def wanted_major(self, runtime: str) -> int | None:
-        """Return the major version wanted from *runtime*; None for any."""
+        """Return the major version that is wanted from *runtime*, None for any."""
         native = self.native_major if runtime == RuntimeName.EMBEDDED else None
         return native or self.major
 
 
 @dataclass(frozen=True, kw_only=True)
 class ServerInfo:
-    """What is known of a server: the one record, in lists and in files.
+    """What is known of a server: the same record in lists and in files.
 
-    *id* is a container's id or a `Process`. *labels* tell whose server it is and what it was made
-    from (see `Label`), *what* its image or program. *state* is `running` or the runtime's word,
-    *since* is in seconds since the epoch. *note* is for the reader. A *kind* other than `server` is
-    a leftover: a volume, a network, a folder.
+    *id* is a container's id or a `Process`. *labels* contain the owner and the configuration (see
+    `Label`), *what* is the image or program. *state* is `running` or the runtime's word for another
+    state, *since* is in seconds since the epoch. *note* is shown to the user. A *kind* other than
+    `server` is a leftover: a volume, a network, a folder.
     """
 
     runtime: str
@@ -254,16 +255,16 @@ class ServerInfo:
 
     @classmethod
     def from_plain(cls, plain: Any) -> Self:
-        """Return the record that `to_plain` gave; raise TypeError or KeyError for others."""
+        """Return the record from `to_plain`; raise TypeError or KeyError for anything else."""
         return cls(**{**plain, "endpoint": Endpoint(**plain["endpoint"])})
 
     def to_plain(self) -> dict[str, Any]:
-        """Return this record as JSON can hold it. It contains the password."""
+        """Return this record for JSON. It contains the password."""
         plain = {each.name: getattr(self, each.name) for each in fields(ServerInfo)}
         return {**plain, "endpoint": asdict(self.endpoint)}
 
     def ready(self, spec: ServerSpec[Any], client: C, origin: str, *reasons: str) -> Server[C]:
-        """Return this server, which has answered *client*; see `Server`."""
+        """Return this server, which has answered *client*, as a `Server`."""
         reason = "; ".join(filter(None, reasons))
         return Server(**vars(self), title=spec.title, client=client, origin=origin, reason=reason)
 
@@ -274,7 +275,7 @@ class ServerInfo:
 
     @property
     def service(self) -> str:
-        """The service, or nothing if the label has no known one."""
+        """The service, or "" if the label has no known service."""
         label = self.labels.get(Label.SERVICE, "")
         return label if label in set(Service) else ""
 
@@ -285,7 +286,7 @@ class ServerInfo:
 
     @property
     def config(self) -> dict[str, str]:
-        """The configuration that it was made from, or nothing if the label is not readable."""
+        """The configuration that it was made from; empty if the label is not readable."""
         try:
             plain = json.loads(self.labels.get(Label.CONFIG, ""))
             return {str(key): str(value) for key, value in plain.items()}
@@ -315,7 +316,7 @@ class ServerInfo:
 
 @dataclass(frozen=True, kw_only=True)
 class Server(ServerInfo, Generic[C_co]):
-    """A server that is ready, with the client that it answered.
+    """A server that is ready, with the *client* that it answered.
 
     *origin* is `reused`, `shared` (another process of this run started it), `started`,
     `started again`, `replaced`, or `connected` to an external server; *reason* explains it where
@@ -340,7 +341,7 @@ class Server(ServerInfo, Generic[C_co]):
         return {**own, "title": title, "place": self.endpoint.place, "why": why, "since": since}
 
     def handle(self, database: int = 0) -> ServerHandle:
-        """Return the server as a test gets it; the URL of a Redis leads to *database*."""
+        """Return the handle for tests; the URL of a Redis server leads to *database*."""
         return ServerHandle(
             endpoint=self.client.endpoint,
             id=self.id,
@@ -398,7 +399,7 @@ class ServerHandle:
 
 @dataclass(frozen=True, kw_only=True)
 class RunContext:
-    """What a runtime works for: a project, a run, and the process that owns the run.
+    """The context of a runtime: a project, a run, and the process that owns the run.
 
     With *keep*, servers outlive the run. *start_timeout* is in seconds.
     """
@@ -429,13 +430,13 @@ class RunContext:
         }
 
     def owns(self, found: ServerInfo, spec: ServerSpec[Any]) -> bool:
-        """Return whether *found* is this run's server for *spec*, outdated or not."""
+        """Return whether *found* is this run's server for *spec*, even if it is outdated."""
         own = self.labels(spec, found.runtime)
         keys = (Label.PROJECT, Label.SERVICE, Label.NUMBER, Label.RUN)
         return all(found.labels.get(key) == own[key] for key in keys)
 
     def name(self, spec: ServerSpec[Any], runtime: str) -> str:
-        """Return the server's only possible name, so that two are never made."""
+        """Return the server's name; it is unique, so two processes can't make two servers."""
         parts = ["warmstack", self.project.slug, self.project.id, self.label, spec.key]
         return "-".join([*filter(None, parts), spec.fingerprint(runtime)[:8]])
 
@@ -448,9 +449,9 @@ class Runtime(Protocol):
         """The name of the runtime in the settings."""
 
     def ensure(self, spec: ServerSpec[C]) -> Server[C]:
-        """Return the run's server for *spec*; start it if need be.
+        """Return the run's server for *spec*; start it if necessary.
 
-        Raises `ServerFailed` if it doesn't become ready; then nothing is left of it.
+        If it doesn't become ready, remove it and raise `ServerFailed`.
         """
 
 
@@ -464,11 +465,11 @@ class OwnRuntime(Runtime, Protocol):
     def check(self, specs: Sequence[ServerSpec[Any]], say: Callable[[str], None]) -> None:
         """Raise `RuntimeUnavailable` unless servers of all *specs* can run here.
 
-        *say* reports what takes long, such as a pull.
+        *say* reports slow work, such as a pull.
         """
 
     def list(self) -> list[ServerInfo]:
-        """Return all managed servers in this runtime, of every project."""
+        """Return all managed servers in this runtime, for all projects."""
 
     def connect(self, spec: ServerSpec[C], found: ServerInfo) -> C:
         """Return a client of *found* that doesn't count as a user; *spec* is one of its service.
@@ -477,7 +478,7 @@ class OwnRuntime(Runtime, Protocol):
         """
 
     def memory(self, found: ServerInfo) -> int:
-        """Return the bytes of memory that a server uses, its data included; 0 if unknown."""
+        """Return the bytes of memory that a server uses, including its data; 0 if unknown."""
 
     def log(self, found: ServerInfo, lines: int, *, follow: bool = False) -> Iterator[str]:
         """Yield the last *lines* of a server's log, without its password.
@@ -488,14 +489,14 @@ class OwnRuntime(Runtime, Protocol):
     def client(
         self, spec: ServerSpec[Any], found: ServerInfo, program: str
     ) -> tuple[Sequence[str], Endpoint] | None:
-        """Return the beginning of a command that runs *program* beside the server, and its address.
+        """Return a command that runs *program* next to the server, and the server's address.
 
-        None means that there is no such program. In a container the program has `PGPASSWORD` and
-        `REDISCLI_AUTH` of this process's environment.
+        Returns None if there is no such program. Arguments can follow the command. In a container,
+        the program gets `PGPASSWORD` and `REDISCLI_AUTH` from this process's environment.
         """
 
     def leftovers(self) -> Sequence[ServerInfo]:
-        """Return what isn't a server: labelled volumes and networks, folders without a record."""
+        """Return leftovers: labelled volumes and networks, and folders without a record."""
 
     def remove(self, found: ServerInfo) -> None:
         """Remove a server with its data, if it still exists."""
@@ -507,7 +508,7 @@ class OwnRuntime(Runtime, Protocol):
 def postgres_url(endpoint: Endpoint, database: str, driver: str | None) -> MaskedUrl:
     """Return the SQLAlchemy URL of a database; without a driver, the URL for psql."""
     scheme = f"postgresql+{driver}" if driver else "postgresql"
-    # SQLAlchemy hands the query to asyncpg, where the option is called ssl.
+    # SQLAlchemy passes the query to asyncpg, where the option is called ssl.
     query = endpoint.query.replace("sslmode=", "ssl=") if driver == "asyncpg" else endpoint.query
     return MaskedUrl(f"{scheme}://{endpoint.authority(USER)}/{database}{query and f'?{query}'}")
 
@@ -534,7 +535,7 @@ def version_of(client: Client) -> str:
 
 
 def major_of(image: str) -> int | None:
-    """Return the major version in the tag of an image, None if there is none.
+    """Return the major version in the tag of an image, or None.
 
     >>> major_of("postgres:16-alpine")
     16

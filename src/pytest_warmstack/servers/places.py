@@ -1,7 +1,7 @@
-"""Where the files of embedded servers can be: each place with its space and its faults.
+"""The places for the files of embedded servers, with their space and their problems.
 
-Memory comes first, since the files needn't survive. But a container's `/dev/shm` usually has 64 MB,
-and files in memory count against the limit of a control group.
+Memory is preferred, because the files needn't survive. But a container's `/dev/shm` usually has
+64 MB, and files in memory count against the limit of a control group.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ _TOO_SMALL: Final = "that is too small"
 
 
 class Place(NamedTuple):
-    """A folder with its *size* and *free* space in bytes; *lacks* is why it can't be used."""
+    """A folder, its *size* and *free* space in bytes; *lacks* is why it can't be used, or ""."""
 
     folder: Path
     size: int
@@ -39,12 +39,12 @@ _SHARED_MEMORY: Final = Path("/dev/shm")  # noqa: S108 - `embedded` checks who o
 
 
 def usual() -> Path:
-    """Return the folder in memory if there is one, else the one for temporary files."""
+    """Return the folder in memory if there is one, or else the folder for temporary files."""
     return _SHARED_MEMORY if os.access(_SHARED_MEMORY, os.W_OK) else Path(tempfile.gettempdir())
 
 
 def passed_by(need: Need) -> str:
-    """Return why the usual folder is not used, judged by its present state."""
+    """Return why the usual folder is not used, judged by its current state."""
     lacks = look(usual(), need).lacks
     too_small = not lacks or lacks.startswith(_TOO_SMALL)
     return f"{usual()} is too small" if too_small else f"{usual()}: {lacks}"
@@ -56,10 +56,10 @@ def within(folder: Path) -> Path:
 
 
 def choose(need: Need, title: str, named: str = "") -> Path:
-    """Return the first folder with the wanted space, else the one with the most.
+    """Return the first folder with the wanted space, or else the folder with the most space.
 
-    If the user *named* a folder, only that counts. Raises `RuntimeUnavailable` if the server called
-    *title* can use none.
+    If the user *named* a folder, only that is considered. Raises `RuntimeUnavailable` if the server
+    called *title* can use none.
     """
     places = candidates(need, named)
     fit = [place for place in places if not place.lacks]
@@ -70,17 +70,17 @@ def choose(need: Need, title: str, named: str = "") -> Path:
             looked_at=map(str, places),
             named=named,
         )
-    # The first of those that have enough: max keeps the order of equals.
+    # Of several with enough space, max returns the first.
     return max(fit, key=lambda place: min(place.free, need.wanted)).folder
 
 
 def candidates(need: Need, named: str = "") -> list[Place]:
-    """Return the candidates in order of preference; only *named*, if there is one."""
+    """Return the candidates in order of preference; only *named*, if the user named a folder."""
     return [look(folder, need) for folder in _folders(named)]
 
 
 def look(folder: Path, need: Need = Need()) -> Place:  # noqa: B008 - it is immutable
-    """Return what *folder* offers, or a file system that is mounted in it for these servers."""
+    """Return the place *folder*, or the file system that is mounted in it for these servers."""
     mounted = within(folder) if within(folder).is_dir() else folder
     try:
         found = os.statvfs(mounted)
@@ -89,7 +89,7 @@ def look(folder: Path, need: Need = Need()) -> Place:  # noqa: B008 - it is immu
     size, free = found.f_frsize * found.f_blocks, found.f_frsize * found.f_bavail
     limit = ""
     if _is_memory(mounted) and (left := memory_left()) is not None and left < free:
-        free, limit = left, ", as far as the memory limit of the control group goes"
+        free, limit = left, ", because of the memory limit of the control group"
     lacks = ""
     if not os.access(mounted, os.W_OK | os.X_OK):
         lacks = "you may not write there"
@@ -99,11 +99,11 @@ def look(folder: Path, need: Need = Need()) -> Place:  # noqa: B008 - it is immu
         lacks = "programs can't be executed there (noexec)"
     elif free < need.least:
         lacks = f"{_TOO_SMALL}{limit}"
-    # Some file systems have no fixed number, and say 0.
+    # Some file systems have no fixed number, and report 0.
     elif found.f_files and found.f_favail < need.files:
         lacks = f"it has room for only {found.f_favail} more files (inodes)"
     elif need.user is not None and not _may_enter(need.user, mounted):
-        lacks = f"{need.user}, who runs the server, may not enter it"
+        lacks = f"the user {need.user}, who runs the server, may not enter it"
     return Place(folder, size, free, lacks)
 
 
@@ -114,7 +114,7 @@ def _folders(named: str) -> Iterator[Path]:
     yield _SHARED_MEMORY
     try:
         yield Path(tempfile.gettempdir())
-    except FileNotFoundError:  # It tries to write to each candidate.
+    except FileNotFoundError:  # It found no folder that is writable.
         yield Path(os.environ.get("TMPDIR") or "/tmp")  # noqa: S108 - only to look at it
     yield Path("/var/tmp")  # noqa: S108 - as above
 
@@ -125,7 +125,7 @@ def _may_enter(user: str, folder: Path) -> bool:
 
 
 def _is_memory(folder: Path) -> bool:
-    """Return whether the files in *folder* are in memory, by the kernel's table of mounts."""
+    """Return whether the files in *folder* are in memory, according to the table of mounts."""
     device = folder.stat().st_dev
     number = f"{os.major(device)}:{os.minor(device)}"
     for line in _lines("/proc/self/mountinfo"):
@@ -137,10 +137,10 @@ def _is_memory(folder: Path) -> bool:
 
 
 def memory_left(root: str = "/sys/fs/cgroup", own: str = "/proc/self/cgroup") -> int | None:
-    """Return the bytes that this process's control groups let it use; None without a limit.
+    """Return the bytes that this process's control groups allow it to use; None without a limit.
 
-    The cache of files on disks doesn't count, since it can be dropped (the kernel's documentation,
-    "Control Group v2" and "Memory Resource Controller").
+    The cache of files on disks doesn't count, because it can be dropped (the kernel's
+    documentation, "Control Group v2" and "Memory Resource Controller").
     """
     left = []
     for line in _lines(own):
@@ -153,7 +153,7 @@ def memory_left(root: str = "/sys/fs/cgroup", own: str = "/proc/self/cgroup") ->
         else:
             continue
         group = top / path.lstrip("/")
-        # In a container the path may be one of the host, while the root is the container's own.
+        # In a container, this may be a path on the host, while the root belongs to the container.
         for each in (group, *group.parents):
             left += _left(each, *names)
             if each == top:
@@ -162,7 +162,7 @@ def memory_left(root: str = "/sys/fs/cgroup", own: str = "/proc/self/cgroup") ->
 
 
 def _left(group: Path, limit: str, used: str, cache: str) -> list[int]:
-    """Return what is left of one control group's limit; nothing without a limit."""
+    """Return what is left of one control group's limit; an empty list without a limit."""
     highest, now = (" ".join(_lines(group / name)) for name in (limit, used))
     if not (highest.isdigit() and now.isdigit()):
         return []
@@ -171,7 +171,7 @@ def _left(group: Path, limit: str, used: str, cache: str) -> list[int]:
 
 
 def _lines(path: str | Path) -> list[str]:
-    """Return the lines of one of the kernel's files; none if it doesn't exist."""
+    """Return the lines of a file of the kernel; none if it doesn't exist."""
     try:
         return Path(path).read_text(encoding="utf-8", errors="replace").splitlines()
     except OSError:

@@ -1,1 +1,1 @@
-"""A migrated template: find it, extend it, build it, keep it, forget it."""
+"""A migrated template: how it is found, extended, built, kept and forgotten."""

@@ -1,4 +1,4 @@
-"""Builds a template under a private name, from the known template that is nearest to it."""
+"""Builds a template under a private name, starting from the most similar known template."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from pytest_warmstack.servers.identity import fingerprint
 
 
 class Build:
-    """One build of the template that *search* did not find."""
+    """A build of the template that *search* did not find."""
 
     def __init__(self, search: Search) -> None:
         self._search = search
@@ -34,9 +34,9 @@ class Build:
         )
 
     def run(self) -> Template:
-        """Extend the nearest template or build from nothing; keep the result, forget old states."""
+        """Extend the nearest template or build a new one; then forget outdated states."""
         with self._hold_lock(self._draft):
-            # If there is nothing to start from, the database is created while the plan is made.
+            # Without a template to start from, create the database while the plan is made.
             empty = None if self._bases else self._databases.create(self._draft)
             try:
                 plan = self._plan()
@@ -69,12 +69,12 @@ class Build:
 
     @contextmanager
     def _hold_lock(self, name: DatabaseName) -> Iterator[None]:
-        """Hold the lock of a database under construction; drop it if the construction fails."""
+        """Hold the lock of a database while it is built; drop the database if that fails."""
         self._databases.try_lock(name)
         try:
             yield
         except BaseException:
-            # The error of the build is the one to raise, even if the server is lost as well.
+            # Raise the error of the build, even if the server is lost as well.
             with suppress(WarmstackError):
                 self._databases.drop(name)
             raise
@@ -84,11 +84,11 @@ class Build:
 
     @property
     def _bases(self) -> list[KnownTemplate]:
-        """The templates that the build may start from."""
+        """Return the templates that the build may start from."""
         return [] if self._rebuild else self._known
 
     def _plan(self) -> list[LayerRecord]:
-        """Return what the build has to contain; forget templates of other Alembic projects."""
+        """Return what the build must contain; forget templates of other Alembic projects."""
         recorded = [record for each in self._bases for record in each.record.layers]
         is_current = self._search.is_layer_current
         plan = [
@@ -101,7 +101,7 @@ class Build:
         return plan
 
     def _nearest_base(self, plan: Sequence[LayerRecord]) -> KnownTemplate | None:
-        """Return the template with the most steps that are all in *plan*, and hold its lock."""
+        """Return the largest template whose steps are all in *plan*, and hold its lock."""
         common = [(*self._comparison.common(plan, each.record), each) for each in self._bases]
         whole = [(count, each) for count, is_whole, each in common if is_whole and count]
         for _, each in sorted(whole, key=lambda pair: pair[0], reverse=True):
@@ -110,7 +110,7 @@ class Build:
         return None
 
     def _apply(self, plan: Sequence[LayerRecord], base: KnownTemplate | None) -> Record:
-        """Apply to the draft what *base* lacks, and save templates on the way."""
+        """Apply the steps that *base* lacks to the draft, and save intermediate templates."""
         known = base.record.layers if base else ()
         plan, reach = self._arrange(plan, base)
         done = count_steps(known)
@@ -126,7 +126,7 @@ class Build:
                 {each - begin for each in stops if 0 < each - begin < size} | {size}
             ):
                 if last <= first and size:
-                    continue  # The base has these steps.
+                    continue  # The base has these steps already.
                 applied = layer.apply(self._target, planned.part(first, last))
                 planned, first = planned.with_applied(first, applied), last
                 if begin + last in stops:
@@ -139,7 +139,7 @@ class Build:
     def _arrange(
         self, plan: Sequence[LayerRecord], base: KnownTemplate | None
     ) -> tuple[Sequence[LayerRecord], int]:
-        """Return *plan* in the order of the build, and after how many steps edits begin."""
+        """Return *plan* in the order of the build, and the number of steps before the edits."""
         records = [each.record for each in self._bases]
         if not records:
             return plan, 0
@@ -147,10 +147,10 @@ class Build:
         return self._comparison.arrange(plan, base.record if base else None, nearest)
 
     def _stops(self, plan: Sequence[LayerRecord], done: int, reach: int) -> set[int]:
-        """Return after how many steps a template is saved, for later builds to start from.
+        """Return the numbers of steps after which to save a template for later builds.
 
-        After each layer, since the next one may change without it, and before the first edited
-        step, since whoever edits it will edit it again.
+        These are the ends of layers, because the next layer may change alone, and the place before
+        the first edited step, because you will probably edit that step again.
         """
         if not self._request.keep:
             return set()
@@ -167,7 +167,7 @@ class Build:
             self._seal(copy, Record(now, run, tuple(layers), left=True))
 
     def _seal(self, draft: DatabaseName, record: Record) -> DatabaseName:
-        """Turn *draft* into a template, which no process can drop while this one lives."""
+        """Turn *draft* into a template that no other process can drop while this one runs."""
         comment = record.write()
         name = DatabaseName(State.TEMPLATE, fingerprint(comment, str(draft)))
         self._databases.share(name)
@@ -178,7 +178,7 @@ class Build:
     def _refresh(self, known: KnownTemplate, plan: Sequence[LayerRecord]) -> Template:
         """Update the record of a template that has all planned steps, and return it.
 
-        That happens when a file was renamed, or a file that is no revision was added to them.
+        This is needed if a file was renamed, or if a file that isn't a revision was added.
         """
         layers = tuple(map(LayerRecord.with_needs_of, plan, known.record.layers))
         record = Record(known.record.built, self._request.run, layers)
@@ -186,16 +186,16 @@ class Build:
         return self._search.template(known.name, record)
 
     def _retire(self, plan: Sequence[LayerRecord]) -> None:
-        """Let no later build start from older templates of the same configuration."""
+        """Keep later builds from starting from older templates of the same configuration."""
         own = [(each.layer, each.key) for each in plan[:2]]
         for each in self._known:
             if [(layer.layer, layer.key) for layer in each.record.layers[:2]] == own:
                 self._databases.mark(each.name, sql.RETIRED)
 
     def _compare(self, plan: Sequence[LayerRecord]) -> tuple[str, tuple[DatabaseName, ...]]:
-        """Return the first difference from the nearest known template, and which ones are past.
+        """Return the first difference from the nearest known template, and the outdated ones.
 
-        The nearest one need not be the last used: that may hold an edit that was undone since.
+        The nearest template need not be the last used, which may have an edit that was undone.
         """
         compared = [
             (self._comparison.differences(plan, each.record), each)
@@ -204,7 +204,7 @@ class Build:
         ]
         if not compared:
             return "", ()
-        # A template that was saved on the way need not be a state that the project was ever in.
+        # An intermediate template need not be a state that the project was ever in.
         nearest = min(
             compared, key=lambda pair: len(pair[0][0]) + pair[0][1] + pair[1].record.left
         )[0]

@@ -1,4 +1,4 @@
-"""Compares build histories: the steps of a plan, those of a template, and the files as they are."""
+"""Compares build histories: the steps of a plan, the steps of a template, and the current files."""
 
 from __future__ import annotations
 
@@ -23,17 +23,17 @@ _KEY_CHANGES: Final = {
     "schema": "warmstack_env changed",
     "seed": "warmstack_env changed",
 }
-"""What it means that a layer has another key."""
+"""The reason why the key of a layer may differ."""
 
 
 class Comparison:
-    """Compares plans with the records of templates, given the present *file_state*."""
+    """Compares plans with the records of templates, given the current *file_state*."""
 
     def __init__(self, file_state: FileState) -> None:
         self._file_state = file_state
 
     def common(self, plan: Sequence[LayerRecord], record: Record) -> tuple[int, bool]:
-        """Return how many steps *plan* shares with *record*, and if those are all of *record*."""
+        """Return how many steps *plan* and *record* share, and whether *record* has no others."""
         shared = self._shared(plan, record)
         count = sum(map(len, shared))
         return count, (len(shared), count) == (len(record.layers), count_steps(record.layers))
@@ -41,11 +41,10 @@ class Comparison:
     def arrange(
         self, plan: Sequence[LayerRecord], base: Record | None, nearest: Record
     ) -> tuple[list[LayerRecord], int]:
-        """Return *plan* in the order in which it is built on *base*, and where it leaves *nearest*.
+        """Return *plan* in the order of a build on *base*, and the number of steps before the rest.
 
-        The steps of *base* come first, then those that *nearest* has as well, then the rest; the
-        number counts the steps before the rest. Without a base the order stays, so that a build
-        from nothing does what Alembic does.
+        The steps of *base* come first, then those that *nearest* also has, then the rest. Without a
+        base the order doesn't change, so that a new build does what Alembic does.
         """
         done = self._shared(plan, base) if base is not None else []
         shared = self._shared(plan, nearest)
@@ -70,16 +69,16 @@ class Comparison:
         return list(self._differences(plan, record)), lacks
 
     def is_of_another_project(self, plan: Sequence[LayerRecord], record: Record) -> bool:
-        """Return whether *record* has another Alembic configuration, which still exists.
+        """Return whether *record* has another Alembic configuration that still exists.
 
-        In a repository of several services, it then tells nothing about this plan.
+        It then belongs to another service of the repository, and has nothing to do with the plan.
         """
         own, others = _configurations(plan), _configurations(record.layers)
         is_other = bool(own and others) and own.isdisjoint(others)
         return is_other and any(self._file_state.digest(key) for key in others)
 
     def _shared(self, plan: Sequence[LayerRecord], record: Record) -> list[set[int]]:
-        """Return for each layer which planned steps *record* has, with all that they follow.
+        """Return, for each layer, the planned steps that *record* has with all their predecessors.
 
         The list ends with the first layer that differs.
         """
@@ -97,7 +96,7 @@ class Comparison:
         return found
 
     def _same(self, planned: Sequence[BuildStep], recorded: Sequence[BuildStep]) -> set[int]:
-        """Return the places of the planned steps that were recorded with all that they follow."""
+        """Return the indexes of the planned steps recorded with all their predecessors."""
         by_name = {each.name: each for each in recorded}
         found: set[int] = set()
         names: set[str] = set()
@@ -114,7 +113,7 @@ class Comparison:
 
     def _agrees(self, planned: BuildStep, recorded: BuildStep) -> bool:
         """Return whether applying *planned* does what applying *recorded* did."""
-        # By content: a renamed file is the same revision.
+        # Compare by content: a renamed file is the same revision.
         if (planned.name, planned.digest) != (recorded.name, recorded.digest):
             return False
         holds = self._file_state.holds
@@ -129,10 +128,10 @@ class Comparison:
             planned = plan[place] if place < len(plan) else None
             if planned is None or planned.layer != recorded.layer:
                 if planned is not None and planned.layer not in names:
-                    yield f"there is a {planned.layer} now"
+                    yield f"the layer {planned.layer} was added"
                 else:
-                    yield f"there is no {recorded.layer} any more"
-                return  # The layers that follow have no counterpart.
+                    yield f"the layer {recorded.layer} was removed"
+                return  # The later layers can't be compared.
             yield from self._layer_differences(planned, recorded)
             if len(planned.steps) > len(recorded.steps) and place < len(names) - 1:
                 added = [each for each in planned.steps if each.name not in recorded.names]

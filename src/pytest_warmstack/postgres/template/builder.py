@@ -1,7 +1,7 @@
-"""The child process that runs the project's own code, and the conversation with it.
+"""The child process that runs the project's own code, and the protocol between the processes.
 
-The code needs a process of its own: it may configure logging, run an event loop, cache settings and
-import the application, and none of that may leak into the tests.
+That code runs in a separate process because it may configure logging, run an event loop, cache
+settings and import the application, and none of that may leak into the tests.
 """
 
 from __future__ import annotations
@@ -38,26 +38,26 @@ _OUTPUT_LINES: Final = 30
 """How many of the last lines of the child's output an error shows."""
 
 _STACK_TIMEOUT: Final = 1.0
-"""Seconds that a late child has to print its stack."""
+"""Seconds that a late child may take to print its stack."""
 
 _EXIT_TIMEOUT: Final = 5.0
-"""Seconds that a child has to end after it was killed."""
+"""Seconds that a killed child may take to end."""
 
 _NO_ENGINE: Final = re.compile(
     r"NoSuchModuleError|ArgumentError|KeyError: 'url'"
     r"|ModuleNotFoundError: No module named '(MySQLdb|pymysql|aiomysql|asyncmy|pyodbc|oracledb"
     r"|cx_Oracle|aiosqlite|psycopg2?|asyncpg)'"
 )
-"""How an error begins if SQLAlchemy can't make an engine from a URL."""
+"""Matches the beginning of an error if SQLAlchemy can't make an engine from a URL."""
 
 _NO_URL: Final = ("KeyError", "ArgumentError", "ValidationError", "NoSuchModuleError")
-"""How an error begins if code expects a URL in the environment and finds none."""
+"""Matches the beginning of an error if code expects a URL in the environment and finds none."""
 
 _FRAME: Final = re.compile(r'\s*File "(?P<file>[^"]+)", line (?P<line>\d+) in (?P<name>.*)')
-"""A line of a traceback that Python's faulthandler writes."""
+"""Matches a line of a traceback that Python's faulthandler writes."""
 
 _DUMP: Final = re.compile(r"^-- Dumped by pg_dump version (\d[\w.]*)", re.MULTILINE)
-"""A line at the head of a file that pg_dump writes."""
+"""Matches a line at the beginning of a file that pg_dump writes."""
 
 
 class Builder:
@@ -75,17 +75,18 @@ class Builder:
         self._has_all_output = threading.Event()
 
     def prepare(self) -> None:
-        """Start the process ahead of time: it imports what it may need, and then waits."""
+        """Start the process early: it imports the modules that it may need, and then waits."""
         self._start(*([_ALEMBIC] if self._configuration else []), *_ASYNC)
 
     def ask(
         self, target: Target, do: str, *, who: str = "The migrations", **request: Any
     ) -> dict[str, Any]:
-        """Let the child do what *do* names and return its report; *who* is for errors.
+        """Make the child do the task *do*, and return its report; *who* is for errors.
 
-        The report contains `output`, the last lines that the project's code wrote, and `hints`, if
-        lines of `warmstack_env` would lead the code to its database. Raises `TemplateFailed` if the
-        code tried to connect to another database, or is not done within `migrate_timeout` seconds.
+        The report contains `output`, the last lines that the project's code wrote. It contains
+        `hints` if lines in `warmstack_env` would lead the code to its database. Raises
+        `TemplateFailed` if the code tried to connect to another database, or did not finish within
+        `migrate_timeout` seconds.
         """
         self._start(*([_ALEMBIC] if do in {"plan", "upgrade"} else []))
         if not self._is_introduced:
@@ -114,7 +115,7 @@ class Builder:
             pipes = [process.stdin]
             for reader, pipe in zip(self._readers, (process.stdout, process.stderr), strict=True):
                 reader.join(_EXIT_TIMEOUT)
-                # A process that the project's code started may hold the pipe open for longer.
+                # A process that the project's code started may keep the pipe open.
                 if not reader.is_alive():
                     pipes.append(pipe)
             for pipe in filter(None, pipes):
@@ -125,7 +126,7 @@ class Builder:
         """Start the process if there is none; it imports *modules* and waits for requests."""
         if self._process is not None:
             return
-        # -P: like the command `alembic`, the child does not put the current folder on its path.
+        # -P: the child does not put the current folder on its path; neither does `alembic`.
         self._process = subprocess.Popen(
             [sys.executable, "-P", "-m", _CHILD, *modules],
             stdin=subprocess.PIPE,
@@ -150,9 +151,9 @@ class Builder:
             reader.start()
 
     def _introduce(self, target: Target) -> None:
-        """Tell the child about the project and its database.
+        """Send the child the facts about the project and its database.
 
-        Over standard input, because of the password: any user can read the arguments of a process.
+        They contain the password, so they go to standard input: any user can read arguments.
         """
         alembic = self._alembic_request()
         self._send(
@@ -173,7 +174,7 @@ class Builder:
         self._is_introduced = True
 
     def _alembic_request(self) -> dict[str, Any] | None:
-        """Return what the child has to know of Alembic's configuration."""
+        """Return what the child needs to know about Alembic's configuration."""
         if (found := self._configuration) is None:
             return None
         file = found.ini or found.toml
@@ -187,14 +188,14 @@ class Builder:
         }
 
     def _send(self, **message: Any) -> None:
-        # If the process has ended, the missing answer tells.
+        # If the process has ended, `_receive` notices it.
         with suppress(OSError, ValueError):
             if self._process is not None and self._process.stdin is not None:
                 self._process.stdin.write(json.dumps(message) + "\n")
                 self._process.stdin.flush()
 
     def _receive(self, target: Target, who: str) -> dict[str, Any]:
-        """Return the child's report; until then, the child tells where it is."""
+        """Return the child's report; until it comes, record the position that the child sends."""
         process = self._process
         deadline = originals.monotonic() + self._settings.migrate_timeout
         while True:
@@ -205,20 +206,20 @@ class Builder:
             if line is None:
                 how = "" if process is None else _exit_words(process.wait(_EXIT_TIMEOUT))
                 self._readers[1].join(_EXIT_TIMEOUT)
-                return {"error": f"the process ended{how} before its end", "where": self._position}
+                return {"error": f"the process ended early{how}", "where": self._position}
             message: dict[str, Any] = json.loads(line)
             if "at" not in message:
                 return message
             self._position = message["at"]
 
     def _stop(self, target: Target, who: str) -> TemplateFailed:
-        """End a child that is late; return the error that shows what it was doing."""
+        """Kill a child that is late; return an error that shows what it was doing."""
         before = len(self._output)
         doing = [f"PostgreSQL: {each}" for each in target.activity()]
         if (process := self._process) is not None:
             process.send_signal(signal.SIGUSR1)
             until, seen = originals.monotonic() + _STACK_TIMEOUT, -1
-            # The stack comes line by line: wait until some lines are there and no more follow.
+            # The stack comes line by line: wait for the first lines, and until no more follow.
             while originals.monotonic() < until and not before < len(self._output) == seen:
                 seen = len(self._output)
                 originals.sleep(0.02)
@@ -238,7 +239,7 @@ class Builder:
         return TemplateFailed.too_slow(who=who, seconds=seconds, place=self._position, **facts)
 
     def _check_database(self, report: dict[str, Any], target: Target, who: str) -> None:
-        """Raise `TemplateFailed` if the code needs another database than the template."""
+        """Raise `TemplateFailed` if the code tried to use another database than the template."""
         refused, failure = report.get("refused"), Failure.of(report)
         has_no_engine = failure.is_in_env_py and _NO_ENGINE.match(failure.cause)
         if report.get("databases") and (refused or has_no_engine):
@@ -260,13 +261,13 @@ class Builder:
             )
 
     def _hints(self, variables: Mapping[str, str]) -> list[str]:
-        """Return the advice to set *variables*, as lines for the configuration file in use."""
+        """Return the advice to set *variables*, as lines for the project's configuration file."""
         from pytest_warmstack.placeholders import lines_for
 
         return [lines_for(variables, file=self._settings.file, more=bool(self._settings.env))]
 
     def _mask(self, value: dict[str, Any], target: Target) -> dict[str, Any]:
-        """Return *value* without the secrets that the child may have written."""
+        """Return *value* with the secrets masked that the child may have written."""
         secrets = [target.endpoint.password, *masking.secrets_of(self._settings.env)]
         masked: dict[str, Any] = masking.all_masked(value, secrets, urls=True)
         return masked
@@ -305,18 +306,18 @@ def script_error(
 
 
 def _pg_dump_version(path: Path) -> str:
-    """Return the version of the pg_dump that wrote a file, empty if none did."""
+    """Return the version of the pg_dump that wrote a file, or "" if pg_dump didn't."""
     with path.open(encoding="utf-8", errors="replace") as file:
         match = _DUMP.search(file.read(2000))
     return match[1] if match else ""
 
 
 def _search_path(root: str, home: str | None) -> list[str]:
-    """Return where the tests find modules now, in that order.
+    """Return the folders in which the tests find modules now, in order.
 
-    *root* and *home*, the folder of Alembic's configuration, come before installed packages. pytest
-    has added what `pythonpath` and the import mode ask for, and `python -m pytest` the current
-    folder; a run that collects nothing, such as `warmstack up`, has less.
+    *root*, and *home*, the folder of Alembic's configuration, come before installed packages.
+    pytest has added the folders of `pythonpath` and of the import mode, and `python -m pytest` the
+    current folder. A run that collects nothing, such as `warmstack up`, has fewer.
     """
     path = [os.path.abspath(entry) for entry in sys.path]  # noqa: PTH100 - of names, and '' too
     packages = next((place for place, each in enumerate(path) if each in SITE), len(path))
@@ -325,7 +326,7 @@ def _search_path(root: str, home: str | None) -> list[str]:
 
 
 def _tls(endpoint: Endpoint) -> dict[str, str]:
-    """Return the part of a URL about TLS, nothing if it is what every driver does anyway."""
+    """Return the TLS options of a URL; none if they are the default of every driver."""
     name, _, mode = endpoint.query.partition("=")
     return {name: mode} if mode not in {"", "prefer"} else {}
 
@@ -338,7 +339,7 @@ def _read_answers(pipe: IO[str], answers: queue.SimpleQueue[str | None]) -> None
 
 def _read_output(pipe: IO[str], output: deque[str], has_all_output: threading.Event) -> None:
     for line in pipe:
-        # The child marks the end of what was written for a request.
+        # The child marks the end of the output for each request.
         if line.endswith("\0\n"):
             output.append(line[:-2])
             has_all_output.set()
@@ -348,7 +349,7 @@ def _read_output(pipe: IO[str], output: deque[str], has_all_output: threading.Ev
 
 
 def _exit_words(status: int) -> str:
-    """Return the words for an exit status, which is negative for a signal."""
+    """Return the text about an exit status, which is negative for a signal."""
     if status >= 0:
         return f" with exit status {status}"
     return f" by {signal.Signals(-status).name}"

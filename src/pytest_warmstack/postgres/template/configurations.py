@@ -1,4 +1,4 @@
-"""Finds the Alembic configuration of a test: the one that is named, or else the nearest one."""
+"""Finds the Alembic configuration of a test: the one in the settings, or else the nearest one."""
 
 from __future__ import annotations
 
@@ -12,23 +12,22 @@ from typing import Any, Final, NamedTuple
 from pytest_warmstack.options import NONE, Settings, is_attribute
 
 MAX_ENTRIES: Final = 20_000
-"""How many files and folders below the root are looked at if no test's path leads to a file."""
+"""How many files and folders below the root are searched if no test is near a configuration."""
 
 _SKIPPED: Final = {"node_modules", "site-packages", "__pycache__"}
-"""Folders with many files, but none of the project's own."""
+"""Folders with many files, but without files of the project."""
 
 _INI: Final = "alembic.ini"
 _TOML: Final = "pyproject.toml"
 
 _OTHER_INI: Final = re.compile(r"(?!alembic\.ini$).*alembic.*\.ini")
-"""Names of configurations that users give to `alembic -c`."""
+"""Matches the names of files that users pass to `alembic -c`."""
 
 
 class Configuration(NamedTuple):
-    """An alembic.ini, a pyproject.toml, or both, or else a function: `package.module:function`.
+    """An alembic.ini, a pyproject.toml, or both; or a function, as `package.module:function`.
 
-    *name* is the path from the root, for users. *folder* is the current folder that the
-    configuration expects.
+    *name* is the path from the root, for users. *folder* is the folder in which Alembic must run.
     """
 
     name: str
@@ -39,9 +38,9 @@ class Configuration(NamedTuple):
 
 
 class Configurations:
-    """The Alembic configurations of a project. Each folder is looked at once.
+    """The Alembic configurations of a project. Each folder is searched once.
 
-    *root* is pytest's rootdir, *ini* pytest's own configuration file, if there is one.
+    *root* is pytest's rootdir, *ini* is pytest's configuration file, if there is one.
     """
 
     def __init__(self, settings: Settings, root: Path, ini: Path | None = None) -> None:
@@ -52,24 +51,24 @@ class Configurations:
         self._by_folder: dict[Path, Configuration | None] = {}
 
     def of(self, folder: Path) -> Configuration | None:
-        """Return the configuration for the tests in *folder*, None if there is none or `none`.
+        """Return the configuration for the tests in *folder*; None without one, or for `none`.
 
-        Raises `TemplateFailed` if the settings name a missing file, or a pyproject.toml can't be
-        read.
+        Raises `TemplateFailed` if a file in the settings does not exist, or a pyproject.toml can't
+        be read.
         """
         if self._settings.alembic == NONE:
             return None
         return self._named() if self._settings.alembic else self._nearest(folder)
 
     def all(self) -> list[Configuration]:
-        """Return the one for the root, or else those below. Raises the errors of `of`."""
+        """Return the root's configuration, or else those below it. Raises the errors of `of`."""
         found = self.of(self._root)
         if found is not None or self._settings.alembic == NONE:
             return [found] if found else []
         return self.below()
 
     def below(self) -> list[Configuration]:
-        """Return those below the root, level by level, within `MAX_ENTRIES`."""
+        """Return the configurations below the root, level by level, within `MAX_ENTRIES`."""
         folders = (folder for folder, _ in _folders(self._root, {_INI, _TOML}.__contains__))
         found = (self._in(folder) for folder in folders if folder != self._root)
         return [each for each in found if each is not None]
@@ -86,13 +85,13 @@ class Configurations:
         """Return the nearest one from *folder* up to the root, else that of the last folders."""
         if not folder.is_relative_to(self._root):
             folder = Path(os.path.realpath(folder))
-        # For tests outside of the root, stop at the folder that contains both.
+        # For tests outside the root, stop at the folder that contains both.
         top = Path(os.path.commonpath([folder, self._root]))
         above = [each for each in (folder, *folder.parents) if each.is_relative_to(top)]
         return next(filter(None, map(self._in, [*above, *self._last_folders])), None)
 
     def _named(self) -> Configuration | None:
-        """Return the one that the settings name."""
+        """Return the configuration in the settings."""
         named = self._settings.alembic
         if is_attribute(named):
             return Configuration(named, self._root, function=named)
@@ -138,7 +137,7 @@ def _bad_alembic(path: Path, cause: str) -> Exception:
 
 
 def _folders(root: Path, is_wanted: Callable[[str], object]) -> Iterator[tuple[Path, list[str]]]:
-    """Yield *root* and the folders below that have wanted files, with those, level by level."""
+    """Yield *root* and the folders below it, level by level, if they have wanted files."""
     level, left = [root], MAX_ENTRIES
     while level:
         deeper: list[Path] = []

@@ -1,8 +1,8 @@
-"""What a build has read, as keys with digests, and whether it is unchanged, judged by files alone.
+"""The dependencies of a build, as keys with digests, and whether they have changed.
 
 A key is a kind and a name, such as `file:migrations/versions/0001_users.py`. Names of files are
-relative to the project's root or to the folder of installed packages, so that another checkout of
-the same files has the same keys.
+relative to the project's root or to the folder of installed packages, so another checkout of the
+same files has the same keys. This module only looks at files: it runs no code of the project.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ _UNRELATED_SECTIONS: Final = re.compile(
     r"loggers|handlers|formatters|(logger|handler|formatter)_.*|post_write_hooks"
 )
 _UNRELATED_OPTIONS: Final = {
-    # The URL is always replaced; the others matter to `alembic revision` only.
+    # The URL is always replaced; the others only affect `alembic revision`.
     "sqlalchemy.url",
     "file_template",
     "timezone",
@@ -68,7 +68,7 @@ def place(path: str, root: str) -> str:
 
 
 class FileState:
-    """The present state of everything that builds may have read. Each thing is looked at once."""
+    """The current state of everything that builds may have read. Each item is read once."""
 
     def __init__(self, root: str) -> None:
         self._root = root
@@ -76,7 +76,7 @@ class FileState:
         self._versions: dict[str, str] | None = None
 
     def digest(self, key: str) -> str:
-        """Return the digest of the thing that *key* names, `ABSENT` if it does not exist."""
+        """Return the digest of what *key* names, or `ABSENT` if that does not exist."""
         if (digest := self._digests.get(key)) is None:
             kind, _, name = key.partition(":")
             compute: Callable[[str], str] = getattr(self, f"_{kind}_digest")
@@ -84,16 +84,16 @@ class FileState:
         return digest
 
     def same(self, key: str, digest: str) -> bool:
-        """Return whether the thing that *key* names still has *digest*.
+        """Return whether what *key* names still has *digest*.
 
-        True for a `MetaData` or a `Config`, which only an import could tell: the files that they
-        are made from have keys of their own.
+        This is always true for a `MetaData` or a `Config`: checking them would require an import,
+        and the files that they are made from have their own keys.
         """
         kind, _, name = key.partition(":")
         if key.startswith((DDL, CONFIG)):
             return True
         if digest and kind in {"ini", "toml"}:
-            # Compare the whole file first: most runs need not parse it.
+            # Compare the whole file first, so that most runs don't parse it.
             whole, _, related = digest.partition("/")
             data = _read(self.path(name))
             if data is not None and fingerprint(data) == whole:
@@ -106,7 +106,7 @@ class FileState:
         return all(self.same(key, digest) for key, digest in needs.items())
 
     def path(self, name: str) -> str:
-        """Return the path that the *name* in a key stands for."""
+        """Return the path for the *name* in a key."""
         if name.startswith(_SITE_PREFIX):
             paths = [f"{site}/{name[len(_SITE_PREFIX) :]}" for site in SITE]
             return next((path for path in paths if os.path.lexists(path)), paths[0])
@@ -161,7 +161,7 @@ class FileState:
     def _parsed_digest(
         self, name: str, parse: Callable[[str], object], failure: type[Exception]
     ) -> str:
-        """Return the digests of a whole file and of what *parse* returns, with a slash between."""
+        """Return the digests of a whole file and of what *parse* returns, separated by a slash."""
         data = _read(self.path(name))
         if data is None:
             return ABSENT
@@ -178,7 +178,7 @@ class FileState:
 
 
 def matching(pattern: str, root: str) -> list[str]:
-    """Return the files that a line of `warmstack_depends` names: a path, a folder or a pattern."""
+    """Return the files for a line of `warmstack_depends`: a path, a folder or a pattern."""
     found: set[str] = set()
     names = [pattern] if os.path.lexists(os.path.join(root, pattern)) else []  # noqa: PTH118
     for name in names or glob.glob(pattern, root_dir=root, recursive=True):  # noqa: PTH207
@@ -210,12 +210,12 @@ def related_options(options: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def distribution(name: str) -> str:
-    """Return the normalized *name* of a distribution, so that two names can be compared."""
+    """Return the *name* of a distribution in normalized form, to compare it with others."""
     return re.sub(r"[-_.]+", "-", name).lower()
 
 
 def _files(folder: str) -> Iterator[str]:
-    """Yield the files below *folder* in a stable order, without compiled and hidden ones."""
+    """Yield the files below *folder* in a stable order, except compiled and hidden ones."""
     try:
         with os.scandir(folder) as entries:
             ordered = sorted(entries, key=lambda entry: entry.name)
@@ -232,7 +232,7 @@ def _is_ignored(name: str) -> bool:
 
 
 def _read(path: str) -> bytes | None:
-    """Return the contents of a file, None if it can't be read."""
+    """Return the contents of a file, or None if it can't be read."""
     try:
         with open(path, "rb", buffering=0) as file:  # noqa: PTH123 - a thousand times on a warm run
             return file.read()
@@ -243,8 +243,8 @@ def _read(path: str) -> bytes | None:
 def _installed() -> dict[str, str]:
     """Return the version of every installed distribution.
 
-    The versions come from the names of the folders (PyPA, "Recording installed projects"): reading
-    the files in them would cost a warm run milliseconds.
+    The versions come from the names of folders (PyPA, "Recording installed projects"): reading the
+    files in them would cost a warm run milliseconds.
     """
     found: dict[str, str] = {}
     for entry in sys.path:

@@ -1,4 +1,4 @@
-"""Errors of building a template."""
+"""Errors about templates."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ _MAX_LISTED: Final = 10
 class Failure(NamedTuple):
     """An error of the project's own code, as the child process reports it.
 
-    *where* names the revision or the line, *output* holds the last lines that the code wrote.
-    *state* is PostgreSQL's SQLSTATE, or `refused` for a connection that the child did not allow.
-    *first* is true for the first revision of all; *hints* are lines for variables that are missing.
+    *where* is the revision or the line, *output* has the last lines that the code wrote. *state* is
+    PostgreSQL's SQLSTATE, or `refused` for a connection that the child blocked. *first* is true for
+    the first of all revisions. *hints* are lines that would set missing variables.
     """
 
     cause: str
@@ -40,24 +40,24 @@ class Failure(NamedTuple):
 
     @property
     def place(self) -> str:
-        """The place, to be put behind a subject."""
+        """The place of the failure, to append to a sentence."""
         return f" {self.where}" if self.where else ""
 
 
 class TemplateFailed(WarmstackError):
-    """The template could not be built. Nothing half-built is left."""
+    """The template could not be built. No incomplete database is left."""
 
     @classmethod
     def no_file(cls, *, layer: str, file: str, source: str) -> TemplateFailed:
         """A file that warmstack_alembic, warmstack_schema or warmstack_seed names is missing."""
         what = f"{layer} file"
-        todo = ["name a file relative to pytest's root, or a package.module:attribute"]
+        todo = ["write a path relative to pytest's root, or package.module:attribute"]
         if layer == "alembic":
             what = "Alembic configuration"
             todo = [
-                "name the alembic.ini or pyproject.toml of the project, relative to pytest's "
-                "configuration file or its root",
-                "or remove the setting: tests then get the nearest one from their folder upwards",
+                "correct the path; it is relative to pytest's configuration file, or to pytest's "
+                "root",
+                "or remove the setting: tests then use the nearest one in or above their folder",
             ]
         return cls(
             f"The {what} {file} does not exist.",
@@ -73,15 +73,16 @@ class TemplateFailed(WarmstackError):
         if len(found) > _MAX_LISTED:
             shown.append(f"and {len(found) - _MAX_LISTED} more")
         several = len(found) > 1
-        move = ["move these tests into the folder of the service that they belong to"]
+        move = ["move these tests into the folder of their service"]
         return cls(
-            "No Alembic configuration was found for the tests that ask for a database.",
-            why="neither alembic.ini nor a pyproject.toml with [tool.alembic] lies in a folder of "
-            f"these tests, or above it up to {root}; but there is {', '.join(shown)}",
+            "Could not find an Alembic configuration for the tests that use a database.",
+            why="the folders of these tests, and those above them up to "
+            f"{root}, have neither an alembic.ini nor a pyproject.toml with [tool.alembic]; "
+            f"elsewhere there is {', '.join(shown)}",
             todo=[
                 *(move if several else []),
-                f"{'or, ' if several else ''}in {file or 'a new pytest.ini'}, name "
-                f"{'the one for all tests' if several else 'it'}: "
+                f"{'or, ' if several else ''}in {file or 'a new pytest.ini'}, choose "
+                f"{'one for all tests' if several else 'it'}: "
                 + line_of("warmstack_alembic", found[0], file),
                 "or, if the tests create their tables themselves: "
                 + line_of("warmstack_alembic", "none", file),
@@ -96,7 +97,7 @@ class TemplateFailed(WarmstackError):
             why=failure.cause,
             looked_at=_output(failure),
             todo=[
-                "name a section of that file"
+                "choose a section of that file"
                 if "warmstack_alembic_section" in failure.cause
                 else "fix it until `alembic heads` works in the project's root"
             ],
@@ -112,8 +113,8 @@ class TemplateFailed(WarmstackError):
             todo=_loop_hints(failure.cause)
             or [
                 *failure.hints,
-                "name a function as package.module:function that can be imported in the tests; it "
-                "gets the URL if it takes a parameter, and returns an alembic.config.Config or "
+                "write package.module:function, for a function that the tests can import; it gets "
+                "the URL if it takes a parameter, and either returns an alembic.config.Config or "
                 "runs the migrations itself",
                 "if the project has no migrations: " + line_of("warmstack_alembic", "none", source),
             ],
@@ -125,7 +126,7 @@ class TemplateFailed(WarmstackError):
     ) -> TemplateFailed:
         """The revisions are inconsistent; *unseen* are patterns of those that Alembic ignores."""
         ignore = (
-            "if you leave them out on purpose, name them in the pytest configuration (in "
+            "if you leave them out on purpose, list them in the pytest configuration (in "
             "pyproject.toml as a list):\n" + "\n    ".join(["warmstack_depends_ignore =", *unseen])
         )
         return cls(
@@ -144,7 +145,7 @@ class TemplateFailed(WarmstackError):
         hints = [*_hints(failure), *failure.hints]
         if failure.state == "42P01" and failure.first:
             hints = [
-                "if these tables are older than Alembic, name the schema to start from in the "
+                "if these tables existed before Alembic, set the schema to start from in the "
                 "pytest configuration: warmstack_schema = schema.sql"
             ]
         return cls(
@@ -159,14 +160,14 @@ class TemplateFailed(WarmstackError):
     def other_database(
         cls, failure: Failure, *, who: str, tried: str, allowed: str, usual: str
     ) -> TemplateFailed:
-        """The project's code tried to connect to something else than the template.
+        """The project's code tried to connect to another database than the template.
 
-        *usual* is the line for the variable that most applications read.
+        *usual* is the advice about the variable that most applications read.
         """
         hints = [*failure.hints]
         return cls(
             f"{who} tried to connect to {tried}; the connection was blocked.",
-            why=f"while a template is built, only its own database is allowed ({allowed})",
+            why=f"while a template is built, the code may only connect to it ({allowed})",
             looked_at=[
                 f"where it happened: {failure.where or 'before env.py ran'}",
                 *_output(failure),
@@ -184,7 +185,7 @@ class TemplateFailed(WarmstackError):
     def several_databases(
         cls, failure: Failure, *, names: Sequence[str], tried: str, config: str
     ) -> TemplateFailed:
-        """env.py migrates each of *names* with a URL of its own, as Alembic's template multidb."""
+        """env.py migrates several databases, *names*, as Alembic's template multidb does."""
         how = f"tried to connect to {tried}, which was blocked"
         if not tried:
             how = f"can't use the URL of one of them: {failure.cause}"
@@ -202,8 +203,7 @@ class TemplateFailed(WarmstackError):
                 f'    config.set_section_option("{names[0]}", "sqlalchemy.url", '
                 'url.replace("%", "%%"))\n'
                 "    return config",
-                "tests that need a second database have to create it themselves, on "
-                "postgres_container",
+                "if tests need a second database, create it yourself on postgres_container",
             ],
         )
 
@@ -226,16 +226,16 @@ class TemplateFailed(WarmstackError):
     def too_slow(
         cls, *, who: str, seconds: float, place: str, doing: Sequence[str], output: str
     ) -> TemplateFailed:
-        """The project's code was not done within *seconds*."""
+        """The project's code did not finish within *seconds*."""
         return cls(
             f"{who} did not finish within {seconds:g} seconds.",
-            why=f"still running{place and f' {place}'} at the deadline, and then stopped",
+            why=f"it was still running{place and f' {place}'}, and was stopped",
             looked_at=[
                 "\n".join(["what it was doing:", *(doing or ["(unknown: it did not answer)"])]),
                 *_output(Failure("", output=output)),
             ],
             todo=[
-                "see above what it waits for",
+                "check above what it waits for",
                 "or give it more time: WARMSTACK_MIGRATE_TIMEOUT=SECONDS",
             ],
         )
@@ -256,7 +256,7 @@ class TemplateFailed(WarmstackError):
     def bad_signature(
         cls, failure: Failure, *, layer: str, line: str, source: str, understood: Sequence[str]
     ) -> TemplateFailed:
-        """The function *line* has a parameter that is not among those which are *understood*."""
+        """The function *line* has a parameter that is not *understood*."""
         known = "\n".join(understood)
         return cls(
             f"The {layer} function {line} can't be called.",
@@ -275,7 +275,7 @@ class TemplateFailed(WarmstackError):
             f"The template layer {kind} can't be used.",
             why=cause,
             looked_at=["the result of pytest_warmstack_template_layers"],
-            todo=["give it a name, a method fingerprint() that returns a text, and apply(url)"],
+            todo=["give it a name, a method fingerprint() that returns a str, and apply(url)"],
         )
 
     @classmethod
@@ -285,7 +285,7 @@ class TemplateFailed(WarmstackError):
             f"The template layer {layer} failed.",
             why=cause,
             looked_at=[f"the layer, a {kind} that pytest_warmstack_template_layers returned"],
-            todo=["fix it and run again: the layers before it are not built again"],
+            todo=["fix it and run again: the layers before it are kept"],
         )
 
     @classmethod
@@ -295,7 +295,7 @@ class TemplateFailed(WarmstackError):
             "Another process is building the template and did not finish in time.",
             why=f"its lock was not free within {seconds:g} seconds",
             looked_at=[f"the holder of the lock: {holder}"],
-            todo=["end the other run; the next one removes what it leaves behind"],
+            todo=["stop the other run; the next run removes what it leaves behind"],
         )
 
 
@@ -304,7 +304,7 @@ def _setting(layer: str, source: str) -> list[str]:
 
 
 def _output(failure: Failure) -> list[str]:
-    """Return the entry with the last lines of the project's code, if it wrote any."""
+    """Return the entry with the last lines that the project's code wrote, if it wrote any."""
     if not failure.output:
         return []
     return [f"the last lines that the project's code wrote:\n{failure.output}"]
@@ -317,7 +317,7 @@ _MISSING_LIBRARIES: Final = (
     "|unsupported XML feature"
     "|compression method lz4 not supported"
 )
-"""What PostgreSQL reports if it was built without a library, as in the extra `embedded`."""
+"""Matches errors of a PostgreSQL built without a library, as in the extra `embedded`."""
 
 _SINCE: Final = {
     "idle_session_timeout": 14,
@@ -328,35 +328,35 @@ _SINCE: Final = {
     "pg_c_utf8": 17,
     "pg_unicode_fast": 18,
 }
-"""Settings and collations in dumps, and the version that introduced them (its release notes)."""
+"""The version that introduced settings and collations of dumps (PostgreSQL's release notes)."""
 
 _LOOP_HINTS: Final = (
     (
         r"cannot be called from a running|is already running",
         [
-            "env.py starts an event loop, but an async function runs Alembic in one: return the "
-            "Config from it and leave the rest to pytest-warmstack, or give Alembic a thread: "
+            "env.py starts an event loop, but an async function already runs Alembic in one: let "
+            "that function only return the Config, or run Alembic in a thread: "
             'await asyncio.to_thread(command.upgrade, config, "heads")',
         ],
     ),
     (
         r"NoEventLoopError|no running event loop|no current",
         [
-            "env.py runs without an event loop, as with `alembic upgrade heads`: start one in it, "
+            "env.py runs without an event loop, as in `alembic upgrade heads`: start one there, "
             "with asyncio.run(run_async_migrations()) or anyio.run(run_async_migrations)",
             "or run the migrations in your own loop: warmstack_alembic = package.module:function "
             "may name an async def",
         ],
     ),
 )
-"""Patterns of errors of asyncio and AnyIO, and what to do about them."""
+"""Patterns of errors of asyncio and AnyIO, and the cures."""
 
 _HINTS: Final = (
     (
         "42710",
         "role ",
         [
-            "roles belong to the whole server, and an earlier template has created this one: write "
+            "roles belong to the whole server, and an earlier build has created this role: write "
             "DO $$ BEGIN IF NOT EXISTS (SELECT FROM pg_roles WHERE rolname = 'NAME') "
             "THEN CREATE ROLE NAME; END IF; END $$",
             "or start with a new server: warmstack clean",
@@ -366,9 +366,8 @@ _HINTS: Final = (
         "0A000",
         _MISSING_LIBRARIES,
         [
-            "run PostgreSQL in Docker, where the official images have it: "
-            "--warmstack-runtime=docker",
-            "or name another installation for embedded servers: WARMSTACK_POSTGRES_BIN=FOLDER",
+            "run PostgreSQL in Docker, whose official images have it: --warmstack-runtime=docker",
+            "or use another installation for embedded servers: WARMSTACK_POSTGRES_BIN=FOLDER",
         ],
     ),
     (
@@ -382,14 +381,14 @@ _HINTS: Final = (
     (
         "",
         _DRIVERS,
-        ["sqlalchemy.url names that driver: install it, or name another one there"],
+        ["install the driver that sqlalchemy.url names, or name another driver there"],
     ),
     (
         "refused",
         "",
         [
-            "migrations may connect to the template and to nothing else: keep other servers out "
-            "of them, and out of the modules that they import",
+            "migrations may connect to the template and to nothing else: don't connect to other "
+            "servers in migrations, nor in the modules that they import",
         ],
     ),
     (
@@ -401,19 +400,19 @@ _HINTS: Final = (
         ],
     ),
 )
-"""A pattern of SQLSTATEs, a pattern of the cause, and what to do.
+"""A pattern of the SQLSTATE, a pattern of the cause, and the cures.
 
 The codes are in PostgreSQL's documentation, appendix "PostgreSQL Error Codes".
 """
 
 
 def _loop_hints(cause: str) -> list[str]:
-    """Return the advice about a missing event loop, or one that is in the way."""
+    """Return the advice if an event loop is missing, or runs already."""
     return next((hints for pattern, hints in _LOOP_HINTS if re.search(pattern, cause)), [])
 
 
 def _hints(failure: Failure, dump: str = "") -> list[str]:
-    """Return the advice about an error of PostgreSQL or SQLAlchemy, empty if there is none."""
+    """Return the advice about an error of PostgreSQL or SQLAlchemy, if there is any."""
     state, cause = failure.state, failure.cause
     if state == "42704" and (role := re.search(r'role "(.+)" does not exist', cause)):
         return _role_hints(role[1], dump)
@@ -426,7 +425,7 @@ def _hints(failure: Failure, dump: str = "") -> list[str]:
 
 
 def _role_hints(role: str, dump: str) -> list[str]:
-    """Return how to create *role*, which the server lacks, or how to do without it."""
+    """Return how to create *role*, which the server lacks, or how to avoid needing it."""
     text, name = role.replace("'", "''"), role.replace('"', '""')
     create = (
         "create the role first, in an SQL file of warmstack_schema: DO $$ BEGIN IF NOT EXISTS "
@@ -438,7 +437,7 @@ def _role_hints(role: str, dump: str) -> list[str]:
 
 
 def _dump_hints(cause: str, dump: str) -> list[str]:
-    """Return the advice about SQL of a newer version than the server's."""
+    """Return the advice about SQL for a newer PostgreSQL than the server."""
     if "commands of psql" in cause:
         return ["remove the command; pg_dump writes \\connect only with --create"]
     setting = re.search(r'unrecognized configuration parameter "(\w+)"', cause)

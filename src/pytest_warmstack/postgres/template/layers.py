@@ -1,7 +1,7 @@
 """The layers of a template, in the order in which they are applied.
 
-The schema, the migrations, custom layers, the seed. The project's own code runs in a child process
-(see `builder`), custom layers run in the process of the tests.
+They are the schema, the migrations, custom layers, and the seed. The project's own code runs in a
+child process (see `builder`); custom layers run in the process of the tests.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ _SCRIPT_LAYERS: Final = ("schema", "seed")
 class Target(NamedTuple):
     """The database that a layer changes.
 
-    `read` returns the values of the one text column of a query, none if its table does not exist.
+    `read` returns the values of a query's only column, a text; none if its table does not exist.
     `activity` returns what each connection to the database is doing.
     """
 
@@ -61,7 +61,7 @@ class BuildContext:
 
     @cached_property
     def builder(self) -> Builder:
-        """The child process; it starts when it is first needed."""
+        """The child process, which starts when it is first needed."""
         from pytest_warmstack.postgres.template.builder import Builder
 
         return Builder(self)
@@ -75,43 +75,43 @@ class BuildContext:
 class Layer:
     """A part of a template that is planned and applied in steps.
 
-    *name* stands in the header. *key* is the fingerprint of everything that decides the layer and
-    is not among the needs of its record.
+    *name* is shown in the header. *key* is the fingerprint of everything that affects the layer,
+    except for the needs of its record.
     """
 
     name: str
     key: str
 
     def covers(self, _record: LayerRecord) -> bool:
-        """Return whether the record has the steps that the layer has now, judged by files alone."""
-        return True  # For most layers, a key or a digest tells.
+        """Return whether the record has the layer's current steps, judged by files alone."""
+        return True  # For most layers, comparing the key or digests is enough.
 
     def prepare(self) -> None:
-        """Begin what takes long and needs no database, while the server is being started.
+        """Begin slow work that needs no database, while the server starts.
 
-        `plan` or `discard` follows.
+        A call of `plan` or `discard` follows.
         """
 
     def discard(self) -> None:
-        """End soon whatever `prepare` or `apply` began."""
+        """Stop what `prepare` or `apply` began, without waiting long."""
 
     def plan(self, target: Target) -> LayerRecord:
-        """Return all steps in the order in which they are applied; *target* may not exist yet.
+        """Return all steps in the order to apply them; *target* may not exist yet.
 
         Each step has the needs that are known before it runs. Raises `TemplateFailed`.
         """
         raise NotImplementedError
 
     def apply(self, target: Target, planned: LayerRecord) -> LayerRecord:
-        """Apply the steps of *planned* and return them with everything that they needed.
+        """Apply the steps of *planned*, and return them with everything that they needed.
 
-        Raises `TemplateFailed`; the database is then dropped.
+        If this raises `TemplateFailed`, the database is dropped.
         """
         raise NotImplementedError
 
 
 class Base(Layer):
-    """The layer below all others: the versions, and the files that `warmstack_depends` names."""
+    """The lowest layer: the versions, and the files in `warmstack_depends`."""
 
     name = BASE
 
@@ -127,7 +127,7 @@ class Base(Layer):
     def plan(self, _target: Target) -> LayerRecord:
         """Return a record without steps."""
         absent = [key.partition(":")[2] for key, digest in self._needs.items() if not digest]
-        remark = f" (warmstack_depends: nothing is there for {', '.join(absent)})"
+        remark = f" (warmstack_depends: no files found for {', '.join(absent)})"
         return LayerRecord(self.name, self.key, self._needs, remark=remark if absent else "")
 
     def apply(self, _target: Target, planned: LayerRecord) -> LayerRecord:
@@ -159,7 +159,7 @@ class Migrations(_ProjectLayer):
         super().__init__(context)
         settings, function = context.settings, configuration.function
         files = [each for each in (configuration.ini, configuration.toml) if each]
-        # What depends_ignore leaves out shows in the needs of all layers, and in the remark.
+        # The needs of all layers, and the remark, show what depends_ignore leaves out.
         self.key = fingerprint(
             *(function, *(os.path.relpath(each, context.root) for each in files)),
             *("section", settings.alembic_section, *settings.alembic_x, "env", *settings.env),
@@ -167,11 +167,11 @@ class Migrations(_ProjectLayer):
         )
         self._function = function
         self._config = function or str(files[0])
-        # The one step of a project that can't be planned, but only run.
+        # The only step of a project whose migrations can't be planned.
         self._whole_run = function or "alembic upgrade heads"
 
     def heads(self, target: Target) -> tuple[int, list[str]]:
-        """Return the number of revisions, and their heads; no heads if only a run can tell.
+        """Return the number of revisions, and their heads; no heads if they can't be planned.
 
         Does not connect to *target*. Raises `TemplateFailed` if the revisions can't be read.
         """
@@ -185,16 +185,16 @@ class Migrations(_ProjectLayer):
         """Return the revisions in the order in which Alembic applies them to an empty database."""
         report = self._ask(target, "plan")
         if report["own"]:
-            # The child can't connect any more, and what it began is of no use.
+            # The child can no longer connect, and its work is not needed.
             self.discard()
             steps = (BuildStep(self._whole_run, "", {}, ()),)
             return LayerRecord(self.name, self.key, steps=steps)
         return _with_report(LayerRecord(self.name, self.key), report)
 
     def apply(self, target: Target, planned: LayerRecord) -> LayerRecord:
-        """Do what `alembic upgrade heads` does, as far as the plan goes.
+        """Do what `alembic upgrade heads` does, for the planned revisions.
 
-        If *planned* is whole, the database has to be at the heads afterwards.
+        If *planned* is whole, the database must be at the heads afterwards.
         """
         own = planned.names == [self._whole_run]
         names = [] if own else planned.names
@@ -203,7 +203,7 @@ class Migrations(_ProjectLayer):
             self._check_heads(target, report)
         applied = _with_report(planned, report)
         if own:
-            # Nobody knows in advance what it runs: each new revision changes this one step.
+            # What it runs is not known in advance: each new revision changes this only step.
             needs = {key: digest for step in applied.steps for key, digest in step.needs.items()}
             needs |= {**applied.needs, **applied.folders}
             applied = applied._replace(steps=(BuildStep(self._whole_run, "", needs, ()),))
@@ -311,7 +311,7 @@ class Custom(Layer):
         return LayerRecord(self.name, self.key, steps=(BuildStep("", "", {}),))
 
     def apply(self, target: Target, planned: LayerRecord) -> LayerRecord:
-        """Apply the layer in a thread, for no longer than the migrations may take."""
+        """Apply the layer in a thread, with the timeout of the migrations."""
         url = postgres_url(target.endpoint, target.database, driver=None)
         done: Future[None] = Future()
 
@@ -359,10 +359,10 @@ def _bad_layer(kind: str, cause: str) -> Exception:
 
 
 def _custom_layers(results: Sequence[object]) -> Iterator[TemplateLayer]:
-    """Yield the layers from *results*, the lists that the implementations of the hook returned."""
+    """Yield the layers in *results*, the lists that implementations of the hook returned."""
     for each in results:
         if not isinstance(each, (list, tuple)):
-            raise _bad_layer(type(each).__name__, "the hook has to return a list of layers")
+            raise _bad_layer(type(each).__name__, "the hook must return a list of layers")
         yield from each
 
 

@@ -1,4 +1,4 @@
-"""What a template was built from: its build history, stored as JSON in the database's comment."""
+"""The build history of a template, stored as JSON in the comment of the database."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping
 from typing import Any, Final, NamedTuple, Self
 
 BASE: Final = "base"
-"""The name of the layer below all others. It has no steps."""
+"""The name of the lowest layer, which has no steps."""
 
 ALEMBIC: Final = "alembic"
 """The name of the layer whose steps are revisions."""
@@ -22,9 +22,9 @@ CONFIG: Final = "config:"
 class BuildStep(NamedTuple):
     """One step of a build, such as a revision or a script.
 
-    *source* is the key of the step's own file or `MetaData`, empty if it has none. *needs* maps the
-    keys of everything that the step read, its own file included, to their digests. *after* names
-    the steps that must run first; None stands for all previous ones.
+    *source* is the key of the step's own file or `MetaData`, or empty. *needs* maps the keys of
+    everything that the step read, including its own file, to digests. *after* names the steps that
+    must run first; None means all previous ones.
     """
 
     name: str
@@ -34,7 +34,7 @@ class BuildStep(NamedTuple):
 
     @property
     def label(self) -> str:
-        """The name for users: that of the step's file, or else its own."""
+        """The name for users: the name of the step's file, or else its own."""
         return label(self.source) or self.name
 
     @property
@@ -44,7 +44,7 @@ class BuildStep(NamedTuple):
 
     @property
     def is_settled(self) -> bool:
-        """Whether the digest alone decides what the step does, whatever was read to compute it."""
+        """Whether the digest alone decides what the step does, whatever files it came from."""
         return self.source.startswith(DDL)
 
     def other_needs(self) -> dict[str, str]:
@@ -53,11 +53,11 @@ class BuildStep(NamedTuple):
 
 
 class LayerRecord(NamedTuple):
-    """What a template contains of one layer.
+    """The part of a template's record about one layer.
 
-    *key* is the key of the layer. All steps depend on *needs*; if *folders* change, the layer must
-    be planned again, since a new step may have appeared. *remark* is a warning for the header. The
-    record is *whole* unless the layer has more steps than these.
+    *key* is the key of the layer. All steps depend on *needs*. If *folders* change, the layer must
+    be planned again, because there may be a new step. *remark* is a warning for the header. The
+    record is *whole* if it has all steps of the layer.
     """
 
     layer: str
@@ -90,7 +90,7 @@ class LayerRecord(NamedTuple):
         return self._replace(steps=self.steps[first:last], whole=whole)
 
     def with_needs_of(self, recorded: LayerRecord) -> Self:
-        """Return this plan with what *recorded* knows about the needs of the same steps."""
+        """Return this plan, with the needs that *recorded* has for the same steps."""
         known = {step.name: step.other_needs() for step in recorded.steps}
         steps = tuple(
             step
@@ -101,7 +101,7 @@ class LayerRecord(NamedTuple):
         return self._replace(needs={**recorded.needs, **self.needs}, steps=steps)
 
     def with_applied(self, first: int, applied: LayerRecord) -> Self:
-        """Return this plan with the steps from *first* on replaced by those that were *applied*."""
+        """Return this plan, with the steps from *first* on replaced by the *applied* ones."""
         steps = list(self.steps)
         steps[first : first + len(applied.steps)] = applied.steps
         return self._replace(
@@ -113,7 +113,7 @@ class LayerRecord(NamedTuple):
 
 
 def label(key: str) -> str:
-    """Return the name for users of what *key* stands for.
+    """Return the name, for users, of the item with this *key*.
 
     >>> label("file:shop/helpers.py"), label("file:shop/__init__.py"), label("package:pgvector")
     ('helpers.py', 'shop/__init__.py', 'pgvector')
@@ -132,8 +132,8 @@ def count_steps(layers: Iterable[LayerRecord]) -> int:
 class Record(NamedTuple):
     """The contents of a template's comment.
 
-    *built* is in seconds since the epoch, *run* is the id of the run that built the template. A
-    template that is *left* was saved on the way to another one, for later builds to start from.
+    *built* is in seconds since the epoch, *run* is the id of the run that built the template. If
+    *left*, the template is an intermediate one, saved for later builds to start from.
     """
 
     built: float
@@ -161,7 +161,7 @@ class Record(NamedTuple):
         return f"by {', '.join(added)} from {start}"
 
     def write(self) -> str:
-        """Return the comment. It contains each key once: a thousand steps may share a helper."""
+        """Return the comment. It has each key only once: a thousand steps may share a helper."""
         table: dict[tuple[str, str], int] = {}
 
         def numbers(needs: Mapping[str, str]) -> list[int]:
@@ -179,7 +179,7 @@ class Record(NamedTuple):
             for each in self.layers
         ]
         plain = {
-            # First, since sql.SIGNATURE and sql.LEFT are the beginning of the comment.
+            # First, because the comment must begin with sql.SIGNATURE or sql.LEFT.
             "warmstack": "left" if self.left else "template",
             "built": self.built,
             "run": self.run,
@@ -190,7 +190,7 @@ class Record(NamedTuple):
 
     @classmethod
     def read(cls, comment: str) -> Self | None:
-        """Return the record in *comment*, None if there is none that this version can read."""
+        """Return the record in *comment*, or None if this version can't read it."""
         try:
             plain = json.loads(comment)
             table = [(str(key), str(digest)) for key, digest in plain["table"]]

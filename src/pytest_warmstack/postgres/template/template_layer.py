@@ -14,9 +14,9 @@ class TemplateLayer(Protocol):
         """The name in the header and in errors."""
 
     def fingerprint(self) -> str:
-        """Return a text that changes whenever `apply` would give another result.
+        """Return a text that changes whenever the result of `apply` would change.
 
-        Every run calls it, so it should be fast.
+        Every run calls this, so it should be fast.
         """
 
     def apply(self, url: str) -> Awaitable[None] | None:

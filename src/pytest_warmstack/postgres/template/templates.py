@@ -1,7 +1,7 @@
 """Finds the template for a run, or has it built.
 
-The comment of a template holds its build history: each layer with its steps in order, and the
-digests of everything that they read. A template is found if building it again would give the same.
+The comment of a template has its build history: each layer with its steps in order, and the digests
+of everything that they read. A template matches if building it again would give the same database.
 """
 
 from __future__ import annotations
@@ -24,10 +24,10 @@ from pytest_warmstack.servers.identity import fingerprint
 
 @dataclass(frozen=True, kw_only=True)
 class TemplateRequest:
-    """What a run asks for: the template of *layers*, given the present *file_state*.
+    """The template that a run needs: made of *layers*, given the current *file_state*.
 
     With *keep*, a build also saves templates for later builds to start from. *run* is the id of the
-    run, *project* the name under which users know the template, *say* shows a line to the user.
+    run, *project* is shown to users as the template's project, *say* shows a line to the user.
     """
 
     layers: Sequence[Layer]
@@ -40,13 +40,13 @@ class TemplateRequest:
 
 
 class Template(NamedTuple):
-    """A complete template: it can be copied, and nothing can connect to it.
+    """A complete template: it can be copied, and accepts no connections.
 
-    *origin* is `found`, `extended`, `rebuilt` or `built`; *text* describes its layers, *how* tells
-    from where it was extended, *why* gives the reason for a build. *used* names the template
-    itself and the one that it was extended from, *now* is the time of that use, by the server's
-    clock in seconds since the epoch. *past* names templates that no run will use again: of the
-    states of one edit, all but the first and the last.
+    *origin* is `found`, `extended`, `rebuilt` or `built`; *text* describes its layers, *how* says
+    what was extended, *why* is the reason for a build. *used* has the names of the template and of
+    the one that it was extended from, *now* is the time of that use, by the server's clock, in
+    seconds since the epoch. *past* has templates that no run will use again: all states of an edit
+    except for the first and the last.
     """
 
     name: DatabaseName
@@ -61,7 +61,7 @@ class Template(NamedTuple):
 
     def notes(self) -> list[str]:
         """Return the statements that note when the template, and its base, were last used."""
-        # The base a moment earlier, so that the two have an order.
+        # The base gets a slightly earlier time, so that the two have an order.
         times = [(name, self.now - place / 1000) for place, name in enumerate(self.used)]
         times += [(name, 0.0) for name in self.past]
         return [sql.note(name, used=used, project=self.project) for name, used in times]
@@ -69,7 +69,7 @@ class Template(NamedTuple):
 
 @dataclass
 class KnownTemplate:
-    """A template on the server. Its comment is read when it is first needed."""
+    """A template on the server. Its comment is parsed when it is first needed."""
 
     name: DatabaseName
     comment: str
@@ -77,24 +77,24 @@ class KnownTemplate:
 
     @cached_property
     def record(self) -> Record:
-        """The record in the comment, an empty one if this version can't read it."""
+        """The record in the comment, or an empty record if this version can't read it."""
         return Record.read(self.comment) or Record(0.0, "", ())
 
 
 def ensure(databases: Databases, request: TemplateRequest) -> Template:
-    """Return the requested template, and build it if no process has.
+    """Return the requested template; build it if it doesn't exist.
 
     One process builds; the others wait up to `migrate_timeout` seconds and then find the result.
-    With the setting `rebuild`, only a template of the same run is found. A build that was killed
-    leaves no template, since sealing is its last step. Raises `TemplateFailed`.
+    With the setting `rebuild`, only a template of the same run matches. A build that was killed
+    leaves no template, because sealing is the last step. Raises `TemplateFailed`.
     """
     search = Search(databases, request)
     if (found := search.find()) is not None:
         return found
     from pytest_warmstack.postgres.template.build import Build
 
-    # Only the building process holds this lock. The template's own lock would not do: all users of
-    # the template share that one until the end of their runs.
+    # Only the building process holds this lock. It can't be the template's own lock: all users of
+    # the template share that until the end of their runs.
     gate = DatabaseName(State.BUILDING, search.key, "gate")
     timeout = request.settings.migrate_timeout
     if holder := databases.lock(gate, timeout=timeout, say=request.say):
@@ -102,7 +102,7 @@ def ensure(databases: Databases, request: TemplateRequest) -> Template:
 
         raise TemplateFailed.locked(seconds=timeout, holder=holder)
     try:
-        # Again: another process may have finished just before.
+        # Search again: another process may just have finished.
         return search.find() or Build(search).run()
     finally:
         with suppress(WarmstackError):
@@ -120,10 +120,10 @@ class Search:
         self.key = fingerprint(*(part for each in self.layers for part in (each.name, each.key)))
         """The same for all builds of this configuration."""
         self.known: list[KnownTemplate] = []
-        """The templates on the server, the last used one first."""
+        """The templates on the server; the last used one is first."""
 
     def find(self) -> Template | None:
-        """Return the first known template that building again would only repeat, and use it."""
+        """Return the first known template that a new build would only repeat, and use it."""
         listed = sorted(self.databases.templates(), key=lambda each: each.used, reverse=True)
         self.known = [KnownTemplate(each.name, each.comment, each.project) for each in listed]
         for each in self.known:
@@ -134,12 +134,12 @@ class Search:
         return None
 
     def template(self, name: DatabaseName, record: Record, origin: str = "found") -> Template:
-        """Return the template called *name*, which is used from now on."""
+        """Return the template called *name*, and mark it as used now."""
         now, project = self.databases.now(), self.request.project
         return Template(name, origin, record.text, (name,), now, project=project)
 
     def is_layer_current(self, layer: Layer, record: LayerRecord) -> bool:
-        """Return whether applying *layer* now would give what *record* describes."""
+        """Return whether applying *layer* now would do what *record* describes."""
         holds = self.request.file_state.holds
         return (
             record.whole

@@ -1,4 +1,4 @@
-"""Servers in Docker containers: found by label, reused, replaced, started, removed.
+"""Servers in Docker containers: finds them by label, and starts, reuses, replaces and removes them.
 
 Only this package imports docker and testcontainers.
 """
@@ -46,11 +46,11 @@ P = ParamSpec("P")
 T = TypeVar("T")
 
 _LABELLED = {"label": Label.PROJECT.value}
-"""The engine's filter for everything that pytest-warmstack has made."""
+"""The engine's filter for everything that pytest-warmstack has created."""
 
 
 def _translate_errors(method: Callable[P, T]) -> Callable[P, T]:
-    """Have *method*, one of `Docker`, raise errors of this package only."""
+    """Make *method*, of the class `Docker`, raise only errors of this package."""
 
     @wraps(method)
     def explained(*args: P.args, **kwargs: P.kwargs) -> T:
@@ -72,13 +72,13 @@ class Docker:
 
     @_translate_errors
     def check(self, specs: Sequence[ServerSpec[Any]], say: Callable[[str], None]) -> None:
-        """Raise `RuntimeUnavailable` unless the images of all *specs* are here or can be pulled."""
+        """Raise `RuntimeUnavailable` unless the engine has, or can pull, the images of *specs*."""
         for spec in specs:
             image.check(self.engine.client, spec, say)
 
     @_translate_errors
     def ensure(self, spec: ServerSpec[C]) -> Server[C]:
-        """Return the server of *spec*, whose container is the only one of this run context."""
+        """Return the server of *spec*; its run context has only one container for it."""
         run_context = self._run_context
         labels = run_context.labels(spec, self.name)
         name = run_context.name(spec, self.name)
@@ -107,7 +107,7 @@ class Docker:
     def _find_or_create(
         self, container: ServerContainer, spec: ServerSpec[Any], name: str, outdated: str
     ) -> tuple[Any, str, str]:
-        """Return the client of the server in *container*, its origin and the reason for that."""
+        """Return the client of the server in *container*, the server's origin, and the reason."""
         seconds = self._run_context.start_timeout
         deadline = originals.monotonic() + seconds
         while True:
@@ -120,7 +120,7 @@ class Docker:
                     if not self._run_context.keep:
                         raise
                     outdated = f"the old one was broken: {failure}".splitlines()[0]
-                    # Finding that out may have taken as long as a start does.
+                    # Finding that out may have taken as long as a start.
                     deadline = originals.monotonic() + seconds
             elif container.create():
                 try:
@@ -129,7 +129,7 @@ class Docker:
                     container.remove()
                     raise
                 return client, "replaced" if outdated else "started", outdated
-            # Another process is creating or removing it at this moment.
+            # Another process is creating or removing it right now.
             if originals.monotonic() > deadline:
                 raise ServerFailed.locked(
                     title=spec.title, seconds=seconds, place=f"container {name}"
@@ -138,7 +138,7 @@ class Docker:
 
     @_translate_errors
     def list(self) -> list[ServerInfo]:
-        """Return every container that pytest-warmstack has made in this engine."""
+        """Return every container that pytest-warmstack has created in this engine."""
         containers = self.engine.client.api.containers(all=True, filters=_LABELLED)
         return [self._info(each) for each in containers]
 
@@ -151,7 +151,7 @@ class Docker:
             state=facts["State"],
             since=float(facts["Created"]),
         )
-        # The name in the settings: the engine shows a number once another image has the name.
+        # Use the name in the settings: the engine shows a digest once another image has the name.
         return replace(found, what=f"image {found.config.get('image', facts['Image'])}")
 
     @_translate_errors
@@ -172,7 +172,7 @@ class Docker:
 
     @_translate_errors
     def connect(self, spec: ServerSpec[C], found: ServerInfo) -> C:
-        """Return a client that only looks at the server that was found."""
+        """Return a client that only inspects the server, and doesn't count as a user."""
         with closing(ServerContainer(self.engine, spec, found.labels, found.name)) as container:
             try:
                 if not container.find():
@@ -183,7 +183,7 @@ class Docker:
                 raise NotReady(explanation(error)) from error
 
     def memory(self, found: ServerInfo) -> int:
-        """Return the memory of a container in bytes, with its tmpfs, without caches of files."""
+        """Return the memory of a container in bytes, including its tmpfs, without file caches."""
         with suppress(RuntimeUnavailable), self.engine.explained():
             stats = self.engine.client.api.stats(found.id, stream=False, one_shot=True)
             # As `docker stats` computes it (docker/cli, calculateMemUsageUnixNoCache).
@@ -194,7 +194,7 @@ class Docker:
         return 0
 
     def log(self, found: ServerInfo, lines: int, *, follow: bool = False) -> Iterator[str]:
-        """Yield the last *lines* that a container wrote; with *follow*, also those to come."""
+        """Yield the last *lines* of a container's log; with *follow*, also new ones."""
         try:
             with self.engine.explained():
                 container = self.engine.client.containers.get(found.id)
@@ -211,7 +211,7 @@ class Docker:
     def client(
         self, spec: ServerSpec[Any], found: ServerInfo, program: str
     ) -> tuple[Sequence[str], Endpoint] | None:
-        """Return how the `docker` command calls a client in the container, if there is one."""
+        """Return the `docker` command that runs a client in the container, if it has one."""
         docker = shutil.which("docker")
         if docker is None:
             return None
@@ -249,7 +249,7 @@ class Docker:
         return True
 
     def offer(self, spec: ServerSpec[Any]) -> str:
-        """Return why the image can't be pulled from its registry; nothing if it can."""
+        """Return why the image can't be pulled from its registry, or "" if it can."""
         try:
             with self.engine.explained():
                 self.engine.client.api.inspect_distribution(image.name_of(spec))

@@ -1,4 +1,4 @@
-"""One server's container, made by testcontainers, which does not decide how long it lives."""
+"""One server's container, created by testcontainers, which doesn't control its lifetime."""
 
 from __future__ import annotations
 
@@ -26,15 +26,15 @@ from pytest_warmstack.servers.model import ANSWER_TIMEOUT, Endpoint, ServerSpec
 
 _LOG_LINES: Final = 30
 _PASSWORD: Final = "WARMSTACK_PASSWORD"  # noqa: S105 - the name of a variable
-"""The variable with a container's password: only the engine can read its environment."""
+"""The variable with a container's password: only the engine can read a container's environment."""
 
 
 class ServerContainer(DockerContainer):
-    """One server's container, made by testcontainers, which does not decide how long it lives.
+    """One server's container, created by testcontainers, which doesn't control its lifetime.
 
-    testcontainers' own `start` brings up its reaper and marks the container for it. The reaper then
-    removes every container with that mark, even one that is to be kept. So `create` sets no mark,
-    and does not touch the reaper of the user's own containers.
+    testcontainers' own `start` starts its reaper and labels the container for it. The reaper later
+    removes every container with that label, even one that should be kept. So `create` sets no such
+    label, and doesn't touch the reaper of the user's own containers.
     """
 
     def __init__(
@@ -52,24 +52,24 @@ class ServerContainer(DockerContainer):
         self._client.close()
 
     def find(self) -> bool:
-        """Take hold of the container with these labels; return whether there is one."""
+        """Find the container with these labels; return whether there is one."""
         keys = (Label.PROJECT, Label.SERVICE, Label.RUN, Label.FINGERPRINT)
         wanted = [f"{key}={self._labels.get(key, '')}" for key in keys]
         self._container = None
         for each in self._client.api.containers(all=True, filters={"label": wanted}):
-            # Another process may have removed it since it was listed.
+            # Another process may have removed it meanwhile.
             with suppress(NotFound):
                 self._container = self._client.containers.get(each["Id"])
         return self._container is not None
 
     def create(self) -> bool:
-        """Create the container and start it; return False if another process was faster.
+        """Create and start the container; return False if another process was faster.
 
-        The name decides: the engine gives it to one container only.
+        The name decides that: the engine accepts a name for only one container.
         """
         *narrow, last = self._engine.route.binds or ("",)
         for address in narrow:
-            # The address is only likely to be one of the engine's machine.
+            # The address may not belong to the engine's machine.
             with suppress(APIError):
                 return self._create(address)
         return self._create(last)
@@ -89,7 +89,7 @@ class ServerContainer(DockerContainer):
                 labels=self._labels,
                 ports={f"{self._spec.port}/tcp": (address, None)} if route.binds else {},
                 shm_size=plan.shm_size,
-                # Podman stops a container before it removes it; there is nothing to save.
+                # Podman stops a container before it removes it, but there is no data to save.
                 stop_signal="SIGKILL",
                 **({"network": route.network} if route.network else {}),
                 **start._asdict(),
@@ -103,7 +103,7 @@ class ServerContainer(DockerContainer):
         return True
 
     def wake(self) -> tuple[str, str]:
-        """Have a container that was found run again; return the server's origin and the reason."""
+        """Start the found container again if necessary; return the origin and the reason."""
         container = self._held
         match container.status:
             case "running":
@@ -112,7 +112,7 @@ class ServerContainer(DockerContainer):
                 container.unpause()
                 return "reused", "it was paused"
             case "created":
-                # Usually another process has just created it, and is about to start it too.
+                # Usually another process has just created it, and will start it.
                 container.start()
                 return "reused", ""
             case "exited":
@@ -124,8 +124,8 @@ class ServerContainer(DockerContainer):
     def wait_ready(self, seconds: float) -> Any:
         """Return the client of the server as soon as it answers.
 
-        A server that another process has just started has *seconds*, as one that this process has
-        started. One that has been up for longer must answer soon.
+        A server that this or another process has just started has *seconds*. A server that has run
+        for longer must answer soon.
         """
         self.reload()
         up = originals.now() - epoch_seconds(self._held.attrs["State"]["StartedAt"])
@@ -148,7 +148,7 @@ class ServerContainer(DockerContainer):
             raise
 
     def endpoint(self) -> Endpoint:
-        """Return where the server answers, seen from this process."""
+        """Return the address at which this process reaches the server."""
         port = self._spec.port
         route = self._engine.route
         password = password_of(self._held)
@@ -181,13 +181,13 @@ class ServerContainer(DockerContainer):
         return f"its container is {state['Status']}, exit status {state['ExitCode']}{killed}"
 
     def _data_place(self) -> str:
-        """Return where the data is, and how much room the engine's machine has for it."""
+        """Return where the data is, and how much space the engine's machine has for it."""
         folders = ", ".join(self._held.attrs["HostConfig"]["Tmpfs"])
         # The kernel's default for a tmpfs (its documentation, tmpfs.rst, "size").
         size = self._client.info().get("MemTotal", 0) / 2 / 1e9
         return (
-            f"{folders} in the container, a tmpfs that has {size:.1f} GB at most: half the memory "
-            "of the engine's machine, shared with everything that runs there"
+            f"{folders} in the container, a tmpfs with at most {size:.1f} GB: half the memory of "
+            "the engine's machine, shared with everything that runs there"
         )
 
     def _log(self) -> str:
@@ -204,9 +204,9 @@ class ServerContainer(DockerContainer):
 
 
 def _published(entries: list[dict[str, str]], address: str) -> dict[str, str]:
-    """Return the one of *entries* that tells which port to connect to at *address*.
+    """Return the entry with the port to connect to at *address*.
 
-    A port that is open on all addresses can have one number for IPv4 and another for IPv6
+    A port that is open on all addresses may have different numbers for IPv4 and IPv6
     (moby/moby#42442).
     """
     for entry in entries:
@@ -216,10 +216,10 @@ def _published(entries: list[dict[str, str]], address: str) -> dict[str, str]:
 
 
 def _reachable_host(host: str, bound: str) -> str:
-    """Return where to connect to a port that is published on the address *bound*.
+    """Return the host for a port that is published on the address *bound*.
 
-    That is *bound* itself, but not if it is a wildcard or the loopback of another machine: then it
-    is *host*, which leads to the engine.
+    It is *bound* itself. But if that is a wildcard, or the loopback of another machine, it is
+    *host*, which leads to the engine.
     """
     if not bound or ip_address(bound).is_unspecified or ip_address(bound).is_loopback:
         return host
@@ -227,7 +227,7 @@ def _reachable_host(host: str, bound: str) -> str:
 
 
 def remove(client: Any, container_id: str) -> None:
-    """Remove a container with its anonymous volumes, unless it is gone or another removes it."""
+    """Remove a container and its anonymous volumes, unless another process removes it."""
     try:
         client.api.remove_container(container_id, force=True, v=True)
     except APIError as error:
@@ -242,19 +242,19 @@ def password_of(container: EngineContainer) -> str:
 
 
 def without(password: str, log: bytes) -> str:
-    """Return what a server wrote, as text without its password."""
+    """Return a server's log as text, without its password."""
     text = log.decode(errors="replace")
     return text.replace(password, "***") if password else text
 
 
 def _is_conflict(error: APIError) -> bool:
-    """Return whether the engine refuses a name because a container has it.
+    """Return whether the engine refuses a name because another container has it.
 
-    Podman has no status of its own for it.
+    Podman has no special status for that.
     """
     return error.status_code == 409 or "already in use" in explanation(error)
 
 
 def epoch_seconds(text: str) -> float:
-    """Return the engine's `2026-11-22T10:00:00.123456789Z`, for example, as epoch seconds."""
+    """Return an engine's time, such as `2026-11-22T10:00:00.123456789Z`, as epoch seconds."""
     return datetime.fromisoformat(text).timestamp()

@@ -1,4 +1,4 @@
-"""Images: pulled when the engine lacks them, and started by their own entrypoints."""
+"""Images: how they are pulled, and started by their own entrypoints."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ from pytest_warmstack.servers.identity import Service
 from pytest_warmstack.servers.model import Container, ServerSpec
 
 PULL_TIMEOUT: Final = 60.0
-"""Seconds that a pull may go on without a line from the engine, which also reports its retries."""
+"""Seconds that the engine may be silent during a pull. It also reports its retries."""
 
 REPORT_INTERVAL: Final = 3.0
-"""Seconds between two lines about a pull."""
+"""Seconds between two progress lines of a pull."""
 
 _MARKS: Final[Mapping[Service, frozenset[str]]] = {
     Service.POSTGRES: frozenset({"5432/tcp", "PG_MAJOR", "PG_VERSION", "PGDATA"}),
@@ -30,25 +30,25 @@ _MARKS: Final[Mapping[Service, frozenset[str]]] = {
 """The ports and variables that images of a service declare."""
 
 _SCRIPT_FOLDERS: Final = "/docker-entrypoint"
-"""Folders with a project's own scripts begin with this; some images declare them as volumes."""
+"""How folders for a project's own scripts begin; some images declare them as volumes."""
 
 _TMPFS_OPTIONS: Final = "mode=1777"
-"""Any user may write there, since an image may start its server as any user."""
+"""Mount options: any user may write, because an image may start its server as any user."""
 
 _DOWNLOADED: Final = frozenset({"Download complete", "Extracting", "Pull complete"})
 _NEW_LAYER: Final = _DOWNLOADED | {
     *("Pulling fs layer", "Waiting", "Downloading", "Verifying Checksum")
 }
-"""What the engine says about a layer that it did not have before."""
+"""The engine's states of a layer that it must download."""
 
 
 def name_of(spec: ServerSpec[Any]) -> str:
-    """Return the full name of an image, with the registry that testcontainers is told to use."""
+    """Return the full name of an image, with the registry in testcontainers' settings."""
     return f"{testcontainers_config.hub_image_name_prefix}{spec.image}"
 
 
 def check(client: Any, spec: ServerSpec[Any], say: Callable[[str], None]) -> None:
-    """Pull the image of *spec* if need be; raise `RuntimeUnavailable` if it can't be used."""
+    """Pull the image of *spec* if necessary; raise `RuntimeUnavailable` if it can't be used."""
     name = name_of(spec)
     try:
         try:
@@ -75,7 +75,7 @@ class _NotPulled(Exception):
 
 
 def _pull(api: Any, image: str, say: Callable[[str], None]) -> None:
-    """Pull *image* and say how far it is; raise `_NotPulled` with the registry's answer."""
+    """Pull *image* and report the progress; raise `_NotPulled` with the registry's answer."""
     say(f"pulling {image} ...")
     _limit_silence(api.get_adapter(api.base_url))
     # Without a tag, the engine would pull every tag that the registry has.
@@ -95,7 +95,7 @@ def _pull(api: Any, image: str, say: Callable[[str], None]) -> None:
 
 
 def _limit_silence(adapter: Any) -> None:
-    """Have *adapter* wait `PULL_TIMEOUT` for each piece of an answer; docker-py waits for ever."""
+    """Make *adapter* wait `PULL_TIMEOUT` for each part of an answer; docker-py waits forever."""
     send = adapter.send
 
     def send_with_timeout(*args: Any, timeout: Any = None, **options: Any) -> Any:
@@ -105,9 +105,9 @@ def _limit_silence(adapter: Any) -> None:
 
 
 class Progress:
-    """The layers of an image that is being pulled, and how many bytes of each are here.
+    """The layers of an image that is being pulled, and how many bytes of each have arrived.
 
-    The engine tells a layer's size only once it downloads it, and never for a small one.
+    The engine reports the size of a layer only when it downloads it, and never for a small layer.
     """
 
     def __init__(self, image: str, now: float) -> None:
@@ -117,7 +117,7 @@ class Progress:
         self._done: set[str] = set()
 
     def note(self, line: Mapping[str, Any], now: float) -> str | None:
-        """Take in a *line* from the engine; return what to say, if it is time to say something."""
+        """Process a *line* from the engine; return a progress line when one is due."""
         layer, status = str(line.get("id", "")), line.get("status", "")
         if status in _NEW_LAYER:
             here, size = self._layers.setdefault(layer, (0, 0))
@@ -125,8 +125,8 @@ class Progress:
             if status == "Downloading":
                 rest = max(detail.get("total", 0), 0)
                 size = max(size, rest)
-                # After a lost connection, the engine counts only what was still missing. At the
-                # loss it reports the whole size, so this number can go down.
+                # After it loses its connection, the engine only counts what was still missing. At
+                # that moment it reports the whole size, so this number can go down.
                 here = size - rest + detail.get("current", 0)
             elif status in _DOWNLOADED:
                 here = size
@@ -141,13 +141,13 @@ class Progress:
         return f"pulling {self._image}: {here / 1e6:.1f} of {size / 1e6:.1f} MB, {layers}"
 
     def end(self, now: float) -> str:
-        """Return what to say at the end."""
+        """Return the line for the end of the pull."""
         size = sum(size for _, size in self._layers.values())
         return f"pulled {self._image}: {size / 1e6:.1f} MB in {now - self._begin:.1f} s"
 
 
 class Start(NamedTuple):
-    """How to create a container; *tmpfs* has mount options for each folder that is in memory."""
+    """How to create a container; *tmpfs* has the mount options of each folder in memory."""
 
     entrypoint: list[str] | None
     command: list[str]
@@ -156,7 +156,7 @@ class Start(NamedTuple):
 
 
 class Image:
-    """An image, as the part `Config` of its inspection describes it."""
+    """An image, as described by `Config` in the engine's answer to an inspection."""
 
     def __init__(self, config: Mapping[str, Any]) -> None:
         self._entrypoint: list[str] = config.get("Entrypoint") or []
@@ -169,7 +169,7 @@ class Image:
         )
 
     def service(self) -> Service | None:
-        """Return the service whose server the image has, if it declares exactly one."""
+        """Return the service that the image runs, if it declares exactly one."""
         declared = self._ports | self._variables.keys()
         found = [service for service, marks in _MARKS.items() if declared & marks]
         return found[0] if len(found) == 1 else None
@@ -178,11 +178,11 @@ class Image:
         """Return how the image's own entrypoint starts the server of *plan*.
 
         The arguments follow the image's own command. A script may read them from a variable
-        instead: then they go there only, if the image declares that variable. If it is unknown
-        what the script reads, they go to both places.
+        instead; if the image declares that variable, they go only there. If it is not known what
+        the script reads, they go to both places.
         """
         files = [f"{name}_FILE" for name in plan.environment]
-        # Scripts refuse a password that is given both as a variable and as a file.
+        # Scripts refuse a password that is both a variable and a file.
         environment = {name: "" for name in files if name in self._variables}
         environment |= plan.environment
         entrypoint, command = self._entrypoint, self._command
@@ -200,12 +200,12 @@ class Image:
         elif _is_shell(command):
             command = _with_arguments(command)
         data = self._variables.get(plan.data_variable, plan.data)
-        # The declared volumes: so the data is in memory wherever this image puts it, and no
-        # anonymous volume is made.
+        # Mount all declared volumes, so that the data is in memory wherever the image puts it, and
+        # the engine makes no anonymous volume.
         volumes = [each for each in self._volumes if not each.startswith(_SCRIPT_FOLDERS)]
         folders = volumes or [data]
         if plan.data_variable and data in folders and not self._is_root:
-            # A tmpfs belongs to root, and PostgreSQL wants to own its folder.
+            # A tmpfs belongs to root, and PostgreSQL must own its folder.
             environment[plan.data_variable] = f"{data}/data"
         return Start(
             entrypoint=entrypoint or None,
@@ -221,7 +221,7 @@ def _is_shell(words: Sequence[str]) -> bool:
 
 
 def _with_arguments(words: Sequence[str]) -> list[str]:
-    """Return a shell's command line that passes on the arguments after it.
+    """Return a shell's command line that passes the following arguments on.
 
     >>> _with_arguments(["/bin/sh", "-c", "redis-server /etc/redis.conf"])
     ['/bin/sh', '-c', 'redis-server /etc/redis.conf "$@"', '/bin/sh']

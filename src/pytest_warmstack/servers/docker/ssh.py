@@ -1,8 +1,8 @@
-"""An engine behind ssh, reached as the `docker` command does: by the user's own ssh, keys and all.
+"""Connects to an engine over ssh in the way of the `docker` command: with the user's own ssh.
 
-docker-py's own way is not usable. It requires paramiko even where it does not use it, insists on
-port 22 where the user's configuration names another, and leaves processes and sockets behind, which
-fails runs that turn warnings into errors.
+docker-py's own implementation is not usable. It requires paramiko even if it doesn't use it, uses
+port 22 even if the user's configuration names another, and leaves processes and sockets behind,
+which fails runs that turn warnings into errors.
 """
 
 from __future__ import annotations
@@ -20,25 +20,25 @@ from urllib.parse import urlsplit
 from pytest_warmstack import originals
 
 _SSH_TIMEOUT: Final = 5.0
-"""Seconds that ssh may take to notice that its connection is closed, and to read its files."""
+"""Seconds that ssh may take to notice a closed connection, or to read its configuration."""
 
 
 class NoSsh(OSError):
-    """There is no ssh program."""
+    """The program `ssh` is not installed."""
 
 
 class Tunnel:
-    """A private socket; each connection to it talks to the engine at an `ssh://` address.
+    """A private socket whose connections lead to the engine at an `ssh://` address.
 
-    Each connection is a `docker system dial-stdio` on the engine's machine. ssh itself holds the
-    socket, so that no byte passes through this process.
+    Each connection runs `docker system dial-stdio` on the engine's machine. ssh itself has the
+    socket, so no byte passes through this process.
     """
 
     def __init__(self, address: str) -> None:
         if shutil.which("ssh") is None:
-            raise NoSsh("there is no program `ssh` here, such as OpenSSH's client")
+            raise NoSsh("the program `ssh` is not installed")
         self._command = command(address)
-        # Only this user can enter the folder.
+        # Only this user may enter the folder.
         self._folder = tempfile.TemporaryDirectory(prefix="warmstack-ssh-")
         self._log = Path(self._folder.name) / "log"
         path = str(Path(self._folder.name) / "engine.sock")
@@ -51,7 +51,7 @@ class Tunnel:
         self.address = f"unix://{path}"
 
     def _serve(self) -> None:
-        """Start an ssh for each connection, until the socket is shut."""
+        """Start an ssh process for each connection, until the socket is closed."""
         while True:
             try:
                 connection, _ = self._listener.accept()
@@ -64,19 +64,19 @@ class Tunnel:
                         stdin=connection.fileno(),
                         stdout=connection.fileno(),
                         stderr=log,
-                        # Ctrl-C must not end it: the run still has containers to remove.
+                        # Ctrl-C must not end it: the run still needs it to remove containers.
                         start_new_session=True,
                     )
                 )
 
     def words(self) -> str:
-        """Return what ssh wrote, if anything."""
+        """Return what ssh wrote, or ""."""
         with suppress(OSError):
             return self._log.read_text(errors="replace").strip()
         return ""
 
     def close(self) -> None:
-        """Close every connection, and wait for every ssh to end."""
+        """Close every connection, and wait for the end of every ssh process."""
         with suppress(OSError):
             self._listener.shutdown(socket.SHUT_RDWR)
         self._listener.close()
@@ -91,20 +91,20 @@ class Tunnel:
 
 
 def command(address: str) -> list[str]:
-    """Return the command that connects to the engine at *address*, like the `docker` command's.
+    """Return the command that connects to the engine at *address*, as the `docker` command does.
 
     >>> command("ssh://me@build:2222/run/podman.sock")[-4:]
     ['-p2222', '--', 'build', 'docker --host unix:///run/podman.sock system dial-stdio']
     """
     path = urlsplit(address).path
     host = ["--host", f"unix://{path}"] if path.strip("/") else []
-    # One argument, since the login shell on the other machine parses it.
+    # One argument, because the login shell on the other machine parses it.
     remote = shlex.join(["docker", *host, "system", "dial-stdio"])
     return [*_ssh(address, "-T", "-o", "ConnectTimeout=30"), remote]
 
 
 def host_of(address: str) -> str:
-    """Return the host that ssh connects to for *address*, whose name may be an alias."""
+    """Return the host that ssh connects to for *address*, which may have an alias."""
     with suppress(OSError, subprocess.SubprocessError):
         answer = subprocess.run(
             _ssh(address, "-G"),
@@ -121,7 +121,7 @@ def host_of(address: str) -> str:
 
 
 def _ssh(address: str, *options: str) -> list[str]:
-    """Return the call of ssh for *address*, with user and port if it names them."""
+    """Return the ssh command for *address*, with its user and port if it has them."""
     url = urlsplit(address)
     user = [f"-l{url.username}"] if url.username else []
     port = [f"-p{url.port}"] if url.port else []
@@ -129,6 +129,6 @@ def _ssh(address: str, *options: str) -> list[str]:
 
 
 def _name(address: str) -> str:
-    """Return the host in *address* as it is written: for ssh, upper and lower case differ."""
+    """Return the host in *address* as it is written, because ssh distinguishes case."""
     name = urlsplit(address).netloc.rpartition("@")[2]
     return name[1:].partition("]")[0] if name.startswith("[") else name.partition(":")[0]

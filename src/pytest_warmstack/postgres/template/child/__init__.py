@@ -1,1 +1,1 @@
-"""The process that runs the project's code. The parent imports only its tables of names."""
+"""The child process that runs the project's code. The parent imports only its tables of names."""

@@ -1,8 +1,8 @@
-"""The child's conversation: `python -m pytest_warmstack.postgres.template.child MODULE...`.
+"""The child's main program: `python -m pytest_warmstack.postgres.template.child MODULE...`.
 
-The parent writes lines of JSON to standard input: first about the project, then one for each thing
-to do. The child answers each on standard output; what the project's code prints goes to standard
-error. The child imports the modules of the command line before it reads.
+The parent writes lines of JSON to standard input: first one about the project, then one for each
+task. The child answers each on standard output; what the project's code prints goes to standard
+error. The child imports the modules in its arguments before it reads.
 """
 
 from __future__ import annotations
@@ -30,9 +30,9 @@ if TYPE_CHECKING:
 def main() -> None:
     """Answer requests until standard input ends."""
     requests, answers = _take_streams()
-    # The parent sends this signal when the child is late; it works even when Python is stuck.
+    # The parent sends this signal if the child is late; it works even if Python is stuck.
     faulthandler.register(signal.SIGUSR1, all_threads=True)
-    # Imports leave no garbage, and the search for it would take a tenth of their time.
+    # Imports leave no garbage, and searching for it would take a tenth of their time.
     gc.disable()
     for module in sys.argv[1:]:
         importlib.import_module(module)
@@ -55,13 +55,13 @@ def main() -> None:
             for stream in (sys.stdout, sys.stderr):
                 with suppress(Exception):  # The project's code may have closed or replaced it.
                     stream.flush()
-            # The parent reads what was written before the answer up to this mark.
+            # The parent reads the output of a task up to this mark.
             os.write(2, b"\0\n")
             _send(answers, report)
 
 
 def _take_streams() -> tuple[IO[str], IO[str]]:
-    """Take standard input and output away from the project's code, which may use them too."""
+    """Hide standard input and output from the project's code, which may use them too."""
     requests, answers = os.fdopen(os.dup(0)), os.fdopen(os.dup(1), "w", encoding="utf-8")
     with open(os.devnull) as nothing:  # noqa: PTH123 - for its descriptor
         os.dup2(nothing.fileno(), 0)
@@ -76,14 +76,14 @@ def _send(answers: IO[str], message: dict[str, Any]) -> None:
 
 
 class Work:
-    """What the parent asks for, done under the guard and the recorder."""
+    """Does the tasks of the parent, under the guard and the recorder."""
 
     def __init__(self, project: dict[str, Any], answers: IO[str]) -> None:
         self._own_path = sys.path
-        # The project's code finds modules where the tests do, and in the same order.
+        # The project's code finds modules in the same folders as the tests, in the same order.
         sys.path = project["path"]
         self._project = project
-        # Alembic knows which driver the project uses. A script alone does without that import.
+        # Alembic's configuration names the project's driver. Scripts alone don't need the import.
         is_asked = any("{db_url}" in line for line in project["env"])
         if project["alembic"] and is_asked:
             with self._own_imports():
@@ -100,7 +100,7 @@ class Work:
         self._recorder.install()
 
     def do(self, do: str, **request: Any) -> dict[str, Any]:
-        """Do what the request asks for, and return the report."""
+        """Do the task *do*, and return the report."""
         if do in {"describe", "script"}:
             return self._do_script(do, request["line"])
         self.revisions = self.revisions or self._load_revisions()
@@ -111,7 +111,7 @@ class Work:
         return report
 
     def observed(self, error: BaseException | None) -> dict[str, Any]:
-        """Return what was observed, even if the project's code swallowed an error and went on."""
+        """Return what was observed, even if the project's code suppressed an error."""
         refused = self._guard.refused
         return {
             "refused": refused,
@@ -135,12 +135,12 @@ class Work:
         return Revisions(alembic, url, self._guard, self._recorder, self._tell)
 
     def _tell(self, at: str) -> None:
-        """Tell the parent what is going on, for an error about a child that is late or ends."""
+        """Send the parent the current position, for an error if the child is late or ends."""
         _send(self._answers, {"at": at})
 
     @contextmanager
     def _own_imports(self) -> Iterator[None]:
-        """Look for modules where the child does, not in the project.
+        """Import modules from the child's own path, not from the project.
 
         The project may have a folder with the name of a library, such as `alembic`.
         """

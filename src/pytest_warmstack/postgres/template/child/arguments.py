@@ -1,7 +1,7 @@
-"""The project's functions: how a line names one, and what its parameters get.
+"""The project's functions: how a line names them, and which arguments they get.
 
-`PARAMETERS` lists which parameters a seed or schema function may have: the code, the error and the
-README's table follow it.
+`PARAMETERS` lists the parameters that a seed or schema function may have. The code, the error and
+the README's table are derived from it.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from pytest_warmstack.postgres.template.child.failures import (
 
 
 class Kind(StrEnum):
-    """What a parameter gets, in the words of the error and of the README."""
+    """The kind of an argument, in the words of the error and of the README."""
 
     SESSION = "sqlalchemy.orm.Session"
     FACTORY = "sqlalchemy.orm.sessionmaker"
@@ -50,9 +50,10 @@ class Kind(StrEnum):
 
 
 class ParameterRow(NamedTuple):
-    """A row of `PARAMETERS`: names of a parameter, and the types that it may be annotated with.
+    """A row of `PARAMETERS`: names of a parameter, and the types that its annotation may have.
 
-    Without an annotation, a `def` gets the first of *kinds*, an `async def` that of *async_kinds*.
+    Without an annotation, a `def` gets the first of *kinds*, an `async def` the first of
+    *async_kinds*.
     """
 
     names: tuple[str, ...]
@@ -82,13 +83,13 @@ _CLASSES: Final = [
 ]
 _ASYNC: Final = frozenset(kind for row in PARAMETERS for kind in row.async_kinds)
 _GREENLET: Final = frozenset({Kind.SESSION, Kind.FACTORY, Kind.CONNECTION, Kind.ENGINE})
-"""What works with asyncpg only in SQLAlchemy's `run_sync`."""
+"""The kinds that work with asyncpg only in SQLAlchemy's `run_sync`."""
 
 _VARIADIC: Final = {inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD}
 
 
 class Argument(NamedTuple):
-    """What *parameter* gets: *cls* may be a subclass of *kind*, such as SQLModel's `Session`."""
+    """The argument for *parameter*; *cls* may be a subclass of *kind*, as SQLModel's `Session`."""
 
     parameter: inspect.Parameter
     kind: Kind
@@ -96,14 +97,14 @@ class Argument(NamedTuple):
 
 
 class Call(NamedTuple):
-    """A function of the project and what it gets."""
+    """A function of the project and its arguments."""
 
     function: Callable[..., Any]
     arguments: tuple[Argument, ...]
     is_async: bool
 
     def __call__(self, values: Mapping[str, Any]) -> Any:
-        """Call the function with *values* by the names of its parameters."""
+        """Call the function; *values* has the arguments by the names of the parameters."""
         parameters = [each.parameter for each in self.arguments]
         positional = [each.name for each in parameters if each.kind is each.POSITIONAL_ONLY]
         named = {name: value for name, value in values.items() if name not in positional}
@@ -128,10 +129,10 @@ def resolve(line: str, root: str) -> Any:
 
 
 def _prefer_project(module: str, root: str) -> None:
-    """Make Python import *module* from *root*, also if its folder has no `__init__.py`.
+    """Make Python import *module* from *root*, even if its folder has no `__init__.py`.
 
-    Python prefers any package with one, wherever on the path it lies (PEP 420): the folder `tests`
-    of an installed package would hide the project's `tests/seed.py`.
+    Python prefers packages that have one, wherever they are on the path (PEP 420): the folder
+    `tests` of an installed package would hide the project's `tests/seed.py`.
     """
     top, file = module.partition(".")[0], Path(root, *module.split("."))
     if top not in sys.modules and (file.with_suffix(".py").is_file() or file.is_dir()):
@@ -150,13 +151,13 @@ def understood() -> list[str]:
 
 
 def call(function: Callable[..., Any]) -> Call:
-    """Return how *function* is called; a parameter with a default keeps it.
+    """Return how to call *function*; a parameter with a default value keeps it.
 
     Raises `BuildFailure` for a parameter that is not in `PARAMETERS`.
     """
     unwrapped, target = inspect.unwrap(function), function
     if any(each.kind in _VARIADIC for each in _parameters(function)):
-        target = unwrapped  # A decorator that passes on its arguments.
+        target = unwrapped  # A decorator that passes its arguments on.
     # A callable object is asynchronous by its `__call__`.
     is_async = any(map(inspect.iscoroutinefunction, (function, target, type(function).__call__)))
     arguments = [
@@ -171,7 +172,7 @@ def _parameters(function: Callable[..., Any]) -> list[inspect.Parameter]:
     """Return the parameters of *function* itself, not of the function that it wraps."""
     options: dict[str, Any] = {"follow_wrapped": False}
     if sys.version_info >= (3, 14):
-        # An annotation may name what is imported for type checkers only.
+        # An annotation may contain names that are imported only for type checkers.
         options["annotation_format"] = importlib.import_module("annotationlib").Format.STRING
     return list(inspect.signature(function, **options).parameters.values())
 
@@ -179,16 +180,16 @@ def _parameters(function: Callable[..., Any]) -> list[inspect.Parameter]:
 def _argument(
     parameter: inspect.Parameter, names: Mapping[str, Any], *, is_async: bool
 ) -> Argument:
-    """Return what *parameter* gets, by its annotation or else by its name."""
+    """Return the argument for *parameter*, by its annotation or else by its name."""
     hint = parameter.annotation
     try:
-        # It removes `Annotated`, and knows the names of the module.
+        # This removes `Annotated`, and finds the names in the module.
         namespace = SimpleNamespace(__annotations__={"it": hint})
         hint = get_type_hints(namespace, dict(names)).get("it", hint)
-    except Exception:  # A name that is imported for type checkers only: compare its text.
+    except Exception:  # A name that is imported only for type checkers: compare the text.
         hint = str(hint)
     found = _by_text(hint) if isinstance(hint, str) else _by_class(hint)
-    # Of `Session | AsyncSession` take the one that the function can use.
+    # From `Session | AsyncSession`, take the class that the function can use.
     found.sort(key=lambda each: (each[0] in _ASYNC) != is_async)
     kind, cls = found[0] if found else (_by_name(parameter.name, hint, is_async=is_async), None)
     if kind is None:
@@ -204,7 +205,7 @@ def _argument(
 
 def _by_class(hint: Any) -> list[tuple[Kind, Any]]:
     """Return the kinds, with their classes, of an annotation, which may be a union."""
-    hint = getattr(hint, "__value__", hint)  # What Python 3.12's `type X = ...` stands for.
+    hint = getattr(hint, "__value__", hint)  # The value of Python 3.12's `type X = ...`.
     cls = get_origin(hint) or hint
     if not isinstance(cls, type) or cls.__module__ in {"types", "typing"}:
         return [each for member in get_args(hint) for each in _by_class(member)]
@@ -230,7 +231,7 @@ def _by_text(hint: str) -> list[tuple[Kind, Any]]:
 
 
 def _by_name(name: str, hint: Any, *, is_async: bool) -> Kind | None:
-    """Return the kind that a parameter gets by its name, if its annotation allows for that."""
+    """Return the kind of argument for a parameter's *name*, if its annotation allows that."""
     for row in PARAMETERS:
         if name in row.names and hint in (inspect.Parameter.empty, Any, object, str):
             kind = ((is_async and row.async_kinds) or row.kinds)[0]
@@ -239,9 +240,9 @@ def _by_name(name: str, hint: Any, *, is_async: bool) -> Kind | None:
 
 
 def run(call: Call, urls: Callable[..., Any]) -> None:
-    """Do *call*; then commit and close what it got.
+    """Do *call*; then commit and close its arguments.
 
-    *urls* returns SQLAlchemy's URL of the database for the driver that it is called with.
+    *urls* takes a driver, and returns SQLAlchemy's URL of the database for it.
     """
     kinds = {each.kind for each in call.arguments}
     with _fail_if_not_awaited(), ExitStack() as stack:
@@ -270,14 +271,14 @@ def wait_for(result: Any) -> Any:
 def _fail_if_not_awaited() -> Iterator[None]:
     """Raise `BuildFailure` if the project's code never awaits a coroutine.
 
-    Python only warns of that: rows would be missing without an error.
+    Python only warns about that, and rows would be missing without an error.
     """
     seen: list[tuple[str, str]] = []
 
     def note(message: str, category: type[Warning], filename: str, line: int) -> None:
         if issubclass(category, RuntimeWarning) and "was never awaited" in message:
-            # Python names the line where the coroutine is deleted: for a variable, that is where
-            # the call ends.
+            # Python names the line that deletes the coroutine. For a variable, that is the end of
+            # the call.
             own = is_project_file(filename)
             seen.append((message, f"in {Path(filename).name}, line {line}" if own else ""))
 

@@ -1,4 +1,4 @@
-"""Alembic's configuration: read as its command does, or made by a function of the project."""
+"""Alembic's configuration: read in the way of its command, or made by a function of the project."""
 
 from __future__ import annotations
 
@@ -23,9 +23,9 @@ from pytest_warmstack.servers.identity import fingerprint
 
 
 class Configuration:
-    """The configuration that *alembic*, the parent's description of it, leads to.
+    """The configuration that the parent's description, *alembic*, leads to.
 
-    `config` is None until it is made, and where the project's function makes none.
+    `config` is None until it is made, or if the project's function returns none.
     """
 
     def __init__(self, alembic: dict[str, Any], url: URL, recorder: Recorder) -> None:
@@ -40,7 +40,7 @@ class Configuration:
     def make(self) -> Config | None:
         """Read the configuration or call the function, and set the template's URL.
 
-        Raises `BuildFailure` if that gives no configuration.
+        Raises `BuildFailure` if there is no valid configuration.
         """
         self.config = config = self._call() if self.function else self._read()
         if config is not None:
@@ -48,32 +48,32 @@ class Configuration:
             if self.function:
                 url = database_url.like(database_url.own_url(config), url)
             text = url.render_as_string(hide_password=False)
-            # Two ways in which env.py may ask for it. ConfigParser substitutes after a %.
+            # env.py may read the URL in either way. ConfigParser substitutes after a %.
             config.set_main_option("sqlalchemy.url", text.replace("%", "%%"))
             config.attributes["url"] = text
         return config
 
     def databases(self) -> list[str]:
-        """Return the databases that a file lists, as Alembic's template multidb does."""
+        """Return the databases that the file lists, as in Alembic's template multidb."""
         listed = self.config.get_main_option("databases") if self.config else None
         return [] if self.function else (listed or "").replace(",", " ").split()
 
     def needs(self, env: str) -> set[str]:
-        """Return the keys of what the configuration depends on; *env* is the path of env.py."""
+        """Return the keys of the configuration's dependencies; *env* is the path of env.py."""
         recorder = self._recorder
         if not self.function:
             kinds = [kind for kind in ("ini", "toml") if self._alembic[kind]]
             return {recorder.key(kind, self._alembic[kind]) for kind in kinds}
         if not self._digest:
-            # It may depend on all that the function reads.
+            # It may depend on everything that the function reads.
             return self.function_needs()
-        # What the function shares with env.py may do more than make the configuration.
+        # Modules that the function shares with env.py may do more than make the configuration.
         modules = recorder.modules_of(self.function)
         own = {recorder.key("file", each) for each in modules & self._function_files}
         return own | recorder.needs(modules & recorder.modules(env))
 
     def function_needs(self) -> set[str]:
-        """Return the keys of all that the project's function reads."""
+        """Return the keys of everything that the project's function reads."""
         return self._recorder.needs(self._recorder.modules_of(self.function), self.function)
 
     def digests(self) -> dict[str, str]:
@@ -134,9 +134,9 @@ def _call_with_url(function: Any, url: str) -> Any:
 
 
 def digest(config: Config, url: str) -> str:
-    """Return the digest of all values in *config*, empty if it holds more than values.
+    """Return the digest of all values in *config*; empty if it has objects besides plain values.
 
-    The template's *url* and the project's folder are replaced, since another build has others.
+    Placeholders replace the template's *url* and the project's folder, which differ between builds.
     """
     if type(config) is not Config:
         return ""
@@ -147,7 +147,7 @@ def digest(config: Config, url: str) -> str:
         # Alembic 1.16 and later.
         "toml": related_options(getattr(config, "toml_alembic_config", {})),
         "attributes": config.attributes,
-        # Its command is a function, which is not called.
+        # Its command is a function, which must not be called.
         "options": {**vars(config.cmd_opts), "cmd": ""} if config.cmd_opts else {},
     }
     parts = make_url(url)
@@ -160,7 +160,7 @@ def digest(config: Config, url: str) -> str:
 
 
 def _plain(value: Any, replaced: re.Pattern[str]) -> Any:
-    """Return *value* for JSON, different for different types; raise TypeError for objects."""
+    """Return *value* for JSON, distinct for each type; raise TypeError for other objects."""
     if value is None or isinstance(value, bool | int | float):
         return value
     if isinstance(value, URL):

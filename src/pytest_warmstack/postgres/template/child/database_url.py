@@ -1,4 +1,4 @@
-"""The template's URL, in each form that the project may ask for."""
+"""The template's URL, in every form that the project may need."""
 
 from __future__ import annotations
 
@@ -24,19 +24,20 @@ _TLS_PARAMETERS: Final = {
     "postgresql+psycopg_async": "sslmode",
     "postgresql+psycopg2": "sslmode",
 }
-"""The parameter of a URL that tells a driver whether to use TLS."""
+"""The parameter of a URL that controls TLS, for each driver."""
 
 _SERVER_PARAMETERS: Final = re.compile(
     r"ssl|gss|krbsrvname|host|port$|user|password|passfile|dbname|database|service|require"
     r"|channel_binding|target_session_attrs|load_balance_hosts|direct_tls"
 )
-"""Beginnings of the parameters of a URL that describe its own server and user."""
+"""How the parameters of a URL begin that describe its own server and user."""
 
 
 def url(alembic: dict[str, Any] | None, parts: dict[str, Any]) -> URL:
     """Return the template's URL with the driver and the options of the project's own URL.
 
-    Alembic's own templates have a placeholder there; then env.py tells whether it is asynchronous.
+    Alembic's own templates have a placeholder instead of a URL; then env.py decides whether the
+    driver is asynchronous.
     """
     made = URL.create("postgresql", **parts)
     if alembic is None:
@@ -49,18 +50,18 @@ def url(alembic: dict[str, Any] | None, parts: dict[str, Any]) -> URL:
         config = Config(alembic["ini"], toml_file=alembic["toml"], ini_section=alembic["section"])
         own = own_url(config)
         location = config.get_alembic_option("script_location") or ""
-        # A relative one is relative to the current folder, which is not known for a file that the
-        # user named: it is the root or the folder of the file.
+        # A relative path begins at the current folder, which is not known for a file that the user
+        # named: it is the root or the folder of the file.
         if not Path(location).exists() and Path(alembic["home"], location).is_dir():
             os.chdir(alembic["home"])
         sys.path[:0] = config.get_prepend_sys_paths_list() or []
     except Exception:
-        own, location = "", ""  # Alembic reports what is wrong when it uses the configuration.
+        own, location = "", ""  # Alembic reports the error when it uses the configuration.
     return like(own, for_code(made, _driver(own) or (ASYNCPG if _is_async(location) else "")))
 
 
 def own_url(config: Any) -> str:
-    """Return the project's own URL from Alembic's *config*, empty if there is none."""
+    """Return the project's own URL in Alembic's *config*, or "" if there is none."""
     section = config.config_ini_section
     # Raw, since env.py may fill in values that are not there yet.
     found = config.file_config.get(section, "sqlalchemy.url", raw=True, fallback="")
@@ -70,8 +71,8 @@ def own_url(config: Any) -> str:
 def like(own: str, url: URL) -> URL:
     """Return *url* with the driver and the options of the project's *own* URL, if it is one.
 
-    Options that describe the project's own server are left out. `postgres://` names no driver of
-    SQLAlchemy: such a URL has options of libpq, which asyncpg does not take.
+    Options that describe the project's own server are left out. `postgres://` is not a name of
+    SQLAlchemy: such a URL has options of libpq, which asyncpg doesn't accept.
     """
     driver = _driver(own)
     if own.startswith("postgres://") and url.drivername != ASYNCPG:
@@ -89,7 +90,7 @@ def like(own: str, url: URL) -> URL:
 
 
 def for_code(url: URL, driver: str = "") -> URL:
-    """Return *url* with *driver*, or with a synchronous driver if one is installed."""
+    """Return *url* with *driver*; without one, with a synchronous driver if it is installed."""
     for name in ("psycopg", "psycopg2"):
         if not driver and importlib.util.find_spec(name) is not None:
             driver = f"postgresql+{name}"
@@ -99,7 +100,7 @@ def for_code(url: URL, driver: str = "") -> URL:
 def set_environment(lines: Sequence[str], url: URL) -> None:
     """Set the variables of *lines*, such as `DATABASE_URL={db_url}`.
 
-    If a variable holds a URL already, its driver and options are kept.
+    If a variable already has a URL, its driver and options are kept.
     """
     before = dict(os.environ)
     mode = _tls_mode(url)
@@ -124,7 +125,7 @@ def set_environment(lines: Sequence[str], url: URL) -> None:
 
 
 def _with_driver(url: URL, driver: str) -> URL:
-    """Return *url* for *driver*, which has its own name for the parameter about TLS."""
+    """Return *url* for *driver*, with the driver's own name for the TLS parameter."""
     name, mode = _TLS_PARAMETERS.get(driver, ""), _tls_mode(url)
     return url.set(drivername=driver, query={name: mode} if name and mode else {})
 
@@ -134,7 +135,7 @@ def _tls_mode(url: URL) -> str:
 
 
 def _driver(text: str) -> str:
-    """Return the driver that a PostgreSQL URL names, empty for any other text."""
+    """Return the driver in a PostgreSQL URL, or "" for any other text."""
     found = re.match(r"(postgresql(?:\+\w+)?)://", text)
     return found[1] if found else ""
 

@@ -1,4 +1,4 @@
-"""What failed in the project's code: the message, the place, and PostgreSQL's code for it."""
+"""Reports failures of the project's code: the message, the place, and PostgreSQL's SQLSTATE."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ _MESSAGE_LINES: Final = 20
 """How many lines of an exception's message are reported."""
 
 _NOT_PROJECT: Final = ("<", str(Path(os.__file__).parent), str(Path(__file__).parent))
-"""Beginnings of the file names of code that is not the project's."""
+"""How file names begin if the code is not the project's."""
 
 
 class BuildFailure(Exception):
-    """A failure that the child detects by itself.
+    """A failure that the child itself detects.
 
-    *kind* tells the parent which error to raise. *state* is PostgreSQL's SQLSTATE, if PostgreSQL
-    reported the failure. *unseen* are patterns of revision files that Alembic does not load.
+    *kind* decides which error the parent raises. *state* is the SQLSTATE if PostgreSQL reported the
+    failure. *unseen* are patterns of revision files that Alembic does not load.
     """
 
     def __init__(
@@ -43,13 +43,13 @@ class BuildFailure(Exception):
 
 
 class ForbiddenConnection(Exception):
-    """The project's code tried to connect to something other than the template."""
+    """The project's code tried to connect to a server or database other than the template."""
 
     sqlstate = "refused"
 
 
 def report(error: BaseException, revisions: Any) -> dict[str, Any]:
-    """Return the fields from which the parent makes its error; *revisions* may be None."""
+    """Return the fields for the parent's error; *revisions* may be None."""
     if isinstance(error, BuildFailure):
         return {"error": str(error), **vars(error)}
     warned = revisions.alembic_warnings if revisions else []
@@ -77,7 +77,7 @@ def print_traceback(error: BaseException) -> None:
 
 
 def message(error: BaseException) -> str:
-    """Return the exception's own message, which begins with its class."""
+    """Return the exception's message, which begins with the name of its class."""
     lines = str(error).splitlines()[:_MESSAGE_LINES] or [""]
     if not isinstance(error, ForbiddenConnection):
         lines[0] = f"{type(error).__name__}: {lines[0]}"
@@ -102,7 +102,7 @@ def _looked_in(module: str) -> str:
 
 
 def where(error: BaseException, revisions: Any) -> str:
-    """Return the revision that was running, else the project's file, with the line; or nothing."""
+    """Return the revision that was running, or the project's file, with the line; or ""."""
     places = list(_places(error))
     ids = revisions.by_path() if revisions else {}
     for path, line in places:
@@ -130,7 +130,7 @@ def listen_to_warnings(note: Callable[[str, type[Warning], str, int], None]) -> 
 
 
 def sqlstate(error: BaseException) -> str:
-    """Return PostgreSQL's code for the error, SQLSTATE, whichever driver raised it."""
+    """Return the SQLSTATE of the error, for the exceptions of every driver."""
     for each in _chain(error):
         for raised in (each, getattr(each, "orig", None)):
             if code := getattr(raised, "sqlstate", None) or getattr(raised, "pgcode", None):
@@ -139,13 +139,13 @@ def sqlstate(error: BaseException) -> str:
 
 
 def _places(error: BaseException) -> Iterator[tuple[Path, int]]:
-    """Yield the files and lines of the error, innermost first, and then those of its causes."""
+    """Yield the files and lines of the error, the innermost first, then those of its causes."""
     for each in _chain(error):
         if isinstance(each, SyntaxError) and each.filename:
             yield Path(each.filename).resolve(), each.lineno or 0
         for frame, line in reversed(list(traceback.walk_tb(each.__traceback__))):
             file = Path(frame.f_code.co_filename)
-            # A compiled module may name a file of the machine that compiled it.
+            # A compiled module may refer to a file on the machine that compiled it.
             if file.is_file():
                 yield file.resolve(), line
 

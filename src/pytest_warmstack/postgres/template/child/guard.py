@@ -1,4 +1,4 @@
-"""The guard: the project's code may connect to the template under construction, and no further."""
+"""The guard: the project's code may only connect to the template that is being built."""
 
 from __future__ import annotations
 
@@ -20,16 +20,18 @@ _LIBPQ_PARAMETERS: Final = {"host", "hostaddr", "port", "dbname", "user"}
 
 
 class Guard:
-    """Refuses every connection but those to one database, before a byte is sent.
+    """Blocks every connection to other databases before a byte is sent.
 
-    The guard looks in three places. SQLAlchemy's class `Engine` reports every engine, whatever its
-    driver; an engine with a function that connects (`creator`) is asked for its database before
-    anything can use it. The drivers are wrapped for code that does without SQLAlchemy. And every
-    socket that Python opens reports its address: a migration must not reach the real Redis either.
+    The guard works in three places. Listeners on SQLAlchemy's class `Engine` see every engine,
+    whatever its driver; if a function of the project connects (`creator`), they query the database
+    of each connection before anything uses it. Wrappers of the drivers check code that doesn't use
+    SQLAlchemy. And an audit hook sees the address of every socket that Python opens: a migration
+    must not reach the real Redis either.
 
-    `refused` names the database that was tried; then the build fails, even if the project's code
-    swallows the refusal. Other addresses are refused without that, since a library that reports
-    errors in the background may try them. While `closed` is true, the template is refused as well.
+    `refused` is the database that the code tried to use; then the build fails, even if the code
+    suppresses the exception. A blocked address of another server doesn't make the build fail,
+    because a library may report errors there in the background. While `closed` is true, the
+    template is blocked too.
     """
 
     def __init__(self, url: URL) -> None:
@@ -37,7 +39,7 @@ class Guard:
         self.refused = ""
         self.closed = False
         self._allowed = _place(url.host, url.port, url.database)
-        # A socket gets an address where the URL may have a name.
+        # A socket gets an address, while the URL may have a name.
         found = socket.getaddrinfo(url.host, url.port, type=socket.SOCK_STREAM)
         self._addresses = {self._allowed[0], *(_host(each[4][0]) for each in found)}
         self._pooled: weakref.WeakSet[Any] = weakref.WeakSet()
@@ -48,7 +50,7 @@ class Guard:
         }
 
     def install(self) -> None:
-        """Begin to refuse connections; this can't be undone."""
+        """Begin to block connections; this can't be undone."""
         event.listen(Engine, "do_connect", self._check_engine)
         event.listen(Pool, "connect", self._check_pooled)
         self.wrap_drivers()
@@ -63,7 +65,7 @@ class Guard:
                 self._wrappers.pop(name)(module)
 
     def release(self) -> None:
-        """Close all pooled connections; a pool that is used again opens new ones."""
+        """Close all pooled connections; their pools open new ones if necessary."""
         for record in list(self._pooled):
             with suppress(Exception):
                 record.invalidate()
@@ -72,14 +74,14 @@ class Guard:
         self, dialect: Any, _record: Any, args: Any, parameters: dict[str, Any]
     ) -> None:
         if "async_creator_fn" in parameters:
-            return  # `_check_pooled` sees where that leads.
+            return  # `_check_pooled` checks its connections.
         host = parameters.get("hostaddr") or parameters.get("host")
         port = parameters.get("port")
         database = parameters.get("database") or parameters.get("dbname")
         if dialect.name == "postgresql":
             self._check(host, port, database)
         else:
-            # The path of a database in a file is the driver's only positional argument.
+            # For a database in a file, the path is the driver's only positional argument.
             self._refuse(dialect.name, _place(host, port, database or "".join(map(str, args))))
 
     def _check_pooled(self, connection: Any, record: Any) -> None:
@@ -95,7 +97,7 @@ class Guard:
             self._forbid(f"the database {database}")
 
     def _check(self, host: object, port: object, database: object) -> None:
-        # libpq's variables fill in what is missing; asyncpg reads them as well.
+        # libpq's variables replace missing values; asyncpg reads them as well.
         tried = _place(
             host or os.environ.get("PGHOST"),
             port or os.environ.get("PGPORT"),

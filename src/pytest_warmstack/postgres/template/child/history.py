@@ -1,4 +1,4 @@
-"""The revisions of a script location: their order, their files, and whether Alembic loads all."""
+"""The revisions in a script location: order, files, and whether Alembic loads them all."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from pytest_warmstack.postgres.template.child.recorder import Recorder, real
 from pytest_warmstack.postgres.template.dependencies import python_files
 
 _MISFIT: Final = re.compile(r"Revision .* (is present more than once|is not present)")
-"""What Alembic only warns of, although the database then depends on chance."""
+"""Matches warnings of Alembic about revisions whose order then depends on chance."""
 
 _NAMED_FILES: Final = 10
 """How many revision files an error names."""
@@ -32,7 +32,7 @@ class History:
         self.script = script
         self.home = Path(script.dir).resolve()
         named = [coerce_resource_to_filename(str(each)) for each in script.version_locations or ()]
-        # A folder that does not exist counts as well: it may appear.
+        # A folder that does not exist counts too: it may appear.
         self.locations = [each.resolve() for each in named or [self.home / "versions"]]
 
     @cached_property
@@ -43,12 +43,12 @@ class History:
 
     @property
     def heads(self) -> list[str]:
-        """The heads that Alembic writes into the database: those that no revision depends on."""
+        """The heads that Alembic writes into the database: no revision depends on them."""
         needed = {name for each in self.order for name in self._dependencies(each)}
         return [each for each in self.script.get_heads() if each not in needed]
 
     def after(self, script: Script) -> list[str]:
-        """Return the revisions that have to be applied before *script*."""
+        """Return the revisions that must be applied before *script*."""
         return [*to_tuple(script.down_revision, ()), *self._dependencies(script)]
 
     def _dependencies(self, script: Script) -> list[str]:
@@ -60,13 +60,13 @@ class History:
         return [path for folder in self.locations for path in python_files(str(folder))]
 
     def check_complete(self, recorder: Recorder) -> str:
-        """Raise `BuildFailure` if a revision file follows a loaded one and is not loaded itself.
+        """Raise `BuildFailure` if a revision file follows a loaded one but is not loaded itself.
 
-        Return a remark about other revision files, which may have been put aside.
+        Returns a remark about other revision files, which you may have put aside.
         """
         loaded = {real(str(each.path)): each.revision for each in self.order}
         ids = set(loaded.values())
-        # A script location that holds the whole project holds more than scripts.
+        # If the script location is the whole project, it contains more than scripts.
         is_above = Path.cwd().resolve().is_relative_to(self.home)
         folders = [self.home / "versions" if is_above else self.home, *self.locations]
         paths = {real(path) for each in folders for path in python_files(str(each))}
@@ -83,7 +83,7 @@ class History:
                 "revisions",
                 f"Alembic loads {len(loaded)} of {len(loaded) + len(unseen)} revision files, and"
                 f" not: {', '.join(missing[:_NAMED_FILES])}{more}\n"
-                "(version_locations and recursive_version_locations tell Alembic where to look)",
+                "(version_locations and recursive_version_locations set where Alembic looks)",
                 unseen=[recorder.name(each) for each in patterns(unseen, loaded)],
             )
         files = "file" if len(unseen) == 1 else "files"
@@ -91,9 +91,9 @@ class History:
 
 
 def misfits(warned: Iterable[str], paths: Iterable[str]) -> str:
-    """Return those of Alembic's warnings that tell of revisions which do not fit together.
+    """Return Alembic's warnings about revisions that do not fit together.
 
-    Each with the names of the files among *paths* that have the same id, or come after it.
+    Each has the names of the files among *paths* that have the same id, or that come after it.
     """
     found = []
     for each in filter(_MISFIT.match, warned):
@@ -107,7 +107,7 @@ def misfits(warned: Iterable[str], paths: Iterable[str]) -> str:
 
 
 def patterns(paths: Iterable[str], loaded: Iterable[str]) -> list[str]:
-    """Return patterns that match *paths* and no file of *loaded*: whole folders, if possible.
+    """Return patterns that match *paths* but no file of *loaded*, whole folders if possible.
 
     >>> patterns(["/a/v/mysql/1.py", "/a/v/mysql/old/0.py", "/a/v/2.py"], ["/a/v/1.py"])
     ['/a/v/2.py', '/a/v/mysql/*']
@@ -121,7 +121,7 @@ def patterns(paths: Iterable[str], loaded: Iterable[str]) -> list[str]:
 
 
 def declared(text: str) -> tuple[str, set[str]]:
-    """Return the id that the text of a revision file gives, and the ids that it comes after.
+    """Return the id in the text of a revision file, and the ids of the revisions before it.
 
     Both are empty for a file that is not a revision.
     """
@@ -137,7 +137,7 @@ def declared(text: str) -> tuple[str, set[str]]:
 
 
 def _assigned(statement: Any) -> Iterator[tuple[str, Any]]:
-    """Yield the names that *statement* assigns literals to, with these."""
+    """Yield each name to which *statement* assigns a literal, with the literal."""
     targets = getattr(statement, "targets", [getattr(statement, "target", None)])
     value: Any = getattr(statement, "value", None)
     for target in targets:

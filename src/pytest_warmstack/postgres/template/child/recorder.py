@@ -1,9 +1,9 @@
-"""What the project's code reads while it builds: modules, files, folders, packages.
+"""Records what the project's code reads during a build: modules, files, folders, packages.
 
-`__import__` and `importlib.import_module` are wrapped, since Python does not report the import of a
-module that is there already, which the importer needs all the same. Python's audit hooks report
-each file that is opened and each folder that is listed. `os.stat` is wrapped for code that only
-looks whether a file exists.
+Python's audit hooks report each file that code opens and each folder that it lists. They don't
+report the import of a module that is loaded already, although the importer depends on it, so
+`__import__` and `importlib.import_module` are wrapped. `os.stat` is wrapped for code that only
+checks whether a file exists.
 """
 
 from __future__ import annotations
@@ -37,10 +37,10 @@ from pytest_warmstack.postgres.template.dependencies import (
 _LIBRARIES: Final = tuple(f"{each}{os.sep}" for each in (*SITE, *STDLIB))
 _PACKAGE: Final = os.path.realpath(f"{os.path.dirname(__file__)}/../../..")  # noqa: PTH120
 _SYSTEM: Final = ("/dev/", "/proc/", "/sys/", "/etc/", "/usr/", "/run/", "/var/run/", "/System/")
-"""Folders whose files belong to the machine and to no project."""
+"""Folders whose files belong to the machine, not to a project."""
 
 _CODE_READERS: Final = ("linecache", "tokenize", "importlib.metadata")
-"""Modules of Python that read code to show it, or look for what is installed."""
+"""Modules of Python that read code to show it, or search for installed packages."""
 
 _CODE_FILES: Final = (".py", ".pyc", ".so", ".zip", ".egg")
 
@@ -54,9 +54,9 @@ _stat = os.stat
 class Recorder:
     """Records which code reads what.
 
-    A module needs all that the modules which it imports need, however deep. What is read while a
+    A module depends on everything that its imports depend on, at any depth. What is read while a
     build step runs belongs to that step. `root` is the project's folder. `env` is the path of
-    env.py: what it reads belongs to no step.
+    env.py; what env.py reads belongs to no step.
     """
 
     def __init__(self, root: str, ignore: list[str], guard: Any) -> None:
@@ -64,7 +64,7 @@ class Recorder:
         self._ignore = [f"{each}*" if each.endswith("/") else each for each in ignore]
         self._guard = guard
         self._file_state = FileState(self.root)
-        # Linux dates files by a clock that ticks every few milliseconds.
+        # The timestamps of files on Linux have a resolution of a few milliseconds.
         self._began = time.time() - 0.01
         self._imports: defaultdict[str, set[str]] = defaultdict(set)
         self._packages: defaultdict[str, set[str]] = defaultdict(set)
@@ -73,7 +73,7 @@ class Recorder:
         self._revision_files: set[str] = set()
         self._step = ""
         self.env = ""
-        # A build asks for the same ones thousands of times.
+        # A build needs the same ones thousands of times.
         self._is_project = lru_cache(maxsize=None)(self._find_whether_project)
         self.key = lru_cache(maxsize=None)(self._make_key)
 
@@ -109,8 +109,8 @@ class Recorder:
             self._note_import(None, module.__name__, ())
             return module
 
-        # `warnings.warn` skips frames of the import system, which it knows by this name (its
-        # `_is_internal_frame`): so a warning still names the line that imports.
+        # `warnings.warn` recognizes frames of the import system by this name and skips them (its
+        # `_is_internal_frame`), so a warning still names the line that imports.
         import_.__code__ = import_.__code__.replace(co_filename=_IMPORT_CODE)
         builtins.__import__ = import_
         importlib.import_module = import_module
@@ -125,9 +125,9 @@ class Recorder:
             able |= {stat} if _stat in able else set()
 
     def _refuse_stale_bytecode(self) -> None:
-        """Compile a project file that was written after it was compiled.
+        """Make Python compile a project file again if it was written after it was compiled.
 
-        Python compares whole seconds and sizes only, and may run the previous text.
+        Python only compares whole seconds and sizes, so it may run the previous version.
         """
         original = SourceFileLoader.path_stats
 
@@ -140,7 +140,7 @@ class Recorder:
 
     @contextmanager
     def step(self, name: str) -> Iterator[None]:
-        """Assign what is read meanwhile to the build step *name*."""
+        """Assign what is read in the `with` block to the build step *name*."""
         self._step = f"step:{name}"
         try:
             yield
@@ -148,7 +148,7 @@ class Recorder:
             self._step = ""
 
     def add_revision_files(self, paths: list[str]) -> dict[str, str]:
-        """Return the keys of revision files by their paths; call it before they are loaded."""
+        """Return the keys of revision files by their paths; call this before they are loaded."""
         self._revision_files |= {real(path) for path in paths}
         keys = {path: self.key("file", path) for path in paths}
         for key in keys.values():
@@ -160,21 +160,21 @@ class Recorder:
 
     def name(self, path: str) -> str:
         """Return the name of a file or folder in keys and patterns."""
-        # By the name that was used, where that is in the project: a link may lead elsewhere later.
+        # Use the given name if it is in the project: a link may later lead elsewhere.
         used = os.path.abspath(path)  # noqa: PTH100
         return place(used if used.startswith(self.root + os.sep) else real(path), self.root)
 
     def is_ignored(self, name: str) -> bool:
-        """Return whether a pattern leaves the file called *name* out."""
+        """Return whether a pattern excludes the file called *name*."""
         return any(fnmatch.fnmatch(name, pattern) for pattern in self._ignore)
 
     def digests(self, keys: AbstractSet[str], *, own: str = "") -> dict[str, str]:
-        """Return the digests of *keys* that no pattern leaves out, and always that of *own*."""
+        """Return the digests of the *keys* that no pattern excludes, and always that of *own*."""
         kept = {key for key in keys if not self.is_ignored(key.partition(":")[2])} | {own} - {""}
         return {key: self._stable_digest(key) for key in sorted(kept)}
 
     def needs(self, modules: set[str], step: str = "") -> set[str]:
-        """Return the keys of the files *modules* and of what they, and the build *step*, read."""
+        """Return the keys of the files *modules*, and of what they and the build *step* read."""
         keys = {self.key("file", each) for each in modules} | self._reads[f"step:{step}"]
         for each in modules:
             keys |= self._reads[each].union(*map(_distributions, self._packages[each]))
@@ -200,19 +200,19 @@ class Recorder:
         return found
 
     def package_of(self, path: str) -> set[str]:
-        """Return the key of the installed distribution that *path* lies in, if there is one."""
+        """Return the key of the installed distribution that *path* belongs to, if any."""
         for site in SITE:
             if path.startswith(site + os.sep):
                 return _distributions(os.path.relpath(path, site).partition(os.sep)[0])
         return set()
 
     def _stable_digest(self, key: str) -> str:
-        """Return the digest of *key*; one that never fits if the file changed during the build."""
+        """Return the digest of *key*; one that never matches if the file changed in the build."""
         kind, _, name = key.partition(":")
         if kind == "file":
             try:
                 changed = _stat(self._file_state.path(name)).st_mtime
-                # A date in the future comes from a clock that is wrong, not from a change.
+                # A timestamp in the future comes from a wrong clock, not from a change.
                 if self._began < changed <= time.time():
                     return "changed while it was read"
             except OSError:
@@ -220,7 +220,7 @@ class Recorder:
         return self._file_state.digest(key)
 
     def _find_whether_project(self, path: str) -> bool:
-        """Return whether the code at *path* is the project's: not a library's, Python's or ours."""
+        """Return whether *path* is the project's code, not a library's or Python's."""
         is_file = path and not path.startswith("<")
         return bool(is_file) and not real(path).startswith((*_LIBRARIES, f"{_PACKAGE}{os.sep}"))
 
@@ -236,14 +236,14 @@ class Recorder:
             elif isinstance(file, str):
                 others.add(each.partition(".")[0])
         if importer is None or not self._is_project(importer):
-            # A library may import for the project's code.
+            # A library may import on behalf of the project's code.
             importer = self._nearest(sys._getframe(2)) if own else None  # noqa: SLF001
         if importer is not None:
             self._imports[real(importer)] |= own - {real(importer)}
             self._packages[real(importer)] |= others - sys.stdlib_module_names
 
     def _note_missing(self, importer: str | None, name: str, fromlist: Any) -> None:
-        """Record where a module would be that was not found: it may appear."""
+        """Record where a missing module would be: it may appear later."""
         if importer is None or not self._is_project(importer):
             return
         for each in (name, *(f"{name}.{part}" for part in fromlist)):
@@ -268,7 +268,7 @@ class Recorder:
             writes = flags & (os.O_WRONLY | os.O_RDWR) if mode is None else set(mode) & set("wax+")
             self._note_file(frame, "file", path, writes=bool(writes))
         elif event == "exec":
-            # Also code that is loaded without an import.
+            # This includes code that is loaded without an import.
             file = getattr(args[0], "co_filename", "")
             importer = self._nearest(frame) if self._is_project(file) else None
             if importer is not None and importer != real(file):
@@ -277,9 +277,9 @@ class Recorder:
             self._note_file(frame, "folder", "." if args[0] is None else args[0])
 
     def _note_file(self, frame: FrameType, kind: str, path: Any, *, writes: bool = False) -> None:
-        """Record that the code of *frame* opens a file, lists a folder, or looks for a file."""
+        """Record that the code of *frame* opens a file, lists a folder, or checks for a file."""
         if not isinstance(path, (str, bytes, os.PathLike)):
-            return  # A descriptor: it was opened by its name before.
+            return  # A descriptor: the file was opened by name before.
         if _reads_code(frame, path, kind) or (reader := self._reader(frame)) is None:
             return
         if writes:
@@ -300,24 +300,24 @@ class Recorder:
     def _reader(self, frame: FrameType | None) -> str | None:
         """Return what a read belongs to: a module being imported, a revision, the running step.
 
-        None for env.py and what it calls: those are no dependencies.
+        None for env.py and the code that it calls: what they read is not a dependency.
         """
         for each in self._project_frames(frame):
             path = real(each.f_code.co_filename)
             if each.f_code.co_name == "<module>":
-                # env.py runs all the time: what runs below it decides.
+                # env.py is always running: the code that it calls decides.
                 return path if path != self.env else self._step or None
             if path in self._revision_files:
                 return self._step or path
         return self._step or None
 
     def _is_data(self, name: str, kind: str) -> bool:
-        """Return whether a file or folder is the project's: not Python's or the machine's."""
+        """Return whether a file or folder belongs to the project, not to Python or the machine."""
         path = f"{real(name)}/"
         if path.startswith(_LIBRARIES):
             return False
         if path.startswith(self.root + os.sep):
-            # The folders of Git, pytest and Python change all the time.
+            # The folders of Git, pytest and Python change in every run.
             folders = path[len(self.root) + 1 :].split("/")[: -1 if kind == "folder" else -2]
             return not any(each.startswith(".") or each == "__pycache__" for each in folders)
         home = os.path.expanduser("~")  # noqa: PTH111
@@ -327,12 +327,12 @@ class Recorder:
 
 @cache
 def real(path: str) -> str:
-    """Return the path of a file without links; asked for the same ones thousands of times."""
+    """Return the path of a file without links; cached, since a build needs it many times."""
     return os.path.realpath(path)
 
 
 def _with_parents(module: str) -> Iterator[str]:
-    """Yield the name of a module and those of its packages."""
+    """Yield the name of a module, and the names of its packages."""
     while module:
         yield module
         module = module.rpartition(".")[0]
@@ -350,7 +350,7 @@ def _is_edited(path: str) -> bool:
 def _reads_code(frame: FrameType, path: Any, kind: str) -> bool:
     """Return whether Python reads a file to import it, or to show its code."""
     if frame.f_code.co_filename.startswith("<frozen importlib"):
-        # The import system reads data files as well.
+        # The import system reads data files too.
         return kind == "folder" or os.fsdecode(path).endswith(_CODE_FILES)
     return str(frame.f_globals.get("__name__", "")).startswith(_CODE_READERS)
 
@@ -369,7 +369,7 @@ _modules_installed = cache(packages_distributions)
 
 @cache
 def _distributions(module: str) -> set[str]:
-    """Return the keys of the distributions that bring the top-level *module*."""
+    """Return the keys of the distributions that contain the top-level *module*."""
     if module in {"alembic", "sqlalchemy"}:
-        return {f"package:{module}"}  # Without the list of all that is installed, which is slow.
+        return {f"package:{module}"}  # Avoids the list of all installed packages, which is slow.
     return {f"package:{distribution(each)}" for each in _modules_installed().get(module, ())}

@@ -1,4 +1,4 @@
-"""Alembic at work: plan and apply what `alembic upgrade heads` does, and report what it read."""
+"""Plans and applies what `alembic upgrade heads` does, and reports what it read."""
 
 from __future__ import annotations
 
@@ -27,14 +27,14 @@ _SCHEMA_OF: Final = (
     "SELECT coalesce(max(nspname), current_schema()) FROM pg_namespace WHERE oid ="
     " (SELECT relnamespace FROM pg_class WHERE oid = to_regclass(quote_ident(:name)))"
 )
-"""The schema in which the connection finds a table by its bare name, or else creates it."""
+"""The schema in which the connection finds a table by its bare name, or would create it."""
 
 
 class Revisions:
     """The revisions of the project, planned and applied by Alembic itself.
 
-    For the report of an error, `stage` names the kind of work, `is_first` tells whether the first
-    revision of all is running, and `alembic_warnings` collects what Alembic warns of.
+    For the report of an error, `stage` names the kind of work, `is_first` is true while the first
+    of all revisions runs, and `alembic_warnings` collects Alembic's warnings.
     """
 
     def __init__(
@@ -64,8 +64,8 @@ class Revisions:
     def plan(self) -> dict[str, Any]:
         """Return the revisions in the order in which Alembic applies them to an empty database.
 
-        `own` is true when there is nothing to plan: the project's function migrates by itself, or
-        its revisions can be loaded by `alembic upgrade` only.
+        `own` is true if nothing can be planned: the project's function runs the migrations itself,
+        or only `alembic upgrade` can load the revisions.
         """
         config = self._plan_config()
         if config is None:
@@ -75,13 +75,13 @@ class Revisions:
         except NameError as error:
             if "proxy object" not in str(error):
                 raise
-            return {"own": True}  # The revisions ask Alembic for its connection on import.
+            return {"own": True}  # The revisions use Alembic's connection when they are imported.
         return {"own": False, **self._report(self._order())}
 
     def upgrade(self, links: list[str], *, own: bool) -> dict[str, Any]:
         """Apply the revisions *links*; return what they needed, and where the heads are.
 
-        With *own*, apply all that the project's own code wants to.
+        With *own*, apply everything that the project's own code applies.
         """
         self._wanted, self._has_context, self._tables = set(links), False, []
         if own:
@@ -91,7 +91,7 @@ class Revisions:
         self.stage = "upgrade"
         self._tell("in env.py")
         if (config := self.configuration.config) is not None:
-            # Alembic's own command, whole. `heads`: a project may have several.
+            # Run Alembic's own command, with `heads`, since a project may have several.
             command.upgrade(config, "heads")
         elif not self._has_context:
             raise BuildFailure(
@@ -106,18 +106,18 @@ class Revisions:
 
     @property
     def home(self) -> Path | None:
-        """The script location, once it is known."""
+        """The script location; None until it is known."""
         return self._history.home if self._history else None
 
     def by_path(self) -> dict[Path, str]:
-        """Return the ids of the revisions by their files, or none if Alembic can't load them."""
+        """Return the ids of the revisions by their files; empty if Alembic can't load them."""
         try:
             return {Path(each.path).resolve(): each.revision for each in self._order()}
         except Exception:
             return {}
 
     def _plan_config(self) -> Config | None:
-        """Return the configuration; None if the project's function wants to connect by itself."""
+        """Return the configuration; None if the project's function connects itself."""
         if not self.configuration.function:
             return self.configuration.make()
         self._guard.closed = True
@@ -134,7 +134,7 @@ class Revisions:
         return config
 
     def _load(self, config: Config) -> None:
-        """Load the revisions before env.py runs, so that what they import is theirs."""
+        """Load the revisions before env.py, so that their imports are recorded as theirs."""
         location = config.get_alembic_option("script_location")
         try:
             script = ScriptDirectory.from_config(config)
@@ -152,7 +152,7 @@ class Revisions:
                 raise BuildFailure("revisions", cause) from error
             raise
         self._check_complete()
-        # Alembic's command would load them again, and that takes a while.
+        # Alembic's command would load them again, which takes a while.
         original = ScriptDirectory.from_config
 
         def from_config(other: Config) -> ScriptDirectory:
@@ -161,7 +161,7 @@ class Revisions:
         ScriptDirectory.from_config = from_config  # type: ignore[method-assign,assignment]
 
     def _use(self, script: ScriptDirectory) -> None:
-        """Look at the files of the revisions before they are loaded."""
+        """Record the files of the revisions before they are loaded."""
         self._history = History(script)
         self._recorder.env = str(self._history.home / "env.py")
         self._keys |= self._recorder.add_revision_files(self._history.files())
@@ -170,7 +170,7 @@ class Revisions:
         return self._history.order if self._history else []
 
     def _check_complete(self) -> None:
-        """Raise `BuildFailure` if revisions do not fit together, or Alembic does not load all."""
+        """Raise `BuildFailure` if revisions don't fit together, or Alembic ignores some."""
         if self._history is None:
             return
         if cause := misfits(self.alembic_warnings, self._keys):
@@ -205,12 +205,12 @@ class Revisions:
     def _common_needs(self, *, own: bool) -> dict[str, str]:
         """Return what every revision depends on: the configuration, env.py, Alembic itself.
 
-        With *own* also what each of them depends on, since they are one build step.
+        With *own*, add what each of them depends on, because they are one build step.
         """
         recorder, history = self._recorder, self._history
         keys = _ALWAYS | self.configuration.needs(recorder.env)
         if history is not None:
-            # Of what env.py imports only the files beside it: the application's models may change.
+            # Of env.py's imports, only the files next to it: the application's models may change.
             beside = [
                 each
                 for each in recorder.modules(recorder.env)
@@ -224,9 +224,9 @@ class Revisions:
         return recorder.digests(keys) | self.configuration.digests()
 
     def _folders(self) -> dict[str, str]:
-        """Return what needs a new plan when it changes: a folder where a revision may appear.
+        """Return the keys whose change requires a new plan: folders in which revisions may appear.
 
-        And what the project's function reads, since it may then return other values.
+        And what the project's function reads, because its result may then change.
         """
         locations = self._history.locations if self._history else ()
         keys = {self._recorder.key("scripts", str(each)) for each in locations}
@@ -235,13 +235,13 @@ class Revisions:
         return self._recorder.digests(keys)
 
     def _note_warning(self, text: str, category: type[Warning], file: str, _line: int) -> None:
-        """Keep what Alembic warns of, such as revisions that do not fit together."""
+        """Record Alembic's warnings, such as those about revisions that don't fit together."""
         is_alembic = "alembic" in Path(file).parts and not issubclass(category, DeprecationWarning)
         if is_alembic and text not in self.alembic_warnings:
             self.alembic_warnings.append(text)
 
     def _wrap_contexts(self) -> None:
-        """See each context that env.py configures: it knows the version table, and the steps."""
+        """Hook into each context that env.py configures: it has the version table and the steps."""
         original = MigrationContext.configure.__func__  # type: ignore[attr-defined]
 
         def configure(cls: type[MigrationContext], *args: Any, **kwargs: Any) -> MigrationContext:
@@ -256,7 +256,7 @@ class Revisions:
         MigrationContext.configure = classmethod(configure)  # type: ignore[method-assign,assignment]
 
     def _wrap_steps(self, steps: Callable[..., Iterable[Any]]) -> Callable[..., list[Any]]:
-        """Return a function for those of *steps* that are wanted, in Alembic's own order."""
+        """Return a function that selects the wanted ones of *steps*, in Alembic's own order."""
 
         def wanted(heads: Any, context: MigrationContext) -> list[Any]:
             self._note_table(context)
@@ -272,10 +272,10 @@ class Revisions:
         return wanted
 
     def _note_table(self, context: MigrationContext) -> None:
-        """Keep where the version table is, which Alembic has just created or found."""
+        """Record where the version table is, which Alembic has just created or found."""
         schema = context.version_table_schema
         if schema is None and context.connection is not None:
-            # That depends on the search_path of the connection.
+            # Its schema depends on the search_path of the connection.
             schema = context.connection.scalar(text(_SCHEMA_OF), {"name": context.version_table})
         if [schema, context.version_table] not in self._tables:
             self._tables.append([schema, context.version_table])
@@ -283,7 +283,7 @@ class Revisions:
     def _wrap_step(self, step: Any) -> Any:
         original, revision = step.migration_fn, step.revision
 
-        @functools.wraps(original)  # Alembic writes its name to the log: "Running upgrade".
+        @functools.wraps(original)  # Alembic logs its name: "Running upgrade".
         def migrate(**kwargs: Any) -> None:
             self._tell(f"in revision {revision.revision} ({Path(revision.path).name})")
             self.is_first = not revision.down_revision

@@ -20,7 +20,7 @@ from pytest_warmstack.postgres.template.child.recorder import Recorder
 from pytest_warmstack.servers.identity import fingerprint
 
 _PSQL: Final = re.compile(r"^\\(un)?restrict\b.*$", re.MULTILINE)
-"""Commands that pg_dump writes, and that only psql needs."""
+"""Matches commands that pg_dump writes and that only psql needs."""
 
 _COMMENT: Final = re.compile(r"--[^\n]*|/\*.*?\*/", re.DOTALL)
 
@@ -32,13 +32,13 @@ _COPY: Final = re.compile(
     r"(?P<rows>(?:.*\n)*?)\\\.$",
     re.MULTILINE | re.IGNORECASE,
 )
-"""Rows as pg_dump writes them (PostgreSQL's documentation, "COPY")."""
+"""Matches rows as pg_dump writes them (PostgreSQL's documentation, "COPY")."""
 
 
 def apply(line: str, guard: Guard, recorder: Recorder) -> dict[str, Any]:
     """Apply the script that *line* names, `file.sql` or `package.module:attribute`.
 
-    The report has what it needed.
+    The report contains what it needed.
     """
     if line.endswith(".sql"):
         path = Path(recorder.root, line)
@@ -60,9 +60,9 @@ def apply(line: str, guard: Guard, recorder: Recorder) -> dict[str, Any]:
 
 
 def describe(line: str, recorder: Recorder) -> dict[str, Any]:
-    """Return the digest of what the `MetaData` that *line* names does, and what it was read from.
+    """Return the digest of the `MetaData` that *line* names, and the keys of its files.
 
-    The digest is empty for a function: what it does is only known when it is called.
+    The digest is empty for a function, because what it does is only known when it runs.
     """
     found = find(line, recorder.root)
     ddl = _ddl_digest(found) if isinstance(found, MetaData) else ""
@@ -84,7 +84,7 @@ def _ddl_digest(metadata: MetaData) -> str:
     engine = create_mock_engine("postgresql+asyncpg://", note)
     try:
         metadata.create_all(engine, checkfirst=False)
-    except Exception:  # A listener of the project needs a real connection: its files decide.
+    except Exception:  # A listener of the project needs a real connection: compare its files.
         return ""
     return fingerprint(*statements)
 
@@ -103,28 +103,28 @@ def _with_connection(url: URL, work: Callable[[AsyncConnection], Awaitable[None]
 
 
 def find(line: str, root: str) -> MetaData | arguments.Call:
-    """Return what `package.module:attribute` names: a `MetaData`, or how a function is called."""
+    """Return what `package.module:attribute` names: a `MetaData`, or the call of a function."""
     found = arguments.resolve(line, root)
-    # A declarative base has the metadata of all models; a model also has it, but is a table itself.
+    # A declarative base has the metadata of all models. A model has it too, but is itself a table.
     metadata = getattr(found, "metadata", None)
     if isinstance(metadata, MetaData) and not hasattr(found, "__table__"):
         return metadata
     if isinstance(found, MetaData):
         return found
     if inspect.isgeneratorfunction(found) or inspect.isasyncgenfunction(found):
-        raise BuildFailure("script", f"{line} is a generator: a call of it would run nothing")
+        raise BuildFailure("script", f"{line} is a generator: calling it would run nothing")
     if not callable(found) or isinstance(found, type):
         kind = type(found).__name__
         raise BuildFailure(
-            "script", f"{line} is {found!r}, a {kind}; it has to be a MetaData or a function"
+            "script", f"{line} is {found!r}, a {kind}; it must be a MetaData or a function"
         )
     return arguments.call(found)
 
 
 async def run_sql(connection: AsyncConnection, file: str, text: str) -> None:
-    """Run the text of an SQL file as psql would, as far as it is SQL or rows that pg_dump wrote."""
+    """Run the text of an SQL file as psql would, if it is SQL, or rows that pg_dump wrote."""
     raw: Any = (await connection.get_raw_connection()).driver_connection
-    # PostgreSQL reports the position of an error: blanks keep it.
+    # Replace them by blanks, so that the positions in PostgreSQL's errors remain correct.
     text = _PSQL.sub(lambda match: " " * len(match[0]), text)
     for begin, part in _parts(text):
         try:
@@ -154,7 +154,7 @@ async def _copy_rows(raw: Any, match: re.Match[str]) -> None:
 def _sql_failure(error: Any, file: str, text: str, begin: int) -> BuildFailure:
     """Return the failure of the part of *text* that begins at *begin*."""
     message, where = f"{type(error).__name__}: {error}", f"in {file}"
-    # PostgreSQL reports the position of a syntax error, but not that of a violated constraint.
+    # PostgreSQL reports the position of a syntax error, but not of a violated constraint.
     if position := getattr(error, "position", None):
         at = begin + int(position) - 1
         where += f", line {text.count(chr(10), 0, at) + 1}"

@@ -1,4 +1,4 @@
-"""The environment variables that lead the project's code to its database, for an error's advice."""
+"""Finds the variables that lead the project's code to its database, for the advice of an error."""
 
 from __future__ import annotations
 
@@ -16,26 +16,26 @@ from pytest_warmstack.placeholders import LIBPQ, placeholder_of
 from pytest_warmstack.postgres.template.child.failures import is_project_file
 
 _UNSET: Final = ("KeyError", "ValidationError", "ArgumentError", "NoSuchModuleError")
-"""Exceptions of code that finds no URL in the environment."""
+"""Exceptions of code that misses a URL in the environment."""
 
 _READS: Final = re.compile(
     r"(?:environ\s*\[|environ\.get\(|getenv\(|\benv(?:\.\w+)?\(|\bconfig\()\s*[\"']([A-Za-z]\w*)[\"']"
 )
-"""Python code that reads a variable, also with django-environ, environs or decouple."""
+"""Matches Python code that reads a variable, even with django-environ, environs or decouple."""
 
 _ENVIRON_MODULES: Final = frozenset({"os", "collections.abc", "_collections_abc"})
 """The modules that implement `os.environ`."""
 
 
 class Variables:
-    """Records the variables that code reads one by one; a copy of `os.environ` does not count."""
+    """Records the variables that code reads one by one; copying `os.environ` doesn't count."""
 
     def __init__(self) -> None:
         self.read: list[str] = []
         self._copied: set[str] = set()
 
     def watch(self) -> None:
-        """Begin to record. Every way to read a variable encodes its name first."""
+        """Begin to record. Python encodes the name of a variable whenever code reads it."""
         environ: Any = os.environ
         encode, decode = environ.encodekey, environ.decodekey
 
@@ -58,10 +58,10 @@ class Variables:
     ) -> dict[str, str]:
         """Return the variables that would lead the project's code to its database, with values.
 
-        A value has the database's placeholders, or is one that the code accepts. *error* is what
-        the code raised. If a connection was *refused*, the variables are those that name a
-        database; otherwise those that *error* says are missing. *own* are the lines that set some
-        already.
+        A value has the placeholders of the database, or is one that the code accepts. *error* is
+        the exception of the code. If a connection was *refused*, these are the variables that name
+        a database; otherwise those that are missing, according to *error*. *own* are the lines
+        that already set variables.
         """
         missing = [*_missing_fields(error)]
         named = [*missing, *self.read, *_in_source(error)]
@@ -79,7 +79,7 @@ class Variables:
 
 
 def _value(variable: str) -> str:
-    """Return a value for *variable* that its name and the type of its field allow."""
+    """Return a value for *variable* that suits its name and the type of its field."""
     for model in _models():
         for name, field in model.model_fields.items():
             if variable in _names(model, name):
@@ -89,8 +89,8 @@ def _value(variable: str) -> str:
 
 
 def _schema(annotation: Any) -> dict[str, Any]:
-    """Return the JSON schema of a type, empty if it has none."""
-    with suppress(Exception):  # Some types have none, such as a function.
+    """Return the JSON schema of a type, or an empty one."""
+    with suppress(Exception):  # Some types, such as functions, have none.
         schema: dict[str, Any] = sys.modules["pydantic"].TypeAdapter(annotation).json_schema()
         return schema
     return {}
@@ -127,7 +127,7 @@ def _is_driver_reading() -> bool:
 
 
 def _missing_fields(error: BaseException | None) -> Iterator[str]:
-    """Yield the variables of the fields that pydantic says are missing."""
+    """Yield the variables of the fields that are missing, according to pydantic."""
     errors = getattr(error, "errors", None)
     if type(error).__name__ != "ValidationError" or not callable(errors):
         return
@@ -150,9 +150,9 @@ def _models(base: Any = None) -> Iterator[Any]:
 
 
 def _fields() -> Iterator[str]:
-    """Yield the variables that these classes read, whether they are set or not."""
+    """Yield all variables that these classes read, set or not."""
     for model in _models():
-        # Those of pydantic-settings itself are for command lines.
+        # The classes in pydantic-settings itself are for command lines.
         if not model.__module__.startswith("pydantic_settings"):
             for name, field in model.model_fields.items():
                 nested = getattr(field.annotation, "model_fields", {}) if _delimiter(model) else {}
@@ -165,7 +165,7 @@ def _names(model: Any, name: str) -> list[str]:
     """Return the variables that set the field *name* of a class of settings."""
     alias = getattr(model.model_fields.get(name), "validation_alias", None)
     choices = [str(each) for each in getattr(alias, "choices", [alias]) if isinstance(each, str)]
-    if choices or name not in model.model_fields:  # An error names a field by its alias.
+    if choices or name not in model.model_fields:  # pydantic's errors name a field by its alias.
         return [each.upper() for each in choices or [name]]
     return [f"{model.model_config.get('env_prefix') or ''}{name}".upper()]
 
@@ -175,7 +175,7 @@ def _delimiter(model: Any) -> str:
 
 
 def _in_source(error: BaseException | None) -> Iterator[str]:
-    """Yield the variables that the files name which *error* passed through: more may be missing."""
+    """Yield the variables in the files of *error*'s traceback: more of them may be missing."""
     stack = traceback.extract_tb(error.__traceback__ if error else None)
     for file in dict.fromkeys(frame.filename for frame in stack):
         if is_project_file(file) and Path(file).is_file():
