@@ -22,7 +22,7 @@ _MODULES: Final = {
 
 
 def __getattr__(name: str) -> Any:
-    """Import a public name when it is asked for: every pytest run imports this module."""
+    """Import a public name when it is first used: every pytest run imports this module."""
     if name == "__version__":
         from importlib.metadata import version
 

@@ -186,7 +186,7 @@ SQLAlchemy and psycopg then end the transaction; asyncpg resets the connection.
 
 
 def left(steps: Sequence[Step], *, leaks: bool = True) -> Iterator[str]:
-    """Yield a line for each thing that a test left behind, and one for connections in pools.
+    """Yield a line for everything that a test left behind, and one for connections in pools.
 
     Without *leaks*, connections that are still open are not reported.
     """

@@ -484,7 +484,7 @@ FROM_A_THREAD: Final = "\nimport anyio\n\nasync def main(): pass\n\nanyio.from_t
 @pytest.mark.parametrize(
     ("function", "addition", "words"),
     [
-        ("make_config", FROM_A_THREAD, "*NoEventLoopError*start one in it*asyncio.run(*"),
+        ("make_config", FROM_A_THREAD, "*NoEventLoopError*start one there*asyncio.run(*"),
         ("migrate_by_env_py", IN_A_LOOP, "*cannot be called from*await asyncio.to_thread(*"),
     ],
 )

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from configparser import RawConfigParser
 
 ABSENT: Final = ""
-"""The digest of a thing that does not exist."""
+"""The digest of a file or another item that does not exist."""
 
 
 def _python_folders(*names: str) -> tuple[str, ...]:

@@ -1,4 +1,4 @@
-"""Finds the template for a run, or has it built.
+"""Finds the template for a run, or builds it.
 
 The comment of a template has its build history: each layer with its steps in order, and the digests
 of everything that they read. A template matches if building it again would give the same database.

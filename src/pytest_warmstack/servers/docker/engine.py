@@ -115,7 +115,7 @@ class Engine:
     def _probe(self) -> None:
         """Raise OSError if the engine has a socket file, and nothing listens on it.
 
-        docker-py would notice as well, but leaves a socket unclosed, which fails runs that turn
+        docker-py would notice that too, but it leaves a socket open, which fails runs that turn
         warnings into errors.
         """
         if self.address.url.startswith("unix://"):

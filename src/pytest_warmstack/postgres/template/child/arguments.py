@@ -209,7 +209,7 @@ def _by_class(hint: Any) -> list[tuple[Kind, Any]]:
     cls = get_origin(hint) or hint
     if not isinstance(cls, type) or cls.__module__ in {"types", "typing"}:
         return [each for member in get_args(hint) for each in _by_class(member)]
-    # A class may be defined in another module than the one that people import it from.
+    # A class may be defined in a module other than the one that users import it from.
     bases = {(base.__module__.partition(".")[0], base.__name__) for base in cls.__mro__}
     return [
         (kind, cls)

@@ -106,7 +106,7 @@ def set_environment(lines: Sequence[str], url: URL) -> None:
     mode = _tls_mode(url)
     for name in LIBPQ if mode else (*LIBPQ, *CERTIFICATES):
         os.environ.pop(name, None)
-    # Every driver reads it where a URL says nothing.
+    # Every driver reads this if the URL has no TLS option.
     os.environ["PGSSLMODE"] = mode or "prefer"
     for line in lines:
         name, _, value = line.partition("=")

@@ -261,7 +261,7 @@ class Recorder:
 
     def _audit_hook(self, event: str, args: tuple[Any, ...]) -> None:
         if event not in {"open", "os.listdir", "os.scandir", "exec"}:
-            return  # `sys._getframe` is an event as well.
+            return  # `sys._getframe` is an event too.
         frame = sys._getframe(1)  # noqa: SLF001 - the code that opens, lists or executes
         if event == "open":
             path, mode, flags = args
