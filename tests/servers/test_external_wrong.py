@@ -195,7 +195,7 @@ def test_redis_is_no_postgresql_and_speaks_no_tls(guest: Library) -> None:
 
     assert f"Expected PostgreSQL at {place}, but found Redis." in postgres
     assert f"Redis at {place} does not speak TLS." in redis
-    assert "let WARMSTACK_REDIS_URL begin with redis://" in redis
+    assert "begin WARMSTACK_REDIS_URL with redis://" in redis
 
 
 @pytest.mark.parametrize("clients", ["no", "yes"], ids=["a server's", "both sides'"])

@@ -144,7 +144,8 @@ def test_too_little_memory_for_the_data_is_told(
         error.what == "PostgreSQL ran out of memory for its data while it was starting in Docker."
     )
     assert re.match(
-        r"/var/lib/postgresql/data in the container, .* has \d+\.\d GB", error.looked_at[0]
+        r"/var/lib/postgresql/data in the container, a tmpfs with at most \d+\.\d GB",
+        error.looked_at[0],
     )
     assert "No space left on device" in error.looked_at[1]
     assert left(bench.folder) == []
@@ -187,7 +188,7 @@ def test_an_image_of_the_other_service_is_recognized(
         f"The Docker image {spec.image} runs {other}, but is set as the image of {spec.title}"
         f" ({SOURCE})."
     )
-    assert f"set {spec.image_variable} to another image" in str(caught.value)
+    assert f"set {spec.image_variable} to an image of" in str(caught.value)
 
 
 def test_a_run_with_the_images_exchanged_stops(project: Library, images: Images) -> None:

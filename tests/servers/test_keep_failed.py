@@ -12,7 +12,7 @@ import pytest
 from projects import Bench, Library, keeping, script, until
 from pytest_warmstack.options import RuntimeName
 from pytest_warmstack.postgres import DatabaseName, State
-from pytest_warmstack.postgres.clones import BATCH
+from pytest_warmstack.postgres.clones import LOCK_BATCH
 
 REUSE = "--reuse-containers"
 
@@ -203,7 +203,7 @@ def test_no_other_run_drops_what_a_run_in_progress_keeps(standing: Bench, runtim
     admin.create(template).result(30)
     with keeping(admin, template) as clone_factory:
         saved = clone_factory.save(clone_factory.prepare().result(30), "test").result(30).name
-        for _ in range(BATCH):
+        for _ in range(LOCK_BATCH):
             clone_factory.drop(clone_factory.prepare().result(30)).result(30)
 
         other.drop_unlocked([saved])

@@ -51,7 +51,7 @@ def refused(bench: Bench, image: str) -> str:
         check(bench, image)
     text = str(caught.value)
     assert text.startswith(f"Could not pull the Docker image {image}.\nWhy: ")
-    assert "in WARMSTACK_REDIS_IMAGE" in text
+    assert "set WARMSTACK_REDIS_IMAGE to an image that the engine has" in text
     assert "--warmstack-runtime=embedded" in text
     return text
 
@@ -173,7 +173,7 @@ def test_a_run_begins_with_the_pull_of_its_image(
             429,
             "TOOMANYREQUESTS",
             "the registry says toomanyrequests",
-            "docker login 127.0.0.1:{port}, since",
+            "docker login 127.0.0.1:{port}",
         ),
         (500, "UNKNOWN", "500 internal server error", "docker pull"),
     ],
