@@ -74,7 +74,7 @@ class SettingsError(WarmstackError):
         """The password or host of the URL *value* has characters that end it too early."""
         return cls(
             f"Unescaped password in the URL of {name}.",
-            why=f"characters such as @ / ? # [ ] have another meaning in a URL: {value}",
+            why=f"characters such as @ / ? # [ ] % have another meaning in a URL: {value}",
             source=source,
             todo=[
                 "write @ as %40, / as %2F, ? as %3F, # as %23, [ as %5B, ] as %5D and % as %25; "

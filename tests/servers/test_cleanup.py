@@ -169,10 +169,11 @@ def test_one_that_has_ended_is_removed(old_project: Library) -> None:
     assert old_project.folders() == []
 
 
+@pytest.mark.parametrize("idle", ["7d", "never"])
 def test_what_a_killed_run_left_is_removed_at_once(
-    embedded_project: Library, kept: Library
+    embedded_project: Library, kept: Library, idle: str
 ) -> None:
-    """Whatever its age: nobody can come back to it."""
+    """Whatever its age, and however long kept servers may be unused: no run can use it again."""
     project = embedded_project
     project.write(
         "test_wait.py",
@@ -186,7 +187,7 @@ def test_what_a_killed_run_left_is_removed_at_once(
     stamp = kept.hint_file("redis").with_name("cleanup.stamp")
     stamp.unlink(missing_ok=True)
 
-    kept.run(REUSE, *READER).assert_outcomes(passed=1, deselected=4)
+    kept.run(REUSE, f"--warmstack-max-idle={idle}", *READER).assert_outcomes(passed=1, deselected=4)
 
     until(lambda: not project.folders(), "the server of the killed run is gone", seconds=20)
 

@@ -463,7 +463,10 @@ class Leases:
                 databases=survey.total,
                 count=self._count,
                 holders=[
-                    f"{each.name.removeprefix(_LEASE)}, {each.address}" for each in survey.others
+                    # For example `databases 5-9: process-7@host, 127.0.0.1:50123`.
+                    f"databases {each.name.removeprefix(_LEASE).replace(':', ': ', 1)}, "
+                    f"{each.address}"
+                    for each in survey.others
                 ],
             )
         examples = []

@@ -222,7 +222,7 @@ class Embedded:
                 try:
                     return self._attempt(spec, folder, record, command_for)
                 except ServerFailed as failure:
-                    if attempts == _MAX_PORTS or "in use" not in str(failure):
+                    if attempts == _MAX_PORTS or not _is_port_taken(failure):
                         raise
         except BaseException as failure:
             full = no_space(failure, spec.title, folder.name)
@@ -341,6 +341,11 @@ def _stop(record: ServerInfo) -> None:
             originals.sleep(POLL_INTERVAL / 5)
     cause = f"process {process.pid} did not end within {_STOP_TIMEOUT:g} seconds of SIGKILL"
     raise RuntimeUnavailable.by_system(cause=cause, number=0)
+
+
+def _is_port_taken(failure: ServerFailed) -> bool:
+    """Return whether another process answers on the port, or the server's log says it is in use."""
+    return isinstance(failure.__cause__, NotOurs) or os.strerror(errno.EADDRINUSE) in str(failure)
 
 
 def _free_port() -> int:

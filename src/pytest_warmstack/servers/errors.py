@@ -25,7 +25,8 @@ _BEHIND_POOLER: Final = (
 _NO_URL: Final = "or remove the URL: pytest-warmstack then starts a server for you"
 
 _SYSTEM_HINTS: Final = {
-    errno.ENOSPC: "free disk space: warmstack clean --all-projects; df -h shows what is full",
+    errno.ENOSPC: "free disk space: df -h shows what is full, and warmstack clean --all-projects "
+    "removes the kept servers of all your projects",
     errno.EACCES: "give this user write access to that folder",
     errno.EMFILE: "close the files and sockets that tests open, or raise the limit: ulimit -n",
     errno.ENOMEM: "free memory, or raise the limit on processes: ulimit -u",

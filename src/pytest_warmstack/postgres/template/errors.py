@@ -134,7 +134,7 @@ class TemplateFailed(WarmstackError):
             why=failure.cause,
             looked_at=[f"the version locations of {config}", *_output(failure)],
             todo=[
-                "fix them until `alembic history` lists each of them once, without a warning",
+                "fix the revisions until `alembic history` lists each one once, without a warning",
                 *([ignore] if unseen else []),
             ],
         )
@@ -218,7 +218,7 @@ class TemplateFailed(WarmstackError):
             looked_at=_output(Failure("", output=output)),
             todo=[
                 "check that env.py calls context.run_migrations() in a transaction, and commits",
-                "run `alembic upgrade heads` on an empty database yourself and compare",
+                "run `alembic upgrade heads` on an empty database yourself, then `alembic current`",
             ],
         )
 
@@ -292,10 +292,13 @@ class TemplateFailed(WarmstackError):
     def locked(cls, *, seconds: float, holder: str) -> TemplateFailed:
         """Another process did not finish the same template within *seconds*."""
         return cls(
-            "Another process is building the template and did not finish in time.",
+            "Another process has not finished building the template in time.",
             why=f"its lock was not free within {seconds:g} seconds",
             looked_at=[f"the holder of the lock: {holder}"],
-            todo=["stop the other run; the next run removes what it leaves behind"],
+            todo=[
+                "wait until it has finished, then run again",
+                "or, if it hangs, stop that run; the next one removes what it leaves behind",
+            ],
         )
 
 

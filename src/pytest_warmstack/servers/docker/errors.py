@@ -143,7 +143,8 @@ class ContainerFailed(ServerFailed):
             looked_at=[place, last_lines(log)],
             todo=[
                 "give the Docker engine more memory (Docker Desktop: Settings, Resources)",
-                "or stop what uses it: docker stats, warmstack clean --all-projects",
+                "or stop what uses it: docker stats shows that, and warmstack clean --all-projects "
+                "removes the kept servers of all your projects",
                 EMBEDDED_INSTEAD,
             ],
         )
