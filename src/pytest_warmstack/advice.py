@@ -2,30 +2,18 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator
 from inspect import iscoroutinefunction
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING
 
 from pytest_warmstack.options import Settings
-from pytest_warmstack.placeholders import filled, lines_for, placeholder_of
+from pytest_warmstack.placeholders import lines_for, placeholder_of
 from pytest_warmstack.report import NO_CONNECTION, NO_SPACE, PLAIN_URL, WIDER_SCOPE, has_state
 
 if TYPE_CHECKING:
     import pytest
 
     from pytest_warmstack.environment import Environment
-
-_NOWHERE: Final = {
-    # asyncpg is installed with this package, and any driver will do, since nothing connects.
-    # Nothing listens on port 1: an engine that the tests forget to replace reaches no database.
-    "db_url": "postgresql+asyncpg://test:test@localhost:1/test",
-    "db_host": "localhost",
-    "db_port": "1",
-    "db_user": "test",
-    "db_password": "test",
-    "db_name": "test",
-}
 
 
 def sections(
@@ -68,18 +56,6 @@ def missing_variables(error: BaseException, settings: Settings) -> str:
     missing = Variables().wanted(error, (), refused=False)
     if not any(placeholder_of(name) for name in missing):
         return ""
-    lines = [
-        f"The application reads {', '.join(missing)} when it is imported. "
-        "Write at the top of conftest.py, before it is imported:",
-        "import os",
-    ]
-    for name, value in missing.items():
-        lines.append(f'os.environ.setdefault("{name}", {json.dumps(filled(value, _NOWHERE))})')
-    own = {line.partition("=")[0] for line in settings.env}
-    if others := {name: value for name, value in missing.items() if name not in own}:
-        ini = lines_for(others, file=settings.file, more=bool(settings.env))
-        lines.append(f"and, for its migrations, {ini}")
-    lines.append(
-        "Tests get their own database from db_engine or db_url, and Redis from redis_client."
-    )
-    return "\n".join(lines)
+    names = ", ".join(missing)
+    lines = lines_for(missing, file=settings.file, more=bool(settings.env))
+    return f"The application reads {names} when it is imported. To set them before that, {lines}"

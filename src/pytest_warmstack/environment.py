@@ -10,8 +10,8 @@ import re
 import threading
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from concurrent.futures import CancelledError, Future, wait
-from contextlib import ExitStack, contextmanager, suppress
-from dataclasses import dataclass, field
+from contextlib import ExitStack, closing, contextmanager, suppress
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, Generic, TypeVar
@@ -23,11 +23,22 @@ from pytest_warmstack.errors import WarmstackError
 from pytest_warmstack.options import NONE, RedisPlan, RuntimeName, Settings
 from pytest_warmstack.report import Ledger, Step
 from pytest_warmstack.servers import CONNECT_TIMEOUT, RememberedServers
-from pytest_warmstack.servers.errors import RuntimeUnavailable, ServerFailed
+from pytest_warmstack.servers.errors import AddressLost, RuntimeUnavailable, ServerFailed
 from pytest_warmstack.servers.identity import Process, Service
-from pytest_warmstack.servers.model import OwnRuntime, RunContext, Runtime, Server, ServerSpec
+from pytest_warmstack.servers.model import (
+    Endpoint,
+    NotOurs,
+    NotReady,
+    OwnRuntime,
+    RunContext,
+    Runtime,
+    Server,
+    ServerSpec,
+)
 
 if TYPE_CHECKING:
+    from pytest_warmstack.addresses import Reserved
+    from pytest_warmstack.postgres.address import Address
     from pytest_warmstack.postgres.clones import Clone, CloneFactory, Clones, Finding, Shared
     from pytest_warmstack.postgres.databases import Databases
     from pytest_warmstack.postgres.template.configurations import Configuration, Configurations
@@ -145,7 +156,8 @@ class Environment:
 
     *say* shows the user a line about something that takes long. *custom_layers* returns the results
     of the hook `pytest_warmstack_template_layers`. *ini* is pytest's configuration file, *worker*
-    the number of this process among the workers of its run. `ledger` records what was made; `used`
+    the number of this process among the workers of its run, *reserved* what the application has
+    read. `ledger` records what was made; `used`
     has the names of the runtimes that were used. `postgres` is the PostgreSQL server, `leases` are
     this process's Redis databases; both are made when they are first needed.
     """
@@ -157,6 +169,7 @@ class Environment:
     custom_layers: Callable[[], Sequence[object]] = tuple
     ini: Path | None = None
     worker: int = 0
+    reserved: Reserved | None = None
     ledger: Ledger = field(default_factory=Ledger)
     used: list[str] = field(default_factory=list)
 
@@ -293,10 +306,13 @@ class Environment:
 
     def give_back(self, clone: Clone, folder: Path, test: str, *, failed: Sequence[str]) -> None:
         """Take back the database of *test*; if tests *failed* with it, save it for them."""
+        clones = self._clones(folder)
+        if clones.keep_unused(clone):
+            return
         if failed and self._template(folder).template and self.settings.keep_failed:
-            self._clones(folder).save(clone, ", ".join(failed))
+            clones.save(clone, ", ".join(failed))
         else:
-            self._clones(folder).give_back(clone, test)
+            clones.give_back(clone, test)
         self._sweep()
 
     def borrow_clone(self, folder: Path) -> Shared:
@@ -362,7 +378,29 @@ class Environment:
     # Servers.
 
     def _spec(self, service: Service) -> ServerSpec[Any]:
-        return server_specs.make(service, self.settings, self._background)
+        spec = server_specs.make(service, self.settings, self._background)
+        reserved = self.reserved.servers.get(service) if self.reserved else None
+        return replace(spec, reserved=reserved) if reserved else spec
+
+    def find_running(self, service: Service) -> Endpoint | None:
+        """Return the address of a kept server of this project that runs but isn't remembered."""
+        spec, named = self._spec(service), self.settings.runtime
+        both = (RuntimeName.DOCKER, RuntimeName.EMBEDDED)
+        for name in both if named is RuntimeName.AUTO else (named,):
+            # Raised for the tests that need it.
+            with (
+                suppress(WarmstackError),
+                closing(runtimes.make(name, self.run_context)) as runtime,
+            ):
+                wanted = self.run_context.name(spec, name)
+                for found in runtime.list():
+                    if found.running and found.name == wanted:
+                        with suppress(NotReady, NotOurs):
+                            client = runtime.connect(spec, found)
+                            client.close()
+                            address: Endpoint = client.endpoint
+                            return replace(address, looks=False)
+        return None
 
     def _find_or_start(self, spec: ServerSpec[Any]) -> Server[Any]:
         """Return the server for *spec*: the one that the last run used, or one from a runtime."""
@@ -372,7 +410,11 @@ class Environment:
             runtime, why = self._runtime_for(spec)
             if spec.service is Service.POSTGRES:
                 self._prepare_layers()
-            server = runtime.ensure(spec)
+            try:
+                server = runtime.ensure(spec)
+            except AddressLost:
+                self.remembered.forget(spec.key)
+                raise
             if self.run_context.keep and not server.external:
                 self.remembered.write(spec.key, server, why)
         self._stack.callback(server.client.close)
@@ -532,13 +574,23 @@ class Environment:
         self.ledger.note(Step("template", originals.monotonic() - begin, facts))
         return made
 
+    @cached_property
+    def _address(self) -> Address | None:
+        """The address that the application has read, if it has read one."""
+        from pytest_warmstack.postgres.address import Address
+
+        name = self.reserved.database if self.reserved else None
+        return Address(name, self.postgres.get().client) if name else None
+
     def _open_clones(
         self, template: ConfiguredTemplate, databases: Databases, made: Template, *, keep: bool
     ) -> Clones:
         from pytest_warmstack.postgres.clones import CloneFactory, Clones
 
         ahead, context = self.settings.clones_ahead, self.run_context
-        factory = CloneFactory(databases, made.name, context.project.slug, context.run)
+        factory = CloneFactory(
+            databases, made.name, context.project.slug, context.run, self._address
+        )
         factory.open(many=template.expected > ahead)
         clones = Clones(
             factory,
@@ -624,6 +676,7 @@ class Environment:
             lambda: connect(server.endpoint, server.fingerprint, CONNECT_TIMEOUT),
             count=self.settings.redis_databases,
             whole=self.settings.redis is RedisPlan.PER_PROCESS,
+            at=self.reserved.indexes if self.reserved else None,
             found=self._record_trouble,
         )
 

@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from pytest_warmstack.background import Begun
     from pytest_warmstack.environment import Environment
     from pytest_warmstack.errors import WarmstackError
+    from pytest_warmstack.exports import Exports
     from pytest_warmstack.postgres.clones import Clone, Shared
     from pytest_warmstack.postgres.engines import Engines, RollbackConnection
     from pytest_warmstack.servers.model import ServerHandle
@@ -46,6 +47,26 @@ _NEEDS: Final = {"_warmstack_postgres": "postgres", "_warmstack_redis": "redis"}
 
 If you override a fixture of this module, yours doesn't request them.
 """
+
+
+_FIRST: Final = {
+    "postgres": ("_warmstack_postgres", "db_url"),
+    "redis": ("_warmstack_redis", "redis_url"),
+}
+"""What a covered test requests before all else, for each service that `warmstack_env` names."""
+
+
+def cover(item: pytest.Item, exports: Exports) -> None:
+    """Make a covered test request its databases before its own fixtures.
+
+    A test is covered if a line of `warmstack_env` names a server, and the test requests a fixture
+    of this module, or has the marker `warmstack`, or `warmstack_autouse` names it.
+    """
+    names: list[str] | None = getattr(item, "fixturenames", None)
+    if names is not None and (_NEEDS.keys() & set(names) or exports.names(item)):
+        first = [name for service in sorted(exports.services) for name in _FIRST[service]]
+        # A new list: pytest shares one between the items of a parametrized function.
+        item.fixturenames = [*first, *(name for name in names if name not in first)]  # type: ignore[attr-defined]
 
 
 def needs(items: Iterable[pytest.Item]) -> tuple[set[str], Counter[Path]]:

@@ -16,6 +16,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Final, NamedTuple
 
 if TYPE_CHECKING:
+    import argparse
+
     import pytest
 
 
@@ -262,8 +264,15 @@ def _variable(line: str) -> tuple[str, str]:
     return name, value
 
 
-DB_NAMES: Final = ("db_url", "db_host", "db_port", "db_user", "db_password", "db_name")
-"""The placeholders of `warmstack_env`: they stand for the template's database."""
+DB_NAMES: Final = (
+    *("db_url", "db_dsn", "db_host", "db_port", "db_user", "db_password", "db_name"),
+)
+"""The placeholders of `warmstack_env` for the test's database; for migrations, the template's."""
+
+REDIS_NAMES: Final = (
+    *("redis_url", "redis_host", "redis_port", "redis_user", "redis_password", "redis_db"),
+)
+"""The placeholders of `warmstack_env` for the process's first Redis database."""
 
 BRACES: Final = re.compile(r"\{\{\w+\}\}|\{(\w+)\}")
 """A word in braces; the group is empty if they are doubled."""
@@ -272,8 +281,15 @@ BRACES: Final = re.compile(r"\{\{\w+\}\}|\{(\w+)\}")
 def _line_of_env(line: str) -> str:
     name, value = _variable(line)
     for written in BRACES.findall(value):
-        if written and written not in DB_NAMES and (wanted := _nearest_name(written)):
-            raise Refused("no_placeholder", value=f"{name}=...", written=written, wanted=wanted)
+        known = (*DB_NAMES, *REDIS_NAMES)
+        if written and written not in known and (wanted := _nearest_name(written)):
+            raise Refused(
+                "no_placeholder",
+                value=f"{name}=...",
+                written=written,
+                wanted=wanted,
+                known=known,
+            )
     return line
 
 
@@ -282,14 +298,15 @@ def _nearest_name(written: str) -> str:
 
     >>> _nearest_name("db_ulr"), _nearest_name("DB_HOST"), _nearest_name("database_url")
     ('db_url', 'db_host', 'db_url')
-    >>> _nearest_name("name")
-    ''
+    >>> _nearest_name("redis_uri"), _nearest_name("name")
+    ('redis_url', '')
     """
     import difflib
 
     is_about_servers = re.match(r"(?i)db|database|pg|postgres|redis", written)
     cutoff = 0.0 if is_about_servers else 0.75
-    return next(iter(difflib.get_close_matches(written.lower(), DB_NAMES, 1, cutoff)), "")
+    names = REDIS_NAMES if written.lower().startswith("redis") else DB_NAMES
+    return next(iter(difflib.get_close_matches(written.lower(), names, 1, cutoff)), "")
 
 
 _FILES: Final = "the plugin makes the files of each server, in memory"
@@ -425,8 +442,8 @@ POSTGRES_ENV: Final = _list_of(
     "lines like NAME=VALUE, with a NAME of letters, digits and _", _postgres_variable, _names_of
 )
 ENV: Final = _list_of(
-    "lines like NAME=VALUE, where {db_url}, {db_host}, {db_port}, {db_user}, {db_password} and"
-    " {db_name} stand for the template's; a NAME has letters, digits and _",
+    "lines like NAME=VALUE, where a NAME has letters, digits and _, and a VALUE may have"
+    f" {', '.join(f'{{{name}}}' for name in (*DB_NAMES, *REDIS_NAMES))}",
     _line_of_env,
     _names_of,
 )
@@ -524,7 +541,14 @@ class Settings(NamedTuple):
         "What runs after the migrations: lines like file.sql or package.module:function",
     ] = ()
     env: Annotated[
-        Lines, ENV, "Variables for the migrations, lines like DATABASE_URL={db_url}"
+        Lines,
+        ENV,
+        "Variables for the application and its migrations, lines like DATABASE_URL={db_url}",
+    ] = ()
+    autouse: Annotated[
+        Lines,
+        PATTERNS,
+        "Tests that use the databases without a fixture: paths or names of markers",
     ] = ()
     depends: Annotated[
         Lines, PATTERNS, "Files that rebuild the template, besides those that the recorder detects"
@@ -567,6 +591,10 @@ class Settings(NamedTuple):
     def __repr__(self) -> str:
         """Show what was set, and where, without the values: they may be secrets."""
         return f"Settings({dict(self.sources)})"
+
+    def url(self, service: str) -> str:
+        """Return the URL of the external server of *service*, or ""."""
+        return self.postgres_url if service == "postgres" else self.redis_url
 
     def place(self, name: str) -> str:
         """Return what the user has to change to change *name*: a flag, a variable or a key.
@@ -737,37 +765,38 @@ def _group(parser: "pytest.Parser") -> "pytest.OptionGroup":
     return parser.getgroup("warmstack", "real PostgreSQL and Redis, kept warm")
 
 
-def read(config: "pytest.Config") -> Settings:
+def read(config: "pytest.Config", line: "argparse.Namespace | None" = None) -> Settings:
     """Return the settings: the command line wins over the environment, that over the ini file.
 
-    Raises `SettingsError`.
+    *line* is the parsed command line, if *config* doesn't have it yet. Raises `SettingsError`.
     """
+    line = line or config.option
     file = config.inipath.name if config.inipath else ""
     here = config.invocation_params.dir
     beside = [config.inipath.parent] if config.inipath else []
     return resolve(
-        _rooted(_command_line(config), here),
+        _rooted(_command_line(line), here),
         _rooted(environment(os.environ), here),
         ci(os.environ),
-        _rooted(_ini(config, file or "ini file"), *beside, config.rootpath),
+        _rooted(_ini(config, line, file or "ini file"), *beside, config.rootpath),
     )._replace(file=file)
 
 
-def _command_line(config: "pytest.Config") -> Lookup:
+def _command_line(line: "argparse.Namespace") -> Lookup:
     def find(option: Option) -> tuple[object, str] | None:
         if option.kind is SWITCH:
-            given = config.getoption("reuse_containers", default=None)
+            given = getattr(line, "reuse_containers", None)
             if given is None or given is False:
                 return None
             return bool(given), f"{OPTION}{option.flag if given else _NO_REUSE}"
-        value = config.getoption(f"warmstack_{option.name}", default=None)
+        value = getattr(line, f"warmstack_{option.name}", None)
         return None if value is None else (value, f"{OPTION}{option.flag}")
 
     return find
 
 
-def _ini(config: "pytest.Config", file: str) -> Lookup:
-    overridden = _overridden(config)
+def _ini(config: "pytest.Config", line: "argparse.Namespace", file: str) -> Lookup:
+    overridden = _overridden(line)
 
     def find(option: Option) -> tuple[object, str] | None:
         if option.kind is FLAG:
@@ -805,9 +834,9 @@ def _refuse_ini(option: Option, source: str, error: Exception) -> None:
     ) from None
 
 
-def _overridden(config: "pytest.Config") -> list[str]:
+def _overridden(line: "argparse.Namespace") -> list[str]:
     """Return the keys that `-o` sets."""
-    return [each.partition("=")[0] for each in config.option.override_ini or ()]
+    return [each.partition("=")[0] for each in line.override_ini or ()]
 
 
 NONE: Final = "none"
@@ -862,7 +891,7 @@ def unknown(config: "pytest.Config") -> list[str]:
     known = [option.ini for option in OPTIONS.values() if option.kind is not FLAG]
     told = [
         _unknown("configuration key", name, known, "warmstack_")
-        for name in dict.fromkeys([*keys, *_overridden(config)])
+        for name in dict.fromkeys([*keys, *_overridden(config.option)])
         if name.startswith("warmstack_") and name not in known
     ]
     variables = [option.variable for option in OPTIONS.values() if option.variable]

@@ -1,4 +1,4 @@
-"""Parts of the standard library as they were before a test could replace them.
+"""Parts of the standard library, and variables, as they were before something replaced them.
 
 Tests freeze the clock, block sockets, and replace `time.sleep`, `os.urandom` or
 `threading.Thread`. Code that runs beside tests uses the names of this module, which is imported
@@ -25,6 +25,9 @@ urandom = os.urandom
 getpid = os.getpid
 Thread = threading.Thread
 getaddrinfo = socket.getaddrinfo
+
+variables: dict[str, str | None] = {}
+"""The variables that `warmstack_env` has set in this process, with their values before."""
 
 _EPOCH = time.time() - monotonic()
 

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any, Final
 
-from pytest_warmstack.options import BRACES
+from pytest_warmstack.options import BRACES, DB_NAMES, REDIS_NAMES
 
 LIBPQ: Final = (
     *("PGHOST", "PGHOSTADDR", "PGPORT", "PGDATABASE", "PGUSER", "PGPASSWORD", "PGPASSFILE"),
@@ -26,6 +26,57 @@ See PostgreSQL's documentation, "libpq: Environment Variables".
 
 CERTIFICATES: Final = ("PGSSLCERT", "PGSSLKEY", "PGSSLROOTCERT", "PGSSLCRL", "PGSSLCRLDIR")
 """The variables for certificates, which apply if the URL of an external server asks for TLS."""
+
+
+SERVER_PARAMETERS: Final = re.compile(
+    r"ssl|gss|krbsrvname|host|port$|user|password|passfile|dbname|database|service|require"
+    r"|channel_binding|target_session_attrs|load_balance_hosts|direct_tls"
+)
+"""How the parameters of a URL begin that describe its own server and user."""
+
+NO_REDIS: Final[Mapping[str, object]] = {
+    "redis_url": "redis://localhost:1/0",
+    "redis_host": "localhost",
+    "redis_port": 1,
+    "redis_user": "",
+    "redis_password": "",
+    "redis_db": 0,
+}
+"""What migrations get: nothing listens on port 1."""
+
+
+def services(lines: Iterable[str]) -> set[str]:
+    """Return the services whose placeholders *lines* of `warmstack_env` have.
+
+    >>> sorted(services(["DATABASE_URL={db_url}", "CACHE={redis_host}:{redis_port}"]))
+    ['postgres', 'redis']
+    >>> services(["DEBUG=1", "JSON={{db_url}}"])
+    set()
+    """
+    found = {name for line in lines for name in BRACES.findall(line)}
+    named = {"postgres": found.intersection(DB_NAMES), "redis": found.intersection(REDIS_NAMES)}
+    return {service for service, names in named.items() if names}
+
+
+def url_like(own: str, url: str) -> str:
+    """Return the PostgreSQL *url* with the driver and the options of *own*, if *own* is one too.
+
+    Options that describe the server of *own* are left out.
+
+    >>> url_like("postgresql+psycopg://me@prod/shop?application_name=x", "postgresql+asyncpg://db/a")
+    'postgresql+psycopg://db/a?application_name=x'
+    >>> url_like("", "postgresql+asyncpg://db/a?ssl=require")
+    'postgresql+asyncpg://db/a?ssl=require'
+    """
+    scheme = re.match(r"postgres(ql)?(\+\w+)?://", own)
+    if scheme is None:
+        return url
+    address, _, query = url.partition("://")[2].partition("?")
+    tls = "ssl" if scheme[2] == "+asyncpg" else "sslmode"
+    options = [re.sub(r"^ssl(mode)?=", f"{tls}=", each) for each in query.split("&") if each]
+    kept = own.partition("?")[2].split("&")
+    options += [each for each in kept if each and not SERVER_PARAMETERS.match(each)]
+    return f"{scheme[0]}{address}{'?' if options else ''}{'&'.join(options)}"
 
 
 def filled(text: str, values: Mapping[str, Any]) -> str:
@@ -52,12 +103,12 @@ _ROLES: Final = (
 )
 """The placeholder for each ending of a variable's name."""
 
-_OTHER_SERVERS: Final = {
-    # Nothing listens on port 1: migrations have no Redis.
-    "{db_url}": "redis://localhost:1",
-    "{db_host}": "localhost",
-    "{db_port}": "1",
+_FOR_REDIS: Final = {
+    **{f"{{db_{part}}}": f"{{redis_{part}}}" for part in ("url", "host", "port", "user")},
+    "{db_password}": "{redis_password}",
+    "{db_name}": "{redis_db}",
 }
+"""The placeholder for a variable that is about Redis."""
 
 
 def placeholder_of(variable: str) -> str:
@@ -66,14 +117,14 @@ def placeholder_of(variable: str) -> str:
     >>> placeholder_of("POSTGRES_SERVER"), placeholder_of("PGPASSWORD"), placeholder_of("HOME")
     ('{db_host}', '{db_password}', '')
     >>> placeholder_of("CELERY_BROKER_URL"), placeholder_of("REDIS_HOST"), placeholder_of("DB_ECHO")
-    ('redis://localhost:1', 'localhost', '')
+    ('{redis_url}', '{redis_host}', '')
     >>> placeholder_of("RDS_HOSTNAME"), placeholder_of("POSTGRES_CONNECTION_STRING")
     ('{db_host}', '{db_url}')
     """
     name = variable.upper()
     role = next((value for end, value in _ROLES if re.search(f"{end}$", name)), "")
     if re.search(r"REDIS|CELERY|BROKER", name):
-        return _OTHER_SERVERS.get(role, "")
+        return _FOR_REDIS.get(role, "")
     if re.search(r"MONGO|MYSQL|PGADMIN|SQLITE|INFLUX", name):
         return ""
     is_postgres = r"(^|_)(DB|PG|SQL|PSQL|RDS|AURORA)|DATABASE|POSTGRES|ALEMBIC"

@@ -6,6 +6,7 @@ import os
 import sys
 import warnings
 from collections.abc import Generator
+from copy import copy
 from typing import TYPE_CHECKING, Any, Final
 
 import pytest
@@ -15,6 +16,8 @@ from pytest_warmstack.options import Isolation, Settings
 from pytest_warmstack.session import SESSION, Session, session_of
 
 if TYPE_CHECKING:
+    import argparse
+
     from pytest_warmstack.postgres.template.template_layer import TemplateLayer
 
 _WIDER: Final = {Isolation.CLASS, Isolation.MODULE}
@@ -34,9 +37,47 @@ def pytest_addhooks(pluginmanager: pytest.PytestPluginManager) -> None:
     pluginmanager.add_hookspecs(HookSpecs)
 
 
-def pytest_addoption(parser: pytest.Parser) -> None:
+def pytest_addoption(parser: pytest.Parser, pluginmanager: pytest.PytestPluginManager) -> None:
     """Declare the options."""
     options.add(parser)
+    pluginmanager.register(_Exporter(), "warmstack-exporter")
+
+
+class _Exporter:
+    """Sets the variables of `warmstack_env`, before conftest files.
+
+    Plugins such as pytest-env set theirs earlier (`tryfirst`), so `warmstack_env` wins.
+    """
+
+    def pytest_load_initial_conftests(
+        self, early_config: pytest.Config, parser: pytest.Parser, args: list[str]
+    ) -> None:
+        """Set them, unless no conftest file is loaded; then `pytest_configure` does it."""
+        if early_config.getini("warmstack_env"):
+            line = parser.parse_known_args(args, namespace=copy(early_config.option))
+            if not line.noconftest:
+                _open_session(early_config, line)
+
+
+def _open_session(config: pytest.Config, line: argparse.Namespace) -> Session:
+    """Return the session of *config*; make it, and set its variables, if there is none yet."""
+    if SESSION not in config.stash:
+        try:
+            session = config.stash[SESSION] = Session(config, line)
+        except Exception as error:
+            from pytest_warmstack.settings_errors import SettingsError
+
+            if not isinstance(error, SettingsError):
+                raise
+            raise pytest.UsageError(str(error)) from None
+        if session.settings.env:
+            from pytest_warmstack.exports import EXPORTS, Exports
+
+            has_workers = getattr(line, "numprocesses", None) or getattr(line, "tx", None)
+            exports = config.stash[EXPORTS] = Exports(session, has_workers=bool(has_workers))
+            config.add_cleanup(exports.end)
+            exports.begin()
+    return config.stash[SESSION]
 
 
 @pytest.hookimpl(wrapper=True, tryfirst=True)
@@ -77,18 +118,17 @@ def pytest_configure(config: pytest.Config) -> None:
     """Read the settings, and register the fixtures now that pytest-asyncio is loaded."""
     from pytest_warmstack import fixtures
 
-    try:
-        config.stash[SESSION] = Session(config)
-    except Exception as error:
-        from pytest_warmstack.settings_errors import SettingsError
+    if _open_session(config, config.option).reserved is not None:
+        from pytest_warmstack.exports import EXPORTS
 
-        if not isinstance(error, SettingsError):
-            raise
-        raise pytest.UsageError(str(error)) from None
+        config.stash[EXPORTS].remember()
     config.addinivalue_line(
         "markers",
         "warmstack_isolation(word): how the test's database is kept from other tests:"
         " clone, class, module or rollback",
+    )
+    config.addinivalue_line(
+        "markers", "warmstack: the test uses the databases that the variables of warmstack_env name"
     )
     config.pluginmanager.register(fixtures, "warmstack-fixtures")
 
@@ -118,7 +158,12 @@ def pytest_pycollect_makeitem(collector: pytest.Collector) -> None:
 
 
 def pytest_itemcollected(item: pytest.Item) -> None:
-    """Let the marker of a test override the marker of its class or module."""
+    """Let a test's marker override that of its class or module; request the exported databases."""
+    if session_of(item.config).reserved is not None:
+        from pytest_warmstack import fixtures
+        from pytest_warmstack.exports import EXPORTS
+
+        fixtures.cover(item, item.config.stash[EXPORTS])
     if any(each.name == "warmstack_isolation" for each in item.own_markers):
         from pytest_warmstack import scopes
 
@@ -138,6 +183,12 @@ def pytest_exception_interact(
     if text and not session.has_advised:
         session.has_advised = True
         report.sections.append(("warmstack: missing variables", text))
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_setupnodes(config: pytest.Config) -> None:
+    """Give the workers of xdist, which start now, the id of their run and the addresses."""
+    session_of(config).send_early()
 
 
 @pytest.hookimpl(optionalhook=True)

@@ -7,6 +7,7 @@ ended.
 
 from __future__ import annotations
 
+import json
 import os
 import warnings
 from collections.abc import Callable, Iterable, Mapping
@@ -21,6 +22,9 @@ from pytest_warmstack import options, originals
 from pytest_warmstack.options import Leaks
 
 if TYPE_CHECKING:
+    from argparse import Namespace
+
+    from pytest_warmstack.addresses import Reserved
     from pytest_warmstack.environment import Environment
     from pytest_warmstack.postgres.clones import Clone
     from pytest_warmstack.report import Ledger
@@ -31,6 +35,9 @@ if TYPE_CHECKING:
 _MESSAGE: Final = "warmstack"
 """The key of the data that xdist's controller and workers send to each other."""
 
+_RUN: Final = "PYTEST_WARMSTACK_RUN"
+"""The variable with the same data for a new worker, which needs it early."""
+
 
 class Session:
     """The state of this plugin in one pytest process. Raises `SettingsError`.
@@ -39,19 +46,24 @@ class Session:
     attempt failed. `shown` maps the text of an error to the first test that showed it. `in_use`
     maps the id of a test, class or module to its database. `collector` is the class or module whose
     tests pytest collects now. `has_advised` is true if the user has read which variables are
-    missing.
+    missing. `reserved` is what the application has read, if `warmstack_env` has lines. *line* is
+    the parsed command line, if *config* doesn't have it yet.
     """
 
-    def __init__(self, config: pytest.Config) -> None:
+    def __init__(self, config: pytest.Config, line: Namespace | None = None) -> None:
         self.config = config
-        self.settings = options.read(config)
+        self.settings = options.read(config, line)
         self.environment: Environment | None = None
         self.failed: set[pytest.Item] = set()
         self.shown: dict[str, str] = {}
         self.in_use: dict[str, Clone] = {}
         self.collector: pytest.Collector | None = None
         self.has_advised = False
-        self.is_worker = hasattr(config, "workerinput")
+        # A worker of xdist reads conftest files before it has its `workerinput`. Nothing that it
+        # starts may take itself for a worker of this run.
+        self._early: dict[str, Any] = json.loads(os.environ.pop(_RUN, "{}"))
+        self.is_worker = bool(self._early) or hasattr(config, "workerinput")
+        self.reserved: Reserved | None = None
         self._ledger: Ledger | None = None
         self._signals: SignalWatch | None = None
         self._begin = originals.now()
@@ -70,12 +82,13 @@ class Session:
             self._watch_signals()
             self.environment = Environment(
                 settings=self.settings,
-                run_context=self._run_context(),
-                remembered=self._remembered_servers(),
+                run_context=self.run_context(),
+                remembered=self.remembered(),
                 say=say or (lambda line: self.write([line])),
                 custom_layers=lambda: config.hook.pytest_warmstack_template_layers(config=config),
                 ini=config.inipath,
-                worker=self._worker_number(),
+                worker=self.worker_number(),
+                reserved=self.reserved,
             )
             config.pluginmanager.register(_WarningMask(self.environment))
         return self.environment
@@ -134,7 +147,7 @@ class Session:
 
     def add_worker(self, node: Any) -> None:
         """Send the worker *node* of xdist the id of its run, and the owner of its servers."""
-        node.workerinput[_MESSAGE] = self._run
+        node.workerinput[_MESSAGE] = self.run
         spec = node.gateway.spec
         # There is no public API for this; xdist itself reads it.
         pid = node.gateway._rinfo().pid if spec.popen and not spec.via else 0  # noqa: SLF001
@@ -145,6 +158,10 @@ class Session:
     def status(self) -> int:
         """The exit status of a run that a signal ends, else 0."""
         return self._signals.status if self._signals is not None else 0
+
+    def send_early(self) -> None:
+        """Give the workers of xdist that start from now on what they need before conftest files."""
+        os.environ[_RUN] = json.dumps(self.run)
 
     def _watch_signals(self) -> None:
         """Make SIGTERM and SIGHUP end the run properly."""
@@ -182,45 +199,62 @@ class Session:
         # A worker that crashed or was interrupted may have used any runtime.
         maybe = cleanup.OWN if None in messages else ()
         idle = self.settings.max_idle
-        for line in cleanup.tidy_all(used, maybe, self._run_context(), idle):
+        for line in cleanup.tidy_all(used, maybe, self.run_context(), idle):
             ledger.note(Step("left", 0.0, {"test": "at the end", "trouble": line}))
-        if not used and not maybe and self._remembered_servers().is_due("cleanup"):
+        if not used and not maybe and self.remembered().is_due("cleanup"):
             cleanup.begin(idle)
 
-    def _worker_number(self) -> int:
+    def worker_number(self) -> int:
         """Return the number of this process among the workers of xdist: 3 for `gw3`."""
-        digits = str(getattr(self.config, "workerinput", {}).get("workerid", "")).lstrip("gw")
-        return int(digits) if digits.isdigit() else 0
+        digits = os.environ.get("PYTEST_XDIST_WORKER", "").removeprefix("gw")
+        return int(digits) if self.is_worker and digits.isdigit() else 0
 
     @cached_property
-    def _run(self) -> dict[str, str]:
-        """The id of this run, and its owner: the process that outlives the others."""
+    def run(self) -> dict[str, Any]:
+        """What the processes of a run share.
+
+        It is the id of the run; its owner, the process that outlives the others; the servers that
+        are reserved for it; and a number from which its workers choose Redis databases.
+        """
+        given = self._early or getattr(self.config, "workerinput", {}).get(_MESSAGE)
+        if given:
+            return dict(given)
         from pytest_warmstack.servers.identity import Process
 
-        own = {"id": originals.urandom(5).hex(), "owner": str(Process.current())}
-        run: dict[str, str] = getattr(self.config, "workerinput", {}).get(_MESSAGE, own)
-        return run
+        own, number = str(Process.current()), int(originals.urandom(2).hex(), 16)
+        return {"id": originals.urandom(5).hex(), "owner": own, "base": number, "servers": {}}
 
-    def _run_context(self) -> RunContext:
+    def run_context(self) -> RunContext:
+        """Return the context of this run, for its servers."""
         from pytest_warmstack.servers.identity import Process, Project
         from pytest_warmstack.servers.model import RunContext
 
         return RunContext(
             project=Project(path=os.path.realpath(self.config.rootpath)),
-            run=self._run["id"],
-            owner=Process.parse(self._run["owner"]) or Process.current(),
+            run=self.run["id"],
+            owner=Process.parse(self.run["owner"]) or Process.current(),
             keep=self.settings.reuse,
             start_timeout=self.settings.start_timeout,
         )
 
-    def _remembered_servers(self) -> RememberedServers:
+    def remembered(self) -> RememberedServers:
         """Return the project's remembered servers; none if the run keeps no servers."""
         from pytest_warmstack.servers import RememberedServers, asked
 
         has_cache = self.settings.reuse and self.config.pluginmanager.hasplugin("cacheprovider")
-        cache = self.config.cache if has_cache else None
-        folder = cache.mkdir("warmstack") if cache is not None else None
-        return RememberedServers(folder, asked(self.settings, os.environ))
+        return RememberedServers(
+            self._cache_folder() if has_cache else None, asked(self.settings, os.environ)
+        )
+
+    def _cache_folder(self) -> Path:
+        """Return the plugin's folder in pytest's cache, which doesn't exist before conftest files.
+
+        See `Cache.mkdir` in pytest's cacheprovider.py.
+        """
+        if (cache := getattr(self.config, "cache", None)) is not None:
+            return cache.mkdir("warmstack")  # type: ignore[no-any-return]
+        given = os.path.expandvars(self.config.getini("cache_dir"))
+        return Path(self.config.rootpath, given).expanduser() / "d" / "warmstack"
 
     # What the run says.
 

@@ -53,18 +53,23 @@ class SettingsError(WarmstackError):
 
     @classmethod
     def no_placeholder(
-        cls, *, name: str, value: object, source: str, written: str, wanted: str
+        cls,
+        *,
+        name: str,
+        value: object,
+        source: str,
+        written: str,
+        wanted: str,
+        known: Iterable[str],
     ) -> SettingsError:
         """The line *value* has *written* in braces, which probably means *wanted*."""
         return cls(
             f"Unknown placeholder {{{written}}} in {name}.",
-            why=f"in the line {value}; the placeholders for the template's database are "
-            "{db_url}, {db_host}, {db_port}, {db_user}, {db_password} and {db_name}",
+            why=f"in the line {value}; the placeholders are "
+            f"{', '.join(f'{{{each}}}' for each in known)}",
             source=source,
             todo=[
-                "write any URL, such as redis://localhost: migrations can't connect to Redis"
-                if written.lower().startswith("redis")
-                else f"write {{{wanted}}}",
+                f"write {{{wanted}}}",
                 f"or, if you mean the braces themselves, double them: {{{{{written}}}}}",
             ],
         )

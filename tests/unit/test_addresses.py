@@ -111,7 +111,7 @@ def test_tls_is_asked_for_in_the_words_of_each_driver() -> None:
 )
 def test_the_url_of_a_postgresql_tells_its_address(url: str, endpoint: Endpoint) -> None:
     """The defaults are those of libpq: port 5432, and TLS if the server supports it."""
-    assert endpoint_of(spec(Service.POSTGRES, url)) == endpoint
+    assert endpoint_of(url, Service.POSTGRES) == endpoint
 
 
 @pytest.mark.parametrize(
@@ -133,4 +133,4 @@ def test_the_url_of_a_postgresql_tells_its_address(url: str, endpoint: Endpoint)
 )
 def test_the_url_of_a_redis_tells_its_address(url: str, endpoint: Endpoint) -> None:
     """Its options for TLS are kept as they are."""
-    assert endpoint_of(spec(Service.REDIS, url)) == endpoint
+    assert endpoint_of(url, Service.REDIS) == endpoint

@@ -187,7 +187,7 @@ def test_a_value_is_one_that_the_settings_take(tmp_path: Path) -> None:
         "try: runpy.run_path(sys.argv[1])\n"
         "except Exception as error: found = Variables().wanted(error, (), refused=False)\n"
         "for name, value in found.items(): print(name, value)\n"
-        "place = {'db_url': 'postgresql://u:p@h/d', 'db_port': '1'}\n"
+        "place = {'db_url': 'postgresql://u:p@h/d', 'db_port': '1', 'redis_port': '2'}\n"
         "os.environ.update({name: filled(value, place) for name, value in found.items()})\n"
         "runpy.run_path(sys.argv[1])\n"
     )
@@ -199,7 +199,7 @@ def test_a_value_is_one_that_the_settings_take(tmp_path: Path) -> None:
     assert found.stdout.splitlines()[:3] == [
         'SHOP_DATABASE {"url": "{db_url}", "pool": 1}',
         "SHOP_DB_PORT {db_port}",
-        "SHOP_REDIS_PORT 1",
+        "SHOP_REDIS_PORT {redis_port}",
     ]
 
 

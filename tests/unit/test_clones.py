@@ -53,6 +53,16 @@ class FakeFactory:
         self.futures.append(future)
         return future
 
+    moves = 0
+
+    def lead_to(self, clone: Clone) -> Clone:
+        """Return it as it is: no application has read an address."""
+        return clone
+
+    def is_unused(self, clone: Clone) -> bool:
+        """Return False: the clone is at no address."""
+        return False
+
     def drop(self, clone: Clone) -> Future[list[Leak]]:
         """Return the future of a drop that does not end by itself."""
         self.drops[clone] = Future()

@@ -51,7 +51,10 @@ SAMPLES: dict[str, Any] = {
     "holders": ["5-9:process-7@host", "10-14:process-8@host"],
     "how": "exit status 1",
     "image": "postgres:99",
+    "index": 7,
     "kind": "shop.conftest.SearchIndex",
+    "known": ["db_url", "redis_url"],
+    "reserved": "127.0.0.1:20123",
     "layer": "seed",
     "leased": 3,
     "line": "shop.demo:orders",
@@ -239,7 +242,7 @@ def test_a_text_holds_everything_that_it_was_given(name: str) -> None:
 def test_a_text_has_nothing_unformatted_in_it(name: str) -> None:
     """No brace that a missing `f` left, no `None`, no object's address, no doubled space."""
     # What a user has to write literally.
-    text = re.sub(r"\{+(db_\w+|version 16)\}+", "_", str(made(name)))
+    text = re.sub(r"\{+((?:db|redis)_\w+|version 16)\}+", "_", str(made(name)))
 
     assert not re.search(r"[{}]|\bNone\b|object at 0x|<class", text)
     assert "  " not in re.sub(r"^ +", "", text, flags=re.MULTILINE)

@@ -437,7 +437,7 @@ def test_the_value_of_a_bad_variable_is_not_shown(setting: str, name: str) -> No
         ("{dbport}", "dbport", "write {db_port}"),
         ("{database_url}", "database_url", "write {db_url}"),
         ("{postgres_user}", "postgres_user", "write {db_user}"),
-        ("{redis_url}", "redis_url", "redis://localhost"),
+        ("{redis_uri}", "redis_uri", "write {redis_url}"),
         ('{"url": "{db_ulr}"}', "db_ulr", "write {db_url}"),
         ("{db_host}:{db_prt}", "db_prt", "write {db_port}"),
     ],

@@ -18,6 +18,7 @@ from pytest_warmstack import originals
 from pytest_warmstack.background import sleep
 from pytest_warmstack.errors import WarmstackError
 from pytest_warmstack.postgres import DatabaseName, State, sql
+from pytest_warmstack.postgres.address import Address
 from pytest_warmstack.postgres.connections import (
     APPLICATION,
     BUSY_TIMEOUT,
@@ -94,10 +95,12 @@ class Shared:
     """A clone that tests use one after the other, each in a transaction that is rolled back.
 
     `connections` counts the connections that belong to these transactions; any others may have
-    committed. `trouble` says why the clone can't be reused after the current test.
+    committed. `trouble` says why the clone can't be reused after the current test. *moves* is how
+    often its address had led to another clone before.
     """
 
     clone: Clone
+    moves: int = 0
     connections: int = 0
     trouble: str = ""
 
@@ -130,6 +133,7 @@ class Clones:
         self._ahead: deque[Future[Clone]] = deque()
         self._drops: deque[Future[list[Leak]]] = deque()
         self._shared: Shared | None = None
+        self._unused: Clone | None = None
         self._last: tuple[str, Future[int]] | None = None
         self._is_lost = False
         self._fill()
@@ -139,6 +143,9 @@ class Clones:
 
         Raises `CloneFailed`, also after `TAKE_TIMEOUT`, `ServerFull` or `ServerFailed`.
         """
+        if (unused := self._unused) is not None:
+            self._unused = None
+            return unused
         while len(self._drops) >= MAX_DROPS:
             if not wait([self._drops.popleft()], timeout=TAKE_TIMEOUT).done:
                 raise _too_slow("the databases of earlier tests are waiting to be dropped")
@@ -148,13 +155,14 @@ class Clones:
         self._fill()
         try:
             try:
-                return future.result(TAKE_TIMEOUT)
+                clone = future.result(TAKE_TIMEOUT)
             except ServerFailed as error:
                 # The server was restarting when it refused, and may be back now.
                 if not (was_ahead and isinstance(error.__cause__, ConnectionRefusedError)):
                     raise
                 future = self._factory.prepare()
-                return future.result(TAKE_TIMEOUT)
+                clone = future.result(TAKE_TIMEOUT)
+            return self._factory.lead_to(clone)
         except TimeoutError as error:
             self._ahead.append(future)  # `close` takes care of it.
             raise _too_slow("PostgreSQL has not finished the clone") from error
@@ -164,6 +172,16 @@ class Clones:
             # Ctrl-C, or a timeout of the test: the next test can have the clone.
             self._ahead.appendleft(future)
             raise
+
+    def keep_unused(self, clone: Clone) -> bool:
+        """Keep a clone at its address for the next test if no connection was made to it.
+
+        Returns whether it was kept.
+        """
+        if not self._factory.is_unused(clone):
+            return False
+        self._unused = clone
+        return True
 
     def give_back(self, clone: Clone, test: str) -> None:
         """Drop the clone of *test* in the background."""
@@ -206,8 +224,12 @@ class Clones:
     def borrow(self) -> Shared:
         """Return the clone of the tests that roll back; a new one if a test could not."""
         self._check_last_test()
+        if self._shared is not None and self._shared.moves != self._factory.moves:
+            # Another clone had its address meanwhile, so its connection has ended.
+            self.give_back(self._shared.clone, "")
+            self._shared = None
         if self._shared is None:
-            self._shared = Shared(self.take())
+            self._shared = Shared(self.take(), moves=self._factory.moves)
         return self._shared
 
     def restore(self, shared: Shared, test: str) -> None:
@@ -224,6 +246,8 @@ class Clones:
         self._check_last_test()
         if self._shared is not None:
             self.give_back(self._shared.clone, "")
+        if self._unused is not None:
+            self.give_back(self._unused, "")
         self._factory.stop()
         wait(self._ahead, timeout=timeout)
         wait(self._saved.values(), timeout=timeout)
@@ -309,14 +333,21 @@ def _reason(error: BaseException) -> str:
 class CloneFactory:
     """Makes and drops clones of *template* in the background; its methods return immediately.
 
-    The lock of a clone shows which process owns it. The main connection holds the locks; slow
+    With an *address*, each clone that a test takes is there. The lock of a clone shows which
+    process owns it. The main connection holds the locks; slow
     statements run on two other connections, one for copies and one for drops.
     """
 
     def __init__(
-        self, databases: Databases, template: DatabaseName, project: str = "", run: str = ""
+        self,
+        databases: Databases,
+        template: DatabaseName,
+        project: str = "",
+        run: str = "",
+        address: Address | None = None,
     ) -> None:
         self._databases = databases
+        self._address = address
         self.background = databases.background
         self._template = template
         self._project = project
@@ -370,6 +401,45 @@ class CloneFactory:
             f" from {row['client']}, on {row['database']}"
             for row in rows[:12]
         ]
+
+    # The address that the application has read
+
+    @property
+    def moves(self) -> int:
+        """How often the address has led to another clone; 0 without one."""
+        return self._address.moves if self._address is not None else 0
+
+    def lead_to(self, clone: Clone) -> Clone:
+        """Lead the address to *clone*; return the clone as it is called then.
+
+        Raises `StatementRefused`, `ConnectionLost`.
+        """
+        if self._address is None:
+            return clone
+        self._address.enter(clone.oid, clone.name)
+        return Clone(self._address.name, clone.oid, self._address.url)
+
+    async def _leave_address(self, clone: Clone) -> Clone | None:
+        """Return the clone under its own name; None if it could not have it, and was dropped."""
+        if self._address is None or clone.name != self._address.name:
+            return clone
+        own = await self._address.leave(clone.oid, lambda: self._drop_by_force(clone))
+        return clone._replace(name=own) if own is not None else None
+
+    def is_unused(self, clone: Clone) -> bool:
+        """Return whether *clone* is at the address, and no connection was ever made to it."""
+        if self._address is None or clone.name != self._address.name:
+            return False
+        with suppress(WarmstackError):
+            return self._is_unused(clone)
+        return False
+
+    @blocking
+    async def _is_unused(self, clone: Clone) -> bool:
+        # PostgreSQL 14 counts connections late.
+        if self._main.major < 15 or await self._main.fetch(sql.SESSIONS, clone.oid):
+            return False
+        return not await self._main.fetchval(sql.VISITS, clone.oid)
 
     # Making clones
 
@@ -456,14 +526,17 @@ class CloneFactory:
         Raises `CloneFailed`.
         """
         leaks = await self._find_leaks(clone)
+        named = await self._leave_address(clone)
         try:
-            await self._dropper.try_to_execute(sql.drop(str(clone.name), missing_ok=False))
+            if named is not None:
+                await self._dropper.try_to_execute(sql.drop(str(named.name), missing_ok=False))
         except (StatementRefused, ConnectionLost) as error:
             if _is_lost(error):
                 raise
             # Even if the name does not exist: a test may have renamed the database.
             await self._drop_by_force(clone)
-        self._dropped_keys.append(clone.name.lock_key)
+        if named is not None:
+            self._dropped_keys.append(named.name.lock_key)
         if len(self._dropped_keys) >= LOCK_BATCH:
             keys, self._dropped_keys = self._dropped_keys, []
             await self._main.unlock(*keys)
@@ -473,10 +546,13 @@ class CloneFactory:
         """Return the connections that remain open after `LEAK_GRACE`; the drop ends them."""
         if self._databases.pooled:
             return []  # The pooler keeps connections open after the test has closed them.
+        at_address = self._address is not None and clone.name == self._address.name
+        query = sql.BUSY_SESSIONS if at_address else sql.SESSIONS
         deadline = originals.monotonic() + LEAK_GRACE
-        # By then most have ended, and one query is enough.
-        await sleep(pause := 0.003)
-        while rows := await self._dropper.fetch(sql.SESSIONS, clone.oid):
+        pause = 0.003
+        if not at_address:  # By then most have ended, and one query is enough.
+            await sleep(pause)
+        while rows := await self._dropper.fetch(query, clone.oid):
             if originals.monotonic() > deadline:
                 break
             await sleep(pause)
@@ -491,6 +567,13 @@ class CloneFactory:
 
         Raises `CloneFailed`.
         """
+        named = await self._leave_address(clone)
+        if named is None:
+            from pytest_warmstack.postgres.errors import CloneFailed
+
+            cause = "PostgreSQL refused to rename it"
+            raise CloneFailed.not_saved(name=str(clone.name), cause=cause)
+        clone = named
         name = clone.name._replace(state=State.SAVED)
         note = sql.note(name, used=self._databases.now(), project=self._project)
         try:

@@ -130,6 +130,9 @@ SESSIONS: Final = (
 )
 """The connections to a database, found by oid: a test may have renamed the database."""
 
+BUSY_SESSIONS: Final = SESSIONS.replace(" ORDER", " AND state IS DISTINCT FROM 'idle' ORDER")
+"""The same without idle connections, as the application's pools keep them."""
+
 ACTIVITY: Final = (
     "SELECT pid, state, coalesce(wait_event_type || ': ' || wait_event, '') AS waits,"
     " pg_blocking_pids(pid) AS blockers,"
@@ -190,6 +193,12 @@ END_SESSIONS: Final = (
     " WHERE datid = $1 AND backend_type = 'client backend'"
 )
 """Ends all connections to a database, found by oid, and waits for their end."""
+
+TERMINATE: Final = (
+    "SELECT pg_terminate_backend(pid) FROM pg_stat_activity"
+    " WHERE datid = $1 AND backend_type IN ('client backend', 'walsender')"
+)
+"""Does the same, but doesn't wait; it returns a row for each connection."""
 
 END_REPLICATION: Final = (
     "SELECT pg_terminate_backend(active_pid) FROM pg_replication_slots WHERE datoid = $1 AND active"

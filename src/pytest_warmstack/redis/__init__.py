@@ -9,11 +9,17 @@ from typing import Final
 from pytest_warmstack.options import Settings
 from pytest_warmstack.redis.connections import TITLE, USER, Admin
 from pytest_warmstack.servers.identity import Service
-from pytest_warmstack.servers.model import Container, Native, ServerSpec, major_of
+from pytest_warmstack.servers.model import (
+    REDIS_DATABASES,
+    Container,
+    Native,
+    ServerSpec,
+    major_of,
+)
 
 OPTIONS: Final[Mapping[str, str]] = {
     # Processes share one server, and each needs its own databases; 16 are not enough.
-    "databases": "256",
+    "databases": str(REDIS_DATABASES),
     # No data has to survive.
     "save": '""',
     "appendonly": "no",

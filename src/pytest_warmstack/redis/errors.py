@@ -44,6 +44,16 @@ class LeaseFailed(WarmstackError):
         )
 
     @classmethod
+    def taken(cls, *, index: int) -> LeaseFailed:
+        """Another process has leased the database that `warmstack_env`'s variables name."""
+        return cls(
+            f"Another process has taken Redis database {index}.",
+            why="the variables of warmstack_env name that database, and the application may have "
+            "read them; another run leased it after this one began",
+            todo=["run again: the next run chooses another database"],
+        )
+
+    @classmethod
     def not_whole(cls) -> LeaseFailed:
         """The settings ask for a server per process and also name an external server."""
         return cls(

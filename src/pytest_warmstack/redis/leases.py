@@ -119,7 +119,8 @@ class _Survey:
 class Leases:
     """The *count* consecutive databases of a Redis *server* that this process has.
 
-    With *whole*, no other process uses the server. *connect* opens a connection to replace a lost
+    With *whole*, no other process uses the server. *at* are the databases that the process must
+    have, if code has read their numbers already. *connect* opens a connection to replace a lost
     one: a test may kill all clients. *found* is called with a test and a sentence about a client
     that the test left connected.
     """
@@ -131,6 +132,7 @@ class Leases:
         *,
         count: int = 1,
         whole: bool = False,
+        at: range | None = None,
         found: Callable[[str, str], None],
     ) -> None:
         self.server = server
@@ -138,6 +140,7 @@ class Leases:
         self._connect = connect
         self._count = count
         self._whole = whole
+        self._at = at
         self._found = found
         self._external = server.external
         self._state = ServerState(external=self._external)
@@ -395,7 +398,7 @@ class Leases:
         clients = admin.clients() if listing is None else parse_clients(listing)
         self._home = total - 1 if self._whole else 0
         starts = [0] if self._whole else range(1, total - self._count + 1, self._count)
-        blocks = [range(start, start + self._count) for start in starts]
+        blocks = [self._at] if self._at else [range(each, each + self._count) for each in starts]
         if not blocks:
             from pytest_warmstack.redis.errors import LeaseFailed
 
@@ -457,15 +460,16 @@ class Leases:
     def _none_free(self, survey: _Survey) -> WarmstackError:
         from pytest_warmstack.redis.errors import LeaseFailed
 
+        if self._at is not None:
+            return LeaseFailed.taken(index=self._at.start)
         unmarked = set().union(*map(survey.unmarked, survey.blocks)) - survey.leased
         if not unmarked:
             return LeaseFailed.none_free(
                 databases=survey.total,
                 count=self._count,
                 holders=[
-                    # For example `databases 5-9: process-7@host, 127.0.0.1:50123`.
-                    f"databases {each.name.removeprefix(_LEASE).replace(':', ': ', 1)}, "
-                    f"{each.address}"
+                    # For example `5-9: process-7@host, 127.0.0.1:50123`.
+                    f"{each.name.removeprefix(_LEASE).replace(':', ': ', 1)}, {each.address}"
                     for each in survey.others
                 ],
             )

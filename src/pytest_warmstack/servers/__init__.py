@@ -19,6 +19,7 @@ from pytest_warmstack.servers.errors import RuntimeUnavailable
 from pytest_warmstack.servers.identity import Label, Project, Service, fingerprint, write_private
 from pytest_warmstack.servers.model import (
     C,
+    Endpoint,
     NotOurs,
     NotReady,
     OwnRuntime,
@@ -34,7 +35,7 @@ CONNECT_TIMEOUT: Final = 1.0
 WORK_INTERVAL: Final = 3600.0
 """Seconds between two runs that do the same occasional work, such as the clean-up."""
 
-_ENGINE: Final = (
+ENGINE: Final = (
     *("DOCKER_HOST", "DOCKER_CONTEXT", "DOCKER_CONFIG", "DOCKER_CERT_PATH", "DOCKER_TLS_VERIFY"),
     *("TC_HOST", "TESTCONTAINERS_HOST_OVERRIDE", "TESTCONTAINERS_CONNECTION_MODE"),
     "TESTCONTAINERS_HUB_IMAGE_NAME_PREFIX",
@@ -66,7 +67,7 @@ def asked(settings: Settings, environ: Mapping[str, str]) -> str:
         *(settings.postgres_bin, settings.redis_bin),
         *("url" if url else "" for url in (settings.postgres_url, settings.redis_url)),
     )
-    return fingerprint(*choices, *(environ.get(name, "") for name in _ENGINE))
+    return fingerprint(*choices, *(environ.get(name, "") for name in ENGINE))
 
 
 class RememberedServers:
@@ -113,6 +114,19 @@ class RememberedServers:
             if not path.is_file() or path.read_bytes() != text.encode():
                 path.parent.mkdir(parents=True, exist_ok=True)
                 write_private(path, text)
+
+    def reserve(self, service: Service, endpoint: Endpoint, project: Project) -> None:
+        """Remember *endpoint* for a server that hasn't started, unless a server is remembered."""
+        found, _ = self.read(service)
+        if found is None or found.labels.get(Label.PROJECT) != project.id:
+            labels = {Label.PROJECT.value: project.id}
+            info = ServerInfo(runtime="", id="", name="", labels=labels, endpoint=endpoint)
+            self.write(service, info, "")
+
+    def forget(self, key: str) -> None:
+        """Forget the server remembered as *key*."""
+        with suppress(OSError):
+            self._path(f"{key}.json").unlink(missing_ok=True)
 
     def is_due(self, work: str) -> bool:
         """Return whether *work* was last done over `WORK_INTERVAL` ago; if so, note it as done.

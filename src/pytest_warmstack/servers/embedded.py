@@ -24,6 +24,7 @@ from pytest_warmstack import originals
 from pytest_warmstack.options import RuntimeName
 from pytest_warmstack.servers import folders, places
 from pytest_warmstack.servers.errors import (
+    AddressLost,
     ConnectionLost,
     RuntimeUnavailable,
     ServerFailed,
@@ -32,6 +33,7 @@ from pytest_warmstack.servers.errors import (
 from pytest_warmstack.servers.identity import Daemon, Process, random_password, write_private
 from pytest_warmstack.servers.lifecycle import (
     POLL_INTERVAL,
+    check_address,
     check_version,
     remove_outdated,
     wait_ready,
@@ -86,6 +88,7 @@ class Embedded:
     """The runtime `embedded`."""
 
     name = RuntimeName.EMBEDDED
+    on_loopback = True
 
     def __init__(self, run_context: RunContext) -> None:
         self._run_context = run_context
@@ -125,6 +128,7 @@ class Embedded:
             if found is None or client is None:
                 folders.empty(folder)
                 found, client = self._start(spec, folder)
+            check_address(spec, client)
         what = f"process {found.id.split('/')[1]} of {_short(found.what)}"
         server = replace(found, what=what, state="running")
         return server.ready(spec, client, origin, reason, trouble, found.note, where)
@@ -203,7 +207,7 @@ class Embedded:
 
     def _start(self, spec: ServerSpec[C], folder: Path) -> tuple[ServerInfo, C]:
         """Start the server in the empty *folder*; return its record and its client."""
-        password = random_password()
+        password = spec.reserved.password if spec.reserved else random_password()
         record = ServerInfo(
             runtime=self.name,
             id="",
@@ -222,7 +226,13 @@ class Embedded:
                 try:
                     return self._attempt(spec, folder, record, command_for)
                 except ServerFailed as failure:
-                    if attempts == _MAX_PORTS or not _is_port_taken(failure):
+                    if not _is_port_taken(failure):
+                        raise
+                    if spec.reserved is not None:
+                        raise AddressLost.taken(
+                            title=spec.title, place=spec.reserved.place, cause=failure.why
+                        ) from failure
+                    if attempts == _MAX_PORTS:
                         raise
         except BaseException as failure:
             full = no_space(failure, spec.title, folder.name)
@@ -239,8 +249,8 @@ class Embedded:
         record: ServerInfo,
         command_for: Callable[[int], Command],
     ) -> tuple[ServerInfo, C]:
-        """Start the server on a port that is free now, and wait until it answers."""
-        port = _free_port()
+        """Start the server on the reserved port, or one that is free, and wait for its answer."""
+        port = spec.reserved.port if spec.reserved else _free_port()
         command = command_for(port)
         daemon = _launch(command, folder)
         record = replace(

@@ -352,6 +352,30 @@ class ServerFailed(WarmstackError):
         )
 
 
+class AddressLost(ServerFailed):
+    """A server can't have the address that was reserved for it."""
+
+    @classmethod
+    def taken(cls, *, title: str, place: str, cause: str) -> Self:
+        """Another program has taken the port that was reserved for a server."""
+        return cls(
+            f"Another program uses the port that was reserved for {title}.",
+            why=f"the variables of warmstack_env name {place}, and the application may have read "
+            f"them; {cause}",
+            todo=["run again: the next run reserves another port"],
+        )
+
+    @classmethod
+    def moved(cls, *, title: str, found: str, reserved: str) -> Self:
+        """Another run has started the kept server meanwhile, at another address."""
+        return cls(
+            f"{title} runs at another address than the one in warmstack_env's variables.",
+            why=f"another run has started it at {found} since this run began, and the application "
+            f"may have read {reserved}",
+            todo=["run again: the next run uses the server that runs"],
+        )
+
+
 class ConnectionLost(ServerFailed):
     """A connection to a server that was ready has ended, or does not answer."""
 

@@ -10,7 +10,7 @@ import os
 import socket
 from collections.abc import Callable, Iterator
 from dataclasses import replace
-from typing import Any, Final, Self
+from typing import Final, Self
 from urllib.parse import unquote, urlsplit
 
 from pytest_warmstack import originals
@@ -147,7 +147,7 @@ class External:
 
     def ensure(self, spec: ServerSpec[C]) -> Server[C]:
         """Return the server at the URL of *spec*; wait if it is still starting."""
-        endpoint = replace(endpoint_of(spec), looks=self._looks)
+        endpoint = replace(endpoint_of(spec.url, spec.service), looks=self._looks)
         client = self._connect(spec, endpoint)
         return ServerInfo(
             runtime=self.name,
@@ -237,13 +237,13 @@ def _causes(error: BaseException | None) -> Iterator[BaseException]:
         error = error.__cause__ or error.__context__
 
 
-def endpoint_of(spec: ServerSpec[Any]) -> Endpoint:
-    """Return where the URL of *spec* leads."""
-    parts = urlsplit(spec.url)
-    is_redis = spec.service is Service.REDIS
+def endpoint_of(url: str, service: Service) -> Endpoint:
+    """Return where the *url* of an external server leads."""
+    parts = urlsplit(url)
+    is_redis = service is Service.REDIS
     return Endpoint(
         host=parts.hostname or "",
-        port=parts.port or _PORTS[spec.service],
+        port=parts.port or _PORTS[service],
         password=unquote(parts.password or ""),
         user=unquote(parts.username or ""),
         scheme=parts.scheme if is_redis else "",

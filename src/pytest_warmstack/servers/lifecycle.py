@@ -7,7 +7,7 @@ from typing import Any, Final
 
 from pytest_warmstack import originals
 from pytest_warmstack.errors import WarmstackError
-from pytest_warmstack.servers.errors import ServerFailed, ServerFull
+from pytest_warmstack.servers.errors import AddressLost, ServerFailed, ServerFull
 from pytest_warmstack.servers.identity import changes
 from pytest_warmstack.servers.model import (
     C,
@@ -69,6 +69,15 @@ def check_version(spec: ServerSpec[Any], client: Client, runtime: str) -> None:
         raise ServerFailed.wrong_version(
             title=spec.title, found=version_of(client), wanted=f"version {wanted}"
         )
+
+
+def check_address(spec: ServerSpec[Any], client: Client) -> None:
+    """If the server isn't at the address of *spec*, close *client* and raise `AddressLost`."""
+    found, reserved = client.endpoint, spec.reserved
+    if reserved is None or (found.port, found.password) == (reserved.port, reserved.password):
+        return
+    client.close()
+    raise AddressLost.moved(title=spec.title, found=found.place, reserved=reserved.place)
 
 
 def in_use(runtime: OwnRuntime, spec: ServerSpec[Any], found: ServerInfo) -> bool:

@@ -36,6 +36,9 @@ All processes use this database, whichever one a URL names.
 LOOKER: Final = "warmstack-look"
 """The prefix of the name of a connection that only inspects and doesn't count as a user."""
 
+REDIS_DATABASES: Final = 256
+"""How many databases a managed Redis has."""
+
 ANSWER_TIMEOUT: Final = 3.0
 """Seconds that a server may take to answer if it has run for a while."""
 
@@ -179,7 +182,8 @@ class ServerSpec(Generic[C]):
     *image_source* is the setting that names the image, empty for the default. *major* is the wanted
     version, None for any; *native_major* replaces it for embedded servers. *programs* and *folder*
     are folders from the settings, for the server's programs and for its files. *number*
-    distinguishes several servers of a service, from 1; 0 is the shared server.
+    distinguishes several servers of a service, from 1; 0 is the shared server. *reserved* is the
+    address and the password that the server must have, if code has read them already.
 
     *container* takes a password and a fingerprint, *native* a fingerprint. *connect* takes an
     endpoint, the expected fingerprint (empty for an external server) and a timeout in seconds;
@@ -204,6 +208,7 @@ class ServerSpec(Generic[C]):
     number: int = 0
     url: str = field(default="", repr=False)
     url_variable: str = ""
+    reserved: Endpoint | None = None
 
     @property
     def key(self) -> str:
@@ -461,6 +466,10 @@ class OwnRuntime(Runtime, Protocol):
     All methods raise `RuntimeUnavailable` if the engine or the operating system fails, and
     `ServerFailed` if a single server does.
     """
+
+    @property
+    def on_loopback(self) -> bool:
+        """Whether this process reaches new servers at 127.0.0.1."""
 
     def check(self, specs: Sequence[ServerSpec[Any]], say: Callable[[str], None]) -> None:
         """Raise `RuntimeUnavailable` unless servers of all *specs* can run here.

@@ -160,6 +160,7 @@ class Builder:
             root=self._root,
             path=_search_path(self._root, alembic["home"] if alembic else None),
             env=[*self._settings.env],
+            before=originals.variables,
             ignore=[*self._settings.depends_ignore],
             alembic=alembic,
             url={

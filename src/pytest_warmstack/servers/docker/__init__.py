@@ -29,7 +29,7 @@ from pytest_warmstack.servers.docker.engine import Engine, explanation
 from pytest_warmstack.servers.docker.errors import ContainerFailed
 from pytest_warmstack.servers.errors import RuntimeUnavailable, ServerFailed
 from pytest_warmstack.servers.identity import Label
-from pytest_warmstack.servers.lifecycle import POLL_INTERVAL, remove_outdated
+from pytest_warmstack.servers.lifecycle import POLL_INTERVAL, check_address, remove_outdated
 from pytest_warmstack.servers.model import (
     ANSWER_TIMEOUT,
     C,
@@ -70,6 +70,12 @@ class Docker:
         self._run_context = run_context
         self.engine = Engine()
 
+    @property
+    def on_loopback(self) -> bool:
+        """Whether this process reaches new servers at 127.0.0.1."""
+        with self.engine.explained():
+            return self.engine.route.binds == ("127.0.0.1",)
+
     @_translate_errors
     def check(self, specs: Sequence[ServerSpec[Any]], say: Callable[[str], None]) -> None:
         """Raise `RuntimeUnavailable` unless the engine has, or can pull, the images of *specs*."""
@@ -86,6 +92,7 @@ class Docker:
             with closing(ServerContainer(self.engine, spec, labels, name)) as container:
                 outdated, trouble = remove_outdated(self, run_context, spec)
                 client, origin, reason = self._find_or_create(container, spec, name, outdated)
+                check_address(spec, client)
                 origin = "shared" if origin == "reused" and not run_context.keep else origin
                 return ServerInfo(
                     runtime=self.name,
@@ -110,8 +117,13 @@ class Docker:
         """Return the client of the server in *container*, the server's origin, and the reason."""
         seconds = self._run_context.start_timeout
         deadline = originals.monotonic() + seconds
+        fresh = "replaced" if outdated else "started"
         while True:
-            if container.find():
+            if (is_found := container.find()) and spec.reserved and container.has_ended:
+                # The engine would start it on another port.
+                container.remove()
+                fresh, outdated = "started again", "it had stopped"
+            elif is_found:
                 try:
                     origin, reason = container.wake()
                     return container.wait_ready(seconds), origin, reason
@@ -120,6 +132,7 @@ class Docker:
                     if not self._run_context.keep:
                         raise
                     outdated = f"the old one was broken: {failure}".splitlines()[0]
+                    fresh = "replaced"
                     # Finding that out may have taken as long as a start.
                     deadline = originals.monotonic() + seconds
             elif container.create():
@@ -128,7 +141,7 @@ class Docker:
                 except BaseException:
                     container.remove()
                     raise
-                return client, "replaced" if outdated else "started", outdated
+                return client, fresh, outdated
             # Another process is creating or removing it right now.
             if originals.monotonic() > deadline:
                 raise ServerFailed.locked(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import re
 from collections.abc import Mapping
 from contextlib import suppress
 from datetime import datetime
@@ -19,14 +20,18 @@ from pytest_warmstack.options import RuntimeName
 from pytest_warmstack.servers.docker.engine import Engine, explanation
 from pytest_warmstack.servers.docker.errors import ContainerFailed
 from pytest_warmstack.servers.docker.image import Image
-from pytest_warmstack.servers.errors import ServerFailed
-from pytest_warmstack.servers.identity import Label
+from pytest_warmstack.servers.errors import AddressLost, ServerFailed
+from pytest_warmstack.servers.identity import Label, random_password
 from pytest_warmstack.servers.lifecycle import wait_ready
 from pytest_warmstack.servers.model import ANSWER_TIMEOUT, Endpoint, ServerSpec
 
 _LOG_LINES: Final = 30
 _PASSWORD: Final = "WARMSTACK_PASSWORD"  # noqa: S105 - the name of a variable
 """The variable with a container's password: only the engine can read a container's environment."""
+
+
+_PORT_TAKEN: Final = re.compile("already allocated|already in use|bind for|failed to listen")
+"""Matches what engines write if a port can't be published: moby's portallocator, and Podman."""
 
 
 class ServerContainer(DockerContainer):
@@ -76,9 +81,10 @@ class ServerContainer(DockerContainer):
 
     def _create(self, address: str) -> bool:
         """Do `create`, with the port published on *address*."""
-        password = originals.urandom(16).hex()
+        reserved = self._spec.reserved
+        password = reserved.password if reserved else random_password()
         plan = self._spec.container(password, self._labels[Label.FINGERPRINT])
-        route = self._engine.route
+        route, port = self._engine.route, reserved.port if reserved else None
         start = Image(self._client.images.get(self.image).attrs["Config"]).start(plan)
         start.environment[_PASSWORD] = password
         self._container = None
@@ -87,7 +93,7 @@ class ServerContainer(DockerContainer):
                 self.image,
                 name=self._name,
                 labels=self._labels,
-                ports={f"{self._spec.port}/tcp": (address, None)} if route.binds else {},
+                ports={f"{self._spec.port}/tcp": (address, port)} if route.binds else {},
                 shm_size=plan.shm_size,
                 # Podman stops a container before it removes it, but there is no data to save.
                 stop_signal="SIGKILL",
@@ -99,8 +105,17 @@ class ServerContainer(DockerContainer):
             if self._container is None and _is_conflict(error):
                 return False
             self.remove()
+            if reserved is not None and _PORT_TAKEN.search(explanation(error)):
+                raise AddressLost.taken(
+                    title=self._spec.title, place=reserved.place, cause=explanation(error)
+                ) from error
             raise
         return True
+
+    @property
+    def has_ended(self) -> bool:
+        """Whether the found container has run and has stopped: its data was in memory."""
+        return bool(self._held.status == "exited")
 
     def wake(self) -> tuple[str, str]:
         """Start the found container again if necessary; return the origin and the reason."""

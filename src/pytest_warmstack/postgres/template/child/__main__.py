@@ -89,7 +89,7 @@ class Work:
             with self._own_imports():
                 importlib.import_module("alembic.config")
         url = database_url.url(project["alembic"] if is_asked else None, project["url"])
-        database_url.set_environment(project["env"], url)
+        database_url.set_environment(project["env"], url, project["before"])
         self._variables = Variables()
         self._variables.watch()
         self._guard = Guard(url)

@@ -6,14 +6,20 @@ import importlib.util
 import os
 import re
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final
 from urllib.parse import parse_qs
 
 from sqlalchemy import URL
 
-from pytest_warmstack.placeholders import CERTIFICATES, LIBPQ, filled
+from pytest_warmstack.placeholders import (
+    CERTIFICATES,
+    LIBPQ,
+    NO_REDIS,
+    SERVER_PARAMETERS,
+    filled,
+)
 
 ASYNCPG: Final = "postgresql+asyncpg"
 
@@ -25,12 +31,6 @@ _TLS_PARAMETERS: Final = {
     "postgresql+psycopg2": "sslmode",
 }
 """The parameter of a URL that controls TLS, for each driver."""
-
-_SERVER_PARAMETERS: Final = re.compile(
-    r"ssl|gss|krbsrvname|host|port$|user|password|passfile|dbname|database|service|require"
-    r"|channel_binding|target_session_attrs|load_balance_hosts|direct_tls"
-)
-"""How the parameters of a URL begin that describe its own server and user."""
 
 
 def url(alembic: dict[str, Any] | None, parts: dict[str, Any]) -> URL:
@@ -84,7 +84,7 @@ def like(own: str, url: URL) -> URL:
         {
             name: values[0] if len(values) == 1 else values
             for name, values in options.items()
-            if not _SERVER_PARAMETERS.match(name)
+            if not SERVER_PARAMETERS.match(name)
         }
     )
 
@@ -97,12 +97,15 @@ def for_code(url: URL, driver: str = "") -> URL:
     return _with_driver(url, driver or ASYNCPG)
 
 
-def set_environment(lines: Sequence[str], url: URL) -> None:
+def set_environment(
+    lines: Sequence[str], url: URL, before: Mapping[str, str | None] | None = None
+) -> None:
     """Set the variables of *lines*, such as `DATABASE_URL={db_url}`.
 
-    If a variable already has a URL, its driver and options are kept.
+    If a variable already has a URL, its driver and options are kept. *before* has the values of
+    variables that this package set in the parent process.
     """
-    before = dict(os.environ)
+    before = {**os.environ, **(before or {})}
     mode = _tls_mode(url)
     for name in LIBPQ if mode else (*LIBPQ, *CERTIFICATES):
         os.environ.pop(name, None)
@@ -110,11 +113,13 @@ def set_environment(lines: Sequence[str], url: URL) -> None:
     os.environ["PGSSLMODE"] = mode or "prefer"
     for line in lines:
         name, _, value = line.partition("=")
-        own = like(before.get(name, ""), url)
+        own = like(before.get(name) or "", url)
         if own.query:
             value = value.replace("{db_url}?", "{db_url}&")
         values = {
+            **NO_REDIS,
             "db_url": own.render_as_string(hide_password=False),
+            "db_dsn": _with_driver(url, "postgresql").render_as_string(hide_password=False),
             "db_host": own.host,
             "db_port": own.port,
             "db_user": own.username,

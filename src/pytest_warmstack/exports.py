@@ -1,0 +1,164 @@
+"""Puts the lines of `warmstack_env` into the environment of pytest, before conftest files.
+
+So an application that reads its addresses when it is imported finds the databases of the tests.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from contextlib import suppress
+from dataclasses import asdict
+from fnmatch import fnmatch
+from typing import Final
+
+import pytest
+
+from pytest_warmstack import addresses, originals
+from pytest_warmstack.addresses import Addresses, Reserved
+from pytest_warmstack.errors import WarmstackError
+from pytest_warmstack.options import RedisPlan
+from pytest_warmstack.placeholders import services
+from pytest_warmstack.postgres import DatabaseName, State
+from pytest_warmstack.servers.identity import Service, fingerprint
+from pytest_warmstack.servers.model import Endpoint
+from pytest_warmstack.session import Session
+
+EXPORTS: Final = pytest.StashKey["Exports"]()
+
+
+class Exports:
+    """The variables of `warmstack_env` in this process.
+
+    `services` are the services that they name. `reserved` is what they lead to; the environment
+    reads it when it makes servers, databases and leases.
+
+    With *has_workers*, other processes run the tests, and no database belongs to this one.
+    """
+
+    def __init__(self, session: Session, *, has_workers: bool = False) -> None:
+        self._session = session
+        self._settings = session.settings
+        self._has_workers = has_workers
+        self._before: dict[str, str | None] = {}
+        self._matched: set[str] = set()
+        self.services = {Service(each) for each in services(self._settings.env)}
+        self.reserved = session.reserved = Reserved()
+
+    def begin(self) -> None:
+        """Choose the addresses, and set the variables.
+
+        This starts servers only if their address is not known before: if Docker's engine is on
+        another machine, or if each process has its own Redis.
+        """
+        found = self._choose()
+        variables = found.variables(self._settings.env, os.environ)
+        self._before = {name: os.environ.get(name) for name in variables}
+        originals.variables.update(self._before)
+        os.environ.update(variables)
+
+    def end(self) -> None:
+        """Set the variables to what they were before. You can end twice."""
+        for name, value in self._before.items():
+            if value is None:
+                os.environ.pop(name, None)
+            else:
+                os.environ[name] = value
+            originals.variables.pop(name, None)
+        self._before = {}
+
+    def names(self, item: pytest.Item) -> bool:
+        """Return whether the marker `warmstack` or a line of `warmstack_autouse` names *item*."""
+        root, path = self._session.config.rootpath, item.path
+        here = {path, *path.parents}
+        found = item.get_closest_marker("warmstack") is not None
+        for line in self._settings.autouse:
+            is_path = root / line in here or fnmatch(path.as_posix(), (root / line).as_posix())
+            if is_path or item.get_closest_marker(line) is not None:
+                self._matched.add(line)
+                found = True
+        return found
+
+    def unmatched(self) -> list[str]:
+        """Return the lines of `warmstack_autouse` that name neither a path nor a marker."""
+        config = self._session.config
+        markers = {re.split(r"[(:]", line)[0].strip() for line in config.getini("markers")}
+        return [
+            line
+            for line in self._settings.autouse
+            if line not in self._matched | markers and not any(config.rootpath.glob(line))
+        ]
+
+    def remember(self) -> None:
+        """Write reserved addresses to pytest's cache, for other runs that keep the same servers."""
+        session = self._session
+        if session.settings.reuse and not session.is_worker:
+            for service, endpoint in self.reserved.servers.items():
+                session.remembered().reserve(service, endpoint, session.run_context().project)
+
+    def _choose(self) -> Addresses:
+        project = self._session.run_context().project
+        found = {service: self._server(service) for service in sorted(self.services)}
+        name = DatabaseName.new(State.IN_USE, fingerprint(project.path))
+        if Service.POSTGRES in found:
+            self.reserved.database = name
+        return Addresses(
+            postgres=found.get(Service.POSTGRES),
+            database=str(name),
+            redis=found.get(Service.REDIS),
+            redis_index=self._index(found[Service.REDIS]) if Service.REDIS in found else 0,
+        )
+
+    def _server(self, service: Service) -> Endpoint:
+        """Return the address of a server that runs, or reserve one."""
+        session, settings = self._session, self._settings
+        context, shared = session.run_context(), session.run["servers"]
+        is_shared = service is Service.POSTGRES or settings.redis is RedisPlan.SHARED
+        found = Endpoint(**shared[service]) if service in shared and is_shared else None
+        if found is None and is_shared:
+            found = addresses.find(service, settings, context.project, session.remembered())
+        if found is None and (is_shared or self._has_workers):
+            found = self._reserve(service)
+        if found is None:
+            found = self._start(service)
+        if is_shared:
+            shared[service] = asdict(found)
+            if not settings.url(service):
+                self.reserved.servers[service] = found
+        return found
+
+    def _reserve(self, service: Service) -> Endpoint | None:
+        """Return an address for a server that starts later; None if it can't be known now."""
+        session, context = self._session, self._session.run_context()
+        if not addresses.is_on_loopback(self._settings, context, os.environ):
+            return None
+        if context.keep and (running := session.open().find_running(service)):
+            return running
+        taken = [each.port for each in self.reserved.servers.values()]
+        return addresses.reserve(context.project, service, kept=context.keep, taken=taken)
+
+    def _start(self, service: Service) -> Endpoint:
+        """Start the server now, and return its address."""
+        environment = self._session.open()
+        try:
+            if service is Service.POSTGRES:
+                return environment.postgres.get().client.endpoint
+            environment.leases.get().take()
+            return environment.leases.get().server.client.endpoint
+        except WarmstackError:  # Raised for the tests that need it.
+            return addresses.reserve(
+                self._session.run_context().project, service, kept=False, taken=()
+            )
+
+    def _index(self, server: Endpoint) -> int:
+        """Return the number of this process's first Redis database."""
+        session, settings = self._session, self._settings
+        if self._has_workers:
+            return 0
+        if settings.redis_url or addresses.answers(server):
+            with suppress(WarmstackError):  # Raised for the tests that need it.
+                return session.open().leases.get().take().index
+        self.reserved.indexes = addresses.reserve_databases(
+            settings.redis_databases, base=session.run["base"], worker=session.worker_number()
+        )
+        return self.reserved.indexes.start
