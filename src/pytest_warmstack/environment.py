@@ -39,7 +39,7 @@ from pytest_warmstack.servers.model import (
 if TYPE_CHECKING:
     from pytest_warmstack.addresses import Reserved
     from pytest_warmstack.postgres.address import Address
-    from pytest_warmstack.postgres.clones import Clone, CloneFactory, Clones, Finding, Shared
+    from pytest_warmstack.postgres.clones import Clone, CloneFactory, Clones, Finding, Leak, Shared
     from pytest_warmstack.postgres.databases import Databases
     from pytest_warmstack.postgres.template.configurations import Configuration, Configurations
     from pytest_warmstack.postgres.template.dependencies import FileState
@@ -157,7 +157,8 @@ class Environment:
     *say* shows the user a line about something that takes long. *custom_layers* returns the results
     of the hook `pytest_warmstack_template_layers`. *ini* is pytest's configuration file, *worker*
     the number of this process among the workers of its run, *reserved* what the application has
-    read. `ledger` records what was made; `used`
+    read. *forget_pools* ends the connections of this process to a database. `ledger` records what
+    was made; `used`
     has the names of the runtimes that were used. `postgres` is the PostgreSQL server, `leases` are
     this process's Redis databases; both are made when they are first needed.
     """
@@ -170,6 +171,7 @@ class Environment:
     ini: Path | None = None
     worker: int = 0
     reserved: Reserved | None = None
+    forget_pools: Callable[[str], None] = lambda _: None
     ledger: Ledger = field(default_factory=Ledger)
     used: list[str] = field(default_factory=list)
 
@@ -307,8 +309,11 @@ class Environment:
     def give_back(self, clone: Clone, folder: Path, test: str, *, failed: Sequence[str]) -> None:
         """Take back the database of *test*; if tests *failed* with it, save it for them."""
         clones = self._clones(folder)
-        if clones.keep_unused(clone):
-            return
+        if (use := clones.inspect(clone)) is not None:
+            if use.is_unused:
+                return
+            for leak in use.leaks:
+                self._record_leak(test, leak)
         if failed and self._template(folder).template and self.settings.keep_failed:
             clones.save(clone, ", ".join(failed))
         else:
@@ -599,6 +604,7 @@ class Environment:
             stock=ahead if keep else 0,
             keep=self.settings.keep_failed,
             found=self._record_finding,
+            forget_pools=self.forget_pools,
         )
         template.factory = factory
         self._stack.callback(clones.close, timeout=CLOSE_TIMEOUT)
@@ -612,9 +618,12 @@ class Environment:
         if found.saved:
             self.ledger.note(Step("kept", 0.0, {"test": found.test, "name": found.saved}))
         elif found.leak:
-            self.ledger.note(Step("left", 0.0, {"test": found.test, **found.leak._asdict()}))
+            self._record_leak(found.test, found.leak)
         else:
             self._record_trouble(found.test, found.trouble)
+
+    def _record_leak(self, test: str, leak: Leak) -> None:
+        self.ledger.note(Step("left", 0.0, {"test": test, **leak._asdict()}))
 
     def _sweep(self) -> Future[Any] | None:
         """Begin, once, after the first test, to drop what dead runs left behind."""

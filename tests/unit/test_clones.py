@@ -59,9 +59,8 @@ class FakeFactory:
         """Return it as it is: no application has read an address."""
         return clone
 
-    def is_unused(self, clone: Clone) -> bool:
-        """Return False: the clone is at no address."""
-        return False
+    def inspect(self, clone: Clone) -> None:
+        """Return None: the clone is at no address."""
 
     def drop(self, clone: Clone) -> Future[list[Leak]]:
         """Return the future of a drop that does not end by itself."""

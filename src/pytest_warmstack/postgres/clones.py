@@ -77,6 +77,13 @@ class Leak(NamedTuple):
     query: str
 
 
+class Use(NamedTuple):
+    """Whether no connection was ever made to a clone, and the connections that a test left busy."""
+
+    is_unused: bool
+    leaks: Sequence[Leak] = ()
+
+
 class Finding(NamedTuple):
     """Something that a *test* left behind.
 
@@ -110,7 +117,8 @@ class Clones:
 
     *ahead* is how many are kept ready, but never more than *expected*, the number of tests that
     will use one. *stock* is how many are left ready for the next run, *keep* is how many databases
-    of failed tests are saved. *found* is called with findings, from another thread.
+    of failed tests are saved. *found* is called with findings, from another thread. *forget_pools*
+    is called with the name of a database before its connections end.
     """
 
     def __init__(
@@ -122,6 +130,7 @@ class Clones:
         stock: int,
         keep: int = 0,
         found: Callable[[Finding], None],
+        forget_pools: Callable[[str], None] = lambda _: None,
     ) -> None:
         self._factory = factory
         self._limit = ahead
@@ -129,6 +138,7 @@ class Clones:
         self._stock = stock
         self._keep = keep
         self._found = found
+        self._forget_pools = forget_pools
         self._saved: dict[str, Future[Clone]] = {}
         self._ahead: deque[Future[Clone]] = deque()
         self._drops: deque[Future[list[Leak]]] = deque()
@@ -173,20 +183,21 @@ class Clones:
             self._ahead.appendleft(future)
             raise
 
-    def keep_unused(self, clone: Clone) -> bool:
-        """Keep a clone at its address for the next test if no connection was made to it.
+    def inspect(self, clone: Clone) -> Use | None:
+        """Return how the clone at the address was used; None if *clone* is not there.
 
-        Returns whether it was kept.
+        The next test gets a clone that was never used.
         """
-        if not self._factory.is_unused(clone):
-            return False
-        self._unused = clone
-        return True
+        use = self._factory.inspect(clone)
+        if use is not None and use.is_unused:
+            self._unused = clone
+        return use
 
     def give_back(self, clone: Clone, test: str) -> None:
         """Drop the clone of *test* in the background."""
         while self._drops and self._drops[0].done():
             self._drops.popleft()
+        self._forget_pools(str(clone.name))
         future = self._factory.drop(clone)
         future.add_done_callback(partial(self._report_drop, test))
         self._drops.append(future)
@@ -197,6 +208,7 @@ class Clones:
         It replaces the one from an earlier attempt of the same test. A clone that can't be saved
         doesn't count; the next run sweeps it.
         """
+        self._forget_pools(str(clone.name))
         future = self._factory.save(clone, test)
         future.add_done_callback(partial(self._report_not_saved, test))
         self._drop_saved(test)
@@ -421,25 +433,29 @@ class CloneFactory:
 
     async def _leave_address(self, clone: Clone) -> Clone | None:
         """Return the clone under its own name; None if it could not have it, and was dropped."""
-        if self._address is None or clone.name != self._address.name:
+        if self._address is None or not self._is_at_address(clone):
             return clone
         own = await self._address.leave(clone.oid, lambda: self._drop_by_force(clone))
         return clone._replace(name=own) if own is not None else None
 
-    def is_unused(self, clone: Clone) -> bool:
-        """Return whether *clone* is at the address, and no connection was ever made to it."""
-        if self._address is None or clone.name != self._address.name:
-            return False
+    def inspect(self, clone: Clone) -> Use | None:
+        """Return how *clone* was used; None if it is not at the address."""
+        if not self._is_at_address(clone):
+            return None
         with suppress(WarmstackError):
-            return self._is_unused(clone)
-        return False
+            return self._inspect(clone)
+        return Use(is_unused=False)
 
     @blocking
-    async def _is_unused(self, clone: Clone) -> bool:
+    async def _inspect(self, clone: Clone) -> Use:
+        if await self._main.fetch(sql.SESSIONS, clone.oid):
+            return Use(is_unused=False, leaks=await self._find_leaks(clone))
         # PostgreSQL 14 counts connections late.
-        if self._main.major < 15 or await self._main.fetch(sql.SESSIONS, clone.oid):
-            return False
-        return not await self._main.fetchval(sql.VISITS, clone.oid)
+        visits = self._main.major < 15 or await self._main.fetchval(sql.VISITS, clone.oid)
+        return Use(is_unused=not visits)
+
+    def _is_at_address(self, clone: Clone) -> bool:
+        return self._address is not None and clone.name == self._address.name
 
     # Making clones
 
@@ -525,7 +541,8 @@ class CloneFactory:
 
         Raises `CloneFailed`.
         """
-        leaks = await self._find_leaks(clone)
+        # The application's pools were emptied, which would hide leaks: `inspect` has found them.
+        leaks = [] if self._is_at_address(clone) else await self._find_leaks(clone)
         named = await self._leave_address(clone)
         try:
             if named is not None:
@@ -546,7 +563,7 @@ class CloneFactory:
         """Return the connections that remain open after `LEAK_GRACE`; the drop ends them."""
         if self._databases.pooled:
             return []  # The pooler keeps connections open after the test has closed them.
-        at_address = self._address is not None and clone.name == self._address.name
+        at_address = self._is_at_address(clone)
         query = sql.BUSY_SESSIONS if at_address else sql.SESSIONS
         deadline = originals.monotonic() + LEAK_GRACE
         pause = 0.003
