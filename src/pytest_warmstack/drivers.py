@@ -280,6 +280,9 @@ def cut_asyncpg(connection: Any) -> None:
     """End a connection of asyncpg, in whatever event loop it was opened."""
     if not connection.is_closed():
         loop = loop_of(connection)
+        # The pool of a newer asyncpg would begin to replace it, in that loop.
+        if loop.is_closed() and hasattr(connection, "_pool_holder"):
+            connection._pool_holder = None  # noqa: SLF001 - as above
         end_transport(loop, connection._transport, connection.terminate)  # noqa: SLF001 - as above
         if loop.is_closed():  # In a closed loop, the first call doesn't finish.
             connection.terminate()

@@ -47,6 +47,7 @@ class Pools(Observer):
         if (sqlalchemy := self._sqlalchemy) is not None:
             self._sqlalchemy = None
             sqlalchemy.event.remove(sqlalchemy.Pool, "checkout", self._replace)
+            sqlalchemy.event.remove(sqlalchemy.Pool, "close", self._leave)
             sqlalchemy.event.remove(sqlalchemy.Engine, "engine_connect", self._remember)
 
     def forget_pools(self, database: str) -> None:
@@ -97,6 +98,7 @@ class Pools(Observer):
             return
         self._sqlalchemy = sqlalchemy
         sqlalchemy.event.listen(sqlalchemy.Pool, "checkout", self._replace)
+        sqlalchemy.event.listen(sqlalchemy.Pool, "close", self._leave)
         sqlalchemy.event.listen(sqlalchemy.Engine, "engine_connect", self._remember)
 
     def _remember(self, connection: Any) -> None:
@@ -107,12 +109,18 @@ class Pools(Observer):
 
     def _replace(self, _connection: Any, record: Any, _proxy: Any) -> None:
         """Make a pool replace a connection that was cut, or that another event loop opened."""
+        if self._is_useless(record):
+            raise self._sqlalchemy.exc.DisconnectionError
+
+    def _leave(self, _connection: Any, record: Any) -> None:
+        """End a connection of another event loop, which its pool closes now and can't."""
+        self._is_useless(record)
+
+    def _is_useless(self, record: Any) -> bool:
         driver = record.driver_connection
         opened = self._opened.get(id(driver))
         if opened is None or opened.connection is not driver:
-            return
-        if not opened.is_cut:
-            if not (opened.is_elsewhere() and self._is_own(opened.target)):
-                return
+            return False
+        if not opened.is_cut and opened.is_elsewhere() and self._is_own(opened.target):
             opened.cut()
-        raise self._sqlalchemy.exc.DisconnectionError
+        return opened.is_cut
