@@ -145,6 +145,11 @@ class _Loop(asyncio.SelectorEventLoop):
         return await self.run_in_executor(None, resolve)
 
 
+def is_background(loop: object) -> bool:
+    """Return whether *loop* is the plugin's own."""
+    return isinstance(loop, _Loop)
+
+
 class BackgroundFailed(WarmstackError):
     """Work in the background did not finish."""
 

@@ -8,7 +8,6 @@ in every event loop, but each of its connections belongs to one.
 
 from __future__ import annotations
 
-from asyncio import AbstractEventLoop
 from contextlib import suppress
 from typing import Any, Final
 from weakref import WeakKeyDictionary
@@ -31,7 +30,8 @@ from sqlalchemy.pool import ConnectionPoolEntry
 from sqlalchemy.util import LRUCache
 
 from pytest_warmstack import originals
-from pytest_warmstack.background import end_transport, is_running_here
+from pytest_warmstack.background import is_running_here
+from pytest_warmstack.drivers import cut_asyncpg, loop_of
 from pytest_warmstack.errors import WarmstackError
 from pytest_warmstack.postgres import DatabaseName
 from pytest_warmstack.postgres.clones import Shared
@@ -93,7 +93,7 @@ class Engines:
         opened = self._opened.pop(engine.sync_engine, [])
         if close:
             for connection in opened:
-                cut(connection)
+                cut_asyncpg(connection)
         engine.sync_engine.dispose(close=False)
         dialect = engine.sync_engine.dialect
         # Don't reuse a dialect to which the test added a listener (SQLAlchemy's DialectEvents), or
@@ -110,7 +110,7 @@ class Engines:
             if not each.is_closed() and not _is_here(each)
         ]
         for connection in elsewhere:
-            cut(connection)
+            cut_asyncpg(connection)
         return bool(elsewhere)
 
     def _make_first(self, url: str, rollback: RollbackConnection | None) -> AsyncEngine:
@@ -146,31 +146,16 @@ class Engines:
         return AsyncEngine(engine)
 
 
-def cut(connection: Any) -> None:
-    """End a connection of asyncpg, in whatever event loop it was opened."""
-    if not connection.is_closed():
-        loop = _loop_of(connection)
-        end_transport(loop, connection._transport, connection.terminate)  # noqa: SLF001 - as below
-        if loop.is_closed():  # In a closed loop, the first call doesn't finish.
-            connection.terminate()
-
-
-def _loop_of(connection: Any) -> AbstractEventLoop:
-    """Return the event loop that opened a connection of asyncpg; there is no public API for it."""
-    loop: AbstractEventLoop = connection._loop  # noqa: SLF001
-    return loop
-
-
 def _is_here(connection: Any) -> bool:
     """Return whether the current event loop opened a connection of asyncpg."""
-    return is_running_here(_loop_of(connection))
+    return is_running_here(loop_of(connection))
 
 
 def _replace_in_other_loop(connection: Any, _record: Any, _proxy: Any) -> None:
     """Make the pool replace a connection that another event loop opened."""
     driver = connection.driver_connection
     if not _is_here(driver):
-        cut(driver)
+        cut_asyncpg(driver)
         raise DisconnectionError
 
 
@@ -264,7 +249,7 @@ class RollbackConnection:
     def close(self) -> None:
         """End the connection, if there is one."""
         if self._connection is not None:
-            cut(self._connection)
+            cut_asyncpg(self._connection)
         self._connection = None
 
     def _check(self) -> str:

@@ -29,7 +29,8 @@ from redis.exceptions import (
 from redis.retry import Retry
 
 from pytest_warmstack import originals
-from pytest_warmstack.background import Begun, end_transport, is_running_here, watch
+from pytest_warmstack.background import Begun, is_running_here, watch
+from pytest_warmstack.drivers import end_redis
 from pytest_warmstack.servers.errors import ServerFailed, raise_if_out_of_resources
 from pytest_warmstack.servers.model import (
     LOOKER,
@@ -351,6 +352,8 @@ def _full_text(error: Exception) -> str:
 class _Plain(Connection):
     """A connection over a socket that tests can't block, replace or find."""
 
+    warmstack_own = True  # See `drivers.OWN`.
+
     def _connect(self) -> originals.Socket:
         seconds: Any = self.socket_connect_timeout
         connected = originals.create_connection(self.host, int(self.port), seconds)
@@ -470,11 +473,7 @@ def _loop_bound(base: Any) -> Any:
             await super().disconnect(*args, **kwargs)
 
         def _leave_other_loop(self) -> None:
-            loop, writer = self._warmstack_loop, getattr(self, "_writer", None)
-            if writer is not None and loop is not None and not is_running_here(loop):
-                # The state after its own `disconnect` (redis-py's asyncio/connection.py).
-                self._reader = self._writer = None
-                # The lambda keeps the writer until then: collecting it earlier would warn.
-                end_transport(loop, writer.transport, lambda: writer.transport.abort())
+            if not is_running_here(self._warmstack_loop):
+                end_redis(self, self._warmstack_loop)
 
     return LoopBound
