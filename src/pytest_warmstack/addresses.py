@@ -11,6 +11,7 @@ from collections.abc import Collection, Mapping
 from contextlib import closing
 from dataclasses import dataclass, field
 from pathlib import Path
+from socket import SO_REUSEADDR, SOL_SOCKET
 from typing import Any, Final, NamedTuple
 
 from pytest_warmstack import originals
@@ -191,6 +192,8 @@ def _may_be_elsewhere(environ: Mapping[str, str]) -> bool:
 def _is_free(port: int) -> bool:
     try:
         with originals.Socket() as probe:
+            # As servers do: a port whose last connections are just closed is free.
+            probe.setsockopt(SOL_SOCKET, SO_REUSEADDR, 1)
             probe.bind((LOOPBACK, port))
     except OSError:
         return False

@@ -16,13 +16,16 @@ import pytest
 
 from pytest_warmstack import addresses, originals
 from pytest_warmstack.addresses import Addresses, Reserved
+from pytest_warmstack.drivers import Target
 from pytest_warmstack.errors import WarmstackError
 from pytest_warmstack.options import RedisPlan
 from pytest_warmstack.placeholders import services
+from pytest_warmstack.pools import Pools
 from pytest_warmstack.postgres import DatabaseName, State
 from pytest_warmstack.servers.identity import Service, fingerprint
 from pytest_warmstack.servers.model import Endpoint
 from pytest_warmstack.session import Session
+from pytest_warmstack.settings_errors import SettingsError
 
 EXPORTS: Final = pytest.StashKey["Exports"]()
 
@@ -42,23 +45,33 @@ class Exports:
         self._has_workers = has_workers
         self._before: dict[str, str | None] = {}
         self._matched: set[str] = set()
+        self._redis = "", 0
         self.services = {Service(each) for each in services(self._settings.env)}
         self.reserved = session.reserved = Reserved()
+        self._pools = session.pools = Pools(self._is_own)
 
     def begin(self) -> None:
         """Choose the addresses, and set the variables.
 
         This starts servers only if their address is not known before: if Docker's engine is on
-        another machine, or if each process has its own Redis.
+        another machine, or if each process has its own Redis. Raises `SettingsError`.
         """
+        settings = self._settings
+        if settings.autouse and not self.services:
+            source = settings.sources.get("autouse", "")
+            raise SettingsError.no_address(
+                name="warmstack_autouse", source=source, file=settings.file
+            )
         found = self._choose()
         variables = found.variables(self._settings.env, os.environ)
         self._before = {name: os.environ.get(name) for name in variables}
         originals.variables.update(self._before)
         os.environ.update(variables)
+        self._pools.install()
 
     def end(self) -> None:
         """Set the variables to what they were before. You can end twice."""
+        self._pools.uninstall()
         for name, value in self._before.items():
             if value is None:
                 os.environ.pop(name, None)
@@ -80,11 +93,11 @@ class Exports:
         return found
 
     def unmatched(self) -> list[str]:
-        """Return the lines of `warmstack_autouse` that name neither a path nor a marker."""
+        """Return a sentence for each line of `warmstack_autouse` that names no path or marker."""
         config = self._session.config
         markers = {re.split(r"[(:]", line)[0].strip() for line in config.getini("markers")}
         return [
-            line
+            f"warmstack_autouse: {line} is neither a path below {config.rootpath.name} nor a marker"
             for line in self._settings.autouse
             if line not in self._matched | markers and not any(config.rootpath.glob(line))
         ]
@@ -96,12 +109,20 @@ class Exports:
             for service, endpoint in self.reserved.servers.items():
                 session.remembered().reserve(service, endpoint, session.run_context().project)
 
+    def _is_own(self, target: Target) -> bool:
+        """Return whether *target* is what the variables lead to."""
+        if target.service == Service.POSTGRES:
+            return target.database == str(self.reserved.database)
+        return (target.host, target.port) == self._redis
+
     def _choose(self) -> Addresses:
         project = self._session.run_context().project
         found = {service: self._server(service) for service in sorted(self.services)}
         name = DatabaseName.new(State.IN_USE, fingerprint(project.path))
         if Service.POSTGRES in found:
             self.reserved.database = name
+        if (redis := found.get(Service.REDIS)) is not None:
+            self._redis = redis.host, redis.port
         return Addresses(
             postgres=found.get(Service.POSTGRES),
             database=str(name),
@@ -114,7 +135,8 @@ class Exports:
         session, settings = self._session, self._settings
         context, shared = session.run_context(), session.run["servers"]
         is_shared = service is Service.POSTGRES or settings.redis is RedisPlan.SHARED
-        found = Endpoint(**shared[service]) if service in shared and is_shared else None
+        given = shared.get(str(service)) if is_shared else None
+        found = Endpoint(**given) if given else None
         if found is None and is_shared:
             found = addresses.find(service, settings, context.project, session.remembered())
         if found is None and (is_shared or self._has_workers):
@@ -122,7 +144,7 @@ class Exports:
         if found is None:
             found = self._start(service)
         if is_shared:
-            shared[service] = asdict(found)
+            shared[str(service)] = asdict(found)
             if not settings.url(service):
                 self.reserved.servers[service] = found
         return found

@@ -63,20 +63,14 @@ def _open_session(config: pytest.Config, line: argparse.Namespace) -> Session:
     """Return the session of *config*; make it, and set its variables, if there is none yet."""
     if SESSION not in config.stash:
         try:
-            session = config.stash[SESSION] = Session(config, line)
+            config.stash[SESSION] = Session(config, line)
+            _export(config, line)
         except Exception as error:
             from pytest_warmstack.settings_errors import SettingsError
 
             if not isinstance(error, SettingsError):
                 raise
             raise pytest.UsageError(str(error)) from None
-        if session.settings.env:
-            from pytest_warmstack.exports import EXPORTS, Exports
-
-            has_workers = getattr(line, "numprocesses", None) or getattr(line, "tx", None)
-            exports = config.stash[EXPORTS] = Exports(session, has_workers=bool(has_workers))
-            config.add_cleanup(exports.end)
-            exports.begin()
     return config.stash[SESSION]
 
 
@@ -133,6 +127,21 @@ def pytest_configure(config: pytest.Config) -> None:
     config.pluginmanager.register(fixtures, "warmstack-fixtures")
 
 
+def _export(config: pytest.Config, line: argparse.Namespace) -> None:
+    """Set the variables of `warmstack_env`, if there are any."""
+    session = session_of(config)
+    if session.settings.env or session.settings.autouse:
+        from pytest_warmstack.exports import EXPORTS, Exports
+
+        # The workers of xdist get the controller's command line too.
+        has_workers = not session.is_worker and any(
+            getattr(line, name, None) for name in ("numprocesses", "tx")
+        )
+        exports = config.stash[EXPORTS] = Exports(session, has_workers=has_workers)
+        config.add_cleanup(exports.end)
+        exports.begin()
+
+
 @pytest.hookimpl(wrapper=True)
 def pytest_sessionstart(session: pytest.Session) -> Generator[None, object, object]:
     """Write misspelt settings below pytest's header."""
@@ -164,6 +173,12 @@ def pytest_itemcollected(item: pytest.Item) -> None:
         from pytest_warmstack.exports import EXPORTS
 
         fixtures.cover(item, item.config.stash[EXPORTS])
+    elif item.get_closest_marker("warmstack") is not None:
+        from pytest_warmstack.settings_errors import SettingsError
+
+        file = session_of(item.config).settings.file
+        name = "the marker warmstack"
+        raise pytest.UsageError(str(SettingsError.no_address(name=name, source="", file=file)))
     if any(each.name == "warmstack_isolation" for each in item.own_markers):
         from pytest_warmstack import scopes
 
@@ -206,9 +221,14 @@ def pytest_runtestloop(session: pytest.Session) -> None:
         return
     from pytest_warmstack import fixtures
 
+    own = session_of(session.config)
+    if own.reserved is not None and not own.is_worker:
+        from pytest_warmstack.exports import EXPORTS
+
+        own.write(session.config.stash[EXPORTS].unmatched(), quiet=True)
     services, tests = fixtures.needs(session.items)
     if services:
-        session_of(session.config).start(services, tests)
+        own.start(services, tests)
 
 
 @pytest.hookimpl(wrapper=True)

@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 
     from pytest_warmstack.addresses import Reserved
     from pytest_warmstack.environment import Environment
+    from pytest_warmstack.pools import Pools
     from pytest_warmstack.postgres.clones import Clone
     from pytest_warmstack.report import Ledger
     from pytest_warmstack.servers import RememberedServers
@@ -46,7 +47,8 @@ class Session:
     attempt failed. `shown` maps the text of an error to the first test that showed it. `in_use`
     maps the id of a test, class or module to its database. `collector` is the class or module whose
     tests pytest collects now. `has_advised` is true if the user has read which variables are
-    missing. `reserved` is what the application has read, if `warmstack_env` has lines. *line* is
+    missing. `reserved` is what the application has read, if `warmstack_env` has lines, and
+    `pools` the connections to that. *line* is
     the parsed command line, if *config* doesn't have it yet.
     """
 
@@ -64,6 +66,7 @@ class Session:
         self._early: dict[str, Any] = json.loads(os.environ.pop(_RUN, "{}"))
         self.is_worker = bool(self._early) or hasattr(config, "workerinput")
         self.reserved: Reserved | None = None
+        self.pools: Pools | None = None
         self._ledger: Ledger | None = None
         self._signals: SignalWatch | None = None
         self._begin = originals.now()
@@ -89,6 +92,7 @@ class Session:
                 ini=config.inipath,
                 worker=self.worker_number(),
                 reserved=self.reserved,
+                forget_pools=self.pools.forget_pools if self.pools else lambda _: None,
             )
             config.pluginmanager.register(_WarningMask(self.environment))
         return self.environment

@@ -75,6 +75,20 @@ class SettingsError(WarmstackError):
         )
 
     @classmethod
+    def no_address(cls, *, name: str, source: str, file: str) -> SettingsError:
+        """*name* covers tests, but no line of `warmstack_env` leads the application anywhere."""
+        return cls(
+            f"{name} needs lines of warmstack_env with a placeholder.",
+            why="it is for tests that reach their database only through the application, and the "
+            "application finds the database by these variables",
+            source=source,
+            todo=[
+                f"name the variables that the application reads, in {file or 'pytest.ini'}: "
+                "warmstack_env = DATABASE_URL={db_url}"
+            ],
+        )
+
+    @classmethod
     def ambiguous(cls, *, name: str, value: object, source: str) -> SettingsError:
         """The password or host of the URL *value* has characters that end it too early."""
         return cls(
