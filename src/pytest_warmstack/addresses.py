@@ -11,7 +11,6 @@ from collections.abc import Collection, Mapping
 from contextlib import closing
 from dataclasses import dataclass, field
 from pathlib import Path
-from socket import SO_REUSEADDR, SOL_SOCKET
 from typing import Any, Final, NamedTuple
 
 from pytest_warmstack import originals
@@ -28,6 +27,7 @@ from pytest_warmstack.servers.identity import (
     fingerprint,
     random_password,
 )
+from pytest_warmstack.servers.lifecycle import LOOPBACK, is_free
 from pytest_warmstack.servers.model import (
     REDIS_DATABASES,
     Endpoint,
@@ -36,8 +36,6 @@ from pytest_warmstack.servers.model import (
     postgres_url,
     redis_url,
 )
-
-LOOPBACK: Final = "127.0.0.1"
 
 _PORTS: Final = range(20000, 30000)
 """Ports that systems don't give to outgoing connections: Linux begins at 32768."""
@@ -126,7 +124,7 @@ def find(
         return None
     process = Process.parse(found.id)
     has_ended = process is not None and process.is_gone()
-    return None if has_ended and not _is_free(found.endpoint.port) else found.endpoint
+    return None if has_ended and not is_free(found.endpoint.port) else found.endpoint
 
 
 def reserve(project: Project, service: Service, *, kept: bool, taken: Collection[int]) -> Endpoint:
@@ -138,7 +136,7 @@ def reserve(project: Project, service: Service, *, kept: bool, taken: Collection
     seed = f"{project.path} {service}" if kept else originals.urandom(8)
     first = int(fingerprint(seed), 16)
     ports = (_PORTS[(first + step) % len(_PORTS)] for step in range(len(_PORTS)))
-    port = next(port for port in ports if port not in taken and _is_free(port))
+    port = next(port for port in ports if port not in taken and is_free(port))
     return Endpoint(host=LOOPBACK, port=port, password=random_password())
 
 
@@ -187,14 +185,3 @@ def _may_be_elsewhere(environ: Mapping[str, str]) -> bool:
     files = home / ".testcontainers.properties", Path("/.dockerenv")
     named = any(environ.get(name) for name in ENGINE)
     return named or context or any(os.path.lexists(each) for each in files)
-
-
-def _is_free(port: int) -> bool:
-    try:
-        with originals.Socket() as probe:
-            # As servers do: a port whose last connections are just closed is free.
-            probe.setsockopt(SOL_SOCKET, SO_REUSEADDR, 1)
-            probe.bind((LOOPBACK, port))
-    except OSError:
-        return False
-    return True

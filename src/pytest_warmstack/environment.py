@@ -196,6 +196,9 @@ class Environment:
         self._first: ConfiguredTemplate | None = None
         self._misconfigured: list[BaseException] = []
         self._sweeping: Future[Any] | None = None
+        # How many databases tests have now, and whether a connection ever came to one of them.
+        self._taken = 0
+        self._was_reached = False
 
     def _lazy(self, name: str, make: Callable[[], T]) -> Lazy[T]:
         made = Lazy(name, make)
@@ -262,6 +265,8 @@ class Environment:
             last.push(self._stack.pop_all())
         for each in self._lazies:
             each.future = None
+        if "clone" in self.ledger.times and self.reserved and self.reserved.database:
+            self.ledger.note(Step("address", 0.0, {"reached": "yes" if self._was_reached else ""}))
         if self.ledger.steps:
             self.ledger.note(Step("end", originals.monotonic() - begin))
 
@@ -304,12 +309,16 @@ class Environment:
         """Return a migrated database for one test in *folder*."""
         clones = self._clones(folder)
         with self.ledger.timed("clone"), self._explain_errors():
-            return clones.take()
+            clone = clones.take()
+        self._taken += 1
+        return clone
 
     def give_back(self, clone: Clone, folder: Path, test: str, *, failed: Sequence[str]) -> None:
         """Take back the database of *test*; if tests *failed* with it, save it for them."""
         clones = self._clones(folder)
+        self._taken -= 1
         if (use := clones.inspect(clone)) is not None:
+            self._was_reached = self._was_reached or not use.is_unused
             if use.is_unused:
                 return
             for leak in use.leaks:
@@ -324,12 +333,21 @@ class Environment:
         """Return the database that tests in *folder* share; each test undoes its changes."""
         clones = self._clones(folder)
         with self.ledger.timed("rollback" if clones.is_shared else "clone"), self._explain_errors():
-            return clones.borrow()
+            shared = clones.borrow()
+        self._taken += 1
+        self._was_reached = True
+        return shared
 
     def restore_clone(self, shared: Shared, folder: Path, test: str) -> None:
         """Take the shared database back after *test*."""
+        self._taken -= 1
         self._clones(folder).restore(shared, test)
         self._sweep()
+
+    @property
+    def has_database(self) -> bool:
+        """Whether a test has a database now."""
+        return self._taken > 0
 
     def name_clone(self, clone: Clone, test: str) -> None:
         """Note on a database that *test* is in the debugger, for `warmstack psql`."""

@@ -14,9 +14,9 @@ from typing import Final
 
 import pytest
 
-from pytest_warmstack import addresses, originals
+from pytest_warmstack import addresses, drivers, originals
 from pytest_warmstack.addresses import Addresses, Reserved
-from pytest_warmstack.drivers import Target
+from pytest_warmstack.drivers import Observer, Target
 from pytest_warmstack.errors import WarmstackError
 from pytest_warmstack.options import RedisPlan
 from pytest_warmstack.placeholders import services
@@ -30,7 +30,26 @@ from pytest_warmstack.settings_errors import SettingsError
 EXPORTS: Final = pytest.StashKey["Exports"]()
 
 
-class Exports:
+class NoDatabaseYet(WarmstackError):
+    """Code connected to the test's database while no test had one."""
+
+    @classmethod
+    def outside(cls, *, driver: str, variables: str, test: str) -> NoDatabaseYet:
+        """*driver* connected in *test*, which has no database, or in none, if it is empty."""
+        when = f"{test} has none" if test else "no test is running, for example during an import"
+        return cls(
+            f"{driver} connected to the test's database while no test has one.",
+            why=f"{variables} leads to the database of the current test; {when}",
+            todo=[
+                "request db_url, mark the test with @pytest.mark.warmstack, or name its file in "
+                "warmstack_autouse"
+                if test
+                else "connect when the application starts, not when it is imported",
+            ],
+        )
+
+
+class Exports(Observer):
     """The variables of `warmstack_env` in this process.
 
     `services` are the services that they name. `reserved` is what they lead to; the environment
@@ -68,9 +87,11 @@ class Exports:
         originals.variables.update(self._before)
         os.environ.update(variables)
         self._pools.install()
+        drivers.install(self)
 
     def end(self) -> None:
         """Set the variables to what they were before. You can end twice."""
+        drivers.uninstall(self)
         self._pools.uninstall()
         for name, value in self._before.items():
             if value is None:
@@ -108,6 +129,17 @@ class Exports:
         if session.settings.reuse and not session.is_worker:
             for service, endpoint in self.reserved.servers.items():
                 session.remembered().reserve(service, endpoint, session.run_context().project)
+
+    def opening(self, target: Target) -> None:
+        """Raise `NoDatabaseYet` if *target* is the test's database, and no test has one."""
+        if target.service != Service.POSTGRES or target.database != str(self.reserved.database):
+            return
+        environment = self._session.environment
+        if environment is None or not environment.has_database:
+            # pytest sets this to the test's id and phase (its documentation, "Examples").
+            test = os.environ.get("PYTEST_CURRENT_TEST", "").rpartition(" (")[0]
+            variables = ", ".join(each.partition("=")[0] for each in self._settings.env)
+            raise NoDatabaseYet.outside(driver=target.driver, variables=variables, test=test)
 
     def _is_own(self, target: Target) -> bool:
         """Return whether *target* is what the variables lead to."""

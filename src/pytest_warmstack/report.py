@@ -227,6 +227,19 @@ def kept(steps: Sequence[Step]) -> Iterator[str]:
             yield f"{step.facts['test']}: its database is saved: warmstack psql {number}"
 
 
+def unreached(steps: Sequence[Step], variables: Sequence[str]) -> Iterator[str]:
+    """Yield the line for a run whose databases no connection ever reached.
+
+    *variables* lead to them.
+    """
+    found = [step.facts["reached"] for step in steps if step.name == "address"]
+    if found and not any(found):
+        yield (
+            f"no test has connected to its database, to which {', '.join(variables)} leads: does"
+            " the application read another variable? (see warmstack_env)"
+        )
+
+
 def summary(ledger: Ledger, *, workers: int) -> Iterator[str]:
     """Yield the line about how long the set-up took, if there was one."""
     servers = [step.seconds for step in ledger.steps if step.name in SERVERS]

@@ -280,6 +280,8 @@ class Session:
         leaks = self.settings.leaks is Leaks.REPORT
         self.write(report.left(ledger.steps, leaks=leaks), quiet=True)
         self.write(report.kept(ledger.steps), quiet=True)
+        named = [each.partition("=")[0] for each in self.settings.env if "{db_" in each]
+        self.write(report.unreached(ledger.steps, named), quiet=True)
         self.write(report.summary(ledger, workers=len(messages)))
 
     def _write_header(self, ledger: Ledger) -> None:

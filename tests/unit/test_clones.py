@@ -54,6 +54,7 @@ class FakeFactory:
         return future
 
     moves = 0
+    occupied_address = None
 
     def lead_to(self, clone: Clone) -> Clone:
         """Return it as it is: no application has read an address."""

@@ -33,6 +33,11 @@ class Address:
         self._clones: dict[int, DatabaseName] = {}
         self.moves = 0
 
+    @property
+    def is_occupied(self) -> bool:
+        """Whether a clone has the name."""
+        return bool(self._clones)
+
     @blocking
     async def enter(self, oid: int, own: DatabaseName) -> None:
         """Give the name to the clone *oid*, which is called *own*."""

@@ -155,7 +155,10 @@ class Clones:
         """
         if (unused := self._unused) is not None:
             self._unused = None
-            return unused
+            # Something may have connected to it since, between the tests.
+            if (use := self._factory.inspect(unused)) is not None and use.is_unused:
+                return unused
+            self.give_back(unused, "")
         while len(self._drops) >= MAX_DROPS:
             if not wait([self._drops.popleft()], timeout=TAKE_TIMEOUT).done:
                 raise _too_slow("the databases of earlier tests are waiting to be dropped")
@@ -172,6 +175,8 @@ class Clones:
                     raise
                 future = self._factory.prepare()
                 clone = future.result(TAKE_TIMEOUT)
+            if (name := self._factory.occupied_address) is not None:
+                self._forget_pools(str(name))
             return self._factory.lead_to(clone)
         except TimeoutError as error:
             self._ahead.append(future)  # `close` takes care of it.
@@ -420,6 +425,12 @@ class CloneFactory:
     def moves(self) -> int:
         """How often the address has led to another clone; 0 without one."""
         return self._address.moves if self._address is not None else 0
+
+    @property
+    def occupied_address(self) -> DatabaseName | None:
+        """The address if it leads to a clone, such as that of a module."""
+        address = self._address
+        return address.name if address is not None and address.is_occupied else None
 
     def lead_to(self, clone: Clone) -> Clone:
         """Lead the address to *clone*; return the clone as it is called then.

@@ -32,9 +32,11 @@ from pytest_warmstack.servers.errors import (
 )
 from pytest_warmstack.servers.identity import Daemon, Process, random_password, write_private
 from pytest_warmstack.servers.lifecycle import (
+    LOOPBACK,
     POLL_INTERVAL,
     check_address,
     check_version,
+    is_free,
     remove_outdated,
     wait_ready,
 )
@@ -52,7 +54,6 @@ from pytest_warmstack.servers.model import (
 )
 
 _LOG_LINES: Final = 30
-_HOST: Final = "127.0.0.1"
 _MAX_PORTS: Final = 5
 """How many free ports to try: another process may take one before the server binds it."""
 
@@ -213,7 +214,7 @@ class Embedded:
             id="",
             name=folder.name,
             labels=self._run_context.labels(spec, self.name),
-            endpoint=Endpoint(host=_HOST, port=0, password=password),
+            endpoint=Endpoint(host=LOOPBACK, port=0, password=password),
             since=originals.now(),
         )
         try:
@@ -226,13 +227,8 @@ class Embedded:
                 try:
                     return self._attempt(spec, folder, record, command_for)
                 except ServerFailed as failure:
-                    if not _is_port_taken(failure):
-                        raise
-                    if spec.reserved is not None:
-                        raise AddressLost.taken(
-                            title=spec.title, place=spec.reserved.place, cause=failure.why
-                        ) from failure
-                    if attempts == _MAX_PORTS:
+                    is_last = attempts == _MAX_PORTS or spec.reserved is not None
+                    if is_last or not _is_port_taken(failure):
                         raise
         except BaseException as failure:
             full = no_space(failure, spec.title, folder.name)
@@ -251,6 +247,11 @@ class Embedded:
     ) -> tuple[ServerInfo, C]:
         """Start the server on the reserved port, or one that is free, and wait for its answer."""
         port = spec.reserved.port if spec.reserved else _free_port()
+        if spec.reserved is not None and not is_free(port):
+            # Another program may accept connections there, and never answer.
+            raise AddressLost.taken(
+                title=spec.title, place=spec.reserved.place, cause=os.strerror(errno.EADDRINUSE)
+            )
         command = command_for(port)
         daemon = _launch(command, folder)
         record = replace(
@@ -360,7 +361,7 @@ def _is_port_taken(failure: ServerFailed) -> bool:
 
 def _free_port() -> int:
     with originals.Socket() as probe:
-        probe.bind((_HOST, 0))
+        probe.bind((LOOPBACK, 0))
         return int(probe.getsockname()[1])
 
 

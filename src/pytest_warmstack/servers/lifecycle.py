@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from socket import SO_REUSEADDR, SOL_SOCKET
 from typing import Any, Final
 
 from pytest_warmstack import originals
@@ -21,6 +22,8 @@ from pytest_warmstack.servers.model import (
     ServerSpec,
     version_of,
 )
+
+LOOPBACK: Final = "127.0.0.1"
 
 POLL_INTERVAL: Final = 0.05
 """Seconds between two attempts to query a server that is starting."""
@@ -69,6 +72,18 @@ def check_version(spec: ServerSpec[Any], client: Client, runtime: str) -> None:
         raise ServerFailed.wrong_version(
             title=spec.title, found=version_of(client), wanted=f"version {wanted}"
         )
+
+
+def is_free(port: int) -> bool:
+    """Return whether a server can listen on *port* of `LOOPBACK`."""
+    try:
+        with originals.Socket() as probe:
+            # As servers do: a port whose last connections are just closed is free.
+            probe.setsockopt(SOL_SOCKET, SO_REUSEADDR, 1)
+            probe.bind((LOOPBACK, port))
+    except OSError:
+        return False
+    return True
 
 
 def check_address(spec: ServerSpec[Any], client: Client) -> None:

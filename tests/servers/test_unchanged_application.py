@@ -1,0 +1,481 @@
+"""An application that reads its addresses when it is imported, tested with lines in pytest.ini."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Sequence
+from typing import Final
+
+import pytest
+
+from projects import Library, assert_nothing_left
+
+REUSE: Final = "--reuse-containers"
+
+APP: Final = """
+import os
+
+import redis
+import redis.asyncio
+from sqlalchemy import create_engine, text
+from sqlalchemy.ext.asyncio import create_async_engine
+
+URL = os.environ["DATABASE_URL"]
+engine = create_async_engine(URL)
+sync_engine = create_engine(os.environ["SYNC_URL"])
+cache = redis.asyncio.from_url(os.environ["REDIS_URL"])
+sync_cache = redis.Redis(
+    host=os.environ["REDIS_HOST"],
+    port=int(os.environ["REDIS_PORT"]),
+    password=os.environ["REDIS_PASSWORD"],
+    db=int(os.environ["REDIS_DB"]),
+)
+ADD = text("INSERT INTO author VALUES (1, :name)")
+COUNT = text("SELECT count(*) FROM author")
+
+
+async def add(name):
+    async with engine.begin() as connection:
+        await connection.execute(ADD, {"name": name})
+    await cache.set("last", name)
+
+
+async def count():
+    async with engine.connect() as connection:
+        return await connection.scalar(COUNT)
+
+
+def sync_add(name):
+    with sync_engine.begin() as connection:
+        connection.execute(ADD, {"name": name})
+    sync_cache.set("last", name)
+
+
+def sync_count():
+    with sync_engine.connect() as connection:
+        return connection.scalar(COUNT)
+"""
+
+LINES: Final = (
+    "warmstack_env =",
+    "    DATABASE_URL={db_url}",
+    "    SYNC_URL=postgresql+psycopg://{db_user}:{db_password}@{db_host}:{db_port}/{db_name}",
+    "    DSN={db_dsn}",
+    "    REDIS_URL={redis_url}",
+    "    REDIS_HOST={redis_host}",
+    "    REDIS_PORT={redis_port}",
+    "    REDIS_PASSWORD={redis_password}",
+    "    REDIS_DB={redis_db}",
+    "    OTHER=1",
+)
+
+TESTS: Final = """
+import os
+import subprocess
+import sys
+import threading
+
+import app
+import asyncpg
+import pytest
+
+@pytest.mark.parametrize("number", range(3))
+async def test_async(db_url, number):
+    assert db_url == app.URL == os.environ["DATABASE_URL"]
+    assert await app.count() == 0
+    assert await app.cache.get("last") is None
+    await app.add("ada")
+    assert await app.count() == 1
+
+@pytest.mark.parametrize("number", range(3))
+def test_sync(redis_url, number):
+    assert redis_url == os.environ["REDIS_URL"]
+    assert app.sync_count() == 0
+    assert app.sync_cache.get("last") is None
+    app.sync_add("ada")
+    assert app.sync_count() == 1
+
+@pytest.mark.warmstack
+def test_marked_and_in_a_thread():
+    found = []
+    thread = threading.Thread(target=lambda: found.append(app.sync_count()))
+    thread.start()
+    thread.join()
+    assert found == [0]
+    app.sync_add("ada")
+
+@pytest.mark.parametrize("number", range(2))
+async def test_raw_driver_and_fixture(db_session, number):
+    connection = await asyncpg.connect(os.environ["DSN"])
+    assert await connection.fetchval("SELECT count(*) FROM author") == 0
+    await connection.execute("INSERT INTO author VALUES (2, 'bob')")
+    await connection.close()
+    assert await app.count() == 1
+    assert len((await db_session.execute(app.text("SELECT * FROM author"))).all()) == 1
+
+@pytest.mark.warmstack
+def test_a_process_that_it_starts():
+    code = "import app; app.sync_add('ada'); app.sync_cache.set('by', 'child')"
+    subprocess.run([sys.executable, "-c", code], check=True)
+    assert app.sync_count() == 1
+    assert app.sync_cache.get("by") == b"child"
+
+def test_other_lines_are_set_too():
+    assert os.environ["OTHER"] == "1"
+"""
+COUNT: Final = 11
+
+
+def application(project: Library, *more: str, tests: str = TESTS) -> None:
+    """Lay down the application, imported by a conftest file, and its lines."""
+    project.write("app.py", APP)
+    project.write("conftest.py", "import app\n")
+    project.write("test_app.py", tests)
+    project.configure(*LINES, *more)
+
+
+def clones(result: pytest.RunResult) -> int:
+    """Return how often a run waited for a clone."""
+    (line,) = (line for line in result.outlines if line.startswith("warmstack: set-up:"))
+    found = re.search(r"(\d+) clones?", line)
+    return int(found[1]) if found else 0
+
+
+@pytest.mark.parametrize("scope", ["function", "session"])
+def test_the_application_is_not_changed(project: Library, scope: str) -> None:
+    """Engines, clients, raw drivers, threads and processes meet this test's own databases."""
+    application(project, f"asyncio_default_test_loop_scope = {scope}")
+
+    for arguments in ([], [REUSE], [REUSE], [REUSE, "-n2"]):
+        project.run("test_app.py", *arguments).assert_outcomes(passed=COUNT)
+
+
+def test_workers_have_addresses_of_their_own(embedded_project: Library) -> None:
+    """They have them before conftest files, although all use one server."""
+    application(
+        embedded_project,
+        tests="import app, os, pytest\n\n@pytest.mark.parametrize('number', range(8))\n"
+        "def test_place(db_url, number, worker_id):\n"
+        "    assert db_url == app.URL\n"
+        "    print('PLACE', worker_id, db_url.rpartition('/')[2], os.environ['REDIS_URL'][-3:])\n"
+        "    app.sync_add(worker_id)\n",
+    )
+
+    result = embedded_project.run("test_app.py", "-n3", "-rP", "--dist=load")
+
+    result.assert_outcomes(passed=8)
+    places = {line for line in result.outlines if line.startswith("PLACE")}
+    assert len(places) == len({line.split()[1] for line in places}) > 1
+    assert len({line.split()[2] for line in places}) == len(places)
+    assert len({line.split()[3] for line in places}) == len(places)
+    assert_nothing_left(embedded_project.folder)
+
+
+def test_unit_tests_start_nothing(embedded_project: Library) -> None:
+    """The addresses are reserved, and no server is behind them."""
+    project = embedded_project
+    application(
+        project,
+        tests="import app, pytest, sys\n\n"
+        "def test_unit():\n"
+        "    assert app.URL.startswith('postgresql+asyncpg://postgres:')\n"
+        "    assert 'docker' not in sys.modules\n"
+        "    with pytest.raises(Exception, match='refused'):\n"
+        "        app.sync_cache.ping()\n",
+    )
+
+    for arguments in ([], [REUSE]):
+        project.run("test_app.py", *arguments).assert_outcomes(passed=1)
+        assert project.folders() == []
+
+
+def test_variables_are_put_back(pytester: pytest.Pytester, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Those that had a value have it again, and the others are gone."""
+    import os
+
+    monkeypatch.setenv("DATABASE_URL", "postgresql+psycopg://me@prod/shop?application_name=shop")
+    monkeypatch.delenv("SHOP", raising=False)
+    pytester.makeini(
+        "[pytest]\nwarmstack_runtime = embedded\nwarmstack_env =\n"
+        "    DATABASE_URL={db_url}\n    SHOP=1\n"
+    )
+    pytester.makepyfile(
+        "import os\ndef test_it():\n    url = os.environ['DATABASE_URL']\n"
+        "    assert url.startswith('postgresql+psycopg://postgres:')\n"
+        "    assert url.endswith('?application_name=shop')\n    assert os.environ['SHOP'] == '1'\n"
+    )
+
+    pytester.inline_run("-p", "no:cacheprovider").assertoutcome(passed=1)
+
+    assert os.environ["DATABASE_URL"].startswith("postgresql+psycopg://me@prod")
+    assert "SHOP" not in os.environ
+
+
+AUTOUSE: Final = """
+import app
+import pytest
+
+def test_one():
+    app.sync_add("ada")
+    assert app.sync_count() == 1
+
+def test_two():
+    app.sync_add("ada")
+    assert app.sync_count() == 1
+"""
+
+
+@pytest.mark.parametrize("line", ["test_app.py", "more/", "mor*/test_?.py", "database"])
+def test_tests_are_named_by_a_path_or_a_marker(embedded_project: Library, line: str) -> None:
+    """They request no fixture."""
+    project = embedded_project
+    tests = AUTOUSE
+    if line == "database":
+        tests = f"{AUTOUSE}\npytestmark = pytest.mark.database\n"
+    application(
+        project, f"warmstack_autouse = {line}", "markers = database: it uses one", tests=tests
+    )
+    name = "test_app.py"
+    if line.startswith("mor"):
+        project.write("more/test_a.py", tests)
+        name = "more"
+
+    project.run(name).assert_outcomes(passed=2)
+
+
+def test_a_line_that_names_nothing_is_told(embedded_project: Library) -> None:
+    """It may be misspelt."""
+    application(embedded_project, "warmstack_autouse = tests/api", tests=AUTOUSE)
+
+    result = embedded_project.run("test_app.py")
+
+    result.stdout.fnmatch_lines(
+        ["warmstack: warmstack_autouse: tests/api is neither a path below library nor a marker"]
+    )
+
+
+@pytest.mark.parametrize(
+    ("lines", "tests"),
+    [
+        (["warmstack_autouse = test_library.py"], ""),
+        ([], "import pytest\n\n@pytest.mark.warmstack\ndef test_it(): pass\n"),
+    ],
+    ids=["setting", "marker"],
+)
+def test_tests_that_can_not_reach_their_database_are_refused(
+    embedded_project: Library, lines: Sequence[str], tests: str
+) -> None:
+    """Without `warmstack_env`, the application has no address."""
+    embedded_project.configure(*lines)
+    embedded_project.write("test_more.py", tests)
+
+    result = embedded_project.run()
+
+    assert result.ret == pytest.ExitCode.USAGE_ERROR
+    result.stderr.fnmatch_lines(
+        ["*needs lines of warmstack_env with a placeholder.", "*DATABASE_URL={db_url}*"]
+    )
+
+
+def test_a_test_that_never_connects_costs_no_clone(embedded_project: Library) -> None:
+    """PostgreSQL tells whether a connection came; the next test gets the same database."""
+    application(
+        embedded_project,
+        "warmstack_autouse = test_app.py",
+        tests="import asyncio, asyncpg, app, pytest\n\n"
+        "async def oid(url):\n"
+        "    connection = await asyncpg.connect(url)\n"
+        "    name = app.URL.rpartition('/')[2]\n"
+        "    query = 'SELECT oid FROM pg_database WHERE datname = $1'\n"
+        "    found = await connection.fetchval(query, name)\n"
+        "    await connection.close()\n"
+        "    return found\n\n"
+        "oids = []\n\n"
+        "@pytest.mark.parametrize('number', range(6))\n"
+        "def test_it(postgres_container, number):\n"
+        "    url = postgres_container.get_connection_url(driver=None)\n"
+        "    oids.append(asyncio.run(oid(url)))\n"
+        "    if number == 3:\n"
+        "        app.sync_add('ada')\n"
+        "def test_all():\n"
+        "    assert len(set(oids[:4])) == len(set(oids[4:])) == 1\n"
+        "    assert oids[3] != oids[4]\n",
+    )
+
+    embedded_project.run("test_app.py").assert_outcomes(passed=7)
+
+
+def test_a_kept_server_comes_back_at_the_same_port(project: Library, kept: Library) -> None:
+    """A GUI client has the port; the password is new."""
+    application(
+        kept, tests="import app\n\ndef test_it(db_url, redis_url):\n    app.sync_add('a')\n"
+    )
+
+    def port() -> list[int]:
+        kept.run(REUSE, "test_app.py").assert_outcomes(passed=1)
+        files = [kept.hint_file(each) for each in ("postgres", "redis")]
+        return [json.loads(file.read_bytes())["server"]["endpoint"]["port"] for file in files]
+
+    first = port()
+    kept.run("clean", command=("-m", "pytest_warmstack.cli"))
+    assert port() == first
+
+
+def test_migrations_get_the_template(embedded_project: Library) -> None:
+    """The driver of the migrations is not that of the application."""
+    project = embedded_project
+    project.write("alembic.ini", "[alembic]\nscript_location = migrations\n")
+    project.write(
+        "migrations/env.py",
+        "import os\nfrom alembic import context\nfrom sqlalchemy import create_engine\n"
+        "with create_engine(os.environ['DATABASE_URL']).connect() as connection:\n"
+        "    context.configure(connection=connection)\n"
+        "    with context.begin_transaction():\n        context.run_migrations()\n",
+    )
+    application(project)
+
+    project.run("test_app.py").assert_outcomes(passed=COUNT)
+
+
+SHARED: Final = """
+import app
+import pytest
+
+pytestmark = pytest.mark.warmstack_isolation("module")
+
+@pytest.fixture(scope="module")
+def data(db_url):
+    app.sync_add("ada")
+
+def test_one(data):
+    assert app.sync_count() == 1
+
+@pytest.mark.warmstack_isolation("clone")
+def test_own(db_url):
+    assert app.sync_count() == 0
+
+def test_two(data):
+    assert app.sync_count() == 1
+"""
+
+
+def test_a_module_has_its_database_again_after_a_test_with_its_own(
+    embedded_project: Library,
+) -> None:
+    """The address leads to the one, to the other, and back."""
+    application(embedded_project, tests=SHARED)
+
+    embedded_project.run("test_app.py").assert_outcomes(passed=3)
+
+
+def test_the_database_of_a_failed_test_is_saved(kept: Library) -> None:
+    """It has its own name again, so that the next test can have the address."""
+    application(
+        kept,
+        tests="import app\n\ndef test_fails(db_url):\n    app.sync_add('ada')\n    assert 0\n\n"
+        "def test_next(db_url):\n    assert app.sync_count() == 0\n",
+    )
+
+    result = kept.run(REUSE, "test_app.py")
+
+    result.assert_outcomes(passed=1, failed=1)
+    result.stdout.fnmatch_lines(["*test_fails: its database is saved: warmstack psql *"])
+
+
+def test_the_connection_that_a_test_leaves_busy_is_reported(embedded_project: Library) -> None:
+    """A pool that keeps an idle connection is no leak."""
+    application(
+        embedded_project,
+        tests="import app\n\ndef test_idle(db_url):\n    app.sync_add('ada')\n\n"
+        "def test_busy(db_url):\n    global left\n    left = app.sync_engine.connect()\n"
+        "    left.execute(app.COUNT)\n\n"
+        "def test_next(db_url):\n    assert app.sync_count() == 0\n",
+    )
+
+    result = embedded_project.run("test_app.py")
+
+    result.assert_outcomes(passed=3)
+    result.stdout.fnmatch_lines(["*test_busy*left a connection*idle in transaction*"])
+    result.stdout.no_fnmatch_line("*test_idle*left*")
+
+
+def test_a_port_that_was_taken_meanwhile(embedded_project: Library) -> None:
+    """The error says so, and the next run has another port."""
+    project = embedded_project
+    application(project)
+    project.write(
+        "conftest.py",
+        "import app, os, socket\nfrom pathlib import Path\n\n"
+        "def pytest_collection_finish():\n"
+        "    if not Path('taken').exists():\n"
+        "        global taken\n"
+        "        taken = socket.create_server((os.environ['REDIS_HOST'],\n"
+        "                                      int(os.environ['REDIS_PORT'])))\n"
+        "        Path('taken').touch()\n",
+    )
+
+    refused = project.run(REUSE, "test_app.py", "-k", "test_sync and 1")
+
+    refused.assert_outcomes(errors=1, deselected=COUNT - 1)
+    refused.stdout.fnmatch_lines(
+        ["*Another program uses the port that was reserved for Redis.", "*run again*"]
+    )
+    project.run(REUSE, "test_app.py").assert_outcomes(passed=COUNT)
+
+
+def test_an_application_that_connects_when_it_is_imported(embedded_project: Library) -> None:
+    """The error comes with the stack that did it, also from a test that has no database."""
+    project = embedded_project
+    application(project, tests="def test_it(db_url): pass\n")
+    project.write("early.py", "import app\n\nBOOKS = app.sync_count()\n")
+    project.write("test_early.py", "import early\n\ndef test_it(db_url): pass\n")
+    project.write("test_unit.py", "import app\n\ndef test_it():\n    app.sync_count()\n")
+
+    early, unit = project.run("test_early.py"), project.run("test_app.py", "test_unit.py")
+
+    early.assert_outcomes(errors=1)
+    early.stdout.fnmatch_lines(
+        [
+            "early.py:3: in <module>",
+            "*psycopg connected to the test's database while no test has one.",
+            "*connect when the application starts, not when it is imported",
+        ]
+    )
+    unit.assert_outcomes(passed=1, failed=1)
+    unit.stdout.fnmatch_lines(["*test_unit.py::test_it has none", "*warmstack_autouse"])
+
+
+def test_a_variable_that_the_application_does_not_read(embedded_project: Library) -> None:
+    """No connection ever comes to the address."""
+    project = embedded_project
+    project.configure("warmstack_env = DATABASE_URI={db_url}")
+    project.write("test_app.py", "def test_it(db_url): pass\n")
+
+    result = project.run("test_app.py")
+
+    result.assert_outcomes(passed=1)
+    result.stdout.fnmatch_lines(
+        ["warmstack: no test has connected to its database, to which DATABASE_URI leads: *"]
+    )
+    project.write("test_app.py", TESTS.split("import app\n")[0] + USES)
+    project.run("test_app.py").stdout.no_fnmatch_line("*no test has connected*")
+
+
+USES: Final = """
+import asyncpg
+
+async def test_it(db_dsn):
+    await (await asyncpg.connect(db_dsn)).close()
+
+async def test_that_does_not():
+    pass
+"""
+
+
+def test_what_pytest_env_sets_is_overridden(embedded_project: Library) -> None:
+    """Its variables are set first."""
+    project = embedded_project
+    application(project, "env =", "    DATABASE_URL=postgresql+asyncpg://me@prod/shop", "    MORE=1")
+
+    project.run("test_app.py", "-p", "env").assert_outcomes(passed=COUNT)
