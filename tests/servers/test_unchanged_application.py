@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import json
-import re
+import signal
 from collections.abc import Sequence
 from typing import Final
 
 import pytest
 
-from projects import Library, assert_nothing_left
+from projects import Library, assert_nothing_left, until
 
 REUSE: Final = "--reuse-containers"
 
@@ -133,13 +132,6 @@ def application(project: Library, *more: str, tests: str = TESTS) -> None:
     project.write("conftest.py", "import app\n")
     project.write("test_app.py", tests)
     project.configure(*LINES, *more)
-
-
-def clones(result: pytest.RunResult) -> int:
-    """Return how often a run waited for a clone."""
-    (line,) = (line for line in result.outlines if line.startswith("warmstack: set-up:"))
-    found = re.search(r"(\d+) clones?", line)
-    return int(found[1]) if found else 0
 
 
 @pytest.mark.parametrize("scope", ["function", "session"])
@@ -306,20 +298,108 @@ def test_a_test_that_never_connects_costs_no_clone(embedded_project: Library) ->
     embedded_project.run("test_app.py").assert_outcomes(passed=7)
 
 
-def test_a_kept_server_comes_back_at_the_same_port(project: Library, kept: Library) -> None:
-    """A GUI client has the port; the password is new."""
-    application(
-        kept, tests="import app\n\ndef test_it(db_url, redis_url):\n    app.sync_add('a')\n"
+ONE: Final = "import app\n\ndef test_it(db_url, redis_url):\n    app.sync_add('ada')\n"
+"""The test of a run that is about addresses."""
+
+
+def addresses(project: Library, *arguments: str) -> list[tuple[int, str]]:
+    """Run `ONE`, and return the port and the password of each server that is remembered then."""
+    project.run(REUSE, "test_app.py", *arguments).assert_outcomes(passed=1)
+    kept = [project.kept(each) for each in ("postgres", "redis")]
+    return [(each.port, each.password) for each in kept]
+
+
+def test_a_kept_server_has_the_same_port_again(embedded_project: Library) -> None:
+    """A GUI client knows the port; after `warmstack clean`, the password is new."""
+    application(embedded_project, tests=ONE)
+
+    first = addresses(embedded_project)
+    assert addresses(embedded_project) == first
+    embedded_project.warmstack("clean")
+    second = addresses(embedded_project)
+    assert [port for port, _ in second] == [port for port, _ in first]
+    assert second != first
+
+
+def test_a_server_that_has_ended_starts_again_at_its_address(project: Library) -> None:
+    """Also in Docker, whose engine would start a stopped container on another port."""
+    application(project, tests=ONE)
+    first = addresses(project)
+    for service in ("postgres", "redis"):
+        project.stop(service, signal.SIGKILL)
+
+    assert addresses(project) == first
+
+
+def test_a_running_server_is_found_without_the_cache(project: Library) -> None:
+    """Its address is asked for before the application is imported."""
+    application(project, tests=ONE)
+    first = addresses(project)
+
+    project.run(REUSE, "-p", "no:cacheprovider", "test_app.py").assert_outcomes(passed=1)
+
+    assert addresses(project, "--cache-clear") == first
+
+
+def test_two_runs_at_once(embedded_project: Library) -> None:
+    """Each has its own database and its own index on the same servers, warm and cold."""
+    project = embedded_project
+    application(project, tests=WAITING)
+
+    for _ in range(2):
+        runs = [project.start(REUSE, "test_app.py", OUT=str(number)) for number in range(2)]
+        files = [project.folder / f"running{number}" for number in range(2)]
+        until(lambda files=files: all(file.exists() for file in files), "both run")
+        (project.folder / "go").touch()
+        for run in runs:
+            run.wait().assert_outcomes(passed=1)
+        assert len({file.read_text() for file in files}) == 2
+        for file in (*files, project.folder / "go"):
+            file.unlink()
+
+
+WAITING: Final = """
+import os
+import time
+from pathlib import Path
+
+import app
+
+def test_it(db_url):
+    assert app.sync_count() == 0
+    assert app.sync_cache.get("last") is None
+    app.sync_add(os.environ["OUT"])
+    Path("running" + os.environ["OUT"]).write_text(db_url + os.environ["REDIS_DB"])
+    deadline = time.monotonic() + 60
+    while not Path("go").exists():
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+    assert app.sync_count() == 1
+    assert app.sync_cache.get("last").decode() == os.environ["OUT"]
+"""
+
+
+def test_each_process_has_its_own_redis(embedded_project: Library) -> None:
+    """Its address is known when it runs, so it is started before the application is imported."""
+    application(embedded_project, "warmstack_redis = per-process")
+
+    for arguments in ([], [REUSE], [REUSE, "-n2"]):
+        embedded_project.run("test_app.py", *arguments).assert_outcomes(passed=COUNT)
+
+
+def test_external_servers(embedded_project: Library, guest: Library) -> None:
+    """Their addresses are those of the URLs."""
+    embedded_project.run(REUSE, "test_library.py", "-k", "book")
+    postgres, redis = (embedded_project.kept(each) for each in ("postgres", "redis"))
+    guest.configure(
+        "warmstack_postgres_url = "
+        f"postgresql://postgres:{postgres.password}@{postgres.place}?sslmode=disable",
+        f"warmstack_redis_url = redis://:{redis.password}@{redis.place}",
     )
+    application(guest)
 
-    def port() -> list[int]:
-        kept.run(REUSE, "test_app.py").assert_outcomes(passed=1)
-        files = [kept.hint_file(each) for each in ("postgres", "redis")]
-        return [json.loads(file.read_bytes())["server"]["endpoint"]["port"] for file in files]
-
-    first = port()
-    kept.run("clean", command=("-m", "pytest_warmstack.cli"))
-    assert port() == first
+    for arguments in ([], ["-n2"]):
+        guest.run("test_app.py", *arguments).assert_outcomes(passed=COUNT)
 
 
 def test_migrations_get_the_template(embedded_project: Library) -> None:
@@ -458,7 +538,7 @@ def test_a_variable_that_the_application_does_not_read(embedded_project: Library
     result.stdout.fnmatch_lines(
         ["warmstack: no test has connected to its database, to which DATABASE_URI leads: *"]
     )
-    project.write("test_app.py", TESTS.split("import app\n")[0] + USES)
+    project.write("test_app.py", USES)
     project.run("test_app.py").stdout.no_fnmatch_line("*no test has connected*")
 
 
@@ -467,15 +547,14 @@ import asyncpg
 
 async def test_it(db_dsn):
     await (await asyncpg.connect(db_dsn)).close()
-
-async def test_that_does_not():
-    pass
 """
 
 
 def test_what_pytest_env_sets_is_overridden(embedded_project: Library) -> None:
     """Its variables are set first."""
     project = embedded_project
-    application(project, "env =", "    DATABASE_URL=postgresql+asyncpg://me@prod/shop", "    MORE=1")
+    application(
+        project, "env =", "    DATABASE_URL=postgresql+asyncpg://me@prod/shop", "    MORE=1"
+    )
 
     project.run("test_app.py", "-p", "env").assert_outcomes(passed=COUNT)
