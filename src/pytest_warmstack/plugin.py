@@ -90,6 +90,11 @@ def pytest_configure(config: pytest.Config) -> None:
         "warmstack_isolation(word): how the test's database is kept from other tests:"
         " clone, class, module or rollback",
     )
+    config.addinivalue_line(
+        "markers",
+        "warmstack_seed(*scripts): fill the test's database: files like big.sql, and functions like"
+        " package.module:function, run once for all tests with the same scripts",
+    )
     config.pluginmanager.register(fixtures, "warmstack-fixtures")
 
 
@@ -158,6 +163,14 @@ def pytest_runtestloop(session: pytest.Session) -> None:
     services, tests = fixtures.needs(session.items)
     if services:
         session_of(session.config).start(services, tests)
+
+
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    """Fail a test whose marker `warmstack_seed` can't be used."""
+    if item.get_closest_marker("warmstack_seed") is not None:
+        from pytest_warmstack import fixtures
+
+        fixtures.check_seeds(item)
 
 
 @pytest.hookimpl(wrapper=True)

@@ -12,7 +12,6 @@ import warnings
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
 from functools import cached_property
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 import pytest
@@ -21,7 +20,7 @@ from pytest_warmstack import options, originals
 from pytest_warmstack.options import Leaks
 
 if TYPE_CHECKING:
-    from pytest_warmstack.environment import Environment
+    from pytest_warmstack.environment import Environment, TemplateKey
     from pytest_warmstack.postgres.clones import Clone
     from pytest_warmstack.report import Ledger
     from pytest_warmstack.servers import RememberedServers
@@ -80,10 +79,10 @@ class Session:
             config.pluginmanager.register(_WarningMask(self.environment))
         return self.environment
 
-    def start(self, services: Iterable[str], tests: Mapping[Path, int]) -> None:
+    def start(self, services: Iterable[str], tests: Mapping[TemplateKey, int]) -> None:
         """Prepare *services* before the first test, and write a line about each.
 
-        *tests* maps each folder to the number of its tests that need a database. Raises
+        *tests* maps each template to the number of tests that need a clone of it. Raises
         `pytest.UsageError` for the errors of `Environment.start`.
         """
         from pytest_warmstack.errors import WarmstackError

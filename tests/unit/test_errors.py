@@ -51,6 +51,7 @@ SAMPLES: dict[str, Any] = {
     "holders": ["5-9:process-7@host", "10-14:process-8@host"],
     "how": "exit status 1",
     "image": "postgres:99",
+    "isolation": "module",
     "kind": "shop.conftest.SearchIndex",
     "layer": "seed",
     "leased": 3,
@@ -62,7 +63,9 @@ SAMPLES: dict[str, Any] = {
     "needed": "128 MB",
     "names": ["postgres", "warmstack_k_12", "warmstack_k_13"],
     "named": "/srv/shop/conf/alembic.ini",
+    "node": "tests/test_orders.py::test_refund",
     "number": 28,
+    "others": ["tests/sql/big.sql", "../big.sql"],
     "output": "running 0001\nrunning 0002",
     "place": "/dev/shm/ours/one",
     "process": 4711,
@@ -99,6 +102,7 @@ SAMPLES: dict[str, Any] = {
     "version": "WARMSTACK_POSTGRES_IMAGE",
     "wanted": "version 16",
     "who": "The migrations",
+    "wider": "tests/test_orders.py",
     "written": "db_ulr",
 }
 """An example for each parameter of a named constructor; one that is new needs its own here."""

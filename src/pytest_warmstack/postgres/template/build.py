@@ -85,7 +85,10 @@ class Build:
     @property
     def _bases(self) -> list[KnownTemplate]:
         """Return the templates that the build may start from."""
-        return [] if self._rebuild else self._known
+        return [each for each in self._known if not self._rebuild or self._is_of_this_run(each)]
+
+    def _is_of_this_run(self, known: KnownTemplate) -> bool:
+        return known.record.run == self._request.run
 
     def _plan(self) -> list[LayerRecord]:
         """Return what the build must contain; forget templates of other Alembic projects."""
@@ -189,7 +192,8 @@ class Build:
         """Keep later builds from starting from older templates of the same configuration."""
         own = [(each.layer, each.key) for each in plan[:2]]
         for each in self._known:
-            if [(layer.layer, layer.key) for layer in each.record.layers[:2]] == own:
+            recorded = [(layer.layer, layer.key) for layer in each.record.layers[:2]]
+            if recorded == own and not self._is_of_this_run(each):
                 self._databases.mark(each.name, sql.RETIRED)
 
     def _compare(self, plan: Sequence[LayerRecord]) -> tuple[str, tuple[DatabaseName, ...]]:
@@ -204,9 +208,11 @@ class Build:
         ]
         if not compared:
             return "", ()
-        # An intermediate template need not be a state that the project was ever in.
+        # An intermediate template need not be a state that the project was ever in; and one that
+        # lacks fewer steps tells more, because a plain template differs from no seed.
         nearest = min(
-            compared, key=lambda pair: len(pair[0][0]) + pair[0][1] + pair[1].record.left
+            compared,
+            key=lambda pair: (len(pair[0][0]) + pair[0][1] + pair[1].record.left, pair[0][1]),
         )[0]
         if not nearest[0]:
             return "", ()

@@ -15,6 +15,9 @@ ALEMBIC: Final = "alembic"
 DDL: Final = "ddl:"
 """Prefix of the key of a `MetaData`. Its digest covers the statements that create its tables."""
 
+MARKER: Final = "marker warmstack_seed"
+"""The name of the layer with the scripts that this marker adds to the template of a test."""
+
 CONFIG: Final = "config:"
 """Prefix of the key of a `Config` that a function returns. Its digest covers its values."""
 
@@ -71,6 +74,8 @@ class LayerRecord(NamedTuple):
     def describe(self) -> str:
         """Return the contents for the header, such as `9 revisions` or `seed demo.sql`."""
         count = len(self.steps)
+        if self.layer == MARKER:
+            return f"seed {' + '.join(self.names)}"
         if self.layer != ALEMBIC:
             if count > 1:
                 return f"{count} {self.layer} scripts"
@@ -142,6 +147,11 @@ class Record(NamedTuple):
     left: bool = False
 
     @property
+    def is_seeded(self) -> bool:
+        """Whether the template has scripts of the marker `warmstack_seed`."""
+        return any(each.layer == MARKER for each in self.layers)
+
+    @property
     def text(self) -> str:
         """The contents of all layers, for the header."""
         remarks = "".join(each.remark for each in self.layers if each.layer == BASE)
@@ -179,8 +189,8 @@ class Record(NamedTuple):
             for each in self.layers
         ]
         plain = {
-            # First, because the comment must begin with sql.SIGNATURE or sql.LEFT.
-            "warmstack": "left" if self.left else "template",
+            # First, because the comment must begin with sql.SIGNATURE, sql.LEFT or sql.SEEDED.
+            "warmstack": "left" if self.left else "seed" if self.is_seeded else "template",
             "built": self.built,
             "run": self.run,
             "layers": layers,
