@@ -115,7 +115,7 @@ def of(node: pytest.Item | pytest.Collector) -> tuple[str, ...]:
         isolation = _isolation(node)
         wider = node.getparent(_SHARING[isolation]) if isolation in _SHARING else None
         if wider is not None and scripts != _scripts(wider):
-            marked = [each.nodeid for each, _ in _marks(node) if each not in wider.listchain()]
+            marked = [_id(each) for each, _ in _marks(node) if each not in wider.listchain()]
             raise SeedError.shared(node=marked[0], isolation=isolation, wider=wider.nodeid)
     return scripts
 
@@ -137,13 +137,18 @@ def _marks(node: pytest.Item | pytest.Collector) -> Iterator[tuple[Any, pytest.M
         yield from ((each, mark) for mark in each.own_markers if mark.name == "warmstack_seed")
 
 
+def _id(node: Any) -> str:
+    """Return the id of *node* without its parameters: an error is shown once for all of them."""
+    spec = getattr(node, "callspec", None)
+    full: str = node.nodeid
+    return full if spec is None else full.removesuffix(f"[{spec.id}]")
+
+
 def _scripts(node: pytest.Item | pytest.Collector) -> tuple[str, ...]:
     root = Path(os.path.realpath(node.config.rootpath))
     folder = Path(os.path.realpath(node.path.parent))
     scripts = [
-        script
-        for owner, mark in _marks(node)
-        for script in _read(mark, owner.nodeid, [folder, root])
+        script for owner, mark in _marks(node) for script in _read(mark, _id(owner), [folder, root])
     ]
     everywhere = {os.path.normpath(each) for each in session_of(node.config).settings.seed}
     return tuple(each for each in dict.fromkeys(scripts) if each not in everywhere)

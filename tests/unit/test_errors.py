@@ -65,7 +65,7 @@ SAMPLES: dict[str, Any] = {
     "named": "/srv/shop/conf/alembic.ini",
     "node": "tests/test_orders.py::test_refund",
     "number": 28,
-    "others": ["tests/sql/big.sql", "../big.sql"],
+    "others": ["tests/sql/big.sql", "sql/big.sql"],
     "output": "running 0001\nrunning 0002",
     "place": "/dev/shm/ours/one",
     "process": 4711,

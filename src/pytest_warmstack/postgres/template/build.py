@@ -10,7 +10,7 @@ from pytest_warmstack.errors import WarmstackError
 from pytest_warmstack.postgres import DatabaseName, State, sql
 from pytest_warmstack.postgres.template.build_history import Comparison
 from pytest_warmstack.postgres.template.layers import Target
-from pytest_warmstack.postgres.template.record import LayerRecord, Record, count_steps
+from pytest_warmstack.postgres.template.record import LayerRecord, Record, count_steps, marked
 from pytest_warmstack.postgres.template.templates import KnownTemplate, Search, Template
 from pytest_warmstack.servers.identity import fingerprint
 
@@ -204,12 +204,13 @@ class Build:
         compared = [
             (self._comparison.differences(plan, each.record), each)
             for each in self._known
-            if each.record.layers
+            # Another marker's seeds are no earlier state of these.
+            if each.record.layers and marked(each.record.layers) in ([], marked(plan))
         ]
         if not compared:
             return "", ()
-        # An intermediate template need not be a state that the project was ever in; and one that
-        # lacks fewer steps tells more, because a plain template differs from no seed.
+        # An intermediate template need not be a state that the project was ever in. Of two equally
+        # near ones, that with all steps tells more: one without the seeds never differs in them.
         nearest = min(
             compared,
             key=lambda pair: (len(pair[0][0]) + pair[0][1] + pair[1].record.left, pair[0][1]),

@@ -134,6 +134,11 @@ def count_steps(layers: Iterable[LayerRecord]) -> int:
     return sum(len(each.steps) for each in layers)
 
 
+def marked(layers: Iterable[LayerRecord]) -> list[str]:
+    """Return the scripts in *layers* that the marker `warmstack_seed` names."""
+    return [name for each in layers if each.layer == MARKER for name in each.names]
+
+
 class Record(NamedTuple):
     """The contents of a template's comment.
 
@@ -145,11 +150,6 @@ class Record(NamedTuple):
     run: str
     layers: tuple[LayerRecord, ...]
     left: bool = False
-
-    @property
-    def is_seeded(self) -> bool:
-        """Whether the template has scripts of the marker `warmstack_seed`."""
-        return any(each.layer == MARKER for each in self.layers)
 
     @property
     def text(self) -> str:
@@ -190,7 +190,7 @@ class Record(NamedTuple):
         ]
         plain = {
             # First, because the comment must begin with sql.SIGNATURE, sql.LEFT or sql.SEEDED.
-            "warmstack": "left" if self.left else "seed" if self.is_seeded else "template",
+            "warmstack": "left" if self.left else "seed" if marked(self.layers) else "template",
             "built": self.built,
             "run": self.run,
             "layers": layers,
