@@ -384,7 +384,7 @@ BAD: Final = {
     "nothing": ("seed()", "*names no script.", "*warmstack_seed(*"),
     "a mark without a call": ("seed", "*names no script.", "*warmstack_seed(*"),
     "a function": (
-        "seed(print)",
+        'seed("sql/a.sql", print)',
         "Invalid script <built-in function print> in the marker *.",
         '*"builtins:print"',
     ),
