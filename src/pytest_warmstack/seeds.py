@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator, Sequence
+from functools import cache
 from pathlib import Path
 from typing import Any, Final
 
@@ -145,16 +146,20 @@ def _id(node: Any) -> str:
 
 
 def _scripts(node: pytest.Item | pytest.Collector) -> tuple[str, ...]:
-    root = Path(os.path.realpath(node.config.rootpath))
-    folder = Path(os.path.realpath(node.path.parent))
+    folders = _real(node.path.parent), _real(node.config.rootpath)
     scripts = [
-        script for owner, mark in _marks(node) for script in _read(mark, _id(owner), [folder, root])
+        script for owner, mark in _marks(node) for script in _read(mark, _id(owner), folders)
     ]
     everywhere = {os.path.normpath(each) for each in session_of(node.config).settings.seed}
     return tuple(each for each in dict.fromkeys(scripts) if each not in everywhere)
 
 
-def _read(mark: pytest.Mark, node: str, folders: Sequence[Path]) -> Iterator[str]:
+@cache
+def _real(folder: Path) -> Path:
+    return Path(os.path.realpath(folder))
+
+
+def _read(mark: pytest.Mark, node: str, folders: tuple[Path, ...]) -> Iterator[str]:
     """Yield the scripts of one marker. The paths may begin at each of *folders*."""
     for name in mark.kwargs:
         raise SeedError.unknown_keyword(node=node, name=name)
@@ -166,8 +171,9 @@ def _read(mark: pytest.Mark, node: str, folders: Sequence[Path]) -> Iterator[str
         yield value if is_attribute(value) else _path(value, node, folders)
 
 
-def _path(value: str, node: str, folders: Sequence[Path]) -> str:
-    """Return the path, from the root, of the file that *value* names."""
+@cache
+def _path(value: str, node: str, folders: tuple[Path, ...]) -> str:
+    """Return the path, from the root, of the file that *value* names. Thousands of tests ask."""
     root = folders[-1]
     paths = dict.fromkeys(os.path.normpath(folder / value) for folder in folders)
     files = [path for path in paths if Path(path).is_file()]
