@@ -3,10 +3,16 @@
 from __future__ import annotations
 
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
+from pytest_warmstack.environment import TemplateKey
+from pytest_warmstack.fixtures import needs
+from pytest_warmstack.options import Settings
 from pytest_warmstack.seeds import SeedError, _read
+from pytest_warmstack.session import SESSION
 
 
 @pytest.fixture
@@ -74,3 +80,38 @@ def test_what_names_no_script_is_an_error(root: Path, value: object) -> None:
     """Whatever it is."""
     with pytest.raises(SeedError, match="Invalid script"):
         read(root, value)
+
+
+def item(root: Path, *fixtures: str, seeds: tuple[object, ...] = ()) -> Any:
+    """Return a test of the project that has *fixtures*, and a marker if there are *seeds*."""
+    marks = [pytest.Mark("warmstack_seed", seeds, {}, _ispytest=True)] if seeds else []
+    session = SimpleNamespace(settings=Settings(seed=("./a.sql",)))
+    found = SimpleNamespace(
+        config=SimpleNamespace(rootpath=root, stash={SESSION: session}),
+        path=root / "tests/test_it.py",
+        nodeid="tests/test_it.py::test_it",
+        fixturenames=fixtures,
+        own_markers=marks,
+        get_closest_marker=lambda _: marks[0] if marks else None,
+    )
+    found.listchain = lambda: [found]
+    return found
+
+
+def test_the_tests_of_each_template_are_counted(root: Path) -> None:
+    """A wrong marker needs nothing; a script that the setting has makes no other template."""
+    database = ("_warmstack_postgres", "db_url")
+    items = [
+        *(item(root, *database) for _ in range(3)),
+        item(root, *database, seeds=("a.sql",)),
+        *(item(root, *database, seeds=("b.sql", "a.sql", "tests/b.sql")) for _ in range(2)),
+        item(root, "_warmstack_postgres", seeds=("b.sql",)),
+        item(root, *database, "_warmstack_redis", seeds=("absent.sql",)),
+        item(root, "tmp_path", seeds=("../c.sql",)),
+    ]
+    folder = root / "tests"
+
+    services, counts = needs(items)
+
+    assert services == {"postgres"}
+    assert counts == {TemplateKey(folder): 4, TemplateKey(folder, ("tests/b.sql",)): 2}
