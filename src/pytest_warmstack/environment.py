@@ -14,7 +14,7 @@ from contextlib import ExitStack, closing, contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final, Generic, TypeVar
+from typing import TYPE_CHECKING, Any, Final, Generic, NamedTuple, TypeVar
 
 from pytest_warmstack import originals, server_specs
 from pytest_warmstack import servers as runtimes
@@ -134,9 +134,19 @@ class Lazy(Generic[T]):
         return future if future and future.done() and not future.cancelled() else None
 
 
+class TemplateKey(NamedTuple):
+    """Which template a test needs: that of the tests in *folder*, with the scripts *seeds* on it.
+
+    The seeds are those of the marker `warmstack_seed`, without those that every template has.
+    """
+
+    folder: Path
+    seeds: tuple[str, ...] = ()
+
+
 @dataclass(eq=False)
 class ConfiguredTemplate:
-    """The template of one Alembic *configuration* (None without one), and its clones.
+    """The template of one Alembic *configuration* (None without one) and *seeds*, and its clones.
 
     *expected* is the number of tests that will use a clone. *template* is set if the template
     outlives the run.
@@ -145,6 +155,7 @@ class ConfiguredTemplate:
     configuration: Configuration | None
     layers: Lazy[list[Layer]]
     clones: Lazy[Clones]
+    seeds: tuple[str, ...] = ()
     expected: int = 0
     template: Template | None = None
     factory: CloneFactory | None = None
@@ -191,8 +202,8 @@ class Environment:
             "redis", lambda: self._find_or_start(self._spec(Service.REDIS))
         )
         self.leases: Lazy[Leases] = self._lazy("leases", self._make_leases)
-        self._template_of: dict[Path, ConfiguredTemplate] = {}
-        self._templates: dict[Configuration | None, ConfiguredTemplate] = {}
+        self._template_of: dict[TemplateKey, ConfiguredTemplate] = {}
+        self._templates: dict[tuple[Configuration | None, tuple[str, ...]], ConfiguredTemplate] = {}
         self._first: ConfiguredTemplate | None = None
         self._misconfigured: list[BaseException] = []
         self._sweeping: Future[Any] | None = None
@@ -205,25 +216,25 @@ class Environment:
         self._lazies.append(made)
         return made
 
-    def start(self, services: Collection[Service], tests: Mapping[Path, int]) -> None:
+    def start(self, services: Collection[Service], tests: Mapping[TemplateKey, int]) -> None:
         """Prepare *services*, all at the same time.
 
-        *tests* maps each folder to the number of its tests that need a database. Raises
+        *tests* maps each template to the number of tests that need a clone of it. Raises
         `TemplateFailed` if a file of the schema or the seed is missing, or if databases would be
         empty although Alembic is configured elsewhere; raises `RuntimeUnavailable` if the settings
         name a runtime or an image that is not available. Any other error is raised later, for the
         tests that need what could not be made.
         """
-        for folder, count in tests.items():
+        for key, count in tests.items():
             try:
-                self._template(folder).expected += count
+                self._template(key).expected += count
             except WarmstackError as error:
                 self._misconfigured.append(error)
         if tests:
             from pytest_warmstack.postgres.template.layers import check_scripts
 
             check_scripts(self.settings, self._root)
-        without = self._templates.get(None)
+        without = self._templates.get((None, ()))
         if without is not None and without.expected:
             self._check_empty_is_meant()
         self._specs = {service: self._spec(service) for service in services}
@@ -305,17 +316,19 @@ class Environment:
                 return [each.folder for each in self._configurations.all()] or [self._root]
         return [self._root]
 
-    def take_clone(self, folder: Path) -> Clone:
-        """Return a migrated database for one test in *folder*."""
-        clones = self._clones(folder)
+    def take_clone(self, key: TemplateKey) -> Clone:
+        """Return a migrated database for one test, a copy of the template of *key*."""
+        clones = self._clones(key)
         with self.ledger.timed("clone"), self._explain_errors():
             clone = clones.take()
         self._taken += 1
         return clone
 
-    def give_back(self, clone: Clone, folder: Path, test: str, *, failed: Sequence[str]) -> None:
+    def give_back(
+        self, clone: Clone, key: TemplateKey, test: str, *, failed: Sequence[str]
+    ) -> None:
         """Take back the database of *test*; if tests *failed* with it, save it for them."""
-        clones = self._clones(folder)
+        clones = self._clones(key)
         self._taken -= 1
         if (use := clones.inspect(clone)) is not None:
             self._was_reached = self._was_reached or not use.is_unused
@@ -323,25 +336,25 @@ class Environment:
                 return
             for leak in use.leaks:
                 self._record_leak(test, leak)
-        if failed and self._template(folder).template and self.settings.keep_failed:
+        if failed and self._template(key).template and self.settings.keep_failed:
             clones.save(clone, ", ".join(failed))
         else:
             clones.give_back(clone, test)
         self._sweep()
 
-    def borrow_clone(self, folder: Path) -> Shared:
-        """Return the database that tests in *folder* share; each test undoes its changes."""
-        clones = self._clones(folder)
+    def borrow_clone(self, key: TemplateKey) -> Shared:
+        """Return the database that all tests with *key* share; each test undoes its changes."""
+        clones = self._clones(key)
         with self.ledger.timed("rollback" if clones.is_shared else "clone"), self._explain_errors():
             shared = clones.borrow()
         self._taken += 1
         self._was_reached = True
         return shared
 
-    def restore_clone(self, shared: Shared, folder: Path, test: str) -> None:
+    def restore_clone(self, shared: Shared, key: TemplateKey, test: str) -> None:
         """Take the shared database back after *test*."""
         self._taken -= 1
-        self._clones(folder).restore(shared, test)
+        self._clones(key).restore(shared, test)
         self._sweep()
 
     @property
@@ -370,8 +383,8 @@ class Environment:
 
         return embedded.no_space(error, server.title, server.name)
 
-    def _clones(self, folder: Path) -> Clones:
-        return self._template(folder).clones.get()
+    def _clones(self, key: TemplateKey) -> Clones:
+        return self._template(key).clones.get()
 
     def _factory(self) -> CloneFactory | None:
         return next((each.factory for each in self._templates.values() if each.factory), None)
@@ -490,23 +503,26 @@ class Environment:
 
         return FileState(self.run_context.project.path)
 
-    def _template(self, folder: Path) -> ConfiguredTemplate:
-        """Return the template for the tests in *folder*; it may not be built yet."""
-        key = self._root if self.settings.alembic else folder
+    def _template(self, key: TemplateKey) -> ConfiguredTemplate:
+        """Return the template of *key*; it may not be built yet."""
+        if self.settings.alembic:
+            key = key._replace(folder=self._root)
         if key not in self._template_of:
-            configuration = self._configurations.of(key)
-            if configuration not in self._templates:
-                self._templates[configuration] = ConfiguredTemplate(
-                    configuration,
-                    self._lazy("layers", lambda: self._make_layers(configuration)),
-                    self._lazy("clones", lambda: self._make_clones(configuration)),
+            own = self._configurations.of(key.folder), key.seeds
+            if own not in self._templates:
+                self._templates[own] = ConfiguredTemplate(
+                    own[0],
+                    self._lazy("layers", lambda: self._make_layers(*own)),
+                    self._lazy("clones", lambda: self._make_clones(self._templates[own])),
+                    own[1],
                 )
-            self._template_of[key] = self._templates[configuration]
+            self._template_of[key] = self._templates[own]
         return self._template_of[key]
 
     def _make_templates(self) -> None:
         """Make the templates that tests need, one after the other; without any, only the server."""
-        for each in list(self._templates.values()):
+        # A template with seeds is built on those with fewer.
+        for each in sorted(self._templates.values(), key=lambda each: len(each.seeds)):
             if each.configuration or each.expected:
                 with suppress(Exception):  # Raised for the tests that need it.
                     each.clones.get()
@@ -518,7 +534,7 @@ class Environment:
         If your tests create their tables themselves, set `warmstack_alembic = none`.
         """
         try:
-            if self.settings.alembic == NONE or self._templates[None].layers.get():
+            if self.settings.alembic == NONE or self._templates[None, ()].layers.get():
                 return
         except Exception:
             return  # Raised for the tests that need the layers.
@@ -530,11 +546,13 @@ class Environment:
                 found=found, root=self.run_context.project.path, file=self.settings.file
             )
 
-    def _make_layers(self, configuration: Configuration | None) -> list[Layer]:
+    def _make_layers(
+        self, configuration: Configuration | None, seeds: tuple[str, ...]
+    ) -> list[Layer]:
         from pytest_warmstack.postgres.template import layers
 
-        custom = self._custom_layers
-        return layers.make(self.settings, self._root, self._file_state, configuration, custom)
+        custom, files = self._custom_layers, self._file_state
+        return layers.make(self.settings, self._root, files, configuration, custom, seeds)
 
     @cached_property
     def _custom_layers(self) -> Sequence[object]:
@@ -554,11 +572,10 @@ class Environment:
 
     # Clones.
 
-    def _make_clones(self, configuration: Configuration | None) -> Clones:
-        """Find or build the template of *configuration*, and return its clones."""
-        template = self._templates[configuration]
+    def _make_clones(self, template: ConfiguredTemplate) -> Clones:
+        """Find or build *template*, and return its clones."""
         with self._explain_errors():
-            if configuration is None:
+            if template.configuration is None and not template.seeds:
                 self._check_empty_is_meant()
             self._first = self._first or template
             server = self.postgres.get()
@@ -581,7 +598,8 @@ class Environment:
             settings=settings,
             file_state=self._file_state,
             say=self.say,
-            keep=keep,
+            # Other seeds of this run begin with the same migrations.
+            keep=keep or bool(template.seeds),
             run=self.run_context.run,
             project=self.run_context.project.slug,
         )
@@ -592,6 +610,7 @@ class Environment:
             "how": made.how,
             "why": made.why,
             "of": template.configuration.name if template.configuration else "",
+            "seeds": " ".join(template.seeds),
             "empty": "" if layers or settings.alembic == NONE else "yes",
         }
         self.ledger.note(Step("template", originals.monotonic() - begin, facts))

@@ -11,7 +11,6 @@ from __future__ import annotations
 import inspect
 from collections import Counter
 from collections.abc import AsyncIterator, Callable, Generator, Iterable, Iterator
-from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, Any, Final, TypeVar
 
@@ -24,7 +23,7 @@ if TYPE_CHECKING:
     from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession
 
     from pytest_warmstack.background import Begun
-    from pytest_warmstack.environment import Environment
+    from pytest_warmstack.environment import Environment, TemplateKey
     from pytest_warmstack.errors import WarmstackError
     from pytest_warmstack.exports import Exports
     from pytest_warmstack.postgres.clones import Clone, Shared
@@ -69,16 +68,51 @@ def cover(item: pytest.Item, exports: Exports) -> None:
         item.fixturenames = [*first, *(name for name in names if name not in first)]  # type: ignore[attr-defined]
 
 
-def needs(items: Iterable[pytest.Item]) -> tuple[set[str], Counter[Path]]:
-    """Return the servers that *items* need, and how many tests of each folder need a database."""
+def needs(items: Iterable[pytest.Item]) -> tuple[set[str], Counter[TemplateKey]]:
+    """Return the servers that *items* need, and how many tests need clones of each template."""
     services: set[str] = set()
-    folders: Counter[Path] = Counter()
+    templates: Counter[TemplateKey] = Counter()
     for item in items:
         names = getattr(item, "fixturenames", ())
-        services.update(service for name, service in _NEEDS.items() if name in names)
         if "_warmstack_postgres" in names:
-            folders[item.path.parent] += "db_url" in names
-    return services, folders
+            if (key := _key_or_none(item)) is None:
+                continue  # Its marker is wrong, so it fails before it needs anything.
+            templates[key] += "db_url" in names
+        services.update(service for name, service in _NEEDS.items() if name in names)
+    return services, templates
+
+
+def template_key(node: pytest.Item | pytest.Collector) -> TemplateKey:
+    """Return which template the database of a test, class or module is a copy of.
+
+    Raises `SeedError` if its marker `warmstack_seed` can't be used.
+    """
+    from pytest_warmstack.environment import TemplateKey
+
+    return TemplateKey(node.path.parent, seeds_of(node))
+
+
+def seeds_of(node: pytest.Item | pytest.Collector) -> tuple[str, ...]:
+    """Return the scripts that the markers `warmstack_seed` of *node* add. Raises `SeedError`."""
+    if node.get_closest_marker("warmstack_seed") is None:
+        return ()
+    from pytest_warmstack import seeds
+
+    return seeds.of(node)
+
+
+def _key_or_none(item: pytest.Item) -> TemplateKey | None:
+    from pytest_warmstack.errors import WarmstackError
+
+    try:
+        return template_key(item)
+    except WarmstackError:
+        return None
+
+
+def check_seeds(item: pytest.Item) -> None:
+    """Fail a test whose marker `warmstack_seed` can't be used, whatever fixtures it has."""
+    _result_or_fail(lambda: seeds_of(item))
 
 
 # Servers.
@@ -142,8 +176,9 @@ def redis_client(request: pytest.FixtureRequest, redis_url: str) -> Redis:
 
 def _clone(request: pytest.FixtureRequest, _warmstack_postgres: Environment) -> Iterator[Clone]:
     """A migrated database for as long as the fixture's scope lasts."""
-    folder, node = request.path.parent, request.node
-    clone = _result_or_fail(lambda: _warmstack_postgres.take_clone(folder))
+    node = request.node
+    key = _result_or_fail(lambda: template_key(node))
+    clone = _result_or_fail(lambda: _warmstack_postgres.take_clone(key))
     own = session_of(request.config)
     own.in_use[node.nodeid] = clone
     yield clone
@@ -151,7 +186,7 @@ def _clone(request: pytest.FixtureRequest, _warmstack_postgres: Environment) -> 
     # Look for the failures of this test only, not of all tests.
     candidates = {node} & own.failed if isinstance(node, pytest.Item) else own.failed
     failed = sorted(each.nodeid for each in candidates if node in each.listchain())
-    _warmstack_postgres.give_back(clone, folder, node.nodeid, failed=failed)
+    _warmstack_postgres.give_back(clone, key, node.nodeid, failed=failed)
 
 
 _warmstack_clone_class = pytest.fixture(scope="class", name="_warmstack_clone_class")(_clone)
@@ -178,14 +213,15 @@ def function_db_url(
 
 
 def _shared_url(request: pytest.FixtureRequest, environment: Environment) -> Iterator[str]:
-    folder, node = request.path.parent, request.node
-    shared = _result_or_fail(lambda: environment.borrow_clone(folder))
+    node = request.node
+    key = _result_or_fail(lambda: template_key(node))
+    shared = _result_or_fail(lambda: environment.borrow_clone(key))
     node.stash[_SHARED] = shared
     in_use = session_of(request.config).in_use
     in_use[node.nodeid] = shared.clone
     yield shared.clone.url
     del in_use[node.nodeid]
-    environment.restore_clone(shared, folder, node.nodeid)
+    environment.restore_clone(shared, key, node.nodeid)
 
 
 db_url = pytest.fixture(name="db_url")(function_db_url)

@@ -124,6 +124,11 @@ def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line(
         "markers", "warmstack: the test uses the databases that the variables of warmstack_env name"
     )
+    config.addinivalue_line(
+        "markers",
+        "warmstack_seed(*scripts): fill the test's database: files like big.sql, and functions like"
+        " package.module:function, run once for all tests with the same scripts",
+    )
     config.pluginmanager.register(fixtures, "warmstack-fixtures")
 
 
@@ -229,6 +234,14 @@ def pytest_runtestloop(session: pytest.Session) -> None:
     services, tests = fixtures.needs(session.items)
     if services:
         own.start(services, tests)
+
+
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    """Fail a test whose marker `warmstack_seed` can't be used."""
+    if item.get_closest_marker("warmstack_seed") is not None:
+        from pytest_warmstack import fixtures
+
+        fixtures.check_seeds(item)
 
 
 @pytest.hookimpl(wrapper=True)

@@ -117,8 +117,9 @@ def header(
         yield _server(_most_telling(found), begun, with_why=with_why)
         with_why = False
     templates = _templates(steps)
-    for of, found in templates.items():
-        yield _template(_most_telling(found), of if len(templates) > 1 else "")
+    has_several = len({of for of, _ in templates}) > 1
+    for (of, _), found in templates.items():
+        yield _template(_most_telling(found), of if has_several else "")
     yield from empty(steps, file)
     if reuse and any(step.facts["since"] for step in steps if step.name in SERVERS):
         source = f" ({reuse_source})" if reuse_source else ""
@@ -129,12 +130,12 @@ def _most_telling(steps: Sequence[Step]) -> Step:
     return min(steps, key=lambda step: _ORIGINS.index(step.facts["origin"]))
 
 
-def _templates(steps: Sequence[Step]) -> dict[str, list[Step]]:
-    """Return the templates by their Alembic configurations."""
-    found: dict[str, list[Step]] = {}
+def _templates(steps: Sequence[Step]) -> dict[tuple[str, str], list[Step]]:
+    """Return the templates by their Alembic configurations and the seeds of markers."""
+    found: dict[tuple[str, str], list[Step]] = {}
     for step in steps:
         if step.name == "template":
-            found.setdefault(step.facts["of"], []).append(step)
+            found.setdefault((step.facts["of"], step.facts["seeds"]), []).append(step)
     return found
 
 

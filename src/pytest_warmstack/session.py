@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from argparse import Namespace
 
     from pytest_warmstack.addresses import Reserved
-    from pytest_warmstack.environment import Environment
+    from pytest_warmstack.environment import Environment, TemplateKey
     from pytest_warmstack.pools import Pools
     from pytest_warmstack.postgres.clones import Clone
     from pytest_warmstack.report import Ledger
@@ -97,10 +97,10 @@ class Session:
             config.pluginmanager.register(_WarningMask(self.environment))
         return self.environment
 
-    def start(self, services: Iterable[str], tests: Mapping[Path, int]) -> None:
+    def start(self, services: Iterable[str], tests: Mapping[TemplateKey, int]) -> None:
         """Prepare *services* before the first test, and write a line about each.
 
-        *tests* maps each folder to the number of its tests that need a database. Raises
+        *tests* maps each template to the number of tests that need a clone of it. Raises
         `pytest.UsageError` for the errors of `Environment.start`.
         """
         from pytest_warmstack.errors import WarmstackError

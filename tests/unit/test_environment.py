@@ -151,7 +151,7 @@ def test_a_sweep_spares_the_templates_of_all_services_of_the_run(environment: En
 
     for name in (names[5], names[4]):
         configuration = Configuration(str(name), Path("/"))
-        environment._templates[configuration] = ConfiguredTemplate(
+        environment._templates[configuration, ()] = ConfiguredTemplate(
             configuration,
             Lazy("layers", list),
             Lazy("clones", list),  # type: ignore[arg-type]

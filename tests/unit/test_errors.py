@@ -52,6 +52,7 @@ SAMPLES: dict[str, Any] = {
     "how": "exit status 1",
     "image": "postgres:99",
     "index": 7,
+    "isolation": "module",
     "kind": "shop.conftest.SearchIndex",
     "known": ["db_url", "redis_url"],
     "reserved": "127.0.0.1:20123",
@@ -65,7 +66,9 @@ SAMPLES: dict[str, Any] = {
     "needed": "128 MB",
     "names": ["postgres", "warmstack_k_12", "warmstack_k_13"],
     "named": "/srv/shop/conf/alembic.ini",
+    "node": "tests/test_orders.py::test_refund",
     "number": 28,
+    "others": ["tests/sql/big.sql", "sql/big.sql"],
     "output": "running 0001\nrunning 0002",
     "place": "/dev/shm/ours/one",
     "process": 4711,
@@ -102,6 +105,7 @@ SAMPLES: dict[str, Any] = {
     "version": "WARMSTACK_POSTGRES_IMAGE",
     "wanted": "version 16",
     "who": "The migrations",
+    "wider": "tests/test_orders.py",
     "written": "db_ulr",
 }
 """An example for each parameter of a named constructor; one that is new needs its own here."""

@@ -25,7 +25,7 @@ from pytest_warmstack.postgres.template.layers import (
     check_scripts,
     make,
 )
-from pytest_warmstack.postgres.template.record import BuildStep, LayerRecord
+from pytest_warmstack.postgres.template.record import MARKER, BuildStep, LayerRecord
 from pytest_warmstack.postgres.template.template_layer import TemplateLayer
 from pytest_warmstack.servers.model import Endpoint
 
@@ -91,6 +91,26 @@ def test_the_layers_stand_in_the_order_in_which_they_are_applied(root: Path) -> 
     found = layers(root, Search("b"), Search("a"), schema=("base.sql",), seed=("sql/demo.sql",))
 
     assert [each.name for each in found] == ["schema", "alembic", "b", "a", "seed"]
+
+
+def test_the_seeds_of_a_marker_are_a_layer_after_the_seed(root: Path) -> None:
+    """Its scripts are those of the marker, and an error about them says so."""
+    settings = Settings(seed=("base.sql",), sources={"seed": "tox.ini"})
+    found = make(settings, root, FileState(str(root)), None, seeds=("sql/demo.sql", "absent.sql"))
+
+    assert [each.name for each in found] == ["seed", MARKER]
+    assert found[1].covers(LayerRecord(MARKER, "", steps=steps("sql/demo.sql", "absent.sql")))
+    assert not found[1].covers(LayerRecord(MARKER, "", steps=steps("sql/demo.sql")))
+    with pytest.raises(
+        TemplateFailed, match=r"The seed file .*/absent.sql does not exist"
+    ) as caught:
+        found[1].plan(NOWHERE)
+    assert caught.value.looked_at == ("warmstack_seed, from the marker",)
+
+
+def steps(*names: str) -> tuple[BuildStep, ...]:
+    """Return steps that need nothing."""
+    return tuple(BuildStep(name, "", {}) for name in names)
 
 
 @pytest.mark.parametrize(

@@ -11,6 +11,7 @@ from pytest_warmstack.postgres import sql
 from pytest_warmstack.postgres.template.record import (
     ALEMBIC,
     BASE,
+    MARKER,
     BuildStep,
     LayerRecord,
     Record,
@@ -123,6 +124,16 @@ def test_what_was_left_on_the_way_is_known_by_the_beginning_of_its_text() -> Non
     assert not WHOLE.write().startswith(sql.LEFT)
 
 
+def test_seeds_of_a_marker_are_known_by_the_beginning_of_the_text() -> None:
+    """So that a sweep counts them separately; what was left on the way is that first."""
+    marked = record(seed("a.sql")._replace(layer=MARKER))
+
+    assert marked.write().startswith(sql.SEEDED)
+    assert Record.read(marked.write()) == marked
+    assert marked._replace(left=True).write().startswith(sql.LEFT)
+    assert not WHOLE.write().startswith(sql.SEEDED)
+
+
 def test_a_text_without_line_breaks_is_written() -> None:
     """It becomes a comment of PostgreSQL, and nobody reads it but us."""
     assert "\n" not in WHOLE.write()
@@ -172,6 +183,7 @@ def test_a_comment_that_was_cut_is_read_as_none(end: int) -> None:
         (revisions(2, remark=" (Alembic warns: no)"), "2 revisions (Alembic warns: no)"),
         (seed("demo.sql"), "seed demo.sql"),
         (seed("a.sql", "shop.demo:orders"), "2 seed scripts"),
+        (seed("a.sql", "shop.demo:orders")._replace(layer=MARKER), "seed a.sql + shop.demo:orders"),
         (
             LayerRecord(ALEMBIC, "k", steps=(BuildStep("shop.db:upgrade", "", {}),), remark=" (x)"),
             "the migrations of shop.db:upgrade (x)",

@@ -61,6 +61,7 @@ def template(
     how: str = "",
     why: str = "",
     of: str = "",
+    seeds: str = "",
     empty: str = "",
 ) -> Step:
     """Return what the set-up notes about the template."""
@@ -73,6 +74,7 @@ def template(
             "how": how,
             "why": why,
             "of": of,
+            "seeds": seeds,
             "empty": empty,
         },
     )
@@ -355,6 +357,19 @@ def test_each_of_several_templates_is_named_by_its_configuration() -> None:
     ]
     (line,) = summary(*steps, workers=2)
     assert "templates 1.24 s" in line
+
+
+def test_a_template_with_the_seeds_of_a_marker_has_a_line_of_its_own() -> None:
+    """It is no other configuration, so none is named."""
+    text = "7 revisions, seed big.sql"
+    steps = [template(), template("extended", text, how="by seed big.sql", seeds="big.sql")]
+    steps += [template("found", text, seeds="big.sql"), server()]
+
+    assert header(*steps)[1:] == [
+        "template of 7 revisions: built in 620 ms",
+        "template of 7 revisions, seed big.sql: extended by seed big.sql in 620 ms",
+    ]
+    assert "templates 1.24 s" in summary(*steps, workers=2)[0]
 
 
 # The line after the tests

@@ -81,6 +81,17 @@ def test_intermediate_templates_are_counted_separately() -> None:
     assert names == [template(number).name for number in (20, 21)]
 
 
+def test_templates_with_the_seeds_of_markers_are_counted_separately() -> None:
+    """However many markers there are, the state before them stays."""
+    plain = [template(number) for number in range(10, 12)]
+    seeded = [template(number, comment=sql.SEEDED) for number in range(20, 26)]
+
+    names = doomed([*plain, *seeded], 2)
+
+    assert names == [template(number).name for number in range(20, 24)]
+    assert len(sql.SEEDED) == len(sql.LEFT), "a list of databases has only so many letters"
+
+
 def test_a_template_without_a_seal_is_doomed_and_takes_no_place() -> None:
     """Its build did not end, however new it is."""
     whole = [template(number) for number in range(4)]

@@ -21,7 +21,7 @@ from pytest_warmstack.postgres.retention import Retention
 from pytest_warmstack.postgres.template.dependencies import ABSENT, FileState
 from pytest_warmstack.postgres.template.errors import TemplateFailed
 from pytest_warmstack.postgres.template.layers import Layer, Target
-from pytest_warmstack.postgres.template.record import ALEMBIC, BuildStep, LayerRecord
+from pytest_warmstack.postgres.template.record import ALEMBIC, MARKER, BuildStep, LayerRecord
 from pytest_warmstack.postgres.template.templates import (
     Template,
     TemplateRequest,
@@ -155,17 +155,22 @@ class Step:
 
 @dataclass
 class Shop:
-    """A project: the contents of its files, its revisions in order, and the lines of its seed."""
+    """A project: the contents of its files, its revisions in order, the lines of its seed.
+
+    Those of the marker that its tests have are *marked*.
+    """
 
     files: dict[str, str] = field(default_factory=dict)
     revisions: list[Step] = field(default_factory=list)
     seed: list[Step] = field(default_factory=list)
+    marked: list[Step] = field(default_factory=list)
     x: str = ""
 
     def layers(self) -> list[Steps]:
         """Return its layers as they are now."""
+        scripts = {"seed": self.seed, MARKER: self.marked}
         found = [Steps(self, ALEMBIC, self.revisions, self.x)]
-        return found + ([Steps(self, "seed", self.seed, "")] if self.seed else [])
+        return found + [Steps(self, name, steps, "") for name, steps in scripts.items() if steps]
 
     def anew(self) -> list[str]:
         """Return what building anew gives."""
@@ -314,6 +319,13 @@ def add(shop: Shop, name: str, place: int | None = None) -> None:
     shop.revisions.insert(len(shop.revisions) if place is None else place, step)
 
 
+def mark(shop: Shop, names: Sequence[str]) -> None:
+    """Ask for the template of tests whose marker has the scripts *names*."""
+    shop.marked = [Step(f"{name}.sql", f"file:{name}.sql") for name in names]
+    for step in shop.marked:
+        shop.files.setdefault(step.file, step.name)
+
+
 def edit(shop: Shop, key: str) -> None:
     """Change what a file holds."""
     shop.files[key] = shop.files.get(key, "") + "'"
@@ -384,6 +396,49 @@ def test_a_changed_seed_leaves_the_migrations_alone() -> None:
 
     assert (second.origin, second.why) == ("extended", "s2.sql changed")
     assert set(Steps.applied) <= {"s1.sql", "s2.sql"}
+
+
+def test_the_seeds_of_markers_are_built_on_the_template_without_them() -> None:
+    """Each list has a template; an edit rebuilds those that have the script, and says why.
+
+    Also if the template without them was used later than they were.
+    """
+    server, shop = Server(), shop_of(3, seed=1)
+    plain = run(server, shop)
+    for names, how in (
+        ("a", "by seed a.sql from 3 revisions, seed s1.sql"),
+        ("b", "by seed b.sql from 3 revisions, seed s1.sql"),
+        ("ac", "by seed c.sql from 3 revisions, seed s1.sql, seed a.sql"),
+    ):
+        mark(shop, names)
+        made = run(server, shop)
+        assert (made.origin, made.how, made.why) == ("extended", how, "")
+    edit(shop, "file:a.sql")
+    server.touch(plain.used)
+
+    for names, origin, why in (
+        ("a", "extended", "a.sql changed"),
+        ("b", "found", ""),
+        ("ac", "extended", "a.sql changed"),
+        ("", "found", ""),
+    ):
+        mark(shop, names)
+        made = run(server, shop)
+        assert (made.origin, made.why) == (origin, why)
+
+
+def test_of_the_states_of_a_seed_the_first_and_the_last_stay() -> None:
+    """Those of other seeds, and of the template without them, are no states of it."""
+    server, shop = Server(), shop_of(2)
+    names = {}
+    for state in range(5):
+        for marked in ("", "ab", "a"):
+            mark(shop, marked)
+            made = run(server, shop)
+            names[state, marked] = made.name
+            past = {key for key, name in names.items() if name in made.past}
+            assert past == ({(each, marked) for each in range(1, state - 1)} if marked else set())
+        edit(shop, "file:a.sql")
 
 
 def test_a_changed_helper_is_where_building_begins_anew() -> None:
@@ -462,6 +517,21 @@ def test_a_build_anew_is_built_once_for_all_processes_of_a_run() -> None:
     assert (third.origin, third.name) == ("found", second.name)
     assert run(server, shop, rebuild=True, run="next").origin == "rebuilt"
     assert first.name != second.name
+
+
+def test_seeds_that_are_built_anew_begin_with_the_runs_own_template() -> None:
+    """Which the next run finds as well."""
+    server, shop = Server(), shop_of(3)
+    names = []
+    for run_id in ("before", "this"):
+        for marked in ("", "a"):
+            mark(shop, marked)
+            names.append(run(server, shop, rebuild=run_id == "this", run=run_id).name)
+
+    assert Steps.applied == ["a.sql"]
+    for marked, name in (("a", names[3]), ("", names[2])):
+        mark(shop, marked)
+        assert run(server, shop, run="next").name == name
 
 
 def test_other_declarations_and_changed_declared_files_build_anew() -> None:
@@ -544,6 +614,7 @@ def test_a_build_that_fails_leaves_only_what_is_whole() -> None:
 CHANGES = (
     *("append", "append", "edit", "edit", "remove", "pop", "insert", "rename", "swap"),
     *("helper", "data", "seed", "seed edit", "seed swap", "no seed", "x", "back", "nothing"),
+    *("marker", "marker edit", "no marker"),
 )
 
 
@@ -585,6 +656,12 @@ def anything(rng: random.Random, shop: Shop, past: list[Shop], number: int) -> S
         rng.shuffle(shop.seed)
     elif change == "no seed":
         shop.seed.clear()
+    elif change == "marker":
+        mark(shop, rng.sample("abc", rng.randint(1, 3)))
+    elif change == "marker edit" and shop.marked:
+        edit(shop, rng.choice(shop.marked).file)
+    elif change == "no marker":
+        mark(shop, "")
     elif change == "x":
         shop.x = rng.choice(["", "a"])
     elif change == "back":
@@ -612,6 +689,10 @@ def test_after_any_history_the_template_is_what_building_anew_gives(seed: int, k
 
         assert (again.origin, again.name) == ("found", made.name)
         assert Steps.applied == []
-        left = [each for each in server.comments.values() if each.startswith(sql.LEFT)]
+        left, seeded = (
+            [each for each in server.comments.values() if each.startswith(start)]
+            for start in (sql.LEFT, sql.SEEDED)
+        )
         assert len(left) <= max(keep, len(made.used))
-        assert len(server.comments) - len(left) <= max(keep, len(made.used))
+        assert len(seeded) <= max(keep, len(made.used))
+        assert len(server.comments) - len(left) - len(seeded) <= max(keep, len(made.used))

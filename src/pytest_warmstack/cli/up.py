@@ -63,11 +63,13 @@ class _Up:
     @pytest.hookimpl(tryfirst=True)
     def pytest_runtestloop(self, session: pytest.Session) -> bool:
         """Prepare everything, and report each thing when it is ready."""
+        from pytest_warmstack.environment import TemplateKey
+
         own = session_of(session.config)
         environment, settings = own.open(say=_tell), own.settings
         try:
-            folders = environment.folders()
-            environment.start(set(Service), dict.fromkeys(folders, settings.clones_ahead))
+            keys = map(TemplateKey, environment.folders())
+            environment.start(set(Service), dict.fromkeys(keys, settings.clones_ahead))
         except WarmstackError as error:
             say(f"warmstack: {error}")
             return True

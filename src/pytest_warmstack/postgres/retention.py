@@ -43,16 +43,17 @@ class Retention:
     def _templates_that_stay(self, databases: Sequence[Database]) -> Iterator[Database]:
         """Keep the current templates, and the templates that each project used last.
 
-        Intermediate templates are counted separately, so that they don't displace states that the
-        project was in.
+        Intermediate templates, and those with the seeds of markers, are counted separately, so that
+        they don't displace states that the project was in.
         """
-        counts: Counter[tuple[str, bool]] = Counter()
+        counts: Counter[tuple[str, str]] = Counter()
         for each in sorted(
             databases, key=lambda each: (each.name in self.current, each.used), reverse=True
         ):
             if each.name.state is not State.TEMPLATE or not each.sealed:
                 continue
-            kind = each.project, each.comment.startswith(sql.LEFT)
+            starts = (sql.LEFT, sql.SEEDED)
+            kind = each.project, next(filter(each.comment.startswith, starts), "")
             is_recent = each.unused <= self.idle and counts[kind] < self.templates
             if is_recent or each.name in self.current:
                 counts[kind] += 1

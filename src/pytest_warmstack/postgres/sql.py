@@ -46,6 +46,9 @@ SIGNATURE: Final = '{"warmstack":'
 LEFT: Final = f'{SIGNATURE}"left"'
 """Beginning of the comment of an intermediate template."""
 
+SEEDED: Final = f'{SIGNATURE}"seed"'
+"""Beginning of the comment of a template with a marker's seeds. As long as `LEFT`."""
+
 DRAFT: Final = f'{SIGNATURE}"draft"}}'
 RETIRED: Final = f'{SIGNATURE}"retired"}}'
 """Comments of databases that are not yet, or no longer, a template."""

@@ -10,7 +10,7 @@ from pytest_warmstack.errors import WarmstackError
 from pytest_warmstack.postgres import DatabaseName, State, sql
 from pytest_warmstack.postgres.template.build_history import Comparison
 from pytest_warmstack.postgres.template.layers import Target
-from pytest_warmstack.postgres.template.record import LayerRecord, Record, count_steps
+from pytest_warmstack.postgres.template.record import LayerRecord, Record, count_steps, marked
 from pytest_warmstack.postgres.template.templates import KnownTemplate, Search, Template
 from pytest_warmstack.servers.identity import fingerprint
 
@@ -85,7 +85,10 @@ class Build:
     @property
     def _bases(self) -> list[KnownTemplate]:
         """Return the templates that the build may start from."""
-        return [] if self._rebuild else self._known
+        return [each for each in self._known if not self._rebuild or self._is_of_this_run(each)]
+
+    def _is_of_this_run(self, known: KnownTemplate) -> bool:
+        return known.record.run == self._request.run
 
     def _plan(self) -> list[LayerRecord]:
         """Return what the build must contain; forget templates of other Alembic projects."""
@@ -189,7 +192,8 @@ class Build:
         """Keep later builds from starting from older templates of the same configuration."""
         own = [(each.layer, each.key) for each in plan[:2]]
         for each in self._known:
-            if [(layer.layer, layer.key) for layer in each.record.layers[:2]] == own:
+            recorded = [(layer.layer, layer.key) for layer in each.record.layers[:2]]
+            if recorded == own and not self._is_of_this_run(each):
                 self._databases.mark(each.name, sql.RETIRED)
 
     def _compare(self, plan: Sequence[LayerRecord]) -> tuple[str, tuple[DatabaseName, ...]]:
@@ -200,13 +204,16 @@ class Build:
         compared = [
             (self._comparison.differences(plan, each.record), each)
             for each in self._known
-            if each.record.layers
+            # Another marker's seeds are no earlier state of these.
+            if each.record.layers and marked(each.record.layers) in ([], marked(plan))
         ]
         if not compared:
             return "", ()
-        # An intermediate template need not be a state that the project was ever in.
+        # An intermediate template need not be a state that the project was ever in. Of two equally
+        # near ones, that with all steps tells more: one without the seeds never differs in them.
         nearest = min(
-            compared, key=lambda pair: len(pair[0][0]) + pair[0][1] + pair[1].record.left
+            compared,
+            key=lambda pair: (len(pair[0][0]) + pair[0][1] + pair[1].record.left, pair[0][1]),
         )[0]
         if not nearest[0]:
             return "", ()

@@ -10,6 +10,7 @@ from pytest_warmstack.postgres.template.record import (
     ALEMBIC,
     BASE,
     CONFIG,
+    MARKER,
     BuildStep,
     LayerRecord,
     Record,
@@ -22,6 +23,7 @@ _KEY_CHANGES: Final = {
     ALEMBIC: "warmstack_alembic, its section or arguments, or warmstack_env changed",
     "schema": "warmstack_env changed",
     "seed": "warmstack_env changed",
+    MARKER: "warmstack_env changed",
 }
 """The reason why the key of a layer may differ."""
 

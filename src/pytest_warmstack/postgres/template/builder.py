@@ -292,17 +292,17 @@ def migration_error(
 
 
 def script_error(
-    report: dict[str, Any], layer: str, line: str, context: BuildContext
+    report: dict[str, Any], layer: str, line: str, source: str, root: Path
 ) -> TemplateFailed:
     """Return the error for the *report* of a child that could not run a *line* of *layer*."""
-    failure, source = Failure.of(report), context.settings.sources.get(layer, "")
+    failure = Failure.of(report)
     if report.get("kind") == "signature":
         from pytest_warmstack.postgres.template.child.arguments import understood
 
         return TemplateFailed.bad_signature(
             failure, layer=layer, line=line, source=source, understood=understood()
         )
-    dump = "" if is_attribute(line) else _pg_dump_version(context.root / line)
+    dump = "" if is_attribute(line) else _pg_dump_version(root / line)
     return TemplateFailed.script_failed(failure, layer=layer, line=line, source=source, dump=dump)
 
 

@@ -1,7 +1,8 @@
 """The layers of a template, in the order in which they are applied.
 
-They are the schema, the migrations, custom layers, and the seed. The project's own code runs in a
-child process (see `builder`); custom layers run in the process of the tests.
+They are the schema, the migrations, custom layers, the seed, and the seeds of a marker. The
+project's own code runs in a child process (see `builder`); custom layers run in the process of the
+tests.
 """
 
 from __future__ import annotations
@@ -24,6 +25,7 @@ from pytest_warmstack.postgres.template.record import (
     ALEMBIC,
     BASE,
     DDL,
+    MARKER,
     BuildStep,
     LayerRecord,
 )
@@ -238,14 +240,17 @@ class Migrations(_ProjectLayer):
 class Scripts(_ProjectLayer):
     """The lines of `warmstack_schema` or `warmstack_seed`, one step each.
 
-    A line is the path of an SQL file or `package.module:attribute`.
+    A line is the path of an SQL file or `package.module:attribute`. The *seeds* are those of the
+    marker `warmstack_seed`, which have a layer of their own.
     """
 
-    def __init__(self, context: BuildContext, name: str) -> None:
+    def __init__(self, context: BuildContext, name: str, seeds: tuple[str, ...] = ()) -> None:
         super().__init__(context)
-        self.name = name
+        self.name = MARKER if seeds else name
         self.key = fingerprint(*context.settings.env)
-        self._lines: tuple[str, ...] = getattr(context.settings, name)
+        self._setting = name
+        self._source = "marker" if seeds else context.settings.sources.get(name, "")
+        self._lines: tuple[str, ...] = seeds or getattr(context.settings, name)
 
     def covers(self, record: LayerRecord) -> bool:
         """Return whether *record* has the same lines."""
@@ -256,7 +261,7 @@ class Scripts(_ProjectLayer):
 
         Raises `TemplateFailed` if a file does not exist, or a name can't be imported.
         """
-        check_scripts(self._context.settings, self._context.root)
+        _check_files(self._setting, self._lines, self._source, self._context.root)
         steps = tuple(self._plan_line(target, line) for line in self._lines)
         return LayerRecord(self.name, self.key, steps=steps)
 
@@ -281,12 +286,14 @@ class Scripts(_ProjectLayer):
 
     def _ask(self, target: Target, do: str, line: str) -> dict[str, Any]:
         """Return the child's report; raise `TemplateFailed` for an error in it."""
-        who = f"The {self.name} {line}"
+        who = f"The {self._setting} {line}"
         report = self._context.builder.ask(target, do, who=who, line=line)
         if "error" in report:
             from pytest_warmstack.postgres.template import builder
 
-            raise builder.script_error(report, self.name, line, self._context)
+            raise builder.script_error(
+                report, self._setting, line, self._source, self._context.root
+            )
         return report
 
 
@@ -369,12 +376,15 @@ def _custom_layers(results: Sequence[object]) -> Iterator[TemplateLayer]:
 def check_scripts(settings: Settings, root: Path) -> None:
     """Raise `TemplateFailed` if `warmstack_schema` or `warmstack_seed` names a missing file."""
     for name in _SCRIPT_LAYERS:
-        for line in getattr(settings, name):
-            if not is_attribute(line) and not (root / line).is_file():
-                from pytest_warmstack.postgres.template.errors import TemplateFailed
+        _check_files(name, getattr(settings, name), settings.sources.get(name, ""), root)
 
-                source = settings.sources.get(name, "")
-                raise TemplateFailed.no_file(layer=name, file=str(root / line), source=source)
+
+def _check_files(layer: str, lines: Sequence[str], source: str, root: Path) -> None:
+    for line in lines:
+        if not is_attribute(line) and not (root / line).is_file():
+            from pytest_warmstack.postgres.template.errors import TemplateFailed
+
+            raise TemplateFailed.no_file(layer=layer, file=str(root / line), source=source)
 
 
 def make(
@@ -383,8 +393,9 @@ def make(
     file_state: FileState,
     configuration: Configuration | None,
     custom: Sequence[object] = (),
+    seeds: tuple[str, ...] = (),
 ) -> list[Layer]:
-    """Return the layers: the schema, the migrations, custom layers, the seed.
+    """Return the layers: the schema, the migrations, custom layers, the seed, a marker's *seeds*.
 
     *configuration* is Alembic's, if there is one; *custom* is what the implementations of
     `pytest_warmstack_template_layers` returned.
@@ -395,6 +406,7 @@ def make(
         *([Migrations(context, configuration)] if configuration else []),
         *(Custom(each, settings.migrate_timeout) for each in _custom_layers(custom)),
         *([Scripts(context, "seed")] if settings.seed else []),
+        *([Scripts(context, "seed", seeds)] if seeds else []),
     ]
 
 

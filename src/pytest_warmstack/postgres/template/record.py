@@ -15,6 +15,9 @@ ALEMBIC: Final = "alembic"
 DDL: Final = "ddl:"
 """Prefix of the key of a `MetaData`. Its digest covers the statements that create its tables."""
 
+MARKER: Final = "marker warmstack_seed"
+"""The name of the layer with the scripts that this marker adds to the template of a test."""
+
 CONFIG: Final = "config:"
 """Prefix of the key of a `Config` that a function returns. Its digest covers its values."""
 
@@ -71,6 +74,8 @@ class LayerRecord(NamedTuple):
     def describe(self) -> str:
         """Return the contents for the header, such as `9 revisions` or `seed demo.sql`."""
         count = len(self.steps)
+        if self.layer == MARKER:
+            return f"seed {' + '.join(self.names)}"
         if self.layer != ALEMBIC:
             if count > 1:
                 return f"{count} {self.layer} scripts"
@@ -129,6 +134,11 @@ def count_steps(layers: Iterable[LayerRecord]) -> int:
     return sum(len(each.steps) for each in layers)
 
 
+def marked(layers: Iterable[LayerRecord]) -> list[str]:
+    """Return the scripts in *layers* that the marker `warmstack_seed` names."""
+    return [name for each in layers if each.layer == MARKER for name in each.names]
+
+
 class Record(NamedTuple):
     """The contents of a template's comment.
 
@@ -179,8 +189,8 @@ class Record(NamedTuple):
             for each in self.layers
         ]
         plain = {
-            # First, because the comment must begin with sql.SIGNATURE or sql.LEFT.
-            "warmstack": "left" if self.left else "template",
+            # First, because the comment must begin with sql.SIGNATURE, sql.LEFT or sql.SEEDED.
+            "warmstack": "left" if self.left else "seed" if marked(self.layers) else "template",
             "built": self.built,
             "run": self.run,
             "layers": layers,
