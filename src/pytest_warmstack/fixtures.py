@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 import pytest
 
-from pytest_warmstack.session import Session, session_of
+from pytest_warmstack.session import NEEDS, Session, session_of
 
 if TYPE_CHECKING:
     from redis.asyncio import Redis
@@ -41,12 +41,6 @@ _ROLLBACK: Final[pytest.StashKey[RollbackConnection]] = pytest.StashKey()
 _BEGUN: Final[pytest.StashKey[Begun]] = pytest.StashKey()
 """The key of the coroutines that a test's session and client made."""
 
-_NEEDS: Final = {"_warmstack_postgres": "postgres", "_warmstack_redis": "redis"}
-"""The fixtures that all others are built on, and the server that each of them needs.
-
-If you override a fixture of this module, yours doesn't request them.
-"""
-
 
 def needs(items: Iterable[pytest.Item]) -> tuple[set[str], Counter[Path]]:
     """Return the servers that *items* need, and how many tests of each folder need a database."""
@@ -54,7 +48,7 @@ def needs(items: Iterable[pytest.Item]) -> tuple[set[str], Counter[Path]]:
     folders: Counter[Path] = Counter()
     for item in items:
         names = getattr(item, "fixturenames", ())
-        services.update(service for name, service in _NEEDS.items() if name in names)
+        services.update(service for name, service in NEEDS.items() if name in names)
         if "_warmstack_postgres" in names:
             folders[item.path.parent] += "db_url" in names
     return services, folders
