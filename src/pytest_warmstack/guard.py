@@ -53,8 +53,8 @@ class RefusedConnection(WarmstackError):
         fixture = "db_url" if title == _TITLES[Service.POSTGRES] else "redis_url"
         return cls(
             f"Refused a connection to another {title} than the test's: {address}.",
-            why=f"{test} uses a server of pytest-warmstack, so it may not connect to yours; {driver}"
-            " sent nothing",
+            why=f"{test} uses a server of pytest-warmstack, so it may not connect to yours;"
+            f" {driver} sent nothing",
             todo=[
                 lines,
                 f"or, if the application can be given a URL, give it that of the fixture {fixture}"

@@ -51,9 +51,10 @@ def of_testcontainers() -> Iterator[tuple[str, int]]:
             label = f"{LABEL_SESSION_ID}={SESSION_ID}"
             for each in docker.client.api.containers(filters={"label": label}):
                 networks = each["NetworkSettings"]["Networks"].values()
+                hosts = ["localhost", docker.host(), *(net["Gateway"] for net in networks)]
                 for port in each["Ports"]:
                     if "PublicPort" in port:
-                        yield from ((host, port["PublicPort"]) for host in (docker.host(), ""))
+                        yield from ((host, port["PublicPort"]) for host in hosts)
                     yield from ((net["IPAddress"], port["PrivatePort"]) for net in networks)
 
 
