@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 import pytest
 
-from pytest_warmstack.session import Session, session_of
+from pytest_warmstack.session import NEEDS, Session, session_of
 
 if TYPE_CHECKING:
     from redis.asyncio import Redis
@@ -41,12 +41,6 @@ _ROLLBACK: Final[pytest.StashKey[RollbackConnection]] = pytest.StashKey()
 _BEGUN: Final[pytest.StashKey[Begun]] = pytest.StashKey()
 """The key of the coroutines that a test's session and client made."""
 
-_NEEDS: Final = {"_warmstack_postgres": "postgres", "_warmstack_redis": "redis"}
-"""The fixtures that all others are built on, and the server that each of them needs.
-
-If you override a fixture of this module, yours doesn't request them.
-"""
-
 
 _FIRST: Final = {
     "postgres": ("_warmstack_postgres", "db_url"),
@@ -62,7 +56,7 @@ def cover(item: pytest.Item, exports: Exports) -> None:
     of this module, or has the marker `warmstack`, or `warmstack_autouse` names it.
     """
     names: list[str] | None = getattr(item, "fixturenames", None)
-    if names is not None and (_NEEDS.keys() & set(names) or exports.names(item)):
+    if names is not None and (NEEDS.keys() & set(names) or exports.names(item)):
         first = [name for service in sorted(exports.services) for name in _FIRST[service]]
         # A new list: pytest shares one between the items of a parametrized function.
         item.fixturenames = [*first, *(name for name in names if name not in first)]  # type: ignore[attr-defined]
@@ -78,7 +72,7 @@ def needs(items: Iterable[pytest.Item]) -> tuple[set[str], Counter[TemplateKey]]
             if (key := _key_or_none(item)) is None:
                 continue  # Its marker is wrong, so it fails before it needs anything.
             templates[key] += "db_url" in names
-        services.update(service for name, service in _NEEDS.items() if name in names)
+        services.update(service for name, service in NEEDS.items() if name in names)
     return services, templates
 
 

@@ -357,6 +357,17 @@ def _check_reserved(option: str, name: str) -> None:
         raise Refused("reserved", value=name, cause=RESERVED[option][name])
 
 
+def _address(line: str) -> str:
+    if line == "*" or line.startswith("/"):
+        return line
+    host, _, port = line.rpartition(":")
+    is_number = port.isascii() and port.isdigit() and 0 < int(port) < 65536
+    name = host[1:-1] if host.startswith("[") and host.endswith("]") else host.replace(":", "/")
+    if not (port == "*" or is_number) or not re.fullmatch(r"[\w.:%-]+", name):
+        raise Refused(value=without_password(line))
+    return line
+
+
 def _postgres_setting(line: str) -> str:
     name, value = (part.strip() for part in _pair(line).split("=", 1))
     if not all(part.isascii() and part.isidentifier() for part in name.split(".")):
@@ -434,6 +445,9 @@ REDIS_URL: Final = Kind(
 )
 PATTERNS: Final = _list_of("paths and patterns, one on a line")
 SCRIPTS: Final = _list_of("lines like file.sql or package.module:attribute", _script)
+ADDRESSES: Final = _list_of(
+    "lines like host:5432, host:*, /path/of/a/socket, or * for everything", _address
+)
 PAIRS: Final = _list_of("lines like NAME=VALUE", _pair)
 POSTGRES_ARGS: Final = _list_of(
     "lines like NAME=VALUE, with a NAME of letters, digits, _ and .", _postgres_setting
@@ -571,6 +585,11 @@ class Settings(NamedTuple):
         "What isolates tests: a clone for each test, class or module, or a rollback",
     ] = Isolation.CLONE
     clones_ahead: Annotated[int, COUNT, "How many clones are made ahead of the tests"] = 2
+    allow: Annotated[
+        Lines,
+        ADDRESSES,
+        "Other databases that tests may connect to, lines like host:5432, host:* or *",
+    ] = ()
     leaks: Annotated[
         Leaks,
         LEAKS,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Final
 
 from pytest_warmstack.options import BRACES, DB_NAMES, REDIS_NAMES
@@ -154,16 +154,25 @@ def lines_for(variables: Mapping[str, str], *, file: str, more: bool) -> str:
         "DATABASE_URL={db_url}",
     """
     lines = [f"{name}={value}" for name, value in variables.items()]
+    return entries_for("warmstack_env", lines, file=file, more=more)
+
+
+def entries_for(key: str, lines: Sequence[str], *, file: str, more: bool = False) -> str:
+    r"""Return the advice to add *lines* to the list *key*, in the syntax of *file*.
+
+    >>> entries_for("warmstack_allow", ["db:5432"], file="pyproject.toml")
+    'write in pyproject.toml, in the table of pytest:\nwarmstack_allow = ["db:5432"]'
+    """
     is_toml = file.endswith(".toml")
     entries = [f"    {json.dumps(line)}," if is_toml else f"    {line}" for line in lines]
     if more:
-        return "\n".join([f"add to warmstack_env in {file or 'pytest.ini'}:", *entries])
+        return "\n".join([f"add to {key} in {file or 'pytest.ini'}:", *entries])
     head = f"write in {file}{_SECTIONS.get(file, '')}:"
     if not file:
         head = "write in a new file pytest.ini:\n[pytest]"
     if len(lines) == 1:
         value = f"[{json.dumps(lines[0])}]" if is_toml else lines[0]
-        return f"{head}\nwarmstack_env = {value}"
+        return f"{head}\n{key} = {value}"
     if is_toml:
-        return "\n".join([head, "warmstack_env = [", *entries, "]"])
-    return "\n".join([head, "warmstack_env =", *entries])
+        return "\n".join([head, f"{key} = [", *entries, "]"])
+    return "\n".join([head, f"{key} =", *entries])

@@ -26,12 +26,19 @@ if TYPE_CHECKING:
 
     from pytest_warmstack.addresses import Reserved
     from pytest_warmstack.environment import Environment, TemplateKey
+    from pytest_warmstack.guard import Guard
     from pytest_warmstack.pools import Pools
     from pytest_warmstack.postgres.clones import Clone
     from pytest_warmstack.report import Ledger
     from pytest_warmstack.servers import RememberedServers
     from pytest_warmstack.servers.model import RunContext
     from pytest_warmstack.signals import SignalWatch
+
+NEEDS: Final = {"_warmstack_postgres": "postgres", "_warmstack_redis": "redis"}
+"""The fixtures that all others are built on, and the server that each of them needs.
+
+If you override a fixture of `fixtures`, yours doesn't request them.
+"""
 
 _MESSAGE: Final = "warmstack"
 """The key of the data that xdist's controller and workers send to each other."""
@@ -69,6 +76,7 @@ class Session:
         self.pools: Pools | None = None
         self._ledger: Ledger | None = None
         self._signals: SignalWatch | None = None
+        self._guard: Guard | None = None
         self._begin = originals.now()
         # The process ids of xdist's workers, in the controller; 0 for other machines.
         self._workers: dict[Any, int] = {}
@@ -95,7 +103,17 @@ class Session:
                 forget_pools=self.pools.forget_pools if self.pools else lambda _: None,
             )
             config.pluginmanager.register(_WarningMask(self.environment))
+            self._watch_connections(self.environment)
         return self.environment
+
+    def _watch_connections(self, environment: Environment) -> None:
+        """Refuse connections of tests with a database to other databases, until `close`."""
+        from pytest_warmstack import drivers
+        from pytest_warmstack.guard import Guard, GuardHooks, own_servers
+
+        guard = self._guard = Guard(self.settings, lambda: own_servers(environment))
+        drivers.install(guard)
+        self.config.pluginmanager.register(GuardHooks(guard, NEEDS))
 
     def start(self, services: Iterable[str], tests: Mapping[TemplateKey, int]) -> None:
         """Prepare *services* before the first test, and write a line about each.
@@ -139,6 +157,10 @@ class Session:
         if (environment := self.environment) is not None:
             environment.close(tidy=not self.is_worker)
             self._ledger, self.environment = environment.ledger, None
+            if self._guard is not None:
+                from pytest_warmstack import drivers
+
+                drivers.uninstall(self._guard)
             if self.is_worker:
                 message = {"ledger": environment.ledger.to_json(), "runtimes": environment.used}
                 getattr(self.config, "workeroutput", {})[_MESSAGE] = message

@@ -46,6 +46,7 @@ EXAMPLES: dict[Kind, tuple[object, object]] = {
     options.LIMIT: ("0", 0),
     options.CONFIG: ("shop.db:make_config", "shop.db:make_config"),
     options.FLAG: (True, True),
+    options.ADDRESSES: (["db:5432"], ("db:5432",)),
     options.PAIRS: (["tenant=a"], ("tenant=a",)),
     options.POSTGRES_ARGS: (["max_connections=500"], ("max_connections=500",)),
     options.POSTGRES_ENV: (["TZ=UTC"], ("TZ=UTC",)),
@@ -310,6 +311,10 @@ GOOD: list[tuple[Kind, object, object]] = [
     (options.CONFIG, " conf/alembic.ini ", "conf/alembic.ini"),
     (options.CONFIG, "shop.db:make_config", "shop.db:make_config"),
     (options.FLAG, True, True),
+    *(
+        (options.ADDRESSES, [line], (line,))
+        for line in ("*", "db:5432", "db.x-1.example:*", "[::1]:6379", "/run/postgresql")
+    ),
     (options.PAIRS, [], ()),
     (options.PAIRS, ["tenant=a", "  dry run=no ", "", "x="], ("tenant=a", "dry run=no", "x=")),
     (options.PAIRS, ["a={not a name of ours}"], ("a={not a name of ours}",)),
@@ -380,6 +385,12 @@ BAD: list[tuple[Kind, Any]] = [
     *((options.LIMIT, raw) for raw in ("", "many", "-1", "1.5", "inf", None, [3])),
     *((options.CONFIG, raw) for raw in ("", "  ")),
     *((options.FLAG, raw) for raw in ("", "maybe", 2)),
+    *((options.ADDRESSES, [raw]) for raw in ("db", "db:", ":5432", "db:x", "db:0", "db:70000")),
+    *(
+        (options.ADDRESSES, [raw])
+        for raw in ("a b:1", "*:1", "::1:1", "run/pg:1", "redis://db:6379", "**")
+    ),
+    (options.ADDRESSES, "db:5432"),
     *((options.PAIRS, raw) for raw in (["NAME"], ["=x"], [" = x"], ["a=1", "b"], "a=1", None)),
     *((options.POSTGRES_ARGS, raw) for raw in (["fsync"], ["=x"], ["a-b=1"], ["1a=x"], ["a..b=1"])),
     *(

@@ -154,6 +154,11 @@ class Leases:
         # The database with the plugin's keys; the first is part of the lease of a whole server.
         self._home = 0
 
+    @property
+    def indexes(self) -> Sequence[int]:
+        """The numbers of this process's databases; empty before the lease is taken."""
+        return self._lease.indexes if self._lease is not None else ()
+
     def take(self) -> Lease:
         """Take the lease for the rest of the process; don't empty its databases yet.
 

@@ -12,7 +12,7 @@ import ssl
 import struct
 import threading
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import closing, contextmanager, suppress
 from functools import cached_property
 from ipaddress import ip_network
 from pathlib import Path
@@ -26,6 +26,7 @@ from docker.errors import APIError, DockerException, TLSParameterError
 from docker.utils.config import find_config_file
 from testcontainers.core.config import ConnectionMode, testcontainers_config
 from testcontainers.core.docker_client import DockerClient
+from testcontainers.core.labels import LABEL_SESSION_ID, SESSION_ID
 from urllib3.exceptions import HTTPError
 
 from pytest_warmstack import originals
@@ -36,6 +37,25 @@ from pytest_warmstack.servers.model import ANSWER_TIMEOUT
 
 _ENVIRONMENT: Final = threading.Lock()
 """Held while DOCKER_HOST is changed, because both servers start at the same time."""
+
+
+def of_testcontainers() -> Iterator[tuple[str, int]]:
+    """Yield the addresses of the containers that testcontainers started in this process.
+
+    There are none if the engine doesn't answer.
+    """
+    # A test may block sockets with an exception of its own.
+    with suppress(DockerException, HTTPError, OSError, RuntimeError):
+        docker = DockerClient(timeout=ANSWER_TIMEOUT)
+        with closing(docker.client):
+            label = f"{LABEL_SESSION_ID}={SESSION_ID}"
+            for each in docker.client.api.containers(filters={"label": label}):
+                networks = each["NetworkSettings"]["Networks"].values()
+                hosts = ["localhost", docker.host(), *(net["Gateway"] for net in networks)]
+                for port in each["Ports"]:
+                    if "PublicPort" in port:
+                        yield from ((host, port["PublicPort"]) for host in hosts)
+                    yield from ((net["IPAddress"], port["PrivatePort"]) for net in networks)
 
 
 class Route(NamedTuple):
