@@ -8,6 +8,7 @@ import os
 import re
 import shutil
 import sys
+import tempfile
 from collections.abc import Collection, Mapping
 from dataclasses import asdict
 from pathlib import Path
@@ -202,12 +203,20 @@ def _prepare(options: argparse.Namespace, services: Collection[Service]) -> Addr
 
 
 def _prepare_and_exit(doing: _Development, options: argparse.Namespace, writer: int) -> NoReturn:
-    """Write the addresses as JSON to *writer*; what pytest and the project print is no address."""
+    """Write the addresses as JSON to *writer*.
+
+    Only a failure shows what pytest and the project print: standard output is for the address.
+    """
     try:
-        os.dup2(2, 1)
-        if doing.run(options.project, *doing.arguments) == 0:
-            with os.fdopen(writer, "w", encoding="utf-8") as pipe:
-                json.dump(doing.found, pipe)
+        with tempfile.TemporaryFile() as output:
+            os.dup2(output.fileno(), sys.stdout.fileno())
+            if doing.run(options.project, *doing.arguments) == 0:
+                with os.fdopen(writer, "w", encoding="utf-8") as pipe:
+                    json.dump(doing.found, pipe)
+            else:
+                sys.stdout.flush()
+                output.seek(0)
+                sys.stderr.write(output.read().decode(errors="replace").lstrip())
     except WarmstackError as error:
         say(f"warmstack: {error}")
     finally:

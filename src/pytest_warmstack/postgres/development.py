@@ -68,7 +68,9 @@ def ensure(databases: Databases, factory: CloneFactory, request: DevelopmentRequ
         line = ""
         if found is None or request.fresh:
             values = {"of": request.configuration, **_describe(record)}
-        elif not _is_current(values, record, lambda query: databases.read(name, query)):
+        elif _is_current(values, record, lambda query: databases.read(name, query)):
+            values |= _describe(record)  # The user may have applied new revisions.
+        else:
             line = _outdated(values, record)
         values |= {"project": request.project, "used": databases.now()}
         comment = sql.development(values)
