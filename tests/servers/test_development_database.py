@@ -86,7 +86,7 @@ def add_revision(project: Library, number: int) -> None:
 def keys(url: str) -> dict[str, str]:
     """Return the keys of a Redis database with their values."""
     with Redis.from_url(url, decode_responses=True) as client:
-        return {key: client.get(key) for key in client.keys()}
+        return {key: client.get(key) for key in client}
 
 
 def set_key(url: str, key: str, value: str) -> None:
@@ -186,7 +186,7 @@ def test_a_template_that_is_only_built_again_has_not_changed(embedded_project: L
     project.write("demo.sql", "INSERT INTO author VALUES (7, 'Doris');")
     project.configure("warmstack_seed = demo.sql")
     url = address(project)
-    project.run(REUSE, "--warmstack-rebuild").assert_outcomes(passed=4, failed=1)
+    project.run(REUSE, "--warmstack-rebuild").assert_outcomes(passed=5)
 
     assert address(project) == url
 
@@ -224,7 +224,7 @@ def test_a_broken_migration_is_the_error_of_the_template(embedded_project: Libra
         assert result.ret == 1
         assert result.outlines == []
         assert "The migrations failed in env.py" in result.stderr.str()
-        assert "Traceback" not in result.stderr.str()
+        assert "pytest_warmstack/" not in result.stderr.str()
     assert rows(url) == ["Ursula"]
 
 
@@ -384,9 +384,6 @@ def test_external_servers_have_one_for_each_checkout(
         set_key(cache, "reader", str(number))
 
     guest.run(REUSE, **external.variables).assert_outcomes(passed=5)
-    full = guest.run("-n2", "-k", "read", **external.variables)
-    assert full.ret == 1
-    full.stdout.fnmatch_lines(["*; 2 of them are reserved for development*"])
     assert [rows(url) for url in urls] == [["Ursula 0"], ["Ursula 1"]]
     assert [keys(cache) for cache in caches] == [{"reader": "0"}, {"reader": "1"}]
     guest.warmstack("status", **external.variables).stdout.fnmatch_lines(
@@ -495,7 +492,7 @@ def test_alembic_finds_what_the_models_have_and_the_database_has_not(
     # An edit of what was applied is another matter.
     path.write_text(path.read_text().replace("publisher", "imprint"))
     (line,) = project.warmstack("url").errlines
-    assert "has changed" in line or "--fresh" in line
+    assert "has changed" in line
 
 
 MAKO = '''"""${message}"""
@@ -531,9 +528,7 @@ def test_a_command_that_can_not_run_is_an_error_before_anything_is_started(
     assert missing.ret == 127
     missing.stderr.fnmatch_lines(["warmstack: Could not find the command no-such-command."])
     assert forgotten.ret == 2
-    forgotten.stderr.fnmatch_lines(
-        ["*write the command after --, as in: warmstack run -- alembic*"]
-    )
+    forgotten.stderr.fnmatch_lines(["*write the command after --, as in: warmstack run -- alem*"])
     assert_nothing_left(project.folder)
 
 

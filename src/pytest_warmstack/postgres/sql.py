@@ -227,7 +227,7 @@ def development(values: Mapping[str, Any]) -> str:
 def read_development(comment: str) -> dict[str, Any]:
     """Return the values of a development database's comment; empty if it can't be read."""
     try:
-        return {**json.loads(comment)}
+        return dict(json.loads(comment))
     except (ValueError, TypeError):
         return {}
 
