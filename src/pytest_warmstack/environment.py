@@ -375,6 +375,54 @@ class Environment:
                 return factory.holders()
         return []
 
+    # For development.
+
+    def configurations_for(self, folder: Path) -> list[Configuration]:
+        """Return the Alembic configuration for *folder*, or else all of those below the root."""
+        found = self._configurations.of(self._root if self.settings.alembic else folder)
+        return [found] if found else self._configurations.all()
+
+    def development_database(self, folder: Path, *, fresh: bool) -> tuple[Endpoint, str, str]:
+        """Return the server and the name of the development database for *folder*, and a remark.
+
+        The database is made if there is none, and again with *fresh*. The remark says that the
+        template has changed since. Raises the errors of the template, and `DevelopmentFailed`.
+        """
+        from pytest_warmstack.postgres import DatabaseName, development
+
+        self._clones(TemplateKey(folder))
+        made = self._template(TemplateKey(folder))
+        assert made.template is not None and made.factory is not None  # noqa: PT018, S101
+        project, of = self.run_context.project, made.configuration
+        section = self.settings.alembic_section
+        name = DatabaseName.development(project.path, f"{of.name}:{section}" if of else "")
+        request = development.DevelopmentRequest(
+            name=name,
+            template=made.template.name,
+            take=made.factory.take,
+            project=project.slug,
+            configuration=of.name if of else "",
+            fresh=fresh,
+        )
+        databases = self.postgres.get().client
+        with self._explain_errors():
+            remark = development.ensure(databases, made.factory, request)
+        return databases.endpoint, str(name), remark
+
+    def development_redis(self, *, fresh: bool) -> tuple[Endpoint, int]:
+        """Return the server and the number of the Redis database for development.
+
+        It is on the shared server. Where each process of a run has a server of its own, no run uses
+        that one, and the number is 0, as in tests. Raises `LeaseFailed`.
+        """
+        server = self._redis.get()
+        if self.settings.redis is not RedisPlan.SHARED:
+            if fresh:
+                server.client.commands(("SELECT", 0), ("FLUSHDB", "SYNC"))
+            return server.client.endpoint, 0
+        lease = self._leases_on(server).reserve(self.run_context.project.id, fresh=fresh)
+        return server.client.endpoint, lease.index
+
     def no_space(self, error: BaseException) -> ServerFailed | None:
         """Return the explanation of *error* if an embedded PostgreSQL has no space left."""
         if (server := self._embedded_postgres()) is None:

@@ -62,7 +62,7 @@ def test_it_spares_a_run_in_progress_unless_forced(
     result = project.warmstack("clean")
     assert result.ret == 1
     result.stdout.fnmatch_lines(
-        [f"spared redis warmstack-library-* ({project.runtime}): a run in progress uses it"]
+        [f"spared redis warmstack-library-* ({project.runtime}): a run in progress uses it*"]
     )
     assert project.servers() == [server]
 

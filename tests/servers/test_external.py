@@ -350,7 +350,7 @@ def test_its_template_and_clones_are_shown_and_removed_by_the_commands(
         ]
     )
     assert spared.ret == 1
-    spared.stdout.fnmatch_lines([f"spared database {template} *: a run in progress uses it"])
+    spared.stdout.fnmatch_lines([f"spared database {template} *: a run in progress uses it*"])
     assert dry.ret == cleaned.ret == 0
     dry.stdout.fnmatch_lines([f"would remove database {template} (external, *)"])
     cleaned.stdout.fnmatch_lines([f"removed database {template} (external, *)"])

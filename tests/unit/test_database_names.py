@@ -13,6 +13,7 @@ NAMES = [
     (DatabaseName(State.BUILDING, PRINT, "00aa11bb22"), f"warmstack_b_{PRINT}_00aa11bb22"),
     (DatabaseName(State.IN_USE, PRINT, "fffffffff0"), f"warmstack_u_{PRINT}_fffffffff0"),
     (DatabaseName(State.READY, PRINT, "0000000000"), f"warmstack_r_{PRINT}_0000000000"),
+    (DatabaseName(State.DEVELOPMENT, PRINT, "00aa11bb22"), f"warmstack_dev_{PRINT}_00aa11bb22"),
 ]
 
 
@@ -31,6 +32,20 @@ def test_a_new_name_can_be_read_back(state: State) -> None:
     assert len({str(name) for name in names}) == 20
     if state is not State.TEMPLATE:
         assert [DatabaseName.parse(str(name)) for name in names] == names
+
+
+def test_the_name_for_development_depends_on_the_project_and_the_configuration() -> None:
+    """And on nothing else, so that it stays."""
+    shop = DatabaseName.development("/srv/shop", "alembic.ini")
+    others = [
+        DatabaseName.development("/srv/blog", "alembic.ini"),
+        DatabaseName.development("/srv/shop", "users/alembic.ini"),
+    ]
+
+    assert str(shop) == "warmstack_dev_cd8d2ae2f324812e_8fe4e792be"
+    assert DatabaseName.parse(str(shop)) == shop
+    assert shop not in others
+    assert [str(each).startswith(shop.prefix) for each in others] == [False, True]
 
 
 @pytest.mark.parametrize(

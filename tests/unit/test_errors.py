@@ -24,6 +24,7 @@ from pytest_warmstack.servers.model import Container, Endpoint, Server
 SAMPLES: dict[str, Any] = {
     "answer": "OOM command not allowed when used memory > 'maxmemory'",
     "address": "ssh://me@build.example.com",
+    "advice": "write in pytest.ini:\nwarmstack_env = DATABASE_URL={db_url}",
     "allowed": "127.0.0.1:54321/warmstack_b_1",
     "cause": "the engine said no",
     "command": "CONFIG SET requirepass ***",
@@ -32,6 +33,7 @@ SAMPLES: dict[str, Any] = {
     "databases": 256,
     "driver": "asyncpg",
     "entry": "write in pytest.ini:\nwarmstack_allow = 127.0.0.1:54321",
+    "development": 2,
     "doing": ["Python: 0002_b.py, line 7, in upgrade", "PostgreSQL: SELECT pg_sleep(99)"],
     "dump": "17.2",
     "expected": "an int",

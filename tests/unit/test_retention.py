@@ -10,7 +10,7 @@ import pytest
 from pytest_warmstack.options import Settings
 from pytest_warmstack.postgres import Database, DatabaseName, State, sql
 from pytest_warmstack.postgres.retention import Retention, unused
-from pytest_warmstack.servers.identity import fingerprint
+from pytest_warmstack.servers.identity import Project, fingerprint
 
 NOW = 1e9
 
@@ -24,6 +24,11 @@ def template(used: float, *, sealed: bool = True, comment: str = "") -> Database
     """Return a template that was used last at the time *used*."""
     name = DatabaseName(State.TEMPLATE, fingerprint(str(used)))
     return Database(name, sealed, used, comment, unused=NOW - used)
+
+
+def development(folder: str) -> Database:
+    """Return the database for development of the project in *folder*."""
+    return Database(DatabaseName.development(folder), sealed=False, used=NOW - 20, unused=20)
 
 
 def test_an_empty_server_has_nothing_to_drop() -> None:
@@ -234,6 +239,11 @@ def test_a_clone_with_visits_is_not_part_of_the_stock() -> None:
     assert doomed(listed, 4, current={CURRENT.name}, stock=2) == [listed[1].name]
 
 
+def test_databases_for_development_stay() -> None:
+    """Of every project, however long they were not used."""
+    assert doomed([development("/srv/shop"), development("/srv/blog")], 0) == []
+
+
 def test_clones_in_use_and_builds_go_whatever_the_stock() -> None:
     """The sweep drops them only if their owner has ended."""
     rubbish = [
@@ -250,13 +260,15 @@ def test_clones_in_use_and_builds_go_whatever_the_stock() -> None:
 
 
 def test_a_database_belongs_to_the_project_of_its_template() -> None:
-    """One without a template belongs to none."""
+    """One without a template belongs to none; one for development belongs to one checkout."""
     shop, blog = of("shop", NOW - 100), of("blog", NOW - 200)
     orphan = Database(DatabaseName.new(State.IN_USE, "e" * 16), sealed=False)
     listed = [shop, blog, ready("0", of=shop), ready("1", of=blog), orphan]
+    listed += [development("/srv/shop"), development("/home/me/shop")]
 
-    assert unused(listed, "shop", 0) == [shop.name, listed[2].name]
+    assert unused(listed, Project("/srv/shop"), 0) == [listed[each].name for each in (0, 2, 5)]
     assert unused(listed, None, 0) == [each.name for each in listed]
+    assert unused(listed, None, 30) == [each.name for each in listed[:-2]]
 
 
 def test_a_database_is_as_old_as_the_last_use_of_its_template() -> None:

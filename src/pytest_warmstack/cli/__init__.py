@@ -12,7 +12,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import NoReturn
 
-from pytest_warmstack.cli import clean, clients, doctor, logs, status, up
+from pytest_warmstack.cli import clean, clients, development, doctor, logs, status, up
 from pytest_warmstack.cli.errors import CommandFailed, NoProject
 from pytest_warmstack.cli.project import Command
 from pytest_warmstack.errors import WarmstackError, did_you_mean
@@ -25,7 +25,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     The status is 0 for success, 1 if something failed or was spared, and 2 for wrong arguments.
     """
     given = list(sys.argv[1:] if arguments is None else arguments)
-    # The arguments after `--` are for psql or redis-cli.
+    # The arguments after `--` are for another program.
     border = given.index("--") if "--" in given else len(given)
     options = _parser().parse_args(given[:border])
     options.only = options.project is not None
@@ -71,7 +71,7 @@ def _parser() -> argparse.ArgumentParser:
         command.set_defaults(run=run)
         return command
 
-    for module in (status, clean, up, clients, logs, doctor):
+    for module in (status, clean, up, development, clients, logs, doctor):
         module.declare(add)
     return parser
 

@@ -105,7 +105,7 @@ class _Tally:
     def spare(self, name: str) -> None:
         """Say that the thing called *name* is spared, since a run uses it."""
         self.spared += 1
-        print(f"spared {name}: a run in progress uses it")
+        print(f"spared {name}: a run in progress uses it, or a client of its database")
 
 
 def _place(options: argparse.Namespace) -> Place:
@@ -174,12 +174,13 @@ def _is_old_enough(
 def _clean_external(
     place: Place, options: argparse.Namespace, tally: _Tally, background: BackgroundLoop
 ) -> None:
-    """Drop the plugin's databases on an external PostgreSQL."""
+    """Drop the plugin's databases on an external PostgreSQL, and those for development in Redis."""
+    _release_external(place, options, tally)
     spec = server_specs.make(Service.POSTGRES, place.settings, background)
     if not spec.url:
         return
     server = External(cleanup.RUN_CONTEXT, say).ensure(spec)
-    project = None if options.all_projects else place.project.slug
+    project = None if options.all_projects else place.project
     try:
         for database, is_dropped in _drop_unused(server.client, project, options):
             what = f"database {database} (external, {server.endpoint.place})"
@@ -191,8 +192,28 @@ def _clean_external(
         server.client.close()
 
 
+def _release_external(place: Place, options: argparse.Namespace, tally: _Tally) -> None:
+    """Empty the project's databases for development on an external Redis.
+
+    They have no time of their last use, so an age spares them.
+    """
+    spec = server_specs.make(Service.REDIS, place.settings)
+    if not spec.url or options.older_than:
+        return
+    from pytest_warmstack.redis.leases import release, reserved
+
+    server = External(cleanup.RUN_CONTEXT, say).ensure(spec)
+    try:
+        for index, project in reserved(server.client).items():
+            if options.all_projects or project == place.project.id:
+                what = f"Redis database {index} for development (external, {server.endpoint.place})"
+                tally.remove(what, partial(release, server.client, index))
+    finally:
+        server.client.close()
+
+
 def _drop_unused(
-    databases: Any, project: str | None, options: argparse.Namespace
+    databases: Any, project: Project | None, options: argparse.Namespace
 ) -> Iterator[tuple[str, bool]]:
     """Drop the databases, except in a dry run; yield each, and whether no run uses it."""
     from pytest_warmstack.postgres.retention import unused

@@ -8,10 +8,11 @@ from __future__ import annotations
 import argparse
 import os
 import shutil
+import signal
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Final, NamedTuple
+from typing import Any, Final, NamedTuple, NoReturn
 
 from pytest_warmstack import cleanup, report, server_specs
 from pytest_warmstack.background import BackgroundLoop
@@ -23,7 +24,7 @@ from pytest_warmstack.placeholders import LIBPQ
 from pytest_warmstack.postgres import DatabaseName, State, sql
 from pytest_warmstack.redis import overview as redis_overview
 from pytest_warmstack.servers.external import External
-from pytest_warmstack.servers.identity import Service
+from pytest_warmstack.servers.identity import Project, Service
 from pytest_warmstack.servers.model import MAINTENANCE, USER, Endpoint, NotOurs, NotReady
 
 _AFTER: Final = "Arguments after -- are passed on."
@@ -37,8 +38,8 @@ def declare(add: Add) -> None:
         nargs="?",
         default="",
         metavar="NAME",
-        help="a test that failed or is in a debugger now (its node id, its function, or a part "
-        "of these), or a part of a database's name",
+        help="dev, for the database for development; a test that failed or is in a debugger now "
+        "(its node id, its function, or a part of these); or a part of a database's name",
     )
     add("redis-cli", redis_cli, "open redis-cli on this project's Redis", _AFTER)
 
@@ -62,7 +63,7 @@ def psql(options: argparse.Namespace) -> int:
         background.close()
     end = access.endpoint
     mode = end.query.removeprefix("sslmode=")
-    _become(
+    become(
         [
             *access.command,
             f"--host={end.host}",
@@ -71,7 +72,11 @@ def psql(options: argparse.Namespace) -> int:
             f"--dbname={database}",
             *options.arguments,
         ],
-        {"PGPASSWORD": access.password, **({"PGSSLMODE": mode} if mode else {})},
+        {
+            **{name: value for name, value in os.environ.items() if name not in LIBPQ},
+            "PGPASSWORD": access.password,
+            **({"PGSSLMODE": mode} if mode else {}),
+        },
     )
     return 0
 
@@ -87,7 +92,7 @@ def redis_cli(options: argparse.Namespace) -> int:
     end = access.endpoint
     user = ["--user", end.user] if end.user else []
     tls = ["--tls"] if end.scheme == "rediss" else []
-    _become(
+    become(
         [
             *access.command,
             *("-h", end.host, "-p", str(end.port)),
@@ -96,7 +101,7 @@ def redis_cli(options: argparse.Namespace) -> int:
             *index,
             *options.arguments,
         ],
-        {"REDISCLI_AUTH": access.password},
+        {**os.environ, "REDISCLI_AUTH": access.password},
     )
     return 0
 
@@ -151,6 +156,8 @@ def _find_database(place: Place, wanted: str, background: BackgroundLoop) -> tup
     refusals = []
     for access, client in _accesses(place, Service.POSTGRES, "psql", background):
         try:
+            if wanted == State.DEVELOPMENT:
+                return access, _development(client, place.project)
             return access, _database(client, wanted) if wanted else MAINTENANCE
         except CommandFailed as refusal:
             refusals.append(refusal)
@@ -179,6 +186,22 @@ class _TestDatabase(NamedTuple):
         if wanted in (each.rpartition("::")[2].partition("[")[0] for each in ids):
             return 2
         return int(wanted in self.test)
+
+
+def _development(admin: Any, project: Project) -> str:
+    """Return the database for development of *project*; raise `CommandFailed` for several."""
+    beginning = DatabaseName.development(project.path).prefix
+    found = {
+        str(row["datname"]): sql.read_development(row["comment"]).get("of", "")
+        for row in admin.ask(sql.NAMES)
+        if row["datname"].startswith(beginning)
+    }
+    if not found:
+        raise CommandFailed.no_development()
+    if len(found) > 1:
+        listed = [f"{name} ({of})" for name, of in found.items()]
+        raise CommandFailed.which_database(wanted="dev", matching=[*found], names=listed)
+    return next(iter(found))
 
 
 def _database(admin: Any, wanted: str) -> str:
@@ -249,8 +272,9 @@ def _index(admin: Any, settings: Settings) -> list[str]:
     return ["-n", str(min((index for index in admin.filled() if index), default=1))]
 
 
-def _become(command: Sequence[str], variables: dict[str, str]) -> None:
-    """Replace this process with the client, so that it has the terminal and sets the status."""
+def become(command: Sequence[str], environ: Mapping[str, str]) -> NoReturn:
+    """Replace this process with *command*, so that it has the terminal and sets the status."""
     sys.stdout.flush()
-    own = {name: value for name, value in os.environ.items() if name not in LIBPQ}
-    os.execvpe(command[0], [*command], {**own, **variables})  # noqa: S606 - as meant
+    # Python ignores this signal, and the command would inherit that.
+    signal.signal(signal.SIGPIPE, signal.SIG_DFL)
+    os.execvpe(command[0], [*command], environ)  # noqa: S606 - as meant

@@ -67,6 +67,47 @@ class CommandFailed(WarmstackError):
         )
 
     @classmethod
+    def no_program(cls, *, program: str) -> CommandFailed:
+        """The *program* that `warmstack run` should run was not found."""
+        return cls(
+            f"Could not find the command {program}.",
+            why="it is neither in the PATH nor an executable file",
+            looked_at=["the PATH"],
+            todo=["correct its name, or activate the virtual environment that has it"],
+        )
+
+    @classmethod
+    def no_lines(cls, *, advice: str) -> CommandFailed:
+        """No line of `warmstack_env` names a database; *advice* is the line to write."""
+        return cls(
+            "The command would not get the address of a database.",
+            why="no line of warmstack_env has one",
+            todo=[
+                f"{advice}\nwhere DATABASE_URL is the variable that your application reads",
+                "or write the address yourself: warmstack url",
+            ],
+        )
+
+    @classmethod
+    def which_configuration(cls, *, names: Sequence[str]) -> CommandFailed:
+        """The project has several Alembic configurations, or the folder that was named has none."""
+        return cls(
+            "Could not choose an Alembic configuration.",
+            why="each configuration has a database of its own for development",
+            looked_at=names,
+            todo=[f"name one: --alembic {names[0]}"],
+        )
+
+    @classmethod
+    def no_development(cls) -> CommandFailed:
+        """The project has no database for development on this server."""
+        return cls(
+            "Could not find a database for development.",
+            why="none was made for this project, or its server was removed",
+            todo=["make one: warmstack url"],
+        )
+
+    @classmethod
     def which_database(
         cls, *, wanted: str, matching: Sequence[str], names: Iterable[str]
     ) -> CommandFailed:

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import argparse
+from abc import ABC, abstractmethod
 from collections.abc import Generator
 from contextlib import chdir
+from pathlib import Path
 from typing import Final
 
 import pytest
@@ -13,7 +15,7 @@ from pytest_warmstack import report
 from pytest_warmstack.cli.project import Add, require, say
 from pytest_warmstack.errors import WarmstackError
 from pytest_warmstack.servers.identity import Service
-from pytest_warmstack.session import session_of
+from pytest_warmstack.session import Session, session_of
 
 _OFF: Final = {"numprocesses": "-n0", "no_cov": "--no-cov"}
 """The options that switch pytest-xdist and pytest-cov off, by the names of their settings."""
@@ -27,21 +29,26 @@ def declare(add: Add) -> None:
 def run(options: argparse.Namespace) -> int:
     """Prepare everything; keep the servers, whatever the configuration says."""
     require(options.project)
-    doing = _Up()
-    # This also works if `addopts` switches the plugin off, or turns warnings into errors.
-    arguments = ["-p", "warmstack", "-W", "ignore", "--reuse-containers"]
-    arguments += ["--no-header", "--disable-warnings", "-qqqq"]
-    with chdir(options.project):
-        status = pytest.main(arguments, plugins=[doing])
-    is_done = status in {pytest.ExitCode.OK, pytest.ExitCode.NO_TESTS_COLLECTED}
-    return doing.status if is_done else 1
+    return _Up().run(options.project)
 
 
-class _Up:
-    """A pytest plugin that runs no tests, but prepares what they would need."""
+class Preparation(ABC):
+    """A pytest plugin that runs no tests, but prepares what they, or a command, need."""
 
-    def __init__(self) -> None:
+    def run(self, folder: Path, *arguments: str) -> int:
+        """Run pytest in *folder* with *arguments* and this plugin; return the exit status."""
         self.status = 1
+        # This also works if `addopts` switches the plugin off, or turns warnings into errors.
+        own = ["-p", "warmstack", "-W", "ignore", "--reuse-containers"]
+        own += ["--no-header", "--disable-warnings", "-qqqq"]
+        with chdir(folder):
+            status = pytest.main([*own, *arguments], plugins=[self])
+        is_done = status in {pytest.ExitCode.OK, pytest.ExitCode.NO_TESTS_COLLECTED}
+        return self.status if is_done else 1
+
+    @abstractmethod
+    def prepare(self, session: Session) -> int:
+        """Prepare everything; return the exit status. Raises `WarmstackError`."""
 
     @pytest.hookimpl(wrapper=True, tryfirst=True)
     def pytest_load_initial_conftests(
@@ -62,25 +69,31 @@ class _Up:
 
     @pytest.hookimpl(tryfirst=True)
     def pytest_runtestloop(self, session: pytest.Session) -> bool:
-        """Prepare everything, and report each thing when it is ready."""
-        from pytest_warmstack.environment import TemplateKey
-
-        own = session_of(session.config)
-        environment, settings = own.open(say=_tell), own.settings
+        """Prepare everything instead of running tests."""
         try:
-            keys = map(TemplateKey, environment.folders())
-            environment.start(set(Service), dict.fromkeys(keys, settings.clones_ahead))
+            self.status = self.prepare(session_of(session.config))
         except WarmstackError as error:
             say(f"warmstack: {error}")
-            return True
+        return True
+
+
+class _Up(Preparation):
+    """Prepares what tests need, and reports each thing when it is ready."""
+
+    def prepare(self, session: Session) -> int:
+        """Start the servers, build the templates and make clones."""
+        environment, settings = session.open(say=_tell), session.settings
+        from pytest_warmstack.environment import TemplateKey
+
+        keys = map(TemplateKey, environment.folders())
+        environment.start(set(Service), dict.fromkeys(keys, settings.clones_ahead))
         steps, file = environment.ledger.steps, settings.file
         for line in report.header(steps, reuse=True, reuse_source="warmstack up", file=file):
             _tell(line)
         errors = environment.errors()
         for each in errors:
             say(f"warmstack: {each}")
-        self.status = 1 if errors else 0
-        return True
+        return 1 if errors else 0
 
 
 def _tell(text: str) -> None:

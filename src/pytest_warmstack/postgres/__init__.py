@@ -8,23 +8,26 @@ from enum import StrEnum
 from typing import NamedTuple, Self
 
 from pytest_warmstack import originals
+from pytest_warmstack.servers.identity import fingerprint
 
 
 class State(StrEnum):
-    """The purpose of a database; the letter is part of its name."""
+    """The purpose of a database; the letter or word is part of its name."""
 
     BUILDING = "b"
     TEMPLATE = "t"
     READY = "r"
     IN_USE = "u"
     SAVED = "k"
+    DEVELOPMENT = "dev"
 
 
 class DatabaseName(NamedTuple):
     """The name of a database of this package: its state, its template's fingerprint, its serial.
 
     A template has no serial. The process that holds the advisory lock `lock_key` owns the
-    database; the key does not change with the state.
+    database; the key does not change with the state. A development database has the fingerprint of
+    its project and, as its serial, that of its Alembic configuration, so its name never changes.
     """
 
     state: State
@@ -37,9 +40,14 @@ class DatabaseName(NamedTuple):
         return cls(state, fingerprint, originals.urandom(5).hex())
 
     @classmethod
+    def development(cls, project: str, configuration: str = "") -> Self:
+        """Return the name of the development database of the project in the folder *project*."""
+        return cls(State.DEVELOPMENT, fingerprint(project), fingerprint(configuration)[:10])
+
+    @classmethod
     def parse(cls, text: str) -> Self | None:
         """Return the name in *text*, or None if it isn't a name of this package."""
-        match = re.fullmatch(r"warmstack_([btruk])_([0-9a-f]{16})(?:_([0-9a-f]{10}))?", text)
+        match = re.fullmatch(r"warmstack_([btruk]|dev)_([0-9a-f]{16})(?:_([0-9a-f]{10}))?", text)
         if match is None or (match[1] == State.TEMPLATE) != (match[3] is None):
             return None
         return cls(State(match[1]), match[2], match[3] or "")
@@ -47,6 +55,11 @@ class DatabaseName(NamedTuple):
     def __str__(self) -> str:
         serial = f"_{self.serial}" if self.serial else ""
         return f"warmstack_{self.state}_{self.fingerprint}{serial}"
+
+    @property
+    def prefix(self) -> str:
+        """What all names with this state and fingerprint begin with."""
+        return f"warmstack_{self.state}_{self.fingerprint}_"
 
     @property
     def lock_key(self) -> int:

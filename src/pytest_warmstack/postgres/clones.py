@@ -470,6 +470,10 @@ class CloneFactory:
 
     # Making clones
 
+    def take(self) -> Clone:
+        """Return what `prepare` makes, at no address. Raises its errors."""
+        return self.prepare().result(TAKE_TIMEOUT)
+
     @in_background
     async def prepare(self) -> Clone:
         """Return a clone that this process owns: a ready one from the stock, or a new one.
@@ -619,6 +623,16 @@ class CloneFactory:
             raise CloneFailed.not_saved(name=str(clone.name), cause=error.why) from error
         # Keep its lock, so that no sweep drops it while this process runs.
         return Clone(name, clone.oid, self._databases.url(name))
+
+    @blocking
+    async def promote(self, clone: Clone, name: DatabaseName, comment: str) -> None:
+        """Rename a clone to *name*, in place of the database that has this name now.
+
+        Ends the connections to that database. Raises `CloneFailed` if it can't be dropped.
+        """
+        if (oid := await self._dropper.fetchval(sql.OID, str(name))) is not None:
+            await self._drop_by_force(Clone(name, oid, ""))
+        await self._dropper.execute(f"{sql.rename(clone.name, name)}; {sql.comment(name, comment)}")
 
     async def _drop_by_force(self, clone: Clone) -> None:
         """Drop a clone that was renamed or sealed, or that more than connections block."""

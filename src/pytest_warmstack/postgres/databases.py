@@ -407,6 +407,9 @@ def databases_of(rows: Sequence[Any]) -> list[Database]:
     for row in rows:
         if (name := DatabaseName.parse(row["datname"])) is not None:
             used, project = sql.parse_note(row["note"])
+            if name.state is State.DEVELOPMENT:
+                values = sql.read_development(row["comment"])
+                used, project = values.get("used", 0.0), values.get("project", "")
             databases.append(
                 Database(
                     name,

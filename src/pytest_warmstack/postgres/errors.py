@@ -49,12 +49,15 @@ class CloneFailed(WarmstackError):
 
     @classmethod
     def not_dropped(cls, *, name: str, seconds: float, cause: str) -> CloneFailed:
-        """PostgreSQL refused for *seconds* to drop the database of a finished test."""
+        """PostgreSQL refused for *seconds* to drop a database whose user has finished."""
         return cls(
-            f"Could not drop the database {name} of a finished test.",
+            f"Could not drop the database {name}.",
             why=f"{cause}, for {seconds:g} seconds",
             looked_at=["its connections, prepared transactions, subscriptions and slots"],
-            todo=["check what the test left in the database; the next run tries again to drop it"],
+            todo=[
+                "check what a test or a program left in the database; the next run tries again to "
+                "drop it, and so does warmstack url --fresh"
+            ],
         )
 
 

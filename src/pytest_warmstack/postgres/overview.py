@@ -16,6 +16,7 @@ _WORDS: Final = {
     State.IN_USE: "in use",
     State.BUILDING: "being built",
     State.SAVED: "saved",
+    State.DEVELOPMENT: "for development",
 }
 
 
@@ -35,7 +36,7 @@ class CloneFacts:
     """A database that is not a template: its state, and the process that holds it.
 
     The state is `left behind` if a process should hold the database and none does. A `saved`
-    database belongs to a *test* that failed.
+    database belongs to a *test* that failed, one for development to the Alembic *configuration*.
     """
 
     name: str
@@ -43,6 +44,7 @@ class CloneFacts:
     holder: str
     bytes: int
     test: str = ""
+    configuration: str = ""
 
 
 @dataclass(frozen=True)
@@ -63,8 +65,12 @@ class Overview:
             for each in self.templates
         ] or ["no template yet"]
         groups: dict[str, list[CloneFacts]] = {}
+        development = _WORDS[State.DEVELOPMENT]
         for each in self.clones:
-            if not each.test:
+            if each.state == development:
+                of = f" of {each.configuration}" if each.configuration else ""
+                lines.append(f"{each.name} {development}{of}, {size(each.bytes)}")
+            elif not each.test:
                 groups.setdefault(each.state, []).append(each)
         for state, group in groups.items():
             clones = "1 clone" if len(group) == 1 else f"{len(group)} clones"
@@ -105,6 +111,9 @@ def overview(rows: Sequence[Any], holders: dict[int, str]) -> Overview:
         if not holder and name.state in {State.IN_USE, State.BUILDING}:
             state = "left behind"
         test = sql.test_of(row["comment"]) if name.state is State.SAVED else ""
-        found.clones.append(CloneFacts(str(name), state, holder, size, test))
+        configuration = ""
+        if name.state is State.DEVELOPMENT:
+            configuration = sql.read_development(row["comment"]).get("of", "")
+        found.clones.append(CloneFacts(str(name), state, holder, size, test, configuration))
     found.templates.sort(key=lambda each: each.used, reverse=True)
     return found

@@ -10,6 +10,7 @@ from itertools import chain
 
 from pytest_warmstack.options import NEVER
 from pytest_warmstack.postgres import Database, DatabaseName, State, sql
+from pytest_warmstack.servers.identity import Project
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,6 +37,8 @@ class Retention:
             templates,
             self._stock_that_stays(databases, templates),
             self._saved_that_stay(databases),
+            # What is in a development database is the user's: only `warmstack clean` drops it.
+            (each for each in databases if each.name.state is State.DEVELOPMENT),
         )
         names = {each.name for each in staying}
         return [each.name for each in databases if each.name not in names]
@@ -89,18 +92,24 @@ class Retention:
                     yield each
 
 
-def unused(databases: Sequence[Database], project: str | None, idle: float) -> list[DatabaseName]:
+def unused(
+    databases: Sequence[Database], project: Project | None, idle: float
+) -> list[DatabaseName]:
     """Return the databases of *project*, or of all, that were not used for *idle* seconds.
 
-    A clone belongs to the project of its template, or to no project if the template is missing.
+    A clone belongs to the project of its template, or to no project if the template is missing. A
+    development database belongs to one checkout, and everything else to all with the same name.
     """
+    development = DatabaseName.development(project.path).fingerprint if project else ""
     templates = {
         each.name.fingerprint: each for each in databases if each.name.state is State.TEMPLATE
     }
 
     def is_unused(each: Database) -> bool:
+        if each.name.state is State.DEVELOPMENT:
+            return development in {"", each.name.fingerprint} and each.unused >= idle
         origin = each if each.used else templates.get(each.name.fingerprint)
         whose, seconds = (origin.project, origin.unused) if origin else (None, math.inf)
-        return project in {None, whose} and seconds >= idle
+        return (project is None or project.slug == whose) and seconds >= idle
 
     return [each.name for each in databases if is_unused(each)]

@@ -73,7 +73,7 @@ _CHANGEABLE: Final = "pg_has_role(d.datdba, 'USAGE')"
 
 DATABASES: Final = (
     f"SELECT datname, {_SEALED} AS sealed, {_NOTE} AS note, {_VISITS} AS visits, {_CLOCK},"
-    rf" CASE WHEN datname LIKE 'warmstack\_k\_%' THEN {_COMMENT}"
+    rf" CASE WHEN datname ~ '^warmstack_(k|dev)_' THEN {_COMMENT}"
     f" ELSE left({_COMMENT}, {len(LEFT)}) END AS comment"
     rf" FROM pg_database d WHERE datname LIKE 'warmstack\_%' AND {_OURS} AND {_CHANGEABLE}"
 )
@@ -167,9 +167,10 @@ LOCKS: Final = (
 
 USERS: Final = (
     "SELECT count(DISTINCT pid) FROM pg_stat_activity"
-    " WHERE starts_with(application_name, $1) AND pid <> pg_backend_pid()"
+    r" WHERE (starts_with(application_name, $1) OR datname LIKE 'warmstack\_dev\_%')"
+    " AND pid <> pg_backend_pid()"
 )
-"""How many other connections have an application_name that begins with the text."""
+"""How many other connections are to a development database, or have a name that begins so."""
 
 NAMES: Final = (
     f"SELECT datname, {_COMMENT} AS comment, {_NOTE} AS note FROM pg_database d ORDER BY oid"
@@ -228,6 +229,19 @@ def saved(test: str, run: str) -> str:
 def paused(test: str) -> str:
     """Return the comment of the database of *test*, which is paused in a debugger."""
     return json.dumps({"warmstack": "paused", "test": test}, separators=(",", ":"))
+
+
+def development(values: Mapping[str, Any]) -> str:
+    """Return the comment of a development database, with *values* as JSON."""
+    return json.dumps({"warmstack": "development", **values}, separators=(",", ":"))
+
+
+def read_development(comment: str) -> dict[str, Any]:
+    """Return the values of a development database's comment; empty if it can't be read."""
+    try:
+        return dict(json.loads(comment))
+    except (ValueError, TypeError):
+        return {}
 
 
 def test_of(comment: str) -> str:

@@ -15,15 +15,22 @@ class LeaseFailed(WarmstackError):
     """No Redis database could be leased, or emptied."""
 
     @classmethod
-    def none_free(cls, *, databases: int, count: int, holders: Sequence[str]) -> LeaseFailed:
-        """Running processes, the *holders*, have leased all databases."""
+    def none_free(
+        cls, *, databases: int, count: int, holders: Sequence[str], development: int = 0
+    ) -> LeaseFailed:
+        """Running processes, the *holders*, have all databases but those for *development*."""
         more = [f"... and {len(holders) - 12} more"] if len(holders) > 12 else []
         return cls(
             "Every database of the Redis server is in use.",
             why=f"{len(holders)} running processes hold the {databases - 1} databases that can be "
-            f"leased, and this process needs {count} in a row",
+            f"leased, and this process needs {count} in a row"
+            + (f"; {development} of them are reserved for development" if development else ""),
             looked_at=[*(f"databases {each}" for each in holders[:12]), *more],
-            todo=["use fewer workers (-n), or stop other runs on this server", _SEPARATE],
+            todo=[
+                "use fewer workers (-n), or stop other runs on this server",
+                _SEPARATE,
+                *(["or remove a database for development: warmstack clean"] * bool(development)),
+            ],
         )
 
     @classmethod

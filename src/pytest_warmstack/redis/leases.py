@@ -4,6 +4,9 @@ A lease is a key for each leased database, in database 0 (for a whole server, in
 value is the id of the process's connection; when the connection ends, the databases are free. The
 name of the connection also has the numbers of the databases, so that they are still leased if a
 test's FLUSHALL removes the keys.
+
+The databases of a project for development have such keys too, with the project in place of a
+connection. They end only with `release`.
 """
 
 from __future__ import annotations
@@ -50,6 +53,9 @@ _RECONNECT_INTERVAL: Final = 0.02
 
 _LEASE: Final = f"{NAME}:lease:"
 """The beginning of the keys of leases, and of the names of their connections."""
+
+_DEVELOPMENT: Final = "development:"
+"""The beginning of the values of the keys of databases for development; a project follows."""
 
 _CLAIM: Final = """
 for i, key in ipairs(KEYS) do
@@ -214,10 +220,37 @@ class Leases:
             self._flush(lease)
             # So the next run prefers them to databases whose process only lost its connection.
             commands = [("SELECT", self._home), ("DEL", *map(_key, lease.indexes))]
-            if not self._external:
-                seconds, _ = self._admin.command("TIME")
-                commands.append(("SET", USED, seconds))
             self._admin.commands(*commands)
+            if not self._external:
+                self._note_use()
+
+    def _note_use(self) -> None:
+        """Note when the server was last used, in the database with the plugin's keys."""
+        seconds, _ = self._admin.command("TIME")
+        self._admin.commands(("SELECT", self._home), ("SET", USED, seconds))
+
+    def reserve(self, project: str, *, fresh: bool) -> Lease:
+        """Return the databases of *project* for development; with *fresh*, empty them.
+
+        The first call reserves the last free ones, because tests lease the first ones. No process
+        leases them until `release`. Raises `LeaseFailed` if none is free.
+        """
+        admin, survey, mark = self._admin, self._survey(None), f"{_DEVELOPMENT}{project}"
+        own = [
+            block for block in survey.blocks if {survey.holders[each] for each in block} == {mark}
+        ]
+        free = sorted(self._free_blocks(survey), key=lambda block: block.start, reverse=True)
+        for block in own or free:
+            if own or self._claim(survey, block, mark):
+                break
+        else:
+            raise self._none_free(survey)
+        admin.command("CLIENT", "SETNAME", NAME)
+        if fresh or not own:  # A killed run may have left keys.
+            admin.commands(*_flushes(block))
+        if not self._external:
+            self._note_use()
+        return self._lease_of(block)
 
     # The connection: its errors, and what can be done about them.
 
@@ -300,8 +333,7 @@ class Leases:
         admin = self._admin
         # SYNC: an asynchronous flush could remove what the test begins to write.
         flushes: list[Sequence[str | int]] = [("FLUSHALL", "SYNC")] if self._whole else []
-        for index in lease.indexes:
-            flushes += [("SELECT", index), ("FLUSHDB", "SYNC")]
+        flushes += _flushes(lease.indexes)
         answers = admin.stream(
             *(("INFO", "commandstats"), ("CLIENT", "LIST"), *flushes),
             *(("SELECT", self._home), ("EXISTS", STORED)),
@@ -381,19 +413,26 @@ class Leases:
 
     def _take_lease(self) -> Lease:
         """Take free databases; if possible, those that this process had before."""
-        admin, survey = self._admin, self._survey()
+        admin, survey = self._admin, self._survey(self._at)
         if "pause" in self._state.changed(survey.counts) and self._is_alone(survey.clients):
             admin.attempt(("CLIENT", "UNPAUSE"))  # The claim would wait for the pause to end.
         for block in self._free_blocks(survey):
-            if self._claim(survey, block):
+            if self._claim(survey, block, str(admin.id)):
                 self._restore_after_kill(survey)
                 admin.command("SELECT", block.start)
-                return Lease(block.start, tuple(redis_url(admin.endpoint, each) for each in block))
+                return self._lease_of(block)
         admin.command("CLIENT", "SETNAME", NAME)
         raise self._none_free(survey)
 
-    def _survey(self) -> _Survey:
-        """Read which databases are leased, and select the one with the plugin's keys."""
+    def _lease_of(self, block: range) -> Lease:
+        urls = (redis_url(self._admin.endpoint, each) for each in block)
+        return Lease(block.start, tuple(urls))
+
+    def _survey(self, at: range | None) -> _Survey:
+        """Read which databases are leased, and select the one with the plugin's keys.
+
+        If the lease must have the databases *at*, it reads only those.
+        """
         admin = self._admin
         settings, listing, stats = admin.attempt(
             ("CONFIG", "GET", "databases"), ("CLIENT", "LIST"), ("INFO", "commandstats")
@@ -403,7 +442,7 @@ class Leases:
         clients = admin.clients() if listing is None else parse_clients(listing)
         self._home = total - 1 if self._whole else 0
         starts = [0] if self._whole else range(1, total - self._count + 1, self._count)
-        blocks = [self._at] if self._at else [range(each, each + self._count) for each in starts]
+        blocks = [at] if at else [range(each, each + self._count) for each in starts]
         if not blocks:
             from pytest_warmstack.redis.errors import LeaseFailed
 
@@ -432,22 +471,27 @@ class Leases:
 
         def is_free(block: range) -> bool:
             taken = survey.leased.intersection(block) or survey.unmarked(block)
-            return not taken and ids.isdisjoint(survey.holders[each] for each in block)
+            holders = [survey.holders[each] for each in block]
+            return not (
+                taken
+                or not ids.isdisjoint(holders)
+                or any(each.startswith(_DEVELOPMENT) for each in holders)
+            )
 
         def rank(block: range) -> tuple[bool, bool]:
             return block.start != self._last_index, any(survey.holders[each] for each in block)
 
         return sorted(filter(is_free, survey.blocks), key=rank)
 
-    def _claim(self, survey: _Survey, block: range) -> bool:
-        """Lease the databases of *block*; return False if another process was faster."""
+    def _claim(self, survey: _Survey, block: range, holder: str) -> bool:
+        """Lease the databases of *block* to *holder*; return False if a process was faster."""
         # Set the name first: from now on, other processes see that these are taken.
         host = re.sub(r"[^!-~]", "?", socket.gethostname())  # A name can't contain spaces.
         name = f"{_LEASE}{block[0]}-{block[-1]}:process-{originals.getpid()}@{host}"
         self._admin.command("CLIENT", "SETNAME", name)
         must_be_empty = block.start if self._external else ""
         keys, holders = map(_key, block), (survey.holders[each] for each in block)
-        words = (len(block), *keys, self._admin.id, *holders, must_be_empty)
+        words = (len(block), *keys, holder, *holders, must_be_empty)
         return bool(self._admin.command("EVAL", _CLAIM, *words))
 
     def _restore_after_kill(self, survey: _Survey) -> None:
@@ -477,6 +521,7 @@ class Leases:
                     f"{each.name.removeprefix(_LEASE).replace(':', ': ', 1)}, {each.address}"
                     for each in survey.others
                 ],
+                development=sum(each.startswith(_DEVELOPMENT) for each in survey.holders.values()),
             )
         examples = []
         for index in sorted(unmarked)[:12]:
@@ -491,6 +536,27 @@ class Leases:
 
 def _key(index: int) -> str:
     return f"{_LEASE}{index}"
+
+
+def _flushes(indexes: range) -> list[Sequence[str | int]]:
+    commands = [(("SELECT", index), ("FLUSHDB", "SYNC")) for index in indexes]
+    return [command for pair in commands for command in pair]
+
+
+def reserved(admin: Admin) -> dict[int, str]:
+    """Return the databases for development, each with its project; see `Leases.reserve`."""
+    indexes = range(1, admin.databases())
+    _, holders = admin.commands(("SELECT", 0), ("MGET", _key(0), *map(_key, indexes)))
+    return {
+        index: holder.removeprefix(_DEVELOPMENT)
+        for index, holder in enumerate(holders)
+        if (holder or "").startswith(_DEVELOPMENT)
+    }
+
+
+def release(admin: Admin, index: int) -> None:
+    """Empty a database for development, and let processes lease it again."""
+    admin.commands(("SELECT", index), ("FLUSHDB", "SYNC"), ("SELECT", 0), ("DEL", _key(index)))
 
 
 def leased(name: str) -> range | None:

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from pytest_warmstack.redis.connections import Admin
-from pytest_warmstack.redis.leases import leased
+from pytest_warmstack.redis.leases import leased, reserved
 
 
 @dataclass(frozen=True)
@@ -19,10 +19,14 @@ class LeaseFacts:
 
 @dataclass(frozen=True)
 class Overview:
-    """The leases on one server, and the number of keys in each non-empty database."""
+    """The leases on one server, and the number of keys in each non-empty database.
+
+    *development* has the numbers of the databases for development.
+    """
 
     leases: list[LeaseFacts]
     keys: dict[int, int]
+    development: list[int] = field(default_factory=list)
 
     def plain(self) -> dict[str, Any]:
         """Return the overview for JSON."""
@@ -30,9 +34,11 @@ class Overview:
 
     def lines(self, _ago: Any, _size: Any) -> list[str]:
         """Return the overview as text."""
-        if not self.leases:
-            return ["no database in use"]
-        return [f"database {each.databases} in use by {each.holder}" for each in self.leases]
+        lines = [f"database {each.databases} in use by {each.holder}" for each in self.leases]
+        return [
+            *(lines or ["no database in use"]),
+            *(f"database {index} for development" for index in self.development),
+        ]
 
 
 def look(admin: Admin) -> Overview:
@@ -43,4 +49,4 @@ def look(admin: Admin) -> Overview:
             databases = "-".join(map(str, sorted({indexes[0], indexes[-1]})))
             holder = client.name.rpartition(":")[2].replace("process-", "process ")
             leases.append(LeaseFacts(databases, holder))
-    return Overview(leases, admin.filled())
+    return Overview(leases, admin.filled(), [*reserved(admin)])
