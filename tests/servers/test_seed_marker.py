@@ -510,6 +510,39 @@ async def test_filled(most, db_session, n):
     run(shop, tests, passed=2)
 
 
+def test_the_seeds_are_behind_the_exported_address(shop: Library) -> None:
+    """An application that read it once finds those of the test at hand, and no others."""
+    shop.configure("warmstack_env = DATABASE_URL={db_url}")
+    shop.write("app.py", "import os\nURL = os.environ['DATABASE_URL']\n")
+    tests = """
+import app
+import asyncpg
+
+async def names():
+    connection = await asyncpg.connect(app.URL.replace("+asyncpg", ""))
+    found = await connection.fetchval("SELECT string_agg(name, ' ' ORDER BY id) FROM author")
+    await connection.close()
+    return found
+
+@pytest.mark.parametrize("n", [1, 2])
+class TestInTurn:
+    @seed("sql/a.sql")
+    async def test_a(self, db_url, n):
+        assert (db_url, await names()) == (app.URL, "a")
+
+    async def test_plain(self, db_url, n):
+        assert (db_url, await names()) == (app.URL, None)
+
+@isolation("class")
+@seed("sql/b.sql")
+class TestShared:
+    @pytest.mark.parametrize("n", [1, 2])
+    async def test_b(self, db_url, n):
+        assert (db_url, await names()) == (app.URL, "b")
+"""
+    run(shop, tests, passed=6)
+
+
 def test_a_test_that_needs_no_database_starts_nothing_for_its_marker(
     embedded_project: Library,
 ) -> None:
