@@ -65,6 +65,7 @@ bench: $(INSTALLED) ## Measure what the plugin costs a run, a template, and a cl
 	$(VENV)/bin/python benchmarks/warm.py
 	$(VENV)/bin/python benchmarks/template.py
 	$(VENV)/bin/python benchmarks/clones.py
+	$(VENV)/bin/python benchmarks/application.py
 
 images: ## Build the stand-in images, for machines that reach no registry
 	tests/images/build
