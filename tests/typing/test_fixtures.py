@@ -8,9 +8,11 @@ from __future__ import annotations
 
 from typing import assert_type
 
+from redis import Redis as SyncRedis
 from redis.asyncio import Redis
-from sqlalchemy import text
+from sqlalchemy import Engine, text
 from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession
+from sqlalchemy.orm import Session as SyncSession
 
 from pytest_warmstack import ServerHandle
 
@@ -39,6 +41,16 @@ async def test_redis(redis_client: Redis) -> None:
     """The client is that of redis-py."""
     await redis_client.set("a", "1")
     assert_type(await redis_client.aclose(), None)
+
+
+def test_synchronous_code(
+    db_sync_engine: Engine, db_sync_session: SyncSession, redis_sync_client: SyncRedis
+) -> None:
+    """There is a synchronous fixture beside each asynchronous one."""
+    with db_sync_engine.connect() as connection:
+        connection.execute(text("SELECT 1"))
+    assert_type(db_sync_session.execute(text("SELECT 1")).closed, bool)
+    assert_type(redis_sync_client.close(), None)
 
 
 def test_servers(postgres_container: ServerHandle, redis_container: ServerHandle) -> None:

@@ -27,3 +27,14 @@ class TestShared:
 def test_rollback(db_engine: AsyncEngine) -> None:
     """Use a marker on one test."""
     assert db_engine
+
+
+@pytest.mark.warmstack
+def test_through_the_application() -> None:
+    """Use the databases without a fixture."""
+
+
+@pytest.mark.warmstack_seed("tests.seeds:catalogue", "big.sql")
+def test_with_rows(db_url: str) -> None:
+    """Use a marker with several words."""
+    assert db_url
