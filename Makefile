@@ -25,7 +25,7 @@ export WARMSTACK_TEST_DOCKER = demanded
 endif
 
 .DEFAULT_GOAL := help
-.PHONY: help test test-all test-unit test-integration stress images check format bench containers-clean
+.PHONY: help test test-all test-unit test-integration stress images check typing format bench containers-clean
 
 help: ## Show this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/make \1\t\2/' | expand -t 26
@@ -42,11 +42,17 @@ test: $(INSTALLED) ## Run the tests, but for those that are slow and rarely affe
 test-all: $(INSTALLED) ## Run all tests: every version, odd engines and networks, long properties
 	$(PYTEST) $(IN_PARALLEL) $(ARGS)
 
-check: $(INSTALLED) ## Lint, check types, and check that imports only go down
+check: $(INSTALLED) typing ## Lint, check types, and check that imports only go down
 	$(VENV)/bin/ruff check
 	$(VENV)/bin/ruff format --check
 	$(VENV)/bin/mypy
 	$(VENV)/bin/lint-imports --no-logo
+
+# Pyright would ask the network for a newer version of itself.
+typing: $(INSTALLED) ## Check the types that users see, with mypy and pyright
+	$(VENV)/bin/mypy tests/typing
+	$(VENV)/bin/mypy --explicit-package-bases examples
+	PYRIGHT_PYTHON_IGNORE_WARNINGS=1 $(VENV)/bin/pyright
 
 format: $(INSTALLED) ## Format the code
 	$(VENV)/bin/ruff check --fix
@@ -59,6 +65,7 @@ bench: $(INSTALLED) ## Measure what the plugin costs a run, a template, and a cl
 	$(VENV)/bin/python benchmarks/warm.py
 	$(VENV)/bin/python benchmarks/template.py
 	$(VENV)/bin/python benchmarks/clones.py
+	$(VENV)/bin/python benchmarks/application.py
 
 images: ## Build the stand-in images, for machines that reach no registry
 	tests/images/build

@@ -12,6 +12,8 @@ if TYPE_CHECKING:
     from pytest_warmstack.postgres.template.template_layer import TemplateLayer
     from pytest_warmstack.servers.model import ServerHandle
 
+    __version__: str
+
 __all__ = ["ServerHandle", "TemplateLayer", "WarmstackError", "__version__"]
 
 _MODULES: Final = {
@@ -20,15 +22,20 @@ _MODULES: Final = {
     "WarmstackError": "errors",
 }
 
+if not TYPE_CHECKING:  # Type checkers would take every misspelt name for an attribute.
 
-def __getattr__(name: str) -> Any:
-    """Import a public name when it is first used: every pytest run imports this module."""
-    if name == "__version__":
-        from importlib.metadata import version
+    def __getattr__(name: str) -> Any:
+        """Import a public name when it is first used: every pytest run imports this module."""
+        if name == "__version__":
+            from importlib.metadata import version
 
-        return version("pytest-warmstack")
-    if name not in _MODULES:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    from importlib import import_module
+            return version("pytest-warmstack")
+        if name not in _MODULES:
+            raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+        from importlib import import_module
 
-    return getattr(import_module(f"{__name__}.{_MODULES[name]}"), name)
+        return getattr(import_module(f"{__name__}.{_MODULES[name]}"), name)
+
+    def __dir__() -> list[str]:
+        """Return the public names too, for shells and editors that ask the running module."""
+        return sorted({*globals(), *__all__})

@@ -7,6 +7,7 @@ warning is an error, so using a connection in the wrong loop would be noticed.
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 
@@ -292,3 +293,41 @@ def test_fixtures_of_the_same_test_share_one_database(pytester: pytest.Pytester,
     result = run("-W", "error")
 
     result.assert_outcomes(passed=3)
+
+
+OWN_LOOP = """
+import pytest_asyncio
+from redis.asyncio import Redis
+from sqlalchemy import text
+
+
+@pytest_asyncio.fixture(scope="session")
+async def client(redis_session_url):
+    async with Redis.from_url(redis_session_url) as client:
+        yield client
+
+
+async def test_one(client, db_session):
+    await client.set("a", 1)
+    assert await db_session.scalar(text("SELECT 1")) == 1
+
+
+async def test_two(client, redis_url, db_session):
+    assert await client.get("a") is None
+    assert await db_session.scalar(text("SELECT 1")) == 1
+"""
+
+
+def test_two_lines_replace_an_event_loop_fixture(pytester: pytest.Pytester, run: Run) -> None:
+    """They are those that the documentation has, and without them the client is of another loop."""
+    page = Path(__file__, "../../../docs/application.md").resolve().read_text()
+    section = page.partition("## Coming from pytest-asyncio before 1.0")[2]
+    lines = section.partition("```ini\n")[2].partition("```")[0]
+    pytester.makepyfile(OWN_LOOP)
+    base = "[pytest]\nasyncio_mode = auto\nwarmstack_alembic = none\n"
+
+    pytester.makefile(".ini", pytest=f"{base}{lines}")
+    run("-W", "error").assert_outcomes(passed=2)
+
+    pytester.makefile(".ini", pytest=base)
+    assert "different loop" in run().stdout.str()
