@@ -296,10 +296,10 @@ def pytest_runtest_makereport(
         from pytest_warmstack import advice
 
         report.sections += advice.sections(item, call.excinfo.value, session.environment)
-    if session.environment and (report.longrepr or report.sections or report.user_properties):
+    has_text = report.longrepr or report.sections or report.user_properties
+    if has_text and (secrets := session.secrets()):
         from pytest_warmstack.masking import all_masked
 
-        secrets = session.environment.secrets()
         for name in ("longrepr", "sections", "user_properties"):
             setattr(report, name, all_masked(getattr(report, name), secrets))
     return report

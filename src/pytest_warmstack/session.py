@@ -150,6 +150,12 @@ class Session:
             # Prefer the test's own database to the one of its class or module.
             self.environment.name_clone(self.in_use[max(users, key=len)], test)
 
+    def secrets(self) -> list[str]:
+        """Return the texts that reports must not show."""
+        reserved = self.reserved.servers.values() if self.reserved else ()
+        found = [each.password for each in reserved if each.password]
+        return [*found, *(self.environment.secrets() if self.environment else ())]
+
     def close(self) -> None:
         """Close the environment; the owner of the run also removes what the run leaves behind."""
         if self._signals is not None:
