@@ -21,7 +21,7 @@ from redis import Redis
 from sqlalchemy import create_engine, text
 
 from external_servers import Cluster, cluster, redis_server
-from projects import Library, assert_nothing_left, script, until
+from projects import WAITING, Library, assert_nothing_left, script, until
 
 REUSE = "--reuse-containers"
 
@@ -86,7 +86,7 @@ def add_revision(project: Library, number: int) -> None:
 def keys(url: str) -> dict[str, str]:
     """Return the keys of a Redis database with their values."""
     with Redis.from_url(url, decode_responses=True) as client:
-        return {key: client.get(key) for key in client}
+        return {key: client.get(key) for key in client.scan_iter()}
 
 
 def set_key(url: str, key: str, value: str) -> None:
@@ -384,6 +384,14 @@ def test_external_servers_have_one_for_each_checkout(
         set_key(cache, "reader", str(number))
 
     guest.run(REUSE, **external.variables).assert_outcomes(passed=5)
+    # While a run has the only other database, the next one gets none.
+    guest.write("test_wait.py", WAITING)
+    running = guest.start("test_wait.py", **external.variables)
+    until((guest.folder / "running").exists, "the test runs")
+    refused = other.run("-k", "reader", **external.variables)
+    (guest.folder / "go").touch()
+    running.wait().assert_outcomes(passed=1)
+    refused.assert_outcomes(errors=1)
     assert [rows(url) for url in urls] == [["Ursula 0"], ["Ursula 1"]]
     assert [keys(cache) for cache in caches] == [{"reader": "0"}, {"reader": "1"}]
     guest.warmstack("status", **external.variables).stdout.fnmatch_lines(
