@@ -21,7 +21,8 @@ from redis import Redis
 from sqlalchemy import create_engine, text
 
 from external_servers import Cluster, cluster, redis_server
-from projects import Library, assert_nothing_left, script, until
+from projects import WAITING, Library, assert_nothing_left, script, until
+from pytest_warmstack.postgres import DatabaseName
 
 REUSE = "--reuse-containers"
 
@@ -86,7 +87,7 @@ def add_revision(project: Library, number: int) -> None:
 def keys(url: str) -> dict[str, str]:
     """Return the keys of a Redis database with their values."""
     with Redis.from_url(url, decode_responses=True) as client:
-        return {key: client.get(key) for key in client}
+        return {key: client.get(key) for key in client.scan_iter()}
 
 
 def set_key(url: str, key: str, value: str) -> None:
@@ -205,10 +206,32 @@ def test_two_commands_at_once_make_one_database(project: Library) -> None:
     assert rows(url) == []
     assert len(project.databases("dev")) == 1
     assert len(project.databases("u")) == 0
-    again = [project.start("url", "--fresh", command=("pytest_warmstack.cli",)) for _ in range(3)]
-    assert {printed(each.wait()) for each in again} == {url}
-    assert len(project.databases("dev")) == 1
-    assert rows(url) == []
+
+
+def test_a_command_waits_while_another_one_makes_it(embedded_project: Library) -> None:
+    """Seen by the lock that it asks for again and again; it replaces nothing meanwhile."""
+    project = embedded_project
+    url = address(project)
+    name = DatabaseName.parse(url.rpartition("/")[2])
+    assert name is not None
+    asked = (
+        "SELECT count(*) FROM pg_stat_activity WHERE application_name LIKE 'pytest-warmstack%'"
+        " AND query LIKE '%pg_try_advisory_lock(key)%'"
+    )
+    oid = f"SELECT oid FROM pg_database WHERE datname = '{name}'"
+    before = rows(url, oid)
+    with closing(psycopg.connect(f"{url.rpartition('/')[0]}/postgres", autocommit=True)) as other:
+        other.execute("SELECT pg_advisory_lock(%s)", (name.lock_key,))
+        running = project.start("url", "--fresh", command=("pytest_warmstack.cli",))
+        until(
+            lambda: project.sql(asked)[0][0] or running.process.poll() is not None,
+            "the command asks for the lock",
+        )
+        assert running.process.poll() is None
+        assert rows(url, oid) == before
+
+    assert printed(running.wait()) == url
+    assert rows(url, oid) != before
 
 
 def test_a_broken_migration_is_the_error_of_the_template(embedded_project: Library) -> None:
@@ -384,6 +407,14 @@ def test_external_servers_have_one_for_each_checkout(
         set_key(cache, "reader", str(number))
 
     guest.run(REUSE, **external.variables).assert_outcomes(passed=5)
+    # While a run has the only other database, the next one gets none.
+    guest.write("test_wait.py", WAITING)
+    running = guest.start("test_wait.py", **external.variables)
+    until((guest.folder / "running").exists, "the test runs")
+    refused = other.run("-k", "reader", **external.variables)
+    (guest.folder / "go").touch()
+    running.wait().assert_outcomes(passed=1)
+    refused.assert_outcomes(errors=1)
     assert [rows(url) for url in urls] == [["Ursula 0"], ["Ursula 1"]]
     assert [keys(cache) for cache in caches] == [{"reader": "0"}, {"reader": "1"}]
     guest.warmstack("status", **external.variables).stdout.fnmatch_lines(

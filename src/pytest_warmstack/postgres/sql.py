@@ -167,7 +167,8 @@ LOCKS: Final = (
 
 USERS: Final = (
     "SELECT count(DISTINCT pid) FROM pg_stat_activity"
-    r" WHERE (starts_with(application_name, $1) OR datname LIKE 'warmstack\_dev\_%')"
+    " WHERE (starts_with(application_name, $1)"
+    r" OR datname LIKE 'warmstack\_dev\_%' AND backend_type = 'client backend')"
     " AND pid <> pg_backend_pid()"
 )
 """How many other connections are to a development database, or have a name that begins so."""
