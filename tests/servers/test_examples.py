@@ -17,7 +17,7 @@ from projects import Library, until
 EXAMPLES: Final = Path(__file__).parents[2] / "examples"
 
 PASSED: Final = {
-    "fastapi_orders": 10,
+    "fastapi_orders": 11,
     "flask_notes": 5,
     "litestar_asyncpg": 4,
     "monorepo": 6,

@@ -155,6 +155,26 @@ async def test_after_all_that(db_session):
 """
 
 
+HALF_WAY = """
+import socket
+import struct
+import pytest
+
+LEFT = []
+
+@pytest.mark.parametrize("number", range(5))
+def test_that_never_logs_in(db_url, postgres_container, number):
+    # What is left of `asyncpg.connect` if the event loop is closed while it waits.
+    place = postgres_container.host, postgres_container.port
+    left = socket.create_connection(place, timeout=10)
+    words = ["user", "postgres", "database", db_url.rpartition("/")[2], ""]
+    message = struct.pack("!i", 196608) + b"".join(word.encode() + b"\\0" for word in words)
+    left.sendall(struct.pack("!i", len(message) + 4) + message)
+    assert left.recv(1) == b"R"
+    LEFT.append(left)
+"""
+
+
 def assert_only_templates_and_stock(project: Library) -> None:
     """Fail unless every other database goes within a bound; others than ours, too."""
     names = "SELECT datname FROM pg_database WHERE NOT (datname ~ '^warmstack_[rt]_'"
@@ -257,3 +277,14 @@ def test_a_drop_that_can_not_be_done_ends_with_an_error(
         other.background.call(other.main.execute, "ROLLBACK")
         assert clone_factory.drop(clone).result(30) == []
     assert clone.name not in {each.name for each in admin.all()}
+
+
+def test_a_client_that_never_logs_in_holds_up_no_drop(kept: Library) -> None:
+    """For longer than a few seconds: PostgreSQL would wait for it for a minute."""
+    kept.write("test_left.py", HALF_WAY)
+
+    result = kept.run(REUSE, "test_left.py")
+
+    result.assert_outcomes(passed=5)
+    assert result.duration < 25
+    assert_only_templates_and_stock(kept)

@@ -81,6 +81,13 @@ def test_the_table_of_choices_has_a_row_for_each() -> None:
         assert (choice.variable is None) or f"`{choice.variable}`" in line
 
 
+def test_the_page_about_applications_names_each_placeholder() -> None:
+    """And none that the lines of `warmstack_env` don't know."""
+    page = (README.parent / "docs" / "application.md").read_text(encoding="utf-8")
+
+    assert set(re.findall(r"\{(\w+)\}", page)) == {*options.DB_NAMES, *options.REDIS_NAMES}
+
+
 def dry(target: str) -> list[str]:
     """Return the commands that `make` would run for a target."""
     command = ["make", "--dry-run", "--no-print-directory", target]

@@ -26,3 +26,10 @@ def test_an_order_is_confirmed_in_the_background(client: TestClient, item: str) 
 
 def test_the_cache_starts_empty(client: TestClient) -> None:
     assert client.get("/orders/1").status_code == 404
+
+
+def test_without_the_lifespan() -> None:
+    client = TestClient(app)
+
+    assert client.post("/orders", json={"item": "tea"}).json()["id"] == 1
+    assert client.get("/orders/1").json()["item"] == "tea"

@@ -29,6 +29,9 @@ OPTIONS: Final[Mapping[str, str]] = {
     "autovacuum": "off",
     # There are many databases, and migrations change many tables in one transaction.
     "max_locks_per_transaction": "256",
+    # DROP DATABASE waits for each client that logs in, and one whose event loop was closed never
+    # answers. PostgreSQL's default is a minute.
+    "authentication_timeout": "3s",
     "timezone": "UTC",
 }
 """Settings of the server in every runtime; the user's settings override them."""
