@@ -215,7 +215,8 @@ pytestmark = pytest.mark.warmstack_isolation("WORD")
 class TestShared:
     @pytest.fixture(scope="class")
     @classmethod
-    def engine(cls, db_sync_engine):
+    def engine(cls, db_sync_engine, db_address, db_dsn):
+        assert db_sync_engine.url.database == db_address.name
         with Session(db_sync_engine) as session:
             add(session)
         return db_sync_engine

@@ -51,7 +51,7 @@ SAVEPOINT: Final = "warmstack_begin"
 _NO_SAVEPOINT: Final = frozenset({"3B001", "25P01"})
 """SQLSTATEs: no such savepoint, no transaction (PostgreSQL's documentation, appendix A)."""
 
-COMMITTED: Final = "it ended the transaction around it, as COMMIT does"
+_COMMITTED: Final = "it ended the transaction around it, as COMMIT does"
 CLOSED: Final = "its connection was closed"
 NOT_UNDONE: Final = "what it did could not be undone"
 
@@ -303,7 +303,7 @@ class RollbackConnection:
             if self._connects or self._is_closed():
                 self._trouble = CLOSED
             elif not self._connection.is_in_transaction():
-                self._trouble = COMMITTED
+                self._trouble = _COMMITTED
         return self._trouble
 
     def _is_closed(self) -> bool:
@@ -332,7 +332,7 @@ class RollbackConnection:
 
 def trouble_of(state: str | None, cause: str) -> str:
     """Return why a database can't be reused after an error with the SQLSTATE *state*."""
-    return COMMITTED if state in _NO_SAVEPOINT else f"{NOT_UNDONE}: {cause}"
+    return _COMMITTED if state in _NO_SAVEPOINT else f"{NOT_UNDONE}: {cause}"
 
 
 def _pool_of(rollback: RollbackConnection) -> type[StaticPool]:

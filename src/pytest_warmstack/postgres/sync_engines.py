@@ -30,7 +30,6 @@ from pytest_warmstack.postgres.clones import Shared
 from pytest_warmstack.postgres.connections import APPLICATION
 from pytest_warmstack.postgres.engines import (
     CLOSED,
-    COMMITTED,
     NOT_UNDONE,
     SAVEPOINT,
     EngineMaker,
@@ -161,17 +160,15 @@ class SyncRollbackConnection:
         if self._is_begun and not self._trouble:
             if self._is_closed():
                 self._trouble = CLOSED
-            elif (status := _status(self._connection)) == _ACTIVE:
+            elif _status(self._connection) == _ACTIVE:
                 self._trouble = f"{NOT_UNDONE}: a statement is still running"
-            elif status == _IDLE:
-                self._trouble = COMMITTED
         return self._trouble
 
     def end(self) -> str:
         """Roll the test back; return why its database can't be reused, or "" if it can."""
         if self._is_begun and not self.check():
             try:
-                # After COMMIT AND CHAIN there is a transaction, but no savepoint.
+                # After COMMIT, also COMMIT AND CHAIN, there is no savepoint.
                 self._connection.warmstack_execute(f"ROLLBACK TO SAVEPOINT {SAVEPOINT}")
                 self._connection.warmstack_end()
             except Exception as error:  # Of either driver.
@@ -197,8 +194,7 @@ def _connect_rolled_back(driver: Any, options: dict[str, Any]) -> Any:
     with _hiding:
         if driver.__name__ == "psycopg2":
             return driver.connect(connection_factory=_rolled_back(driver), **own)
-        # A prepared statement would outlive the tables of its test.
-        return _rolled_back(driver).connect(prepare_threshold=None, **own)
+        return _rolled_back(driver).connect(**own)
 
 
 def _rolled_back(driver: Any) -> Any:
