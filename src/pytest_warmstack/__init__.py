@@ -9,14 +9,16 @@ from typing import TYPE_CHECKING, Any, Final
 
 if TYPE_CHECKING:
     from pytest_warmstack.errors import WarmstackError
+    from pytest_warmstack.postgres import DatabaseAddress
     from pytest_warmstack.postgres.template.template_layer import TemplateLayer
     from pytest_warmstack.servers.model import ServerHandle
 
     __version__: str
 
-__all__ = ["ServerHandle", "TemplateLayer", "WarmstackError", "__version__"]
+__all__ = ["DatabaseAddress", "ServerHandle", "TemplateLayer", "WarmstackError", "__version__"]
 
 _MODULES: Final = {
+    "DatabaseAddress": "postgres",
     "ServerHandle": "servers.model",
     "TemplateLayer": "postgres.template.template_layer",
     "WarmstackError": "errors",

@@ -19,15 +19,20 @@ import pytest
 from pytest_warmstack.session import NEEDS, Session, session_of
 
 if TYPE_CHECKING:
+    from redis import Redis as SyncRedis
     from redis.asyncio import Redis
+    from sqlalchemy import Engine
     from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession
+    from sqlalchemy.orm import Session as SyncSession
 
     from pytest_warmstack.background import Begun
     from pytest_warmstack.environment import Environment, TemplateKey
     from pytest_warmstack.errors import WarmstackError
     from pytest_warmstack.exports import Exports
+    from pytest_warmstack.postgres import DatabaseAddress
     from pytest_warmstack.postgres.clones import Clone, Shared
     from pytest_warmstack.postgres.engines import Engines, RollbackConnection
+    from pytest_warmstack.postgres.sync_engines import SyncEngines, SyncRollbackConnection
     from pytest_warmstack.servers.model import ServerHandle
 
 T = TypeVar("T")
@@ -37,6 +42,9 @@ _SHARED: Final[pytest.StashKey[Shared]] = pytest.StashKey()
 
 _ROLLBACK: Final[pytest.StashKey[RollbackConnection]] = pytest.StashKey()
 """The key of such a test's connection, in its own loop, which rolls its changes back."""
+
+_SYNC_ROLLBACK: Final[pytest.StashKey[SyncRollbackConnection]] = pytest.StashKey()
+"""The key of the connection that rolls a test back which uses `db_sync_engine`."""
 
 _BEGUN: Final[pytest.StashKey[Begun]] = pytest.StashKey()
 """The key of the coroutines that a test's session and client made."""
@@ -141,7 +149,7 @@ def redis_container(_warmstack_redis: Environment) -> ServerHandle:
 
 
 @pytest.fixture(scope="session")
-def redis_session_url(_warmstack_redis: Environment) -> str:
+def redis_process_url(_warmstack_redis: Environment) -> str:
     """The URL of `redis_url`, for fixtures that last for the run; tests with Redis empty it."""
     return _result_or_fail(lambda: _warmstack_redis.leases.get().take()).urls[0]
 
@@ -163,6 +171,15 @@ def redis_client(request: pytest.FixtureRequest, redis_url: str) -> Redis:
     """A client of an empty Redis database, closed when the test is done."""
     client: Redis = _in_loop_of_test(request, "redis")
     return client
+
+
+@pytest.fixture
+def redis_sync_client(redis_url: str) -> Iterator[SyncRedis]:
+    """A synchronous client of an empty Redis database, closed when the test is done."""
+    from pytest_warmstack.redis.connections import sync_client
+
+    with sync_client(redis_url) as client:
+        yield client
 
 
 # Databases. `scopes` declares these fixtures once more for classes and modules that share one.
@@ -241,6 +258,16 @@ def plain_db_url(db_url: str) -> str:
 db_dsn = pytest.fixture(name="db_dsn")(plain_db_url)
 
 
+def address_of_db_url(db_url: str) -> DatabaseAddress:
+    """The parts of `db_url`: `host`, `port`, `user`, `password` and `name`."""
+    from pytest_warmstack.postgres import DatabaseAddress
+
+    return DatabaseAddress.parse(db_url)
+
+
+db_address = pytest.fixture(name="db_address")(address_of_db_url)
+
+
 @pytest.fixture(scope="session")
 def _warmstack_engines() -> Engines:
     from pytest_warmstack.postgres.engines import Engines
@@ -265,6 +292,7 @@ def function_db_engine(
     if not is_clone(db_url):
         yield _in_loop_of_test(request, "other_engine")
     elif _SHARED in request.node.stash:
+        _check_one_rollback(request, _SYNC_ROLLBACK)
         rollback = _in_loop_of_test(request, "rollback_connection")
         request.node.stash[_ROLLBACK] = rollback
         _result_or_fail(lambda: _in_loop_of_test(request, "rollback"))
@@ -290,6 +318,82 @@ def db_session(request: pytest.FixtureRequest, db_engine: AsyncEngine) -> AsyncS
     """A session on the test's database; no other test sees what it commits."""
     session: AsyncSession = _in_loop_of_test(request, "session")
     return session
+
+
+@pytest.fixture(scope="session")
+def _warmstack_sync_engines() -> SyncEngines:
+    from pytest_warmstack.postgres.sync_engines import SyncEngines
+
+    return _result_or_fail(SyncEngines)
+
+
+@pytest.fixture(scope="session")
+def _warmstack_sync_rollback() -> Iterator[SyncRollbackConnection]:
+    from pytest_warmstack.postgres.sync_engines import SyncRollbackConnection
+
+    connection = SyncRollbackConnection()
+    yield connection
+    connection.close()
+
+
+def function_db_sync_engine(
+    request: pytest.FixtureRequest, db_url: str, _warmstack_sync_engines: SyncEngines
+) -> Iterator[Engine]:
+    """A synchronous engine of the test's database, disposed of after the test.
+
+    It uses psycopg or psycopg2; without either, the test fails. With the isolation `class` or
+    `module` it has that scope.
+    """
+    from pytest_warmstack.postgres.engines import is_clone
+
+    if not is_clone(db_url):
+        from sqlalchemy import create_engine
+
+        engine = create_engine(_warmstack_sync_engines.url_of(db_url))
+        yield engine
+        engine.dispose()
+    elif (shared := request.node.stash.get(_SHARED, None)) is not None:
+        _check_one_rollback(request, _ROLLBACK)
+        rollback = request.getfixturevalue("_warmstack_sync_rollback")
+        request.node.stash[_SYNC_ROLLBACK] = rollback
+        rollback.begin(shared)
+        engine = _warmstack_sync_engines.make(db_url, rollback)
+        yield engine
+        _warmstack_sync_engines.end(engine, close=False)
+        shared.trouble = rollback.end()
+    else:
+        yield from clone_sync_engine(db_url, _warmstack_sync_engines)
+
+
+def clone_sync_engine(db_url: str, _warmstack_sync_engines: SyncEngines) -> Iterator[Engine]:
+    """A synchronous engine of the database that the tests of this class or module share."""
+    engine = _warmstack_sync_engines.make(db_url)
+    yield engine
+    _warmstack_sync_engines.end(engine)
+
+
+db_sync_engine = pytest.fixture(name="db_sync_engine")(function_db_sync_engine)
+
+
+@pytest.fixture
+def db_sync_session(
+    request: pytest.FixtureRequest, db_sync_engine: Engine
+) -> Iterator[SyncSession]:
+    """A synchronous session on the test's database; no other test sees what it commits."""
+    from pytest_warmstack.postgres.sync_engines import open_session
+
+    with open_session(db_sync_engine) as session:
+        yield session
+        if (rollback := request.node.stash.get(_SYNC_ROLLBACK, None)) is not None:
+            rollback.check()
+
+
+def _check_one_rollback(request: pytest.FixtureRequest, other: pytest.StashKey[Any]) -> None:
+    """Fail a test that rolls back on two connections, which don't see each other's rows."""
+    if other in request.node.stash:
+        from pytest_warmstack.postgres.errors import RollbackFailed
+
+        raise _failure(RollbackFailed.two_connections())
 
 
 def _isolation(request: pytest.FixtureRequest, environment: Environment) -> str:
@@ -336,7 +440,8 @@ def _loop(request: pytest.FixtureRequest) -> str:
     if not request.config.pluginmanager.hasplugin("asyncio"):
         pytest.fail(
             f"{request.fixturename} needs an event loop, and neither pytest-asyncio nor anyio's"
-            " plugin gives this test one. Use db_url or redis_url, or switch one of them on.",
+            " plugin gives this test one. Use db_sync_session or redis_sync_client, or switch a"
+            " plugin on.",
             pytrace=False,
         )
     return str(request.config.getini("asyncio_default_test_loop_scope") or "function")

@@ -271,7 +271,8 @@ WIDER_SCOPE: Final = (
 
 PLAIN_URL: Final = (
     "db_url is for create_async_engine. asyncpg, psycopg and libpq take db_dsn, the same URL"
-    " without a driver; for create_engine: make_url(db_url).set(drivername='postgresql+psycopg')"
+    " without a driver. Instead of create_engine, use db_sync_engine, or for an engine of your own:"
+    " make_url(db_url).set(drivername='postgresql+psycopg')"
 )
 """The advice if another driver gets `db_url`."""
 

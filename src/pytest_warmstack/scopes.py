@@ -1,4 +1,4 @@
-"""Gives `db_url`, `db_dsn` and `db_engine` the scope of the database behind them.
+"""Gives `db_url`, `db_engine` and the like the scope of the database behind them.
 
 With the isolation `class` or `module` they have that scope, so a fixture that seeds the database of
 a class or module can request them. pytest fixes the scope of a fixture when it is declared, so this
@@ -16,13 +16,21 @@ from pytest_warmstack import fixtures
 _SCOPE: Final = pytest.StashKey[str]()
 """The key of the scope that these fixtures have in a class or module."""
 
-_FIXTURES: Final = {
-    scope: {"db_url": url, "db_dsn": fixtures.plain_db_url, "db_engine": engine}
-    for scope, url, engine in (
-        ("class", fixtures.class_db_url, fixtures.clone_engine),
-        ("module", fixtures.module_db_url, fixtures.clone_engine),
-        ("function", fixtures.function_db_url, fixtures.function_db_engine),
-    )
+_FIXTURES: Final[dict[str, dict[str, Any]]] = {
+    scope: {
+        "db_url": url,
+        "db_dsn": fixtures.plain_db_url,
+        "db_address": fixtures.address_of_db_url,
+        "db_engine": fixtures.clone_engine,
+        "db_sync_engine": fixtures.clone_sync_engine,
+    }
+    for scope, url in (("class", fixtures.class_db_url), ("module", fixtures.module_db_url))
+}
+_FIXTURES["function"] = {
+    **_FIXTURES["class"],
+    "db_url": fixtures.function_db_url,
+    "db_engine": fixtures.function_db_engine,
+    "db_sync_engine": fixtures.function_db_sync_engine,
 }
 
 

@@ -262,7 +262,7 @@ def test_without_any_loop_the_test_fails_with_a_sentence(
         [
             "*ERROR at setup of test_async*",
             "redis_client needs an event loop, and neither pytest-asyncio nor anyio's plugin gives"
-            " this test one. Use db_url or redis_url, or switch one of them on.",
+            " this test one. Use db_sync_session or redis_sync_client, or switch a plugin on.",
         ],
         consecutive=True,
     )

@@ -76,6 +76,10 @@ async def test_an_engine_uses_tls(db_engine, turn):
     async with db_engine.connect() as connection:
         assert await connection.scalar(USED)
 
+@pytest.mark.parametrize("turn", [1, 2])
+def test_a_synchronous_session_uses_tls(db_sync_session, turn):
+    assert db_sync_session.scalar(USED)
+
 def test_the_url_says_so(db_url):
     assert make_url(db_url).query == {"ssl": MODE}
 """
@@ -216,7 +220,7 @@ def test_a_server_that_speaks_tls_is_spoken_to_with_tls(
         *("-k", "not read", f"--warmstack-isolation={isolation}"), WARMSTACK_POSTGRES_URL=url
     )
 
-    result.assert_outcomes(passed=8, deselected=2)
+    result.assert_outcomes(passed=10, deselected=2)
 
 
 def test_migrations_with_another_driver_are_told_in_its_own_words(

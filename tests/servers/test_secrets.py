@@ -36,8 +36,8 @@ def test_compares_a_part(redis_url, db_url):
 def test_gives_it_to_the_wrong_driver(db_url):
     psycopg.connect(db_url)
 
-def test_gives_it_to_no_driver(db_url, redis_session_url, postgres_container):
-    urls = [db_url, redis_session_url, postgres_container.get_connection_url(), {"a": db_url}]
+def test_gives_it_to_no_driver(db_url, redis_process_url, postgres_container):
+    urls = [db_url, redis_process_url, postgres_container.get_connection_url(), {"a": db_url}]
     parts = db_url.split("/")
     print(urls, *parts)
     logging.getLogger().warning("at %s, %r", db_url, db_url)

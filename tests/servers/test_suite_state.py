@@ -22,8 +22,8 @@ NAMES = (
 )
 
 @pytest.fixture(scope="session")
-def server(redis_session_url):
-    with redis.Redis.from_url(redis_session_url, decode_responses=True) as client:
+def server(redis_process_url):
+    with redis.Redis.from_url(redis_process_url, decode_responses=True) as client:
         yield client
 
 @pytest.fixture(scope="session")
@@ -123,9 +123,9 @@ import redis
 client = None
 
 @pytest.fixture(scope="session", autouse=True)
-def connected(redis_session_url):
+def connected(redis_process_url):
     global client
-    with redis.Redis.from_url(redis_session_url, decode_responses=True) as client:
+    with redis.Redis.from_url(redis_process_url, decode_responses=True) as client:
         yield
 
 def setup_module():
@@ -201,14 +201,14 @@ import pytest
 import redis
 
 @pytest.fixture(scope="module")
-def broken(redis_session_url):
-    with redis.Redis.from_url(redis_session_url) as client:
+def broken(redis_process_url):
+    with redis.Redis.from_url(redis_process_url) as client:
         client.config_set("slowlog-max-len", 31)
     raise RuntimeError("after it")
 
 @pytest.fixture(scope="module", params=[41, 42])
-def each(request, redis_session_url):
-    with redis.Redis.from_url(redis_session_url) as client:
+def each(request, redis_process_url):
+    with redis.Redis.from_url(redis_process_url) as client:
         client.config_set("slowlog-max-len", request.param)
         yield request.param
         client.config_set("hz", request.param)
@@ -240,8 +240,8 @@ def looks(url):
         return client.info("commandstats")["cmdstat_info"]["calls"]
 
 @pytest.fixture(scope="session")
-def first(redis_session_url):
-    return looks(redis_session_url)
+def first(redis_process_url):
+    return looks(redis_process_url)
 
 @pytest.fixture(scope="session")
 def second(first):
@@ -252,8 +252,8 @@ def third(second):
     return "nor here"
 
 @pytest.fixture(scope="class")
-def last(third, first, redis_session_url):
-    return looks(redis_session_url) - first
+def last(third, first, redis_process_url):
+    return looks(redis_process_url) - first
 
 def test_looks(last, redis_url):
     # One after each of the fixtures before, and the own one.
@@ -297,16 +297,16 @@ import pytest
 import redis
 
 @pytest.fixture(scope="session")
-def application(redis_session_url, redis_container):
-    assert redis_container.get_connection_url() == redis_session_url
-    assert redis_session_url.rpartition("/")[2] != "0"
-    with redis.Redis.from_url(redis_session_url) as client:
+def application(redis_process_url, redis_container):
+    assert redis_container.get_connection_url() == redis_process_url
+    assert redis_process_url.rpartition("/")[2] != "0"
+    with redis.Redis.from_url(redis_process_url) as client:
         client.set("written", "before the test")
         yield client
 
 @pytest.mark.parametrize("number", range(4))
-def test_same_and_empty(application, redis_url, redis_session_url, number):
-    assert redis_url == redis_session_url
+def test_same_and_empty(application, redis_url, redis_process_url, number):
+    assert redis_url == redis_process_url
     assert application.dbsize() == 0
     application.set("number", number)
     # A worker of xdist would cut the other one's connection in the middle of a command.
@@ -419,13 +419,13 @@ import redis
 
 
 @pytest.fixture(scope="session")
-def worker(redis_session_url):
+def worker(redis_process_url):
     "As a worker of a task queue: it waits in a command, and listens to a channel."
-    client = redis.Redis.from_url(redis_session_url)
+    client = redis.Redis.from_url(redis_process_url)
     listener = client.pubsub()
     listener.subscribe("news")
     assert listener.get_message(timeout=5)["type"] == "subscribe"
-    waiting = redis.Redis.from_url(redis_session_url)
+    waiting = redis.Redis.from_url(redis_process_url)
     waiting.ping()
     done = []
     thread = threading.Thread(target=lambda: done.append(waiting.blpop("end", timeout=30)))

@@ -1,10 +1,10 @@
-"""The names of databases."""
+"""The names and addresses of databases."""
 
 from __future__ import annotations
 
 import pytest
 
-from pytest_warmstack.postgres import DatabaseName, State
+from pytest_warmstack.postgres import DatabaseAddress, DatabaseName, State
 from pytest_warmstack.servers.identity import fingerprint
 
 PRINT = "0123456789abcdef"
@@ -103,3 +103,19 @@ def test_a_lock_key_is_a_signed_64_bit_number() -> None:
 
     assert all(-(2**63) <= key < 2**63 for key in keys)
     assert min(keys) < 0 < max(keys)
+
+
+@pytest.mark.parametrize(
+    ("url", "parts"),
+    [
+        ("postgresql+asyncpg://ci:p%40ss@[::1]:5433/shop", ("::1", 5433, "ci", "p@ss", "shop")),
+        ("postgresql://db/shop?ssl=require", ("db", 5432, "", "", "shop")),
+    ],
+)
+def test_an_address_has_the_parts_of_a_url(url: str, parts: tuple[object, ...]) -> None:
+    """Without quotes and brackets; its `repr` masks the password."""
+    address = DatabaseAddress.parse(url)
+
+    assert (*vars(address).values(),) == parts
+    assert "password='***'" in repr(address)
+    assert "p@ss" not in repr(address)

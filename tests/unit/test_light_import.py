@@ -11,7 +11,8 @@ from typing import Any
 
 import pytest
 
-HEAVY = {"docker", "testcontainers", "sqlalchemy", "asyncpg", "redis", "alembic", "requests"}
+HEAVY = {"docker", "testcontainers", "sqlalchemy", "asyncpg", "psycopg", "psycopg2", "redis"}
+HEAVY |= {"alembic", "requests"}
 
 WATCH = """
 import json, os, pathlib, sys, threading
@@ -138,7 +139,13 @@ def test_the_package_alone_imports_nothing_and_its_public_names_are_there(tmp_pa
     assert [name for name in light if name.startswith("pytest_warmstack")] == ["pytest_warmstack"]
     assert packages(light) & (HEAVY | {"pytest", "asyncio"}) == set()
     assert packages(later) & HEAVY == set()
-    assert found == ["ServerHandle", "TemplateLayer", "WarmstackError", "__version__"]
+    assert found == [
+        "DatabaseAddress",
+        "ServerHandle",
+        "TemplateLayer",
+        "WarmstackError",
+        "__version__",
+    ]
     assert version[0].isdigit()
 
 

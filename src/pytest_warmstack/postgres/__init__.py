@@ -1,11 +1,13 @@
-"""Everything inside a running PostgreSQL; this module has the names of its databases."""
+"""Everything inside a running PostgreSQL; this module has names and addresses of databases."""
 
 from __future__ import annotations
 
 import hashlib
 import re
+from dataclasses import dataclass
 from enum import StrEnum
 from typing import NamedTuple, Self
+from urllib.parse import unquote, urlsplit
 
 from pytest_warmstack import originals
 from pytest_warmstack.servers.identity import fingerprint
@@ -84,3 +86,34 @@ class Database(NamedTuple):
     visits: int = 0
     project: str = ""
     unused: float = 0.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class DatabaseAddress:
+    """The parts of a database's URL, for code that doesn't take a URL."""
+
+    host: str
+    port: int
+    user: str
+    password: str
+    name: str
+
+    @classmethod
+    def parse(cls, url: str) -> Self:
+        """Return the parts of *url*.
+
+        >>> DatabaseAddress.parse("postgresql+asyncpg://ci:p%40ss@[::1]:5433/shop")
+        DatabaseAddress(host='::1', port=5433, user='ci', password='***', name='shop')
+        """
+        parts = urlsplit(url)
+        return cls(
+            host=unquote(parts.hostname or ""),
+            port=parts.port or 5432,
+            user=unquote(parts.username or ""),
+            password=unquote(parts.password or ""),
+            name=unquote(parts.path.removeprefix("/")),
+        )
+
+    def __repr__(self) -> str:
+        place = f"host={self.host!r}, port={self.port}"
+        return f"DatabaseAddress({place}, user={self.user!r}, password='***', name={self.name!r})"

@@ -289,7 +289,9 @@ class Clones:
         try:
             # A smaller number proves nothing: PostgreSQL 14 counts all connections late.
             if visits.result(TAKE_TIMEOUT) > self._shared.connections:
-                self._replace_shared(test, "it connected to its database without db_engine")
+                self._replace_shared(
+                    test, "it connected to its database without db_engine or db_sync_engine"
+                )
         except Exception as error:
             why = _reason(error)
             self._replace_shared(

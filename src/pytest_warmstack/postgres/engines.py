@@ -8,6 +8,7 @@ in every event loop, but each of its connections belongs to one.
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from typing import Any, Final
 from weakref import WeakKeyDictionary
@@ -38,29 +39,105 @@ from pytest_warmstack.postgres.clones import Shared
 from pytest_warmstack.postgres.connections import APPLICATION, NEUTRAL, StatementRefused, explained
 from pytest_warmstack.servers.errors import ConnectionLost
 
+Connect = Callable[[Dialect, list[Any], dict[str, Any]], Any]
+"""A function that opens a connection with a dialect and the arguments of its driver."""
+
 _CACHE_SIZE: Final = 500
 """How many compiled statements are cached: SQLAlchemy's default for an engine."""
 
-_SAVEPOINT: Final = "warmstack_begin"
+SAVEPOINT: Final = "warmstack_begin"
 """The name of the savepoint at the beginning of a test that rolls back."""
 
 _NO_SAVEPOINT: Final = frozenset({"3B001", "25P01"})
 """SQLSTATEs: no such savepoint, no transaction (PostgreSQL's documentation, appendix A)."""
 
 _COMMITTED: Final = "it ended the transaction around it, as COMMIT does"
-_NOT_UNDONE: Final = "what it did could not be undone"
+CLOSED: Final = "its connection was closed"
+NOT_UNDONE: Final = "what it did could not be undone"
 
 
-class Engines:
-    """The engines of one process, which pass one dialect on to each other.
+class EngineMaker:
+    """Makes engines that pass one dialect on to each other, for each template.
 
-    If another engine has the dialect, a new engine gets a new dialect.
+    If another engine has the dialect, a new engine gets a new dialect. *create* makes an engine as
+    `create_engine` does, *cut* ends a connection of the driver.
     """
 
-    def __init__(self) -> None:
-        self._dialect: Dialect | None = None
+    def __init__(self, create: Callable[..., Engine], cut: Callable[[Any], None]) -> None:
+        self._create = create
+        self._cut = cut
+        # A dialect knows the types of the extensions in a template (psycopg's hstore).
+        self._dialects: dict[str, Dialect] = {}
         self._compiled: Any = LRUCache(_CACHE_SIZE)
         self._opened: WeakKeyDictionary[Engine, list[Any]] = WeakKeyDictionary()
+
+    def _make(
+        self, url: URL, pool: type[Pool], options: Mapping[str, Any], connect: Connect
+    ) -> Engine:
+        """Return an engine for the clone at *url*, in the way of `create_engine`.
+
+        *options* are for the driver; *connect* is called with the dialect and all arguments.
+        """
+
+        def open_connection(rec: Any) -> Any:
+            arguments, named = dialect.create_connect_args(url)
+            # The test's listeners may change the arguments, or connect themselves.
+            own, named = list(arguments), {**named, **options}
+            for listener in dialect.dispatch.do_connect:
+                if (connection := listener(dialect, rec, own, named)) is not None:
+                    return connection
+            return connect(dialect, own, named)
+
+        cache = {"compiled_cache": self._compiled}
+        template = _template_of(url)
+        if template not in self._dialects:
+            engine = self._create(
+                url, creator=open_connection, poolclass=pool, execution_options=cache
+            )
+            dialect = engine.dialect
+        else:
+            dialect = self._dialects.pop(template)
+            made = pool(open_connection, dialect=dialect)
+            if (on_connect := dialect.on_connect_url(url)) is not None:
+                event.listen(made, "connect", lambda connection, _record: on_connect(connection))
+            engine = Engine(made, dialect, url, execution_options=cache)
+        opened: list[Any] = []
+        self._opened[engine] = opened
+        event.listen(
+            engine, "connect", lambda _connection, record: opened.append(record.driver_connection)
+        )
+        return engine
+
+    def _end(self, engine: Engine, *, close: bool) -> None:
+        """End an engine; with *close*, end its connections too, even those that a test left open.
+
+        This doesn't wait for the server: it cuts the connections.
+        """
+        opened = self._opened.pop(engine, [])
+        if close:
+            for connection in opened:
+                self._cut(connection)
+        engine.dispose(close=False)
+        dialect = engine.dialect
+        # Don't reuse a dialect to which the test added a listener (SQLAlchemy's DialectEvents), or
+        # one that doesn't know the server yet, because the engine never connected.
+        knows_server = getattr(dialect, "server_version_info", None) is not None
+        if "_has_events" not in vars(dialect) and knows_server:
+            self._dialects[_template_of(engine.url)] = dialect
+
+
+def _template_of(url: URL) -> str:
+    name = DatabaseName.parse(url.database or "")
+    return name.fingerprint if name is not None else ""
+
+
+class Engines(EngineMaker):
+    """The asynchronous engines of one process."""
+
+    def __init__(self) -> None:
+        super().__init__(
+            lambda *args, **kw: create_async_engine(*args, **kw).sync_engine, cut_asyncpg
+        )
 
     def make(self, url: str, rollback: RollbackConnection | None = None) -> AsyncEngine:
         """Return an engine for *url*, the URL of a clone; with *rollback*, for its connection only.
@@ -68,39 +145,26 @@ class Engines:
         The pool reuses a connection only in the event loop that opened it; elsewhere it opens
         another one.
         """
-        dialect, self._dialect = self._dialect, None
-        if dialect is None:
-            engine = self._make_first(url, rollback)
-        else:
-            engine = self._make_next(dialect, url, rollback)
-        opened: list[Any] = []
-        self._opened[engine.sync_engine] = opened
-        event.listen(
-            engine.sync_engine,
-            "connect",
-            lambda connection, _record: opened.append(connection.driver_connection),
-        )
+        parsed = make_url(url)
+        pool = AsyncAdaptedQueuePool if rollback is None else _pool_of(rollback)
+
+        def connect(dialect: Dialect, arguments: list[Any], options: dict[str, Any]) -> Any:
+            if rollback is not None:
+                return dialect.connect(async_creator_fn=rollback.connection)
+            return dialect.connect(*arguments, **options)
+
+        engine = self._make(parsed, pool, _connect_options(parsed), connect)
         if rollback is None:
-            event.listen(engine.sync_engine, "checkout", _replace_in_other_loop)
-            event.listen(engine.sync_engine, "before_cursor_execute", _check_loop)
-        return engine
+            event.listen(engine, "checkout", _replace_in_other_loop)
+            event.listen(engine, "before_cursor_execute", _check_loop)
+        return AsyncEngine(engine)
 
     def end(self, engine: AsyncEngine, *, close: bool = True) -> None:
         """End an engine; with *close*, end its connections too, even those that a test left open.
 
-        This needs no event loop and doesn't wait for the server: it cuts the connections.
+        This needs no event loop.
         """
-        opened = self._opened.pop(engine.sync_engine, [])
-        if close:
-            for connection in opened:
-                cut_asyncpg(connection)
-        engine.sync_engine.dispose(close=False)
-        dialect = engine.sync_engine.dialect
-        # Don't reuse a dialect to which the test added a listener (SQLAlchemy's DialectEvents), or
-        # one that doesn't know the server yet, because the engine never connected.
-        knows_server = getattr(dialect, "server_version_info", None) is not None
-        if "_has_events" not in vars(dialect) and knows_server:
-            self._dialect = dialect
+        self._end(engine.sync_engine, close=close)
 
     def leave_other_loops(self, engine: AsyncEngine) -> bool:
         """Cut the connections of other event loops; return whether there were any."""
@@ -112,38 +176,6 @@ class Engines:
         for connection in elsewhere:
             cut_asyncpg(connection)
         return bool(elsewhere)
-
-    def _make_first(self, url: str, rollback: RollbackConnection | None) -> AsyncEngine:
-        options: dict[str, Any] = {"connect_args": _connect_options(make_url(url))}
-        if rollback is not None:
-            options = {"async_creator": rollback.connection, "poolclass": _pool_of(rollback)}
-        cache = {"compiled_cache": self._compiled}
-        return create_async_engine(url, execution_options=cache, **options)
-
-    def _make_next(
-        self, dialect: Dialect, url: str, rollback: RollbackConnection | None
-    ) -> AsyncEngine:
-        """Return an engine with an existing *dialect*, made in the way of `create_engine`."""
-        parsed = make_url(url)
-        arguments, options = dialect.create_connect_args(parsed)
-        options.update(_connect_options(parsed))
-        if rollback is not None:
-            arguments, options = [], {"async_creator_fn": rollback.connection}
-
-        def open_connection(rec: Any) -> Any:
-            # The test's listeners may change the arguments, or connect themselves.
-            own, named = list(arguments), dict(options)
-            for listener in dialect.dispatch.do_connect:
-                if (connection := listener(dialect, rec, own, named)) is not None:
-                    return connection
-            return dialect.connect(*own, **named)
-
-        kind = _pool_of(rollback) if rollback is not None else AsyncAdaptedQueuePool
-        pool: Pool = kind(open_connection, dialect=dialect)
-        if (on_connect := dialect.on_connect_url(parsed)) is not None:
-            event.listen(pool, "connect", lambda connection, _record: on_connect(connection))
-        engine = Engine(pool, dialect, parsed, execution_options={"compiled_cache": self._compiled})
-        return AsyncEngine(engine)
 
 
 def _is_here(connection: Any) -> bool:
@@ -223,7 +255,7 @@ class RollbackConnection:
                 await session.close()
                 return
         except DBAPIError as error:
-            self._trouble = _trouble(getattr(error.orig, "sqlstate", None), str(error.orig))
+            self._trouble = trouble_of(getattr(error.orig, "sqlstate", None), str(error.orig))
         # Without the transaction around it, the session can't roll back to a savepoint.
         if connection is not None:
             await connection.invalidate()
@@ -233,15 +265,15 @@ class RollbackConnection:
         """Roll the test back; return why its database can't be reused, or "" if it can."""
         if not self._check():
             try:
-                with explained(f"ROLLBACK TO SAVEPOINT {_SAVEPOINT}"):
+                with explained(f"ROLLBACK TO SAVEPOINT {SAVEPOINT}"):
                     # After COMMIT AND CHAIN there is a transaction, but no savepoint.
-                    await self._connection.execute(f"ROLLBACK TO SAVEPOINT {_SAVEPOINT}")
+                    await self._connection.execute(f"ROLLBACK TO SAVEPOINT {SAVEPOINT}")
                     await self._around.rollback()
                     # A rollback doesn't undo advisory locks, LISTEN and settings.
                     await self._connection.reset()
             except (StatementRefused, ConnectionLost) as error:
                 # For example, a statement is still running; it holds locks until it ends.
-                self._trouble = _trouble(getattr(error, "state", None), error.why)
+                self._trouble = trouble_of(getattr(error, "state", None), error.why)
         if self._trouble:
             self.close()
         return self._trouble
@@ -256,7 +288,7 @@ class RollbackConnection:
         """Return why the test's database can't be reused, or "" if it can."""
         if not self._trouble:
             if self._connects or self._is_closed():
-                self._trouble = "its connection was closed"
+                self._trouble = CLOSED
             elif not self._connection.is_in_transaction():
                 self._trouble = _COMMITTED
         return self._trouble
@@ -268,7 +300,7 @@ class RollbackConnection:
         with explained("BEGIN"):
             self._around = self._connection.transaction()
             await self._around.start()
-            await self._connection.execute(f"SAVEPOINT {_SAVEPOINT}")
+            await self._connection.execute(f"SAVEPOINT {SAVEPOINT}")
 
     async def _connect(self, shared: Shared) -> None:
         url = make_url(shared.clone.url)
@@ -285,8 +317,9 @@ class RollbackConnection:
         self._connects += 1
 
 
-def _trouble(state: str | None, cause: str) -> str:
-    return _COMMITTED if state in _NO_SAVEPOINT else f"{_NOT_UNDONE}: {cause}"
+def trouble_of(state: str | None, cause: str) -> str:
+    """Return why a database can't be reused after an error with the SQLSTATE *state*."""
+    return _COMMITTED if state in _NO_SAVEPOINT else f"{NOT_UNDONE}: {cause}"
 
 
 def _pool_of(rollback: RollbackConnection) -> type[StaticPool]:

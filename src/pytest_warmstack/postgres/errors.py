@@ -1,4 +1,4 @@
-"""Errors about clones and event loops. Only a failure imports this module."""
+"""Errors about clones, drivers and event loops. Only a failure imports this module."""
 
 from __future__ import annotations
 
@@ -61,6 +61,41 @@ class CloneFailed(WarmstackError):
         )
 
 
+class DriverMissing(WarmstackError):
+    """No synchronous driver of PostgreSQL is installed."""
+
+    @classmethod
+    def synchronous(cls, *, looked_at: Iterable[str]) -> DriverMissing:
+        """Neither psycopg nor psycopg2 can be imported."""
+        return cls(
+            "No synchronous driver of PostgreSQL is installed.",
+            why="db_sync_engine and db_sync_session need psycopg or psycopg2",
+            looked_at=looked_at,
+            todo=[
+                'pip install "psycopg[binary]"',
+                "or, in an async def, use db_engine and db_session, which need no other driver",
+            ],
+        )
+
+
+class RollbackFailed(WarmstackError):
+    """A test can't be rolled back as it is."""
+
+    @classmethod
+    def two_connections(cls) -> RollbackFailed:
+        """The test uses an asynchronous and a synchronous engine."""
+        return cls(
+            "With rollback isolation, a test can't use db_engine and db_sync_engine together.",
+            why="each has a connection of its own, whose transaction is never committed, so "
+            "neither would see the rows of the other; db_session uses db_engine, and "
+            "db_sync_session uses db_sync_engine",
+            todo=[
+                'give this test its own database: @pytest.mark.warmstack_isolation("clone")',
+                "or use only asynchronous, or only synchronous fixtures in it",
+            ],
+        )
+
+
 class LoopFailed(WarmstackError):
     """Asynchronous code runs in the wrong event loop, or was not awaited."""
 
@@ -109,16 +144,12 @@ class LoopFailed(WarmstackError):
     def forgotten(cls, *, names: Sequence[str]) -> LoopFailed:
         """The test, or one of its fixtures, called the methods *names* and did not await them."""
         client = names[0].partition(".")[0]
-        plain = (
-            "Session(create_engine(db_url.replace('+asyncpg', '+psycopg'))), which needs psycopg"
-        )
-        if client == "redis_client":
-            plain = "redis.Redis.from_url(redis_url)"
+        plain = "redis_sync_client" if client == "redis_client" else "db_sync_session"
         return cls(
             f"The test never awaited {', '.join(dict.fromkeys(names))}.",
             why=f"{client} is asynchronous: its methods do nothing until you await them",
             todo=[
                 f"await it, in an async def: await {names[0]}",
-                f"or, in a def, use a synchronous client: {plain}",
+                f"or, in a def, use {plain}",
             ],
         )

@@ -11,9 +11,10 @@ import socket
 import ssl
 from collections import defaultdict
 from collections.abc import AsyncIterator, Iterator, Sequence
-from contextlib import asynccontextmanager, closing, suppress
+from contextlib import asynccontextmanager, closing, contextmanager, suppress
 from typing import Any, Final, NamedTuple, Self
 
+from redis import Redis as SyncRedis
 from redis.asyncio import Redis
 from redis.asyncio.client import Pipeline
 from redis.backoff import NoBackoff
@@ -444,6 +445,14 @@ async def client(url: str, begun: Begun) -> AsyncIterator[Redis]:
     pool.connection_class = _loop_bound(pool.connection_class)
     yield client
     await client.aclose()
+
+
+@contextmanager
+def sync_client(url: str) -> Iterator[SyncRedis]:
+    """Yield a synchronous client for a test; then close it, with all its connections."""
+    client = SyncRedis.from_url(url)
+    yield client
+    client.close()
 
 
 class _Client(Redis):
