@@ -285,6 +285,14 @@ class Environment:
                 return [each.folder for each in self._configurations.all()] or [self._root]
         return [self._root]
 
+    def first_folder(self, folder: Path) -> Path:
+        """Return the first folder whose tests have the same template as those in *folder*.
+
+        Raises `TemplateFailed` if Alembic's configuration can't be read.
+        """
+        template = self._template(folder)
+        return next(each for each, other in self._template_of.items() if other is template)
+
     def take_clone(self, folder: Path) -> Clone:
         """Return a migrated database for one test in *folder*."""
         clones = self._clones(folder)

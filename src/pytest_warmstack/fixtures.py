@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from pytest_warmstack.background import Begun
     from pytest_warmstack.environment import Environment
     from pytest_warmstack.errors import WarmstackError
+    from pytest_warmstack.options import Settings
     from pytest_warmstack.postgres.clones import Clone, Shared
     from pytest_warmstack.postgres.engines import Engines, RollbackConnection
     from pytest_warmstack.servers.model import ServerHandle
@@ -116,21 +117,54 @@ def redis_client(request: pytest.FixtureRequest, redis_url: str) -> Redis:
     return client
 
 
-# Databases. `scopes` declares these fixtures once more for classes and modules that share one.
+# Databases. `scopes` declares these fixtures once more for tests that share one.
 
 
 def _clone(request: pytest.FixtureRequest, _warmstack_postgres: Environment) -> Iterator[Clone]:
     """A migrated database for as long as the fixture's scope lasts."""
-    folder, node = request.path.parent, request.node
+    folder, node = _folder(request), request.node
     clone = _result_or_fail(lambda: _warmstack_postgres.take_clone(folder))
     own = session_of(request.config)
     own.in_use[node.nodeid] = clone
     yield clone
-    del own.in_use[node.nodeid]
-    # Look for the failures of this test only, not of all tests.
-    candidates = {node} & own.failed if isinstance(node, pytest.Item) else own.failed
-    failed = sorted(each.nodeid for each in candidates if node in each.listchain())
-    _warmstack_postgres.give_back(clone, folder, node.nodeid, failed=failed)
+    own.in_use.pop(node.nodeid, None)
+    failed = sorted(each.nodeid for each in _failed(own, request, folder))
+    _warmstack_postgres.give_back(clone, folder, _label(node), failed=failed)
+
+
+def _folder(request: pytest.FixtureRequest) -> Path:
+    """Return the folder of the test that requests a fixture, whatever its scope is."""
+    item: pytest.Item = request._pyfuncitem  # noqa: SLF001 - with the scope session, no `path`
+    return item.path.parent
+
+
+def _label(node: pytest.Item | pytest.Collector) -> str:
+    """Return what the user reads about the tests that share a database."""
+    return node.nodeid or "the tests of this process"
+
+
+def _failed(own: Session, request: pytest.FixtureRequest, folder: Path) -> list[pytest.Item]:
+    """Return the tests that failed with the database of this scope for tests in *folder*."""
+    node, environment = request.node, own.environment
+    if isinstance(node, pytest.Item):
+        # Look for the failures of this test only, not of all tests.
+        return [node] if node in own.failed else []
+    assert environment is not None  # noqa: S101 - the database comes from it
+    first = environment.first_folder
+    return [
+        each
+        for each in own.failed
+        if node in each.listchain()
+        and "db_url" in getattr(each, "fixturenames", ())
+        and _word(each, own.settings) == request.scope
+        and first(each.path.parent) == first(folder)
+    ]
+
+
+def _word(item: pytest.Item, settings: Settings) -> str:
+    """Return the isolation of a test: that of its marker, or else the setting."""
+    marker = item.get_closest_marker("warmstack_isolation")
+    return settings.isolation if marker is None else ", ".join(map(str, marker.args))
 
 
 _warmstack_clone_class = pytest.fixture(scope="class", name="_warmstack_clone_class")(_clone)
@@ -142,8 +176,9 @@ def function_db_url(
 ) -> Iterator[str]:
     """The SQLAlchemy URL of a migrated database that only this test uses.
 
-    With the isolation `class` or `module`, the tests of a class or module share it, and the fixture
-    has that scope. With `rollback`, all tests share it, and each one is rolled back.
+    With the isolation `class`, `module` or `session`, the tests of a class, a module or this
+    process share it, and the fixture has that scope. With `rollback`, all tests share it, and each
+    one is rolled back.
     """
     isolation = _isolation(request, _warmstack_postgres)
     if isolation == "clone":
@@ -151,6 +186,8 @@ def function_db_url(
             yield clone.url
     elif isolation == "rollback":
         yield from _shared_url(request, _warmstack_postgres)
+    elif isolation == "session":
+        yield session_db_url(request, _warmstack_postgres)
     else:
         wider: Clone = request.getfixturevalue(f"_warmstack_clone_{isolation}")
         yield wider.url
@@ -180,6 +217,39 @@ def module_db_url(_warmstack_clone_module: Clone) -> str:
     return _warmstack_clone_module.url
 
 
+def session_db_url(request: pytest.FixtureRequest, _warmstack_postgres: Environment) -> str:
+    """The SQLAlchemy URL of the migrated database that all tests of this process share.
+
+    If the project has several Alembic configurations, there is one database for each.
+    """
+    clone: Clone = once(request, _warmstack_postgres, "clone", _clone)
+    # For a debugger: the ids of the tests that get this value begin with that of their parent.
+    *_, parent, _item = request._pyfuncitem.listchain()  # noqa: SLF001 - as in `_folder`
+    session_of(request.config).in_use[parent.nodeid] = clone
+    return clone.url
+
+
+def once(
+    request: pytest.FixtureRequest,
+    environment: Environment,
+    name: str,
+    function: Callable[..., object],
+) -> Any:
+    """Return the value of a session-scoped fixture, one for each Alembic configuration.
+
+    *function* makes it; *name* tells it from other such fixtures. `scopes` declares a fixture of
+    the scope `session` once for each module, so this is for what all of them share.
+    """
+    folder = _folder(request)
+    first = _result_or_fail(lambda: environment.first_folder(folder))
+    full, manager = f"_warmstack_{name}_of_{first}", request.config.pluginmanager
+    if not manager.hasplugin(full):
+        plugin = ModuleType(full)
+        vars(plugin)[name] = pytest.fixture(scope="session", name=full)(function)
+        manager.register(plugin, full)
+    return request.getfixturevalue(full)
+
+
 def plain_db_url(db_url: str) -> str:
     """The URL without SQLAlchemy's driver, for asyncpg, psycopg, psql and similar clients."""
     from pytest_warmstack.servers.model import plain_url
@@ -202,8 +272,8 @@ def function_db_engine(
 ) -> Iterator[AsyncEngine]:
     """An engine of the test's database, disposed of after the test.
 
-    With the isolation `class` or `module` it has that scope. You can use it in any event loop: each
-    connection stays in the loop that opened it.
+    With the isolation `class`, `module` or `session` it has that scope. You can use it in any event
+    loop: each connection stays in the loop that opened it.
     """
     from pytest_warmstack.postgres.engines import is_clone
 
@@ -231,6 +301,14 @@ def clone_engine(db_url: str, _warmstack_engines: Engines) -> Iterator[AsyncEngi
     _warmstack_engines.end(engine)
 
 
+def session_engine(
+    request: pytest.FixtureRequest, db_url: str, _warmstack_postgres: Environment
+) -> AsyncEngine:
+    """An engine of the database that all tests of this process share."""
+    engine: AsyncEngine = once(request, _warmstack_postgres, "engine", clone_engine)
+    return engine
+
+
 db_engine = pytest.fixture(name="db_engine")(function_db_engine)
 
 
@@ -242,20 +320,17 @@ def db_session(request: pytest.FixtureRequest, db_engine: AsyncEngine) -> AsyncS
 
 
 def _isolation(request: pytest.FixtureRequest, environment: Environment) -> str:
-    """Return the isolation of the test: that of its marker, or else the setting."""
-    marker = request.node.get_closest_marker("warmstack_isolation")
-    if marker is None:
-        return environment.settings.isolation
+    """Return the isolation of the test; fail it if there is no such isolation."""
     from pytest_warmstack.options import ISOLATION, Isolation
-    from pytest_warmstack.settings_errors import SettingsError
 
+    word = _word(request.node, environment.settings)
     try:
-        (word,) = marker.args
         return Isolation(word)
     except ValueError:
-        given = ", ".join(map(str, marker.args))
+        from pytest_warmstack.settings_errors import SettingsError
+
         name = "the marker warmstack_isolation"
-        error = SettingsError.bad_value(name=name, value=given, source="", wanted=ISOLATION.wanted)
+        error = SettingsError.bad_value(name=name, value=word, source="", wanted=ISOLATION.wanted)
         text = str(error)
     pytest.fail(text, pytrace=False)
 

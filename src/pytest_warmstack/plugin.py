@@ -17,7 +17,7 @@ from pytest_warmstack.session import SESSION, Session, session_of
 if TYPE_CHECKING:
     from pytest_warmstack.postgres.template.template_layer import TemplateLayer
 
-_WIDER: Final = {Isolation.CLASS, Isolation.MODULE}
+_WIDER: Final = {Isolation.CLASS, Isolation.MODULE, Isolation.SESSION}
 """The isolations in which several tests share a database and commit to it."""
 
 
@@ -88,7 +88,7 @@ def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line(
         "markers",
         "warmstack_isolation(word): how the test's database is kept from other tests:"
-        " clone, class, module or rollback",
+        " clone, class, module, session or rollback",
     )
     config.pluginmanager.register(fixtures, "warmstack-fixtures")
 

@@ -1,8 +1,9 @@
 """Gives `db_url`, `db_dsn` and `db_engine` the scope of the database behind them.
 
-With the isolation `class` or `module` they have that scope, so a fixture that seeds the database of
-a class or module can request them. pytest fixes the scope of a fixture when it is declared, so this
-module declares them again for each class or module that shares a database.
+With the isolation `class`, `module` or `session` they have that scope, so a fixture that seeds the
+shared database can request them. pytest fixes the scope of a fixture when it is declared, so this
+module declares them again for each class or module that shares a database. For the scope `session`
+these are several fixtures of one name, so what they share is made by `fixtures.once`.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ _FIXTURES: Final = {
     for scope, url, engine in (
         ("class", fixtures.class_db_url, fixtures.clone_engine),
         ("module", fixtures.module_db_url, fixtures.clone_engine),
+        ("session", fixtures.session_db_url, fixtures.session_engine),
         ("function", fixtures.function_db_url, fixtures.function_db_engine),
     )
 }
@@ -40,7 +42,7 @@ def declare(collector: pytest.Collector, isolation: str) -> None:
     )
     marker = collector.get_closest_marker("warmstack_isolation")
     scope = isolation if marker is None else "".join(map(str, marker.args))
-    if scope not in {"class", "module"}:
+    if scope not in _FIXTURES:
         scope = "function"
     if scope == "class" and not isinstance(collector, pytest.Class):
         scope = around  # Tests outside a class share nothing.
