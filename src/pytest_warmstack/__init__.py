@@ -9,12 +9,22 @@ from typing import TYPE_CHECKING, Any, Final
 
 if TYPE_CHECKING:
     from pytest_warmstack.errors import WarmstackError
+    from pytest_warmstack.factory import Database, DatabaseFactory
     from pytest_warmstack.postgres.template.template_layer import TemplateLayer
     from pytest_warmstack.servers.model import ServerHandle
 
-__all__ = ["ServerHandle", "TemplateLayer", "WarmstackError", "__version__"]
+__all__ = [
+    "Database",
+    "DatabaseFactory",
+    "ServerHandle",
+    "TemplateLayer",
+    "WarmstackError",
+    "__version__",
+]
 
 _MODULES: Final = {
+    "Database": "factory",
+    "DatabaseFactory": "factory",
     "ServerHandle": "servers.model",
     "TemplateLayer": "postgres.template.template_layer",
     "WarmstackError": "errors",

@@ -293,18 +293,58 @@ class Environment:
         template = self._template(folder)
         return next(each for each, other in self._template_of.items() if other is template)
 
-    def take_clone(self, folder: Path) -> Clone:
-        """Return a migrated database for one test in *folder*."""
-        clones = self._clones(folder)
+    def source(
+        self, folder: Path, *, alembic: str, section: str, x: tuple[str, ...]
+    ) -> ConfiguredTemplate:
+        """Return what further databases of a test in *folder* are clones of; build nothing.
+
+        Without other arguments it is the test's own template. Raises `TemplateFailed` if there is
+        no such configuration.
+        """
+        if not (alembic or section or x):
+            return self._template(folder)
+        if alembic:
+            found: Configuration | None = self._configurations.named(alembic)
+        else:
+            found = self._template(folder).configuration
+        if found is None:
+            from pytest_warmstack.postgres.template.errors import TemplateFailed
+
+            raise TemplateFailed.no_file(
+                layer="alembic", file=str(folder / "alembic.ini"), source=""
+            )
+        options = [f"-n {section}"] if section else []
+        name = " ".join([found.name, *options, *(f"-x {each}" for each in x)])
+        return self._configured(found._replace(name=name, section=section, x=x, alone=True))
+
+    def empty_source(self) -> ConfiguredTemplate:
+        """Return what empty databases are clones of; build nothing."""
+        from pytest_warmstack.postgres.template.configurations import EMPTY
+
+        return self._configured(EMPTY)
+
+    def take_further(self, source: ConfiguredTemplate) -> Clone:
+        """Return a further database for a test."""
+        clones = source.clones.get()
         with self.ledger.timed("clone"), self._explain_errors():
             return clones.take()
 
+    def take_clone(self, folder: Path) -> Clone:
+        """Return a migrated database for one test in *folder*."""
+        return self.take_further(self._template(folder))
+
     def give_back(self, clone: Clone, folder: Path, test: str, *, failed: Sequence[str]) -> None:
         """Take back the database of *test*; if tests *failed* with it, save it for them."""
-        if failed and self._template(folder).template and self.settings.keep_failed:
-            self._clones(folder).save(clone, ", ".join(failed))
+        self.give_back_further(clone, self._template(folder), test, failed=", ".join(failed))
+
+    def give_back_further(
+        self, clone: Clone, source: ConfiguredTemplate, test: str, *, failed: str
+    ) -> None:
+        """Take back a database of *test*; if *failed* names tests that failed, save it for them."""
+        if failed and source.template and self.settings.keep_failed:
+            source.clones.get().save(clone, failed)
         else:
-            self._clones(folder).give_back(clone, test)
+            source.clones.get().give_back(clone, test)
         self._sweep()
 
     def borrow_clone(self, folder: Path) -> Shared:
@@ -437,15 +477,17 @@ class Environment:
         """Return the template for the tests in *folder*; it may not be built yet."""
         key = self._root if self.settings.alembic else folder
         if key not in self._template_of:
-            configuration = self._configurations.of(key)
-            if configuration not in self._templates:
-                self._templates[configuration] = ConfiguredTemplate(
-                    configuration,
-                    self._lazy("layers", lambda: self._make_layers(configuration)),
-                    self._lazy("clones", lambda: self._make_clones(configuration)),
-                )
-            self._template_of[key] = self._templates[configuration]
+            self._template_of[key] = self._configured(self._configurations.of(key))
         return self._template_of[key]
+
+    def _configured(self, configuration: Configuration | None) -> ConfiguredTemplate:
+        if configuration not in self._templates:
+            self._templates[configuration] = ConfiguredTemplate(
+                configuration,
+                self._lazy("layers", lambda: self._make_layers(configuration)),
+                self._lazy("clones", lambda: self._make_clones(configuration)),
+            )
+        return self._templates[configuration]
 
     def _make_templates(self) -> None:
         """Make the templates that tests need, one after the other; without any, only the server."""
@@ -476,8 +518,18 @@ class Environment:
     def _make_layers(self, configuration: Configuration | None) -> list[Layer]:
         from pytest_warmstack.postgres.template import layers
 
-        custom = self._custom_layers
-        return layers.make(self.settings, self._root, self._file_state, configuration, custom)
+        settings, root, files = self.settings, self._root, self._file_state
+        if configuration is None or not configuration.alone:
+            return layers.make(settings, root, files, configuration, self._custom_layers)
+        if configuration.is_empty:
+            return []
+        settings = settings._replace(
+            schema=(),
+            seed=(),
+            alembic_section=configuration.section or settings.alembic_section,
+            alembic_x=configuration.x or settings.alembic_x,
+        )
+        return layers.make(settings, root, files, configuration)
 
     @cached_property
     def _custom_layers(self) -> Sequence[object]:
@@ -535,7 +587,7 @@ class Environment:
             "how": made.how,
             "why": made.why,
             "of": template.configuration.name if template.configuration else "",
-            "empty": "" if layers or settings.alembic == NONE else "yes",
+            "empty": "" if layers or template.configuration or settings.alembic == NONE else "yes",
         }
         self.ledger.note(Step("template", originals.monotonic() - begin, facts))
         return made
@@ -546,13 +598,14 @@ class Environment:
         from pytest_warmstack.postgres.clones import CloneFactory, Clones
 
         ahead, context = self.settings.clones_ahead, self.run_context
+        is_further = template.configuration is not None and template.configuration.alone
         factory = CloneFactory(databases, made.name, context.project.slug, context.run)
         factory.open(many=template.expected > ahead)
         clones = Clones(
             factory,
             ahead=ahead,
             expected=template.expected,
-            stock=ahead if keep else 0,
+            stock=ahead if keep and not is_further else 0,
             keep=self.settings.keep_failed,
             found=self._record_finding,
         )

@@ -11,6 +11,7 @@ from __future__ import annotations
 import inspect
 from collections import Counter
 from collections.abc import AsyncIterator, Callable, Generator, Iterable, Iterator
+from functools import partial
 from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, Any, Final, TypeVar
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
     from pytest_warmstack.background import Begun
     from pytest_warmstack.environment import Environment
     from pytest_warmstack.errors import WarmstackError
+    from pytest_warmstack.factory import DatabaseFactory
     from pytest_warmstack.options import Settings
     from pytest_warmstack.postgres.clones import Clone, Shared
     from pytest_warmstack.postgres.engines import Engines, RollbackConnection
@@ -128,7 +130,7 @@ def _clone(request: pytest.FixtureRequest, _warmstack_postgres: Environment) -> 
     own.in_use[node.nodeid] = clone
     yield clone
     own.in_use.pop(node.nodeid, None)
-    failed = sorted(each.nodeid for each in _failed(own, request, folder))
+    failed = _failed(own, request, folder, "db_url")
     _warmstack_postgres.give_back(clone, folder, _label(node), failed=failed)
 
 
@@ -143,22 +145,22 @@ def _label(node: pytest.Item | pytest.Collector) -> str:
     return node.nodeid or "the tests of this process"
 
 
-def _failed(own: Session, request: pytest.FixtureRequest, folder: Path) -> list[pytest.Item]:
-    """Return the tests that failed with the database of this scope for tests in *folder*."""
+def _failed(own: Session, request: pytest.FixtureRequest, folder: Path, fixture: str) -> list[str]:
+    """Return the tests that failed with the *fixture* of this scope for tests in *folder*."""
     node, environment = request.node, own.environment
     if isinstance(node, pytest.Item):
         # Look for the failures of this test only, not of all tests.
-        return [node] if node in own.failed else []
+        return [node.nodeid] if node in own.failed else []
     assert environment is not None  # noqa: S101 - the database comes from it
     first = environment.first_folder
-    return [
-        each
+    return sorted(
+        each.nodeid
         for each in own.failed
         if node in each.listchain()
-        and "db_url" in getattr(each, "fixturenames", ())
+        and fixture in getattr(each, "fixturenames", ())
         and _word(each, own.settings) == request.scope
         and first(each.path.parent) == first(folder)
-    ]
+    )
 
 
 def _word(item: pytest.Item, settings: Settings) -> str:
@@ -258,6 +260,26 @@ def plain_db_url(db_url: str) -> str:
 
 
 db_dsn = pytest.fixture(name="db_dsn")(plain_db_url)
+
+
+def database_factory(
+    request: pytest.FixtureRequest, _warmstack_postgres: Environment
+) -> Iterator[DatabaseFactory]:
+    """A function that makes further databases for a test: clones, empty ones, other migrations.
+
+    With the isolation `class`, `module` or `session` it has that scope, and so have the databases.
+    """
+    from pytest_warmstack.factory import DatabaseFactory
+
+    folder = _folder(request)
+    engines = partial(request.getfixturevalue, "_warmstack_engines")
+    factory = DatabaseFactory(_warmstack_postgres, folder, engines)
+    yield factory
+    failed = _failed(session_of(request.config), request, folder, "db_factory")
+    factory.close(_label(request.node), failed=", ".join(failed))
+
+
+db_factory = pytest.fixture(name="db_factory")(database_factory)
 
 
 @pytest.fixture(scope="session")

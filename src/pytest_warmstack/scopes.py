@@ -18,7 +18,12 @@ _SCOPE: Final = pytest.StashKey[str]()
 """The key of the scope that these fixtures have in a class or module."""
 
 _FIXTURES: Final = {
-    scope: {"db_url": url, "db_dsn": fixtures.plain_db_url, "db_engine": engine}
+    scope: {
+        "db_url": url,
+        "db_dsn": fixtures.plain_db_url,
+        "db_engine": engine,
+        "db_factory": fixtures.database_factory,
+    }
     for scope, url, engine in (
         ("class", fixtures.class_db_url, fixtures.clone_engine),
         ("module", fixtures.module_db_url, fixtures.clone_engine),

@@ -138,7 +138,10 @@ def test_the_package_alone_imports_nothing_and_its_public_names_are_there(tmp_pa
     assert [name for name in light if name.startswith("pytest_warmstack")] == ["pytest_warmstack"]
     assert packages(light) & (HEAVY | {"pytest", "asyncio"}) == set()
     assert packages(later) & HEAVY == set()
-    assert found == ["ServerHandle", "TemplateLayer", "WarmstackError", "__version__"]
+    assert found == [
+        *("Database", "DatabaseFactory", "ServerHandle", "TemplateLayer", "WarmstackError"),
+        "__version__",
+    ]
     assert version[0].isdigit()
 
 
