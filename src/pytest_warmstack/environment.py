@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from pytest_warmstack.postgres.databases import Databases
     from pytest_warmstack.postgres.template.configurations import Configuration, Configurations
     from pytest_warmstack.postgres.template.dependencies import FileState
+    from pytest_warmstack.postgres.template.in_process import InProcess
     from pytest_warmstack.postgres.template.layers import Layer
     from pytest_warmstack.postgres.template.templates import Template
     from pytest_warmstack.redis.connections import Admin as RedisAdmin
@@ -317,11 +318,28 @@ class Environment:
         name = " ".join([found.name, *options, *(f"-x {each}" for each in x)])
         return self._configured(found._replace(name=name, section=section, x=x, alone=True))
 
-    def empty_source(self) -> ConfiguredTemplate:
-        """Return what empty databases are clones of; build nothing."""
+    def empty_source(self, *, schema: bool = False) -> ConfiguredTemplate:
+        """Return what empty databases are clones of; build nothing.
+
+        With *schema*, they have what the lines of `warmstack_schema` make.
+        """
         from pytest_warmstack.postgres.template.configurations import EMPTY
 
-        return self._configured(EMPTY)
+        if not (schema and self.settings.schema):
+            return self._configured(EMPTY)
+        return self._configured(EMPTY._replace(name="the schema", alone=False))
+
+    def in_process(self, folder: Path, database: str) -> InProcess | None:
+        """Return the migrations of tests in *folder* on *database*, to run in this process.
+
+        None if these tests have no Alembic configuration.
+        """
+        if (configuration := self._template(folder).configuration) is None:
+            return None
+        from pytest_warmstack.postgres.template.in_process import InProcess
+
+        root, endpoint = self.run_context.project.path, self.postgres.get().endpoint
+        return InProcess(configuration, self.settings, root, endpoint, database)
 
     def take_further(self, source: ConfiguredTemplate) -> Clone:
         """Return a further database for a test."""
@@ -519,17 +537,15 @@ class Environment:
         from pytest_warmstack.postgres.template import layers
 
         settings, root, files = self.settings, self._root, self._file_state
-        if configuration is None or not configuration.alone:
+        if configuration is None or not configuration.is_further:
             return layers.make(settings, root, files, configuration, self._custom_layers)
-        if configuration.is_empty:
-            return []
         settings = settings._replace(
-            schema=(),
+            schema=() if configuration.alone else settings.schema,
             seed=(),
             alembic_section=configuration.section or settings.alembic_section,
             alembic_x=configuration.x or settings.alembic_x,
         )
-        return layers.make(settings, root, files, configuration)
+        return layers.make(settings, root, files, None if configuration.is_empty else configuration)
 
     @cached_property
     def _custom_layers(self) -> Sequence[object]:
@@ -598,7 +614,7 @@ class Environment:
         from pytest_warmstack.postgres.clones import CloneFactory, Clones
 
         ahead, context = self.settings.clones_ahead, self.run_context
-        is_further = template.configuration is not None and template.configuration.alone
+        is_further = template.configuration is not None and template.configuration.is_further
         factory = CloneFactory(databases, made.name, context.project.slug, context.run)
         factory.open(many=template.expected > ahead)
         clones = Clones(

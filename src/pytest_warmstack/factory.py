@@ -79,10 +79,13 @@ class DatabaseFactory:
             )
         )
 
-    def empty(self) -> Database:
-        """Return a database without tables. Raises `WarmstackError` if it can't be made."""
+    def empty(self, *, schema: bool = False) -> Database:
+        """Return a database without tables, or with *schema*, what `warmstack_schema` makes.
+
+        Raises `WarmstackError` if it can't be made.
+        """
         __tracebackhide__ = True
-        return self._take(self._environment.empty_source)
+        return self._take(lambda: self._environment.empty_source(schema=schema))
 
     def _take(self, source_of: Callable[[], ConfiguredTemplate]) -> Database:
         __tracebackhide__ = True

@@ -81,14 +81,14 @@ def _warmstack_redis(pytestconfig: pytest.Config) -> Environment:
 @pytest.fixture(scope="session")
 def postgres_container(_warmstack_postgres: Environment) -> ServerHandle:
     """The PostgreSQL server."""
-    return _result_or_fail(_warmstack_postgres.postgres.get).handle()
+    return result_or_fail(_warmstack_postgres.postgres.get).handle()
 
 
 @pytest.fixture(scope="session")
 def redis_container(_warmstack_redis: Environment) -> ServerHandle:
     """The Redis server; its URL leads to a database that only this process uses."""
-    leases = _result_or_fail(_warmstack_redis.leases.get)
-    return leases.server.handle(_result_or_fail(leases.take).index)
+    leases = result_or_fail(_warmstack_redis.leases.get)
+    return leases.server.handle(result_or_fail(leases.take).index)
 
 
 # Redis.
@@ -97,13 +97,13 @@ def redis_container(_warmstack_redis: Environment) -> ServerHandle:
 @pytest.fixture(scope="session")
 def redis_session_url(_warmstack_redis: Environment) -> str:
     """The URL of `redis_url`, for fixtures that last for the run; tests with Redis empty it."""
-    return _result_or_fail(lambda: _warmstack_redis.leases.get().take()).urls[0]
+    return result_or_fail(lambda: _warmstack_redis.leases.get().take()).urls[0]
 
 
 @pytest.fixture
 def redis_urls(request: pytest.FixtureRequest, _warmstack_redis: Environment) -> tuple[str, ...]:
     """The URLs of all Redis databases of this process; they are empty now."""
-    return _result_or_fail(lambda: _warmstack_redis.take_lease(request.node.nodeid)).urls
+    return result_or_fail(lambda: _warmstack_redis.take_lease(request.node.nodeid)).urls
 
 
 @pytest.fixture
@@ -124,8 +124,8 @@ def redis_client(request: pytest.FixtureRequest, redis_url: str) -> Redis:
 
 def _clone(request: pytest.FixtureRequest, _warmstack_postgres: Environment) -> Iterator[Clone]:
     """A migrated database for as long as the fixture's scope lasts."""
-    folder, node = _folder(request), request.node
-    clone = _result_or_fail(lambda: _warmstack_postgres.take_clone(folder))
+    folder, node = folder_of(request), request.node
+    clone = result_or_fail(lambda: _warmstack_postgres.take_clone(folder))
     own = session_of(request.config)
     own.in_use[node.nodeid] = clone
     yield clone
@@ -134,7 +134,7 @@ def _clone(request: pytest.FixtureRequest, _warmstack_postgres: Environment) -> 
     _warmstack_postgres.give_back(clone, folder, _label(node), failed=failed)
 
 
-def _folder(request: pytest.FixtureRequest) -> Path:
+def folder_of(request: pytest.FixtureRequest) -> Path:
     """Return the folder of the test that requests a fixture, whatever its scope is."""
     item: pytest.Item = request._pyfuncitem  # noqa: SLF001 - with the scope session, no `path`
     return item.path.parent
@@ -197,7 +197,7 @@ def function_db_url(
 
 def _shared_url(request: pytest.FixtureRequest, environment: Environment) -> Iterator[str]:
     folder, node = request.path.parent, request.node
-    shared = _result_or_fail(lambda: environment.borrow_clone(folder))
+    shared = result_or_fail(lambda: environment.borrow_clone(folder))
     node.stash[_SHARED] = shared
     in_use = session_of(request.config).in_use
     in_use[node.nodeid] = shared.clone
@@ -226,7 +226,7 @@ def session_db_url(request: pytest.FixtureRequest, _warmstack_postgres: Environm
     """
     clone: Clone = once(request, _warmstack_postgres, "clone", _clone)
     # For a debugger: the ids of the tests that get this value begin with that of their parent.
-    *_, parent, _item = request._pyfuncitem.listchain()  # noqa: SLF001 - as in `_folder`
+    *_, parent, _item = request._pyfuncitem.listchain()  # noqa: SLF001 - as in `folder_of`
     session_of(request.config).in_use[parent.nodeid] = clone
     return clone.url
 
@@ -242,8 +242,8 @@ def once(
     *function* makes it; *name* tells it from other such fixtures. `scopes` declares a fixture of
     the scope `session` once for each module, so this is for what all of them share.
     """
-    folder = _folder(request)
-    first = _result_or_fail(lambda: environment.first_folder(folder))
+    folder = folder_of(request)
+    first = result_or_fail(lambda: environment.first_folder(folder))
     full, manager = f"_warmstack_{name}_of_{first}", request.config.pluginmanager
     if not manager.hasplugin(full):
         plugin = ModuleType(full)
@@ -271,7 +271,7 @@ def database_factory(
     """
     from pytest_warmstack.factory import DatabaseFactory
 
-    folder = _folder(request)
+    folder = folder_of(request)
     engines = partial(request.getfixturevalue, "_warmstack_engines")
     factory = DatabaseFactory(_warmstack_postgres, folder, engines)
     yield factory
@@ -308,7 +308,7 @@ def function_db_engine(
     elif _SHARED in request.node.stash:
         rollback = _in_loop_of_test(request, "rollback_connection")
         request.node.stash[_ROLLBACK] = rollback
-        _result_or_fail(lambda: _in_loop_of_test(request, "rollback"))
+        result_or_fail(lambda: _in_loop_of_test(request, "rollback"))
         engine = _warmstack_engines.make(db_url, rollback)
         yield engine
         _warmstack_engines.end(engine, close=False)
@@ -509,7 +509,7 @@ def _check_all_is_awaited(item: pytest.Item) -> Generator[None, object, object]:
 # Failures.
 
 
-def _result_or_fail(get: Callable[[], T]) -> T:
+def result_or_fail(get: Callable[[], T]) -> T:
     """Return the result of *get*; on a `WarmstackError`, fail the test with its text alone."""
     from pytest_warmstack.errors import WarmstackError
 

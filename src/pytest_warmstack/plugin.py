@@ -49,6 +49,7 @@ def pytest_load_initial_conftests(
     """
     options.add_reuse(parser, early_config.pluginmanager)
     options.refuse_unknown(args)
+    _add_alembic_fixtures(early_config.pluginmanager)
     early_config.pluginmanager.register(_Quiet(), "warmstack-quiet")
     try:
         return (yield)
@@ -60,6 +61,18 @@ def pytest_load_initial_conftests(
         if text := advice.missing_variables(error, Settings(file=file)):
             sys.stderr.write(f"warmstack: {text}\n")
         raise
+
+
+def _add_alembic_fixtures(manager: pytest.PytestPluginManager) -> None:
+    """Replace two fixtures of pytest-alembic's plugin, if it is loaded.
+
+    Plugins that conftest files name are loaded later, and their fixtures replace these.
+    """
+    plugin = sys.modules.get("pytest_alembic.plugin")
+    if plugin is not None and manager.is_registered(plugin):
+        from pytest_warmstack import alembic_fixtures
+
+        manager.register(alembic_fixtures, "warmstack-alembic-fixtures")
 
 
 class _Quiet:

@@ -46,6 +46,11 @@ class Configuration(NamedTuple):
         """Whether it stands for a database without migrations."""
         return not (self.ini or self.toml or self.function)
 
+    @property
+    def is_further(self) -> bool:
+        """Whether it is for further databases only."""
+        return self.alone or self.is_empty
+
 
 EMPTY: Final = Configuration("an empty database", Path(), alone=True)
 

@@ -124,6 +124,19 @@ class TemplateFailed(WarmstackError):
         )
 
     @classmethod
+    def no_config(cls, *, function: str) -> TemplateFailed:
+        """pytest-alembic needs a configuration, but the project's *function* returns none."""
+        return cls(
+            f"The function {function} returned no Alembic configuration for pytest-alembic.",
+            why="it runs the migrations itself",
+            looked_at=[],
+            todo=[
+                "let it return the alembic.config.Config, and not call alembic.command.upgrade",
+                "or write the fixture alembic_config yourself, in conftest.py",
+            ],
+        )
+
+    @classmethod
     def bad_revisions(
         cls, failure: Failure, *, config: str, unseen: Sequence[str]
     ) -> TemplateFailed:

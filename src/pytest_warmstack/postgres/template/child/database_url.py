@@ -119,19 +119,25 @@ def for_code(url: URL, driver: str = "") -> URL:
 
 
 def set_environment(lines: Sequence[str], url: URL) -> None:
-    """Set the variables of *lines*, such as `DATABASE_URL={db_url}`.
-
-    If a variable already has a URL, its driver and options are kept.
-    """
-    before = dict(os.environ)
+    """Set the variables of *lines*, such as `DATABASE_URL={db_url}`; unset those of libpq."""
+    made = variables(lines, url)
     mode = _tls_mode(url)
     for name in LIBPQ if mode else (*LIBPQ, *CERTIFICATES):
         os.environ.pop(name, None)
     # Every driver reads this if the URL has no TLS option.
     os.environ["PGSSLMODE"] = mode or "prefer"
+    os.environ.update(made)
+
+
+def variables(lines: Sequence[str], url: URL) -> dict[str, str]:
+    """Return the variables of *lines*, such as `DATABASE_URL={db_url}`, with the parts of *url*.
+
+    If a variable already has a URL, its driver and options are kept.
+    """
+    made = {}
     for line in lines:
         name, _, value = line.partition("=")
-        own = like(before.get(name, ""), url)
+        own = like(os.environ.get(name, ""), url)
         if own.query:
             value = value.replace("{db_url}?", "{db_url}&")
         values = {
@@ -142,7 +148,8 @@ def set_environment(lines: Sequence[str], url: URL) -> None:
             "db_password": own.password,
             "db_name": own.database,
         }
-        os.environ[name] = filled(value, values)
+        made[name] = filled(value, values)
+    return made
 
 
 def _with_driver(url: URL, driver: str) -> URL:
