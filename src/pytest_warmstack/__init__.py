@@ -9,16 +9,27 @@ from typing import TYPE_CHECKING, Any, Final
 
 if TYPE_CHECKING:
     from pytest_warmstack.errors import WarmstackError
+    from pytest_warmstack.factory import Database, DatabaseFactory
     from pytest_warmstack.postgres import DatabaseAddress
     from pytest_warmstack.postgres.template.template_layer import TemplateLayer
     from pytest_warmstack.servers.model import ServerHandle
 
     __version__: str
 
-__all__ = ["DatabaseAddress", "ServerHandle", "TemplateLayer", "WarmstackError", "__version__"]
+__all__ = [
+    "Database",
+    "DatabaseAddress",
+    "DatabaseFactory",
+    "ServerHandle",
+    "TemplateLayer",
+    "WarmstackError",
+    "__version__",
+]
 
 _MODULES: Final = {
+    "Database": "factory",
     "DatabaseAddress": "postgres",
+    "DatabaseFactory": "factory",
     "ServerHandle": "servers.model",
     "TemplateLayer": "postgres.template.template_layer",
     "WarmstackError": "errors",

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from inspect import iscoroutinefunction
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 from pytest_warmstack.options import Settings
 from pytest_warmstack.placeholders import lines_for, placeholder_of
-from pytest_warmstack.report import NO_CONNECTION, NO_SPACE, PLAIN_URL, WIDER_SCOPE, has_state
+from pytest_warmstack.report import NO_CONNECTION, NO_SPACE, PLAIN_URL, has_state, wider_scope
 
 if TYPE_CHECKING:
     import pytest
@@ -16,13 +17,21 @@ if TYPE_CHECKING:
     from pytest_warmstack.environment import Environment
 
 
+_SCOPE_MISMATCH: Final = re.compile(
+    r"ScopeMismatch: .* fixture (db_(?:url|dsn|address|(?:sync_)?(?:engine|session)|factory))"
+    r" with a (\w+) scoped"
+)
+"""Matches pytest's message that a fixture of a wider scope requests one of this plugin."""
+
+
 def sections(
     item: pytest.Item, error: BaseException, environment: Environment | None
 ) -> Iterator[tuple[str, str]]:
     """Yield a title and a text for each section of the report that explains why *item* failed."""
     text = str(error)
-    if text.startswith("ScopeMismatch") and "fixture db_" in text:
-        yield "warmstack: how to share a database", WIDER_SCOPE
+    if found := _SCOPE_MISMATCH.match(text):
+        file = environment.settings.file if environment else ""
+        yield "warmstack: how to share a database", wider_scope(found[1], found[2], file)
     if environment is None:
         return
     if _wants_plain_url(item, type(error).__name__, text):

@@ -43,6 +43,7 @@ if TYPE_CHECKING:
     from pytest_warmstack.postgres.databases import Databases
     from pytest_warmstack.postgres.template.configurations import Configuration, Configurations
     from pytest_warmstack.postgres.template.dependencies import FileState
+    from pytest_warmstack.postgres.template.in_process import InProcess
     from pytest_warmstack.postgres.template.layers import Layer
     from pytest_warmstack.postgres.template.templates import Template
     from pytest_warmstack.redis.connections import Admin as RedisAdmin
@@ -316,6 +317,71 @@ class Environment:
                 return [each.folder for each in self._configurations.all()] or [self._root]
         return [self._root]
 
+    def shares_template(self, one: TemplateKey, other: TemplateKey) -> bool:
+        """Return whether tests with either key get clones of the same template.
+
+        Raises `TemplateFailed` if Alembic's configuration can't be read.
+        """
+        return self._template(one) is self._template(other)
+
+    def first_key(self, key: TemplateKey) -> TemplateKey:
+        """Return the first key that has the same template as *key*. Raises `TemplateFailed`."""
+        template = self._template(key)
+        return next(each for each, other in self._template_of.items() if other is template)
+
+    def source(
+        self, key: TemplateKey, *, alembic: str, section: str, x: tuple[str, ...]
+    ) -> ConfiguredTemplate:
+        """Return what further databases of a test with *key* are clones of; build nothing.
+
+        Without other arguments it is the test's own template. Raises `TemplateFailed` if there is
+        no such configuration.
+        """
+        if not (alembic or section or x):
+            return self._template(key)
+        if alembic:
+            found: Configuration | None = self._configurations.named(alembic)
+        else:
+            found = self._template(key).configuration
+        if found is None:
+            from pytest_warmstack.postgres.template.errors import TemplateFailed
+
+            raise TemplateFailed.no_file(
+                layer="alembic", file=str(key.folder / "alembic.ini"), source=""
+            )
+        options = [f"-n {section}"] if section else []
+        name = " ".join([found.name, *options, *(f"-x {each}" for each in x)])
+        return self._configured(found._replace(name=name, section=section, x=x, alone=True))
+
+    def empty_source(self, *, schema: bool = False) -> ConfiguredTemplate:
+        """Return what empty databases are clones of; build nothing.
+
+        With *schema*, they have what the lines of `warmstack_schema` make.
+        """
+        from pytest_warmstack.postgres.template.configurations import EMPTY
+
+        if not (schema and self.settings.schema):
+            return self._configured(EMPTY)
+        return self._configured(EMPTY._replace(name="the schema", alone=False))
+
+    def in_process(self, key: TemplateKey, database: str) -> InProcess | None:
+        """Return the migrations of tests with *key* on *database*, to run in this process.
+
+        None if these tests have no Alembic configuration.
+        """
+        if (configuration := self._template(key).configuration) is None:
+            return None
+        from pytest_warmstack.postgres.template.in_process import InProcess
+
+        root, endpoint = self.run_context.project.path, self.postgres.get().endpoint
+        return InProcess(configuration, self.settings, root, endpoint, database)
+
+    def take_further(self, source: ConfiguredTemplate) -> Clone:
+        """Return a further database for a test, at no address that the application has read."""
+        clones = source.clones.get()
+        with self.ledger.timed("clone"), self._explain_errors():
+            return clones.take(at_address=False)
+
     def take_clone(self, key: TemplateKey) -> Clone:
         """Return a migrated database for one test, a copy of the template of *key*."""
         clones = self._clones(key)
@@ -328,18 +394,23 @@ class Environment:
         self, clone: Clone, key: TemplateKey, test: str, *, failed: Sequence[str]
     ) -> None:
         """Take back the database of *test*; if tests *failed* with it, save it for them."""
-        clones = self._clones(key)
         self._taken -= 1
-        if (use := clones.inspect(clone)) is not None:
+        if (use := self._clones(key).inspect(clone)) is not None:
             self._was_reached = self._was_reached or not use.is_unused
             if use.is_unused:
                 return
             for leak in use.leaks:
                 self._record_leak(test, leak)
-        if failed and self._template(key).template and self.settings.keep_failed:
-            clones.save(clone, ", ".join(failed))
+        self.give_back_further(clone, self._template(key), test, failed=", ".join(failed))
+
+    def give_back_further(
+        self, clone: Clone, source: ConfiguredTemplate, test: str, *, failed: str
+    ) -> None:
+        """Take back a database of *test*; if *failed* names tests that failed, save it for them."""
+        if failed and source.template and self.settings.keep_failed:
+            source.clones.get().save(clone, failed)
         else:
-            clones.give_back(clone, test)
+            source.clones.get().give_back(clone, test)
         self._sweep()
 
     def borrow_clone(self, key: TemplateKey) -> Shared:
@@ -556,16 +627,22 @@ class Environment:
         if self.settings.alembic:
             key = key._replace(folder=self._root)
         if key not in self._template_of:
-            own = self._configurations.of(key.folder), key.seeds
-            if own not in self._templates:
-                self._templates[own] = ConfiguredTemplate(
-                    own[0],
-                    self._lazy("layers", lambda: self._make_layers(*own)),
-                    self._lazy("clones", lambda: self._make_clones(self._templates[own])),
-                    own[1],
-                )
-            self._template_of[key] = self._templates[own]
+            configuration = self._configurations.of(key.folder)
+            self._template_of[key] = self._configured(configuration, key.seeds)
         return self._template_of[key]
+
+    def _configured(
+        self, configuration: Configuration | None, seeds: tuple[str, ...] = ()
+    ) -> ConfiguredTemplate:
+        own = configuration, seeds
+        if own not in self._templates:
+            self._templates[own] = ConfiguredTemplate(
+                configuration,
+                self._lazy("layers", lambda: self._make_layers(*own)),
+                self._lazy("clones", lambda: self._make_clones(self._templates[own])),
+                seeds,
+            )
+        return self._templates[own]
 
     def _make_templates(self) -> None:
         """Make the templates that tests need, one after the other; without any, only the server."""
@@ -599,8 +676,17 @@ class Environment:
     ) -> list[Layer]:
         from pytest_warmstack.postgres.template import layers
 
-        custom, files = self._custom_layers, self._file_state
-        return layers.make(self.settings, self._root, files, configuration, custom, seeds)
+        settings, root, files = self.settings, self._root, self._file_state
+        if configuration is None or not configuration.is_further:
+            custom = self._custom_layers
+            return layers.make(settings, root, files, configuration, custom, seeds)
+        settings = settings._replace(
+            schema=() if configuration.alone else settings.schema,
+            seed=(),
+            alembic_section=configuration.section or settings.alembic_section,
+            alembic_x=configuration.x or settings.alembic_x,
+        )
+        return layers.make(settings, root, files, None if configuration.is_empty else configuration)
 
     @cached_property
     def _custom_layers(self) -> Sequence[object]:
@@ -659,7 +745,7 @@ class Environment:
             "why": made.why,
             "of": template.configuration.name if template.configuration else "",
             "seeds": " ".join(template.seeds),
-            "empty": "" if layers or settings.alembic == NONE else "yes",
+            "empty": "" if layers or template.configuration or settings.alembic == NONE else "yes",
         }
         self.ledger.note(Step("template", originals.monotonic() - begin, facts))
         return made
@@ -678,6 +764,7 @@ class Environment:
         from pytest_warmstack.postgres.clones import CloneFactory, Clones
 
         ahead, context = self.settings.clones_ahead, self.run_context
+        is_further = template.configuration is not None and template.configuration.is_further
         factory = CloneFactory(
             databases, made.name, context.project.slug, context.run, self._address
         )
@@ -686,7 +773,7 @@ class Environment:
             factory,
             ahead=ahead,
             expected=template.expected,
-            stock=ahead if keep else 0,
+            stock=ahead if keep and not is_further else 0,
             keep=self.settings.keep_failed,
             found=self._record_finding,
             forget_pools=self.forget_pools,

@@ -38,7 +38,7 @@ class NoDatabaseYet(WarmstackError):
         """*driver* connected in *test*, which has no database, or in none, if it is empty."""
         when = f"{test} has none" if test else "no test is running, for example during an import"
         return cls(
-            f"{driver} connected to the test's database while no test has one.",
+            f"No test has a database now, but {driver} connects to it.",
             why=f"{variables} leads to the database of the current test; {when}",
             todo=[
                 "request db_url, mark the test with @pytest.mark.warmstack, or name its file in "

@@ -11,6 +11,7 @@ from __future__ import annotations
 import inspect
 from collections import Counter
 from collections.abc import AsyncIterator, Callable, Generator, Iterable, Iterator
+from functools import partial
 from types import ModuleType
 from typing import TYPE_CHECKING, Any, Final, TypeVar
 
@@ -29,6 +30,8 @@ if TYPE_CHECKING:
     from pytest_warmstack.environment import Environment, TemplateKey
     from pytest_warmstack.errors import WarmstackError
     from pytest_warmstack.exports import Exports
+    from pytest_warmstack.factory import DatabaseFactory
+    from pytest_warmstack.options import Settings
     from pytest_warmstack.postgres import DatabaseAddress
     from pytest_warmstack.postgres.clones import Clone, Shared
     from pytest_warmstack.postgres.engines import Engines, RollbackConnection
@@ -114,7 +117,7 @@ def _key_or_none(item: pytest.Item) -> TemplateKey | None:
 
 def check_seeds(item: pytest.Item) -> None:
     """Fail a test whose marker `warmstack_seed` can't be used, whatever fixtures it has."""
-    _result_or_fail(lambda: seeds_of(item))
+    result_or_fail(lambda: seeds_of(item))
 
 
 # Servers.
@@ -135,14 +138,14 @@ def _warmstack_redis(pytestconfig: pytest.Config) -> Environment:
 @pytest.fixture(scope="session")
 def postgres_container(_warmstack_postgres: Environment) -> ServerHandle:
     """The PostgreSQL server."""
-    return _result_or_fail(_warmstack_postgres.postgres.get).handle()
+    return result_or_fail(_warmstack_postgres.postgres.get).handle()
 
 
 @pytest.fixture(scope="session")
 def redis_container(_warmstack_redis: Environment) -> ServerHandle:
     """The Redis server; its URL leads to a database that only this process uses."""
-    leases = _result_or_fail(_warmstack_redis.leases.get)
-    return leases.server.handle(_result_or_fail(leases.take).index)
+    leases = result_or_fail(_warmstack_redis.leases.get)
+    return leases.server.handle(result_or_fail(leases.take).index)
 
 
 # Redis.
@@ -151,13 +154,13 @@ def redis_container(_warmstack_redis: Environment) -> ServerHandle:
 @pytest.fixture(scope="session")
 def redis_process_url(_warmstack_redis: Environment) -> str:
     """The URL of `redis_url`, for fixtures that last for the run; tests with Redis empty it."""
-    return _result_or_fail(lambda: _warmstack_redis.leases.get().take()).urls[0]
+    return result_or_fail(lambda: _warmstack_redis.leases.get().take()).urls[0]
 
 
 @pytest.fixture
 def redis_urls(request: pytest.FixtureRequest, _warmstack_redis: Environment) -> tuple[str, ...]:
     """The URLs of all Redis databases of this process; they are empty now."""
-    return _result_or_fail(lambda: _warmstack_redis.take_lease(request.node.nodeid)).urls
+    return result_or_fail(lambda: _warmstack_redis.take_lease(request.node.nodeid)).urls
 
 
 @pytest.fixture
@@ -182,22 +185,60 @@ def redis_sync_client(redis_url: str) -> Iterator[SyncRedis]:
         yield client
 
 
-# Databases. `scopes` declares these fixtures once more for classes and modules that share one.
+# Databases. `scopes` declares these fixtures once more for tests that share one.
 
 
 def _clone(request: pytest.FixtureRequest, _warmstack_postgres: Environment) -> Iterator[Clone]:
     """A migrated database for as long as the fixture's scope lasts."""
     node = request.node
-    key = _result_or_fail(lambda: template_key(node))
-    clone = _result_or_fail(lambda: _warmstack_postgres.take_clone(key))
+    key = result_or_fail(lambda: key_of(request))
+    clone = result_or_fail(lambda: _warmstack_postgres.take_clone(key))
     own = session_of(request.config)
     own.in_use[node.nodeid] = clone
     yield clone
-    del own.in_use[node.nodeid]
-    # Look for the failures of this test only, not of all tests.
-    candidates = {node} & own.failed if isinstance(node, pytest.Item) else own.failed
-    failed = sorted(each.nodeid for each in candidates if node in each.listchain())
-    _warmstack_postgres.give_back(clone, key, node.nodeid, failed=failed)
+    own.in_use.pop(node.nodeid, None)
+    failed = _failed(own, request, key, "db_url")
+    _warmstack_postgres.give_back(clone, key, _label(node), failed=failed)
+
+
+def key_of(request: pytest.FixtureRequest) -> TemplateKey:
+    """Return which template a fixture gets a copy of, whatever its scope is. Raises `SeedError`."""
+    if request.scope != "session":
+        return template_key(request.node)
+    from pytest_warmstack.environment import TemplateKey
+
+    item: pytest.Item = request._pyfuncitem  # noqa: SLF001 - with the scope session, no `path`
+    return TemplateKey(item.path.parent)
+
+
+def _label(node: pytest.Item | pytest.Collector) -> str:
+    """Return what the user reads about the tests that share a database."""
+    return node.nodeid or "the tests of this process"
+
+
+def _failed(
+    own: Session, request: pytest.FixtureRequest, key: TemplateKey, fixture: str
+) -> list[str]:
+    """Return the tests that failed with the *fixture* of this scope and the template of *key*."""
+    node, environment = request.node, own.environment
+    if isinstance(node, pytest.Item):
+        # Look for the failures of this test only, not of all tests.
+        return [node.nodeid] if node in own.failed else []
+    assert environment is not None  # noqa: S101 - the database comes from it
+    return sorted(
+        each.nodeid
+        for each in own.failed
+        if node in each.listchain()
+        and fixture in getattr(each, "fixturenames", ())
+        and _word(each, own.settings) == request.scope
+        and environment.shares_template(template_key(each), key)
+    )
+
+
+def _word(item: pytest.Item, settings: Settings) -> str:
+    """Return the isolation of a test: that of its marker, or else the setting."""
+    marker = item.get_closest_marker("warmstack_isolation")
+    return settings.isolation if marker is None else ", ".join(map(str, marker.args))
 
 
 _warmstack_clone_class = pytest.fixture(scope="class", name="_warmstack_clone_class")(_clone)
@@ -209,8 +250,9 @@ def function_db_url(
 ) -> Iterator[str]:
     """The SQLAlchemy URL of a migrated database that only this test uses.
 
-    With the isolation `class` or `module`, the tests of a class or module share it, and the fixture
-    has that scope. With `rollback`, all tests share it, and each one is rolled back.
+    With the isolation `class`, `module` or `session`, the tests of a class, a module or this
+    process share it, and the fixture has that scope. With `rollback`, all tests share it, and each
+    one is rolled back.
     """
     isolation = _isolation(request, _warmstack_postgres)
     if isolation == "clone":
@@ -218,6 +260,8 @@ def function_db_url(
             yield clone.url
     elif isolation == "rollback":
         yield from _shared_url(request, _warmstack_postgres)
+    elif isolation == "session":
+        yield session_db_url(request, _warmstack_postgres)
     else:
         wider: Clone = request.getfixturevalue(f"_warmstack_clone_{isolation}")
         yield wider.url
@@ -225,8 +269,8 @@ def function_db_url(
 
 def _shared_url(request: pytest.FixtureRequest, environment: Environment) -> Iterator[str]:
     node = request.node
-    key = _result_or_fail(lambda: template_key(node))
-    shared = _result_or_fail(lambda: environment.borrow_clone(key))
+    key = result_or_fail(lambda: template_key(node))
+    shared = result_or_fail(lambda: environment.borrow_clone(key))
     node.stash[_SHARED] = shared
     in_use = session_of(request.config).in_use
     in_use[node.nodeid] = shared.clone
@@ -246,6 +290,38 @@ def class_db_url(_warmstack_clone_class: Clone) -> str:
 def module_db_url(_warmstack_clone_module: Clone) -> str:
     """The SQLAlchemy URL of the migrated database that the tests of this module share."""
     return _warmstack_clone_module.url
+
+
+def session_db_url(request: pytest.FixtureRequest, _warmstack_postgres: Environment) -> str:
+    """The SQLAlchemy URL of the migrated database that all tests of this process share.
+
+    If the project has several Alembic configurations, there is one database for each.
+    """
+    clone: Clone = once(request, _warmstack_postgres, "clone", _clone)
+    # For a debugger: the ids of the tests that get this value begin with that of their parent.
+    *_, parent, _item = request._pyfuncitem.listchain()  # noqa: SLF001 - as in `key_of`
+    session_of(request.config).in_use[parent.nodeid] = clone
+    return clone.url
+
+
+def once(
+    request: pytest.FixtureRequest,
+    environment: Environment,
+    name: str,
+    function: Callable[..., object],
+) -> Any:
+    """Return the value of a session-scoped fixture, one for each Alembic configuration.
+
+    *function* makes it; *name* tells it from other such fixtures. `scopes` declares a fixture of
+    the scope `session` once for each module, so this is for what all of them share.
+    """
+    first = result_or_fail(lambda: environment.first_key(key_of(request)))
+    full, manager = f"_warmstack_{name}_of_{first.folder}", request.config.pluginmanager
+    if not manager.hasplugin(full):
+        plugin = ModuleType(full)
+        vars(plugin)[name] = pytest.fixture(scope="session", name=full)(function)
+        manager.register(plugin, full)
+    return request.getfixturevalue(full)
 
 
 def plain_db_url(db_url: str) -> str:
@@ -268,6 +344,26 @@ def address_of_db_url(db_url: str) -> DatabaseAddress:
 db_address = pytest.fixture(name="db_address")(address_of_db_url)
 
 
+def database_factory(
+    request: pytest.FixtureRequest, _warmstack_postgres: Environment
+) -> Iterator[DatabaseFactory]:
+    """A function that makes further databases for a test: clones, empty ones, other migrations.
+
+    With the isolation `class`, `module` or `session` it has that scope, and so have the databases.
+    """
+    from pytest_warmstack.factory import DatabaseFactory
+
+    key = result_or_fail(lambda: key_of(request))
+    engines = partial(request.getfixturevalue, "_warmstack_engines")
+    factory = DatabaseFactory(_warmstack_postgres, key, engines)
+    yield factory
+    failed = _failed(session_of(request.config), request, key, "db_factory")
+    factory.close(_label(request.node), failed=", ".join(failed))
+
+
+db_factory = pytest.fixture(name="db_factory")(database_factory)
+
+
 @pytest.fixture(scope="session")
 def _warmstack_engines() -> Engines:
     from pytest_warmstack.postgres.engines import Engines
@@ -280,8 +376,8 @@ def function_db_engine(
 ) -> Iterator[AsyncEngine]:
     """An engine of the test's database, disposed of after the test.
 
-    With the isolation `class` or `module` it has that scope. You can use it in any event loop: each
-    connection stays in the loop that opened it.
+    With the isolation `class`, `module` or `session` it has that scope. You can use it in any event
+    loop: each connection stays in the loop that opened it.
     """
     from pytest_warmstack.postgres.engines import is_clone
 
@@ -295,7 +391,7 @@ def function_db_engine(
         _check_one_rollback(request, _SYNC_ROLLBACK)
         rollback = _in_loop_of_test(request, "rollback_connection")
         request.node.stash[_ROLLBACK] = rollback
-        _result_or_fail(lambda: _in_loop_of_test(request, "rollback"))
+        result_or_fail(lambda: _in_loop_of_test(request, "rollback"))
         engine = _warmstack_engines.make(db_url, rollback)
         yield engine
         _warmstack_engines.end(engine, close=False)
@@ -308,6 +404,14 @@ def clone_engine(db_url: str, _warmstack_engines: Engines) -> Iterator[AsyncEngi
     engine = _warmstack_engines.make(db_url)
     yield engine
     _warmstack_engines.end(engine)
+
+
+def session_engine(
+    request: pytest.FixtureRequest, db_url: str, _warmstack_postgres: Environment
+) -> AsyncEngine:
+    """An engine of the database that all tests of this process share."""
+    engine: AsyncEngine = once(request, _warmstack_postgres, "engine", clone_engine)
+    return engine
 
 
 db_engine = pytest.fixture(name="db_engine")(function_db_engine)
@@ -324,7 +428,7 @@ def db_session(request: pytest.FixtureRequest, db_engine: AsyncEngine) -> AsyncS
 def _warmstack_sync_engines() -> SyncEngines:
     from pytest_warmstack.postgres.sync_engines import SyncEngines
 
-    return _result_or_fail(SyncEngines)
+    return result_or_fail(SyncEngines)
 
 
 @pytest.fixture(scope="session")
@@ -372,6 +476,14 @@ def clone_sync_engine(db_url: str, _warmstack_sync_engines: SyncEngines) -> Iter
     _warmstack_sync_engines.end(engine)
 
 
+def session_sync_engine(
+    request: pytest.FixtureRequest, db_url: str, _warmstack_postgres: Environment
+) -> Engine:
+    """A synchronous engine of the database that all tests of this process share."""
+    engine: Engine = once(request, _warmstack_postgres, "sync_engine", clone_sync_engine)
+    return engine
+
+
 db_sync_engine = pytest.fixture(name="db_sync_engine")(function_db_sync_engine)
 
 
@@ -397,20 +509,17 @@ def _check_one_rollback(request: pytest.FixtureRequest, other: pytest.StashKey[A
 
 
 def _isolation(request: pytest.FixtureRequest, environment: Environment) -> str:
-    """Return the isolation of the test: that of its marker, or else the setting."""
-    marker = request.node.get_closest_marker("warmstack_isolation")
-    if marker is None:
-        return environment.settings.isolation
+    """Return the isolation of the test; fail it if there is no such isolation."""
     from pytest_warmstack.options import ISOLATION, Isolation
-    from pytest_warmstack.settings_errors import SettingsError
 
+    word = _word(request.node, environment.settings)
     try:
-        (word,) = marker.args
         return Isolation(word)
     except ValueError:
-        given = ", ".join(map(str, marker.args))
+        from pytest_warmstack.settings_errors import SettingsError
+
         name = "the marker warmstack_isolation"
-        error = SettingsError.bad_value(name=name, value=given, source="", wanted=ISOLATION.wanted)
+        error = SettingsError.bad_value(name=name, value=word, source="", wanted=ISOLATION.wanted)
         text = str(error)
     pytest.fail(text, pytrace=False)
 
@@ -568,7 +677,7 @@ def _check_all_is_awaited(item: pytest.Item) -> Generator[None, object, object]:
 # Failures.
 
 
-def _result_or_fail(get: Callable[[], T]) -> T:
+def result_or_fail(get: Callable[[], T]) -> T:
     """Return the result of *get*; on a `WarmstackError`, fail the test with its text alone."""
     from pytest_warmstack.errors import WarmstackError
 

@@ -36,6 +36,7 @@ class Isolation(StrEnum):
     CLONE = "clone"
     CLASS = "class"
     MODULE = "module"
+    SESSION = "session"
     ROLLBACK = "rollback"
 
 
@@ -582,7 +583,7 @@ class Settings(NamedTuple):
     isolation: Annotated[
         Isolation,
         ISOLATION,
-        "What isolates tests: a clone for each test, class or module, or a rollback",
+        "What isolates tests: a clone for each test, class, module or process, or a rollback",
     ] = Isolation.CLONE
     clones_ahead: Annotated[int, COUNT, "How many clones are made ahead of the tests"] = 2
     allow: Annotated[

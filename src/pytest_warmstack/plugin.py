@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
     from pytest_warmstack.postgres.template.template_layer import TemplateLayer
 
-_WIDER: Final = {Isolation.CLASS, Isolation.MODULE}
+_WIDER: Final = {Isolation.CLASS, Isolation.MODULE, Isolation.SESSION}
 """The isolations in which several tests share a database and commit to it."""
 
 
@@ -84,6 +84,7 @@ def pytest_load_initial_conftests(
     """
     options.add_reuse(parser, early_config.pluginmanager)
     options.refuse_unknown(args)
+    _add_alembic_fixtures(early_config.pluginmanager)
     early_config.pluginmanager.register(_Quiet(), "warmstack-quiet")
     try:
         return (yield)
@@ -95,6 +96,18 @@ def pytest_load_initial_conftests(
         if text := advice.missing_variables(error, Settings(file=file)):
             sys.stderr.write(f"warmstack: {text}\n")
         raise
+
+
+def _add_alembic_fixtures(manager: pytest.PytestPluginManager) -> None:
+    """Replace two fixtures of pytest-alembic's plugin, if it is loaded.
+
+    Plugins that conftest files name are loaded later, and their fixtures replace these.
+    """
+    plugin = sys.modules.get("pytest_alembic.plugin")
+    if plugin is not None and manager.is_registered(plugin):
+        from pytest_warmstack import alembic_fixtures
+
+        manager.register(alembic_fixtures, "warmstack-alembic-fixtures")
 
 
 class _Quiet:
@@ -119,7 +132,7 @@ def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line(
         "markers",
         "warmstack_isolation(word): how the test's database is kept from other tests:"
-        " clone, class, module or rollback",
+        " clone, class, module, session or rollback",
     )
     config.addinivalue_line(
         "markers", "warmstack: the test uses the databases that the variables of warmstack_env name"

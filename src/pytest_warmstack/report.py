@@ -263,11 +263,22 @@ def summary(ledger: Ledger, *, workers: int) -> Iterator[str]:
 
 # Beside the failure of a test
 
-WIDER_SCOPE: Final = (
-    "db_url and db_engine belong to one test, unless its class or module shares a database:"
-    ' pytestmark = pytest.mark.warmstack_isolation("module")'
-)
-"""The advice if a fixture of a wider scope requests them."""
+
+def wider_scope(fixture: str, scope: str, file: str) -> str:
+    """Return the advice if a fixture of a wider *scope* requests *fixture*.
+
+    *file* is pytest's configuration file.
+    """
+    # A package has no database of its own.
+    isolation = "session" if scope == "package" else scope
+    engine = fixture.replace("_session", "_engine")
+    only = f"{fixture} belongs to one test, so open a session on {engine}; " * (engine != fixture)
+    return (
+        f"{only}{engine} has the scope {isolation} with"
+        f" {line_of('warmstack_isolation', isolation, file)} in {file or 'pytest.ini'}, or with"
+        f' pytestmark = pytest.mark.warmstack_isolation("{isolation}") in the test file'
+    )
+
 
 PLAIN_URL: Final = (
     "db_url is for create_async_engine. asyncpg, psycopg and libpq take db_dsn, the same URL"

@@ -1,8 +1,9 @@
 """Gives `db_url`, `db_engine` and the like the scope of the database behind them.
 
-With the isolation `class` or `module` they have that scope, so a fixture that seeds the database of
-a class or module can request them. pytest fixes the scope of a fixture when it is declared, so this
-module declares them again for each class or module that shares a database.
+With the isolation `class`, `module` or `session` they have that scope, so a fixture that seeds the
+shared database can request them. pytest fixes the scope of a fixture when it is declared, so this
+module declares them again for each class or module that shares a database. For the scope `session`
+these are several fixtures of one name, so what they share is made by `fixtures.once`.
 """
 
 from __future__ import annotations
@@ -23,8 +24,15 @@ _FIXTURES: Final[dict[str, dict[str, Any]]] = {
         "db_address": fixtures.address_of_db_url,
         "db_engine": fixtures.clone_engine,
         "db_sync_engine": fixtures.clone_sync_engine,
+        "db_factory": fixtures.database_factory,
     }
     for scope, url in (("class", fixtures.class_db_url), ("module", fixtures.module_db_url))
+}
+_FIXTURES["session"] = {
+    **_FIXTURES["class"],
+    "db_url": fixtures.session_db_url,
+    "db_engine": fixtures.session_engine,
+    "db_sync_engine": fixtures.session_sync_engine,
 }
 _FIXTURES["function"] = {
     **_FIXTURES["class"],
@@ -48,7 +56,7 @@ def declare(collector: pytest.Collector, isolation: str) -> None:
     )
     marker = collector.get_closest_marker("warmstack_isolation")
     scope = isolation if marker is None else "".join(map(str, marker.args))
-    if scope not in {"class", "module"}:
+    if scope not in _FIXTURES:
         scope = "function"
     if scope == "class" and not isinstance(collector, pytest.Class):
         scope = around  # Tests outside a class share nothing.

@@ -78,9 +78,9 @@ class SettingsError(WarmstackError):
     def no_address(cls, *, name: str, source: str, file: str) -> SettingsError:
         """*name* covers tests, but no line of `warmstack_env` leads the application anywhere."""
         return cls(
-            f"{name} needs lines of warmstack_env with a placeholder.",
-            why="it is for tests that reach their database only through the application, and the "
-            "application finds the database by these variables",
+            "No variable of warmstack_env leads to the databases of tests.",
+            why=f"{name} is for tests that reach them only through the application, which finds "
+            "them by such variables",
             source=source,
             todo=[
                 f"name the variables that the application reads, in {file or 'pytest.ini'}: "

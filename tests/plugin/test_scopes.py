@@ -175,17 +175,26 @@ def test_a_fixture_of_the_users_own_stays_in_place(
     run().assert_outcomes(passed=1)
 
 
-def test_a_fixture_of_the_module_can_not_have_the_database_of_a_test(
-    pytester: pytest.Pytester, run: Run
+@pytest.mark.parametrize(
+    ("scope", "given", "line"),
+    [
+        ("class", "db_url", "db_url has the scope class with warmstack_isolation = class in *"),
+        ("module", "db_dsn", '* pytestmark = pytest.mark.warmstack_isolation("module") in *'),
+        ("package", "db_engine", "* warmstack_isolation = session in pytest.ini, *"),
+        ("session", "db_session", "db_session belongs to one test, so * session on db_engine; *"),
+    ],
+)
+def test_a_fixture_of_a_wider_scope_can_not_have_the_database_of_a_test(
+    pytester: pytest.Pytester, run: Run, scope: str, given: str, line: str
 ) -> None:
-    """With the isolation `clone` there is no database of the module's: pytest says so."""
+    """With the isolation `clone`, pytest says so, and the report which word gives that scope."""
     pytester.makepyfile(
-        """
+        f"""
         import pytest
 
-        @pytest.fixture(scope="module")
-        def seeded(db_url):
-            return db_url
+        @pytest.fixture(scope="{scope}")
+        def seeded({given}):
+            return {given}
 
         def test_it(seeded): ...
         """
@@ -194,12 +203,7 @@ def test_a_fixture_of_the_module_can_not_have_the_database_of_a_test(
     result = run()
 
     result.assert_outcomes(errors=1)
-    result.stdout.fnmatch_lines(
-        [
-            "*ScopeMismatch*function scoped fixture db_url*",
-            '*: pytestmark = pytest.mark.warmstack_isolation("module")',
-        ]
-    )
+    result.stdout.fnmatch_lines([f"*ScopeMismatch*function scoped fixture {given}*", line])
 
 
 def test_a_listener_on_all_engines_costs_no_test_its_compiled_statements(

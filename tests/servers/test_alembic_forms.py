@@ -226,7 +226,7 @@ def test_a_pyproject_toml_elsewhere_can_be_named(form: Form) -> None:
 
 @pytest.mark.parametrize("driver", ["postgresql+psycopg", "driver", "mysql"])
 def test_of_several_databases_the_error_shows_how_to_choose_one(form: Form, driver: str) -> None:
-    """Alembic's template `multidb`: the function in the error's text is one that works.
+    """Alembic's template `multidb`: the line in the error's text is one that works.
 
     Also where its placeholders are still there, and where one URL's driver is not installed.
     """
@@ -246,12 +246,11 @@ def test_of_several_databases_the_error_shows_how_to_choose_one(form: Form, driv
     text = form.refused()
 
     assert "The migrations are for several databases (engine1, engine2), and " in text
-    lines = [line[4:] for line in text.splitlines() if line.startswith("    ")]
-    begin = lines.index("from alembic.config import Config")
-    end = lines.index("    return config")
-    form.write("tests/migrations.py", "\n".join(lines[begin : end + 1]) + "\n")
-    form.configure("warmstack_alembic = tests.migrations:alembic_config")
+    (line,) = (each for each in text.splitlines() if "warmstack_alembic_section" in each)
+    form.configure(line[line.index("warmstack_alembic_section") :])
     assert form.column(TABLES) == ["public.alembic_version", "public.of_engine1"]
+    form.edit("pytest.ini", "_section = engine1", "_section = engine2")
+    assert form.column(TABLES) == ["public.alembic_version", "public.of_engine2"]
 
 
 def test_a_branch_and_its_merge_are_migrated(form: Form) -> None:

@@ -266,7 +266,7 @@ def test_tests_that_can_not_reach_their_database_are_refused(
 
     assert result.ret == pytest.ExitCode.USAGE_ERROR
     result.stderr.fnmatch_lines(
-        ["*needs lines of warmstack_env with a placeholder.", "*DATABASE_URL={db_url}*"]
+        ["*No variable of warmstack_env leads to the databases of tests.", "*DATABASE_URL={db_url}*"]
     )
 
 
@@ -518,7 +518,7 @@ def test_an_application_that_connects_when_it_is_imported(embedded_project: Libr
     early.stdout.fnmatch_lines(
         [
             "early.py:3: in <module>",
-            "*psycopg connected to the test's database while no test has one.",
+            "*No test has a database now, but psycopg connects to it.",
             "*connect when the application starts, not when it is imported",
         ]
     )

@@ -34,7 +34,10 @@ def titles(error: BaseException, environment: Any = ENVIRONMENT, item: Any = ITE
 
 def test_a_fixture_of_a_wider_scope_that_asks_for_a_database_of_one_test() -> None:
     """It needs no server for that."""
-    error = RuntimeError("ScopeMismatch: You tried to access the function scoped fixture db_url")
+    error = RuntimeError(
+        "ScopeMismatch: You tried to access the function scoped fixture db_url with a module scoped"
+        " request object."
+    )
 
     assert titles(error, environment=None) == ["warmstack: how to share a database"]
 

@@ -195,3 +195,36 @@ def test_the_search_below_ends(repo: Path, monkeypatch: pytest.MonkeyPatch) -> N
     monkeypatch.setattr(configurations, "MAX_ENTRIES", 3)
 
     assert Configurations(Settings(), repo).below() == []
+
+
+@pytest.mark.parametrize(
+    ("name", "expected", "folder"),
+    [
+        ("services/users", "services/users/alembic.ini", "services/users"),
+        ("services/users/alembic.ini", "services/users/alembic.ini", "."),
+        ("services/orders", "services/orders/pyproject.toml", "services/orders"),
+        ("services/orders/pyproject.toml", "services/orders/pyproject.toml", "."),
+        ("shop.db:config", "shop.db:config", "."),
+    ],
+)
+def test_db_factory_names_a_file_a_folder_or_a_function(
+    repo: Path, name: str, expected: str, folder: str
+) -> None:
+    """Migrations of a folder run in it, and those of a file as the setting's do."""
+    settings = Settings(alembic="none")
+
+    configuration = Configurations(settings, repo).named(name)
+
+    assert configuration.name == expected
+    assert configuration.folder == repo / folder
+
+
+@pytest.mark.parametrize("name", ["services", "services/users/nothing.ini", "nowhere"])
+def test_what_db_factory_names_must_exist(repo: Path, name: str) -> None:
+    """The error doesn't speak of a setting."""
+    with pytest.raises(TemplateFailed) as caught:
+        Configurations(Settings(), repo).named(name)
+
+    assert caught.value.what == f"The Alembic configuration {repo / name} does not exist."
+    assert caught.value.looked_at == ("the arguments of db_factory",)
+    assert len(caught.value.todo) == 1

@@ -58,6 +58,7 @@ SAMPLES: dict[str, Any] = {
     "index": 7,
     "isolation": "module",
     "kind": "shop.conftest.SearchIndex",
+    "variables": "DATABASE_URL",
     "known": ["db_url", "redis_url"],
     "reserved": "127.0.0.1:20123",
     "layer": "seed",

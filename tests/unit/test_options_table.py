@@ -364,7 +364,7 @@ def test_a_good_value_is_converted(kind: Kind, raw: object, converted: object) -
 BAD: list[tuple[Kind, Any]] = [
     *((options.SWITCH, raw) for raw in ("", "maybe", "2", 2, None, [])),
     *((options.RUNTIME, raw) for raw in ("", "podman", "docker,embedded", None)),
-    *((options.ISOLATION, raw) for raw in ("", "none", "session", "clone,class", None)),
+    *((options.ISOLATION, raw) for raw in ("", "none", "package", "clone,class", None)),
     *((options.LEAKS, raw) for raw in ("", "no", "all", None)),
     *((options.REDIS, raw) for raw in ("", "own", "per_process", None)),
     *((options.TEXT, raw) for raw in ("", "  ")),

@@ -148,12 +148,12 @@ class Clones:
         self._is_lost = False
         self._fill()
 
-    def take(self) -> Clone:
-        """Return a clone that no other test gets.
+    def take(self, *, at_address: bool = True) -> Clone:
+        """Return a clone that no other test gets; *at_address*, if the application has read one.
 
         Raises `CloneFailed`, also after `TAKE_TIMEOUT`, `ServerFull` or `ServerFailed`.
         """
-        if (unused := self._unused) is not None:
+        if at_address and (unused := self._unused) is not None:
             self._unused = None
             # Something may have connected to it since, between the tests.
             if (use := self._factory.inspect(unused)) is not None and use.is_unused:
@@ -175,6 +175,8 @@ class Clones:
                     raise
                 future = self._factory.prepare()
                 clone = future.result(TAKE_TIMEOUT)
+            if not at_address:
+                return clone
             if (name := self._factory.occupied_address) is not None:
                 self._forget_pools(str(name))
             return self._factory.lead_to(clone)

@@ -21,7 +21,8 @@ from pathlib import Path
 from typing import IO, Any, Final
 
 from pytest_warmstack import masking, originals
-from pytest_warmstack.options import is_attribute
+from pytest_warmstack.options import Settings, is_attribute
+from pytest_warmstack.postgres.template.configurations import Configuration
 from pytest_warmstack.postgres.template.dependencies import SITE
 from pytest_warmstack.postgres.template.errors import Failure, TemplateFailed
 from pytest_warmstack.postgres.template.layers import BuildContext, Target
@@ -155,38 +156,18 @@ class Builder:
 
         They contain the password, so they go to standard input: any user can read arguments.
         """
-        alembic = self._alembic_request()
+        found = self._configuration
+        alembic = describe(found, self._settings) if found else None
         self._send(
             root=self._root,
-            path=_search_path(self._root, alembic["home"] if alembic else None),
+            path=search_path(self._root, alembic["home"] if alembic else None),
             env=[*self._settings.env],
             before=originals.variables,
             ignore=[*self._settings.depends_ignore],
             alembic=alembic,
-            url={
-                "username": target.endpoint.user or USER,
-                "password": target.endpoint.password,
-                "host": target.endpoint.host,
-                "port": target.endpoint.port,
-                "database": target.database,
-                "query": _tls(target.endpoint),
-            },
+            url=url_parts(target.endpoint, target.database),
         )
         self._is_introduced = True
-
-    def _alembic_request(self) -> dict[str, Any] | None:
-        """Return what the child needs to know about Alembic's configuration."""
-        if (found := self._configuration) is None:
-            return None
-        file = found.ini or found.toml
-        return {
-            "home": file and str(file.parent),
-            "ini": found.ini and str(found.ini),
-            "toml": found.toml and str(found.toml),
-            "section": self._settings.alembic_section,
-            "x": [*self._settings.alembic_x],
-            "callable": found.function,
-        }
 
     def _send(self, **message: Any) -> None:
         # If the process has ended, `_receive` notices it.
@@ -277,6 +258,31 @@ class Builder:
         return file.is_relative_to(self._root) and "site-packages" not in file.parts
 
 
+def describe(configuration: Configuration, settings: Settings) -> dict[str, Any]:
+    """Return what the child needs to know about Alembic's configuration."""
+    file = configuration.ini or configuration.toml
+    return {
+        "home": file and str(file.parent),
+        "ini": configuration.ini and str(configuration.ini),
+        "toml": configuration.toml and str(configuration.toml),
+        "section": settings.alembic_section,
+        "x": [*settings.alembic_x],
+        "callable": configuration.function,
+    }
+
+
+def url_parts(endpoint: Endpoint, database: str) -> dict[str, Any]:
+    """Return the parts of a database's URL."""
+    return {
+        "username": endpoint.user or USER,
+        "password": endpoint.password,
+        "host": endpoint.host,
+        "port": endpoint.port,
+        "database": database,
+        "query": _tls(endpoint),
+    }
+
+
 def migration_error(
     report: dict[str, Any], function: str, config: str, source: str
 ) -> TemplateFailed:
@@ -313,8 +319,8 @@ def _pg_dump_version(path: Path) -> str:
     return match[1] if match else ""
 
 
-def _search_path(root: str, home: str | None) -> list[str]:
-    """Return the folders in which the tests find modules now, in order.
+def search_path(root: str, home: str | None) -> list[str]:
+    """Return the folders in which the tests, and the migrations, find modules now, in order.
 
     *root*, and *home*, the folder of Alembic's configuration, come before installed packages.
     pytest has added the folders of `pythonpath` and of the import mode, and `python -m pytest` the

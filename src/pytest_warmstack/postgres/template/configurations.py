@@ -28,6 +28,8 @@ class Configuration(NamedTuple):
     """An alembic.ini, a pyproject.toml, or both; or a function, as `package.module:function`.
 
     *name* is the path from the root, for users. *folder* is the folder in which Alembic must run.
+    *section* and *x* replace the settings `alembic_section` and `alembic_x`. *alone* leaves out the
+    schema, the seed and custom layers, which are for the databases of `db_url`.
     """
 
     name: str
@@ -35,6 +37,22 @@ class Configuration(NamedTuple):
     ini: Path | None = None
     toml: Path | None = None
     function: str = ""
+    section: str = ""
+    x: tuple[str, ...] = ()
+    alone: bool = False
+
+    @property
+    def is_empty(self) -> bool:
+        """Whether it stands for a database without migrations."""
+        return not (self.ini or self.toml or self.function)
+
+    @property
+    def is_further(self) -> bool:
+        """Whether it is for further databases only."""
+        return self.alone or self.is_empty
+
+
+EMPTY: Final = Configuration("an empty database", Path(), alone=True)
 
 
 class Configurations:
@@ -58,7 +76,17 @@ class Configurations:
         """
         if self._settings.alembic == NONE:
             return None
-        return self._named() if self._settings.alembic else self._nearest(folder)
+        if named := self._settings.alembic:
+            return self._named(named, self._settings.sources.get("alembic", "settings"))
+        return self._nearest(folder)
+
+    def named(self, name: str) -> Configuration:
+        """Return the configuration for `db_factory`: a file, a function, or that of a folder.
+
+        Raises `TemplateFailed` if it does not exist, or can't be read.
+        """
+        folders = [each / name for each in self._last_folders if (each / name).is_dir()]
+        return next(filter(None, map(self._in, folders)), None) or self._named(name, "")
 
     def all(self) -> list[Configuration]:
         """Return the root's configuration, or else those below it. Raises the errors of `of`."""
@@ -90,23 +118,28 @@ class Configurations:
         above = [each for each in (folder, *folder.parents) if each.is_relative_to(top)]
         return next(filter(None, map(self._in, [*above, *self._last_folders])), None)
 
-    def _named(self) -> Configuration | None:
-        """Return the configuration in the settings."""
-        named = self._settings.alembic
+    def _named(self, named: str, source: str) -> Configuration:
+        """Return the configuration that *named*, a file or a function, leads to.
+
+        *source* says where the setting was found; it is empty for an argument of `db_factory`.
+        """
         if is_attribute(named):
             return Configuration(named, self._root, function=named)
         base = next((each for each in self._last_folders if (each / named).is_file()), None)
         if base is None:
             from pytest_warmstack.postgres.template.errors import TemplateFailed
 
-            path, source = self._last_folders[0] / named, self._settings.sources["alembic"]
+            path = self._last_folders[0] / named
             raise TemplateFailed.no_file(layer="alembic", file=str(path), source=source)
         path = base / named
-        if path.suffix != ".toml":
-            return self._read(base, path, base / _TOML)
-        if not _has_table(path):
+        ini, toml = path, base / _TOML
+        if path.suffix == ".toml":
+            ini, toml = path.with_name(_INI), path
+        if path == toml and not _has_table(path):
             raise _bad_alembic(path, "it has no table [tool.alembic]")
-        return self._read(base, path.with_name(_INI), path)
+        found = self._read(base, ini, toml)
+        assert found is not None  # noqa: S101 - the file exists
+        return found
 
     def _in(self, folder: Path) -> Configuration | None:
         if folder not in self._by_folder:

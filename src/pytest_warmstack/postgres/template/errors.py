@@ -49,7 +49,10 @@ class TemplateFailed(WarmstackError):
 
     @classmethod
     def no_file(cls, *, layer: str, file: str, source: str) -> TemplateFailed:
-        """A file that warmstack_alembic, warmstack_schema or warmstack_seed names is missing."""
+        """A file that warmstack_alembic, warmstack_schema or warmstack_seed names is missing.
+
+        Without a *source*, db_factory names an Alembic configuration.
+        """
         what = f"{layer} file"
         todo = ["write a path relative to pytest's root, or package.module:attribute"]
         if layer == "alembic":
@@ -58,11 +61,11 @@ class TemplateFailed(WarmstackError):
                 "correct the path; it is relative to pytest's configuration file, or to pytest's "
                 "root",
                 "or remove the setting: tests then use the nearest one in or above their folder",
-            ]
+            ][: 2 if source else 1]
         return cls(
             f"The {what} {file} does not exist.",
             why="no such file",
-            looked_at=_setting(layer, source),
+            looked_at=_setting(layer, source) if source else ["the arguments of db_factory"],
             todo=todo,
         )
 
@@ -98,7 +101,7 @@ class TemplateFailed(WarmstackError):
             looked_at=_output(failure),
             todo=[
                 "choose a section of that file"
-                if "warmstack_alembic_section" in failure.cause
+                if failure.cause.startswith("it has no section")
                 else "fix it until `alembic heads` works in the project's root"
             ],
         )
@@ -117,6 +120,19 @@ class TemplateFailed(WarmstackError):
                 "the URL if it takes a parameter, and either returns an alembic.config.Config or "
                 "runs the migrations itself",
                 "if the project has no migrations: " + line_of("warmstack_alembic", "none", source),
+            ],
+        )
+
+    @classmethod
+    def no_config(cls, *, function: str) -> TemplateFailed:
+        """pytest-alembic needs a configuration, but the project's *function* returns none."""
+        return cls(
+            f"The function {function} returned no Alembic configuration for pytest-alembic.",
+            why="it runs the migrations itself",
+            looked_at=[],
+            todo=[
+                "let it return the alembic.config.Config, and not call alembic.command.upgrade",
+                "or write the fixture alembic_config yourself, in conftest.py",
             ],
         )
 
@@ -194,16 +210,10 @@ class TemplateFailed(WarmstackError):
             why=f"env.py {how}",
             looked_at=[f"the line databases in {config}", *_output(failure)],
             todo=[
-                "choose the database that the tests need: warmstack_alembic = "
-                "tests.migrations:alembic_config, in the pytest configuration, and in that file:\n"
-                "from alembic.config import Config\n"
-                "def alembic_config(url):\n"
-                f'    config = Config("{config}")\n'
-                f'    config.set_main_option("databases", "{names[0]}")\n'
-                f'    config.set_section_option("{names[0]}", "sqlalchemy.url", '
-                'url.replace("%", "%%"))\n'
-                "    return config",
-                "if tests need a second database, create it yourself on postgres_container",
+                "choose the database that db_url leads to, in the pytest configuration: "
+                f"warmstack_alembic_section = {names[0]}",
+                "give a test another one with the fixture db_factory: "
+                f'db_factory(section="{names[-1]}")',
             ],
         )
 

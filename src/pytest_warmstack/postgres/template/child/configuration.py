@@ -25,12 +25,14 @@ from pytest_warmstack.servers.identity import fingerprint
 class Configuration:
     """The configuration that the parent's description, *alembic*, leads to.
 
-    `config` is None until it is made, or if the project's function returns none.
+    `config` is None until it is made, or if the project's function returns none. `database` is the
+    database that the setting chooses, if env.py migrates several.
     """
 
     def __init__(self, alembic: dict[str, Any], url: URL, recorder: Recorder) -> None:
         self.function: str = alembic["callable"]
         self.config: Config | None = None
+        self.database = ""
         self._alembic = alembic
         self._url = url
         self._recorder = recorder
@@ -51,12 +53,16 @@ class Configuration:
             # env.py may read the URL in either way. ConfigParser substitutes after a %.
             config.set_main_option("sqlalchemy.url", text.replace("%", "%%"))
             config.attributes["url"] = text
+            if self.database:
+                config.set_main_option("databases", self.database)
+                config.set_section_option(self.database, "sqlalchemy.url", text.replace("%", "%%"))
         return config
 
     def databases(self) -> list[str]:
-        """Return the databases that the file lists, as in Alembic's template multidb."""
-        listed = self.config.get_main_option("databases") if self.config else None
-        return [] if self.function else (listed or "").replace(",", " ").split()
+        """Return the databases that env.py migrates, as in Alembic's template multidb."""
+        if self.config is None or self.function or self.database:
+            return []
+        return database_url.databases(self.config)
 
     def needs(self, env: str) -> set[str]:
         """Return the keys of the configuration's dependencies; *env* is the path of env.py."""
@@ -81,27 +87,18 @@ class Configuration:
         return {f"{CONFIG}{self.function}": self._digest} if self._digest else {}
 
     def _read(self) -> Config:
-        alembic, section = self._alembic, self._alembic["section"]
-        config = Config(
-            alembic["ini"],
-            toml_file=alembic["toml"],
-            ini_section=section,
-            cmd_opts=self._options(),
-        )
+        section = self._alembic["section"]
+        config, self.database = database_url.read(self._alembic)
         if section != "alembic" and not config.file_config.has_section(section):
             found = ", ".join(f"[{each}]" for each in config.file_config.sections())
-            raise BuildFailure(
-                "config",
-                f"it has no section [{section}], as warmstack_alembic_section says, but {found}",
-            )
+            raise BuildFailure("config", f"it has no section [{section}], but {found}")
+        config.cmd_opts = self._options(config.config_ini_section)
         return config
 
-    def _options(self) -> Namespace:
+    def _options(self, section: str) -> Namespace:
         """Return the options of the command line."""
         extra = [argument for each in self._alembic["x"] for argument in ("-x", each)]
-        return CommandLine().parser.parse_args(
-            ["-n", self._alembic["section"], *extra, "upgrade", "heads"]
-        )
+        return CommandLine().parser.parse_args(["-n", section, *extra, "upgrade", "heads"])
 
     def _call(self) -> Config | None:
         url = self._url.render_as_string(hide_password=False)
@@ -121,7 +118,7 @@ class Configuration:
                 )
             self._digest = digest(config, url)
         if config.cmd_opts is None:
-            config.cmd_opts = self._options()
+            config.cmd_opts = self._options(self._alembic["section"])
         return config
 
 

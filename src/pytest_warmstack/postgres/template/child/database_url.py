@@ -8,7 +8,7 @@ import re
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 from urllib.parse import parse_qs
 
 from sqlalchemy import URL
@@ -20,6 +20,9 @@ from pytest_warmstack.placeholders import (
     SERVER_PARAMETERS,
     filled,
 )
+
+if TYPE_CHECKING:
+    from alembic.config import Config
 
 ASYNCPG: Final = "postgresql+asyncpg"
 
@@ -44,11 +47,9 @@ def url(alembic: dict[str, Any] | None, parts: dict[str, Any]) -> URL:
         return _with_driver(made, ASYNCPG)
     if alembic["callable"]:
         return for_code(made)
-    from alembic.config import Config
-
     try:
-        config = Config(alembic["ini"], toml_file=alembic["toml"], ini_section=alembic["section"])
-        own = own_url(config)
+        config, database = read(alembic)
+        own = own_url(config, database)
         location = config.get_alembic_option("script_location") or ""
         # A relative path begins at the current folder, which is not known for a file that the user
         # named: it is the root or the folder of the file.
@@ -60,9 +61,29 @@ def url(alembic: dict[str, Any] | None, parts: dict[str, Any]) -> URL:
     return like(own, for_code(made, _driver(own) or (ASYNCPG if _is_async(location) else "")))
 
 
-def own_url(config: Any) -> str:
+def read(alembic: dict[str, Any]) -> tuple[Config, str]:
+    """Return Alembic's configuration, and the database that the section chooses.
+
+    The database is "" unless the section is one of those that the line `databases` lists, as in
+    Alembic's template multidb: such a section has a URL, and all else is in the main section.
+    """
+    from alembic.config import Config
+
+    section = alembic["section"]
+    config = Config(alembic["ini"], toml_file=alembic["toml"])
+    if section in databases(config):
+        return config, section
+    return Config(alembic["ini"], toml_file=alembic["toml"], ini_section=section), ""
+
+
+def databases(config: Config) -> list[str]:
+    """Return the databases that Alembic's *config* lists, as in its template multidb."""
+    return (config.get_main_option("databases") or "").replace(",", " ").split()
+
+
+def own_url(config: Config, section: str = "") -> str:
     """Return the project's own URL in Alembic's *config*, or "" if there is none."""
-    section = config.config_ini_section
+    section = section or config.config_ini_section
     # Raw, since env.py may fill in values that are not there yet.
     found = config.file_config.get(section, "sqlalchemy.url", raw=True, fallback="")
     return str(found).replace("%%", "%")
@@ -100,17 +121,25 @@ def for_code(url: URL, driver: str = "") -> URL:
 def set_environment(
     lines: Sequence[str], url: URL, before: Mapping[str, str | None] | None = None
 ) -> None:
-    """Set the variables of *lines*, such as `DATABASE_URL={db_url}`.
+    """Set the variables of *lines*, such as `DATABASE_URL={db_url}`; unset those of libpq.
 
-    If a variable already has a URL, its driver and options are kept. *before* has the values of
-    variables that this package set in the parent process.
+    *before* has the values of variables that this package set in the parent process.
     """
-    before = {**os.environ, **(before or {})}
+    made = variables(lines, url, {**os.environ, **(before or {})})
     mode = _tls_mode(url)
     for name in LIBPQ if mode else (*LIBPQ, *CERTIFICATES):
         os.environ.pop(name, None)
     # Every driver reads this if the URL has no TLS option.
     os.environ["PGSSLMODE"] = mode or "prefer"
+    os.environ.update(made)
+
+
+def variables(lines: Sequence[str], url: URL, before: Mapping[str, str | None]) -> dict[str, str]:
+    """Return the variables of *lines*, such as `DATABASE_URL={db_url}`, with the parts of *url*.
+
+    If a variable has a URL in *before*, its driver and options are kept.
+    """
+    made = {}
     for line in lines:
         name, _, value = line.partition("=")
         own = like(before.get(name) or "", url)
@@ -126,7 +155,8 @@ def set_environment(
             "db_password": own.password,
             "db_name": own.database,
         }
-        os.environ[name] = filled(value, values)
+        made[name] = filled(value, values)
+    return made
 
 
 def _with_driver(url: URL, driver: str) -> URL:
