@@ -15,6 +15,7 @@ from urllib.parse import unquote, urlsplit
 
 import pytest
 
+from pytest_warmstack import drivers
 from pytest_warmstack.drivers import Observer, Target
 from pytest_warmstack.errors import WarmstackError
 from pytest_warmstack.options import Settings
@@ -87,8 +88,12 @@ def own_servers(environment: Environment) -> Iterator[OwnServer]:
         yield OwnServer(Service.REDIS, at.host, at.port, leases.server.external, leases.indexes)
 
 
+_installed: list[Guard] = []
+"""The guards of this process: a test may run pytest in its own process. The last one decides."""
+
+
 class Guard(Observer):
-    """Refuses connections of covered tests to other databases.
+    """Refuses connections of covered tests to other databases, from `install` to `uninstall`.
 
     *own* returns the servers that the plugin uses now. `test` is the id of the covered test that is
     running, or "". `refused` are the refusals in the last covered test.
@@ -101,6 +106,17 @@ class Guard(Observer):
         self._own = own
         self._has_handle = False
         self._started: set[tuple[str, int]] = set()
+
+    def install(self) -> None:
+        """Begin to see connections."""
+        _installed.append(self)
+        drivers.install(self)
+
+    def uninstall(self) -> None:
+        """Stop; you can call it twice."""
+        if self in _installed:
+            _installed.remove(self)
+            drivers.uninstall(self)
 
     @contextmanager
     def covering(self, test: str, fixtures: Collection[str] = ()) -> Generator[None]:
@@ -124,9 +140,9 @@ class Guard(Observer):
     def opening(self, target: Target) -> None:
         """Raise `RefusedConnection` if a test is covered and *target* isn't allowed."""
         test = self.test
-        if not test or self._is_own(target) or _is_listed(target, self._settings.allow):
+        if not test or self is not _installed[-1] or self._is_own(target):
             return
-        if self._is_of_testcontainers(target):
+        if _is_listed(target, self._settings.allow) or self._is_of_testcontainers(target):
             return
         refusal = RefusedConnection.elsewhere(
             title=_TITLES[Service(target.service)],

@@ -2,6 +2,10 @@
 
 A pool of the application outlives a test, its database and often its event loop. `Pools` ends the
 connections behind its back, and makes SQLAlchemy and redis-py open new ones where they are needed.
+
+A pool of asyncpg replaces its connections itself, but can't leave its event loop: make it where the
+loop begins, in the lifespan of the application for example. A pool of psycopg gives out a cut
+connection unless it has `check=ConnectionPool.check_connection` (`AsyncConnectionPool` likewise).
 """
 
 from __future__ import annotations

@@ -108,12 +108,11 @@ class Session:
 
     def _watch_connections(self, environment: Environment) -> None:
         """Refuse connections of tests with a database to other databases, until `close`."""
-        from pytest_warmstack import drivers
         from pytest_warmstack.guard import Guard, GuardHooks, own_servers
 
-        guard = self._guard = Guard(self.settings, lambda: own_servers(environment))
-        drivers.install(guard)
-        self.config.pluginmanager.register(GuardHooks(guard, NEEDS))
+        self._guard = Guard(self.settings, lambda: own_servers(environment))
+        self._guard.install()
+        self.config.pluginmanager.register(GuardHooks(self._guard, NEEDS))
 
     def start(self, services: Iterable[str], tests: Mapping[TemplateKey, int]) -> None:
         """Prepare *services* before the first test, and write a line about each.
@@ -160,13 +159,11 @@ class Session:
         """Close the environment; the owner of the run also removes what the run leaves behind."""
         if self._signals is not None:
             self._signals.clean_up()
+        if self._guard is not None:
+            self._guard.uninstall()
         if (environment := self.environment) is not None:
             environment.close(tidy=not self.is_worker)
             self._ledger, self.environment = environment.ledger, None
-            if self._guard is not None:
-                from pytest_warmstack import drivers
-
-                drivers.uninstall(self._guard)
             if self.is_worker:
                 message = {"ledger": environment.ledger.to_json(), "runtimes": environment.used}
                 getattr(self.config, "workeroutput", {})[_MESSAGE] = message

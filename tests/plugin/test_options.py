@@ -110,6 +110,7 @@ EXAMPLES: dict[Kind, tuple[str, Any]] = {
     options.REDIS_URL: ("redis://cache", "redis://cache"),
     options.CONFIG: ("shop.db:make_config", "shop.db:make_config"),
     options.FLAG: ("", True),
+    options.ADDRESSES: ("db:5432", ("db:5432",)),
     options.PAIRS: ("tenant=a", ("tenant=a",)),
     options.PATTERNS: ("sql/*.sql", ("sql/*.sql",)),
     options.SCRIPTS: ("sql/base.sql", ("sql/base.sql",)),
@@ -1165,6 +1166,27 @@ def test_connections_that_are_left_open_can_be_passed_over(
         result.assert_outcomes(passed=1)
     reported.stdout.fnmatch_lines(["warmstack: *::test_it: it left a connection open (*"])
     ignored.stdout.no_fnmatch_line("*it left a*")
+
+
+def test_a_test_may_connect_to_an_address_that_is_listed(
+    pytester: pytest.Pytester, run: Run
+) -> None:
+    """Nothing listens there, as the driver finds out; otherwise the guard refuses it before."""
+    pytester.makepyfile(
+        """
+        import redis
+
+        def test_it(redis_url):
+            redis.Redis(port=1).ping()
+        """
+    )
+
+    refused, allowed = run(), run("-o", "warmstack_allow=localhost:1")
+
+    for result in (refused, allowed):
+        result.assert_outcomes(failed=1)
+    refused.stdout.fnmatch_lines(["E *Refused a connection to another Redis *: localhost:1, *"])
+    allowed.stdout.fnmatch_lines(["E *redis.exceptions.ConnectionError: *"])
 
 
 def test_a_run_with_rollbacks_reports_rollbacks(pytester: pytest.Pytester, run: Run) -> None:

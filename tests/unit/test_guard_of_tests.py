@@ -39,8 +39,10 @@ def refusal(
 ) -> RefusedConnection | None:
     """Return how a covered test's connection is refused, or None if it is not."""
     guard = Guard(Settings(**settings), own=lambda: own)
+    guard.install()
     with guard.covering(TEST, list(fixtures)), suppress(RefusedConnection):
         guard.opening(target)
+    guard.uninstall()
     return next(iter(guard.refused), None)
 
 
@@ -88,10 +90,29 @@ def test_the_handle_of_an_external_server_may_be_used() -> None:
 def test_the_guard_is_off_outside_of_a_covered_test() -> None:
     """Also after one that a timeout interrupted."""
     guard = Guard(Settings(), own=tuple)
+    guard.install()
     guard.opening(postgres())
     with pytest.raises(SystemExit), guard.covering(TEST):
         raise SystemExit
     guard.opening(postgres())
+    guard.uninstall()
+    guard.uninstall()
+
+
+def test_the_guard_of_a_run_inside_a_test_decides() -> None:
+    """It knows the servers of its run; the outer one is back when that run ends."""
+    outer, inner = (Guard(Settings(), own=tuple) for _ in range(2))
+    outer.install()
+    with outer.covering(TEST):
+        inner.install()
+        outer.opening(postgres())
+        inner.opening(postgres())
+        with inner.covering(TEST), pytest.raises(RefusedConnection):
+            inner.opening(postgres())
+        inner.uninstall()
+        with pytest.raises(RefusedConnection):
+            outer.opening(postgres())
+    outer.uninstall()
 
 
 @pytest.mark.parametrize(
