@@ -14,7 +14,7 @@ from sqlalchemy import Engine, text
 from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession
 from sqlalchemy.orm import Session as SyncSession
 
-from pytest_warmstack import ServerHandle
+from pytest_warmstack import DatabaseAddress, ServerHandle
 
 
 def test_urls(db_url: str, db_dsn: str) -> None:
@@ -23,10 +23,17 @@ def test_urls(db_url: str, db_dsn: str) -> None:
     assert_type(db_dsn.upper(), str)
 
 
-def test_urls_of_redis(redis_url: str, redis_urls: tuple[str, ...], redis_session_url: str) -> None:
+def test_parts(db_address: DatabaseAddress) -> None:
+    """The parts of the URL."""
+    assert_type(db_address.host, str)
+    assert_type(db_address.port, int)
+    assert_type(db_address.user + db_address.password + db_address.name, str)
+
+
+def test_urls_of_redis(redis_url: str, redis_urls: tuple[str, ...], redis_process_url: str) -> None:
     """So are those of Redis."""
     assert_type(redis_urls[0], str)
-    assert_type(redis_url + redis_session_url, str)
+    assert_type(redis_url + redis_process_url, str)
 
 
 async def test_database(db_engine: AsyncEngine, db_session: AsyncSession) -> None:
