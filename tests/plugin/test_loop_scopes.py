@@ -302,8 +302,8 @@ from sqlalchemy import text
 
 
 @pytest_asyncio.fixture(scope="session")
-async def client(redis_session_url):
-    async with Redis.from_url(redis_session_url) as client:
+async def client(redis_process_url):
+    async with Redis.from_url(redis_process_url) as client:
         yield client
 
 
