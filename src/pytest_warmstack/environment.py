@@ -413,6 +413,10 @@ class Environment:
             source.clones.get().give_back(clone, test)
         self._sweep()
 
+    def return_address(self, clone: Clone, key: TemplateKey) -> None:
+        """Lead the address that the application has read to *clone* again, which tests share."""
+        self._clones(key).return_address(clone)
+
     def borrow_clone(self, key: TemplateKey) -> Shared:
         """Return the database that all tests with *key* share; each test undoes its changes."""
         clones = self._clones(key)

@@ -301,7 +301,22 @@ def session_db_url(request: pytest.FixtureRequest, _warmstack_postgres: Environm
     # For a debugger: the ids of the tests that get this value begin with that of their parent.
     *_, parent, _item = request._pyfuncitem.listchain()  # noqa: SLF001 - as in `key_of`
     session_of(request.config).in_use[parent.nodeid] = clone
+    result_or_fail(lambda: _warmstack_postgres.return_address(clone, key_of(request)))
     return clone.url
+
+
+def return_address(item: pytest.Item) -> None:
+    """Lead the exported address to the database of *item*, which all tests of a process share.
+
+    Another Alembic configuration's tests may have run since.
+    """
+    own = session_of(item.config)
+    # The closest node is last.
+    found = [own.in_use[each.nodeid] for each in item.listchain() if each.nodeid in own.in_use]
+    clone = found[-1] if found else None
+    if clone is not None and own.environment is not None:
+        environment = own.environment
+        result_or_fail(lambda: environment.return_address(clone, template_key(item)))
 
 
 def once(

@@ -250,7 +250,12 @@ def pytest_runtestloop(session: pytest.Session) -> None:
 
 
 def pytest_runtest_setup(item: pytest.Item) -> None:
-    """Fail a test whose marker `warmstack_seed` can't be used."""
+    """Fail a test whose marker `warmstack_seed` can't be used; lead the address to its database."""
+    own = session_of(item.config)
+    if own.reserved is not None and own.settings.isolation is Isolation.SESSION:
+        from pytest_warmstack import fixtures
+
+        fixtures.return_address(item)
     if item.get_closest_marker("warmstack_seed") is not None:
         from pytest_warmstack import fixtures
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import signal
 from collections.abc import Sequence
 from typing import Final
@@ -266,7 +267,10 @@ def test_tests_that_can_not_reach_their_database_are_refused(
 
     assert result.ret == pytest.ExitCode.USAGE_ERROR
     result.stderr.fnmatch_lines(
-        ["*No variable of warmstack_env leads to the databases of tests.", "*DATABASE_URL={db_url}*"]
+        [
+            "*No variable of warmstack_env leads to the databases of tests.",
+            "*DATABASE_URL={db_url}*",
+        ]
     )
 
 
@@ -558,3 +562,45 @@ def test_what_pytest_env_sets_is_overridden(embedded_project: Library) -> None:
     )
 
     project.run("test_app.py", "-p", "env").assert_outcomes(passed=COUNT)
+
+
+@pytest.mark.parametrize("isolation", ["clone", "class", "module", "session"])
+def test_each_isolation_leads_the_address_to_its_database(
+    embedded_project: Library, isolation: str
+) -> None:
+    """Tests that share a database see each other's rows; two services never do."""
+    project = embedded_project
+    shared = isolation == "session"
+    application(project, f"warmstack_isolation = {isolation}", "warmstack_autouse = one two")
+    (project.folder / "pytest.ini").write_text(
+        (project.folder / "pytest.ini").read_text().replace("= one two", "=\n    one/\n    two/")
+    )
+    for name in ("one", "two"):
+        for file in ("alembic.ini", "migrations"):
+            copy = project.folder / name / file
+            copy.parent.mkdir(exist_ok=True)
+            (shutil.copytree if file == "migrations" else shutil.copy)(project.folder / file, copy)
+        project.write(
+            f"{name}/test_{name}.py",
+            "import app\nimport pytest\n\n"
+            f"SHARED = {isolation != 'clone'}\n\n"
+            "class TestAll:\n"
+            "    def test_first(self):\n"
+            f"        app.sync_add('{name}')\n\n"
+            "    def test_second(self):\n"
+            "        assert app.sync_count() == SHARED\n"
+            "        if SHARED:\n"
+            "            with app.sync_engine.connect() as connection:\n"
+            "                found = connection.scalar(app.text('SELECT name FROM author'))\n"
+            f"            assert found == '{name}'\n",
+        )
+    for file in ("alembic.ini", "migrations", "test_library.py", "test_app.py"):
+        path = project.folder / file
+        shutil.rmtree(path) if path.is_dir() else path.unlink()
+    order = [
+        f"{name}/test_{name}.py::TestAll::test_{each}"
+        for each in ("first", "second")
+        for name in ("one", "two")
+    ]
+
+    project.run(*(order if shared else ["one", "two"])).assert_outcomes(passed=4)

@@ -51,6 +51,19 @@ class Address:
             self._clones[oid] = own
             self.moves += 1
 
+    @blocking
+    async def return_to(self, oid: int) -> bool:
+        """Give the name to a clone that has had it before; return whether another one had it."""
+        async with self._turn:
+            if oid not in self._clones or oid == next(reversed(self._clones)):
+                return False
+            await self._move_away()
+            own = self._clones.pop(oid)
+            await self._main.execute(sql.rename(own, self.name))
+            self._clones[oid] = own
+            self.moves += 1
+            return True
+
     async def leave(self, oid: int, drop: Callable[[], Awaitable[None]]) -> DatabaseName | None:
         """End the connections to the clone *oid*, and return its own name, which it has again.
 

@@ -190,6 +190,11 @@ class Clones:
             self._ahead.appendleft(future)
             raise
 
+    def return_address(self, clone: Clone) -> None:
+        """Lead the address to *clone* again, which several tests share."""
+        if self._factory.return_address(clone):
+            self._forget_pools(str(clone.name))
+
     def inspect(self, clone: Clone) -> Use | None:
         """Return how the clone at the address was used; None if *clone* is not there.
 
@@ -445,6 +450,12 @@ class CloneFactory:
             return clone
         self._address.enter(clone.oid, clone.name)
         return Clone(self._address.name, clone.oid, self._address.url)
+
+    def return_address(self, clone: Clone) -> bool:
+        """Lead the address to *clone*, which was there before; return whether another one was."""
+        if self._address is None or not self._is_at_address(clone):
+            return False
+        return self._address.return_to(clone.oid)
 
     async def _leave_address(self, clone: Clone) -> Clone | None:
         """Return the clone under its own name; None if it could not have it, and was dropped."""
