@@ -91,9 +91,10 @@ def pytest_load_initial_conftests(
     except Exception as error:
         from pytest_warmstack import advice
 
-        # The options are not parsed yet, so the lines of `warmstack_env` are not known.
         file = early_config.inipath.name if early_config.inipath else ""
-        if text := advice.missing_variables(error, Settings(file=file)):
+        session = early_config.stash.get(SESSION, None)
+        settings = session.settings if session is not None else Settings(file=file)
+        if text := advice.missing_variables(error, settings):
             sys.stderr.write(f"warmstack: {text}\n")
         raise
 
