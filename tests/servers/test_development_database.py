@@ -250,6 +250,11 @@ def test_a_broken_migration_is_the_error_of_the_template(embedded_project: Libra
         assert "pytest_warmstack/" not in result.stderr.str()
     assert rows(url) == ["Ursula"]
 
+    project.write("conftest.py", "raise RuntimeError('this conftest is broken')\n")
+    broken = project.warmstack("url")
+    assert (broken.ret, broken.outlines) == (1, [])
+    broken.stderr.fnmatch_lines(["*this conftest is broken"])
+
 
 def test_clean_removes_it_but_spares_it_while_a_client_is_connected(project: Library) -> None:
     """`status` lists it and counts the client; `clean --force` removes it all the same."""
@@ -307,6 +312,9 @@ def test_each_configuration_has_its_own(embedded_project: Library) -> None:
     unclear = project.warmstack("url")
     assert (unclear.ret, unclear.outlines) == (1, [])
     assert "--alembic orders/alembic.ini" in unclear.stderr.str()
+    (project.folder / "docs").mkdir()
+    none = project.warmstack("url", "--alembic", "docs")
+    assert (none.ret, f"{project.folder / 'docs'} has none" in none.stderr.str()) == (1, True)
     users = address(project, "--alembic", "users")
     orders = address(project, "--alembic", "orders/alembic.ini")
     assert tables(users) == ["users_author"]

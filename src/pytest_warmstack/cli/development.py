@@ -8,6 +8,7 @@ import os
 import shutil
 import sys
 import tempfile
+import traceback
 from collections.abc import Collection
 from dataclasses import asdict
 from pathlib import Path
@@ -19,7 +20,6 @@ from pytest_warmstack.cli.clients import become
 from pytest_warmstack.cli.errors import CommandFailed
 from pytest_warmstack.cli.project import Add, require, say
 from pytest_warmstack.cli.up import Preparation
-from pytest_warmstack.errors import WarmstackError
 from pytest_warmstack.options import Settings
 from pytest_warmstack.placeholders import lines_for
 from pytest_warmstack.servers.identity import Service
@@ -38,8 +38,8 @@ _NOT_FOUND: Final = 127
 def declare(add: Add) -> None:
     """Declare the commands and their arguments."""
     stays = (
-        "It is made from the current template, with servers that stay, and no run changes it. It "
-        "stays until warmstack clean, or until its server ends."
+        "The database is made from the current template, with servers that stay, and no run "
+        "changes it. It stays until warmstack clean, or until its server ends."
     )
     command = add("url", url, "print the URL of a database for development", stays)
     kinds = command.add_mutually_exclusive_group()
@@ -171,8 +171,8 @@ def _prepare_and_exit(doing: _Development, options: argparse.Namespace, writer: 
                 sys.stdout.flush()
                 output.seek(0)
                 sys.stderr.write(output.read().decode(errors="replace").lstrip())
-    except WarmstackError as error:
-        say(f"warmstack: {error}")
+    except Exception:
+        traceback.print_exc()
     finally:
         sys.stdout.flush()
         sys.stderr.flush()
@@ -215,7 +215,8 @@ class _Development(Preparation):
             folders = [each.folder for each in configurations] or [self._folder]
             if len(folders) > 1 or (self._is_named and folders != [self._folder]):
                 names = [each.name for each in configurations]
-                raise CommandFailed.which_configuration(names=names)
+                named = str(self._folder) if self._is_named else ""
+                raise CommandFailed.which_configuration(names=names, folder=named)
             endpoint, name, remark = environment.development_database(folders[0], fresh=self._fresh)
             self.found["postgres"] = asdict(endpoint), name
             remarks = [remark] if remark else []

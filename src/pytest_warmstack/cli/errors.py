@@ -89,13 +89,16 @@ class CommandFailed(WarmstackError):
         )
 
     @classmethod
-    def which_configuration(cls, *, names: Sequence[str]) -> CommandFailed:
-        """The project has several Alembic configurations, or the folder that was named has none."""
+    def which_configuration(cls, *, names: Sequence[str], folder: str) -> CommandFailed:
+        """The project has several Alembic configurations, or none in the *folder* that is named."""
+        several = "each configuration has a database of its own for development"
         return cls(
             "Could not choose an Alembic configuration.",
-            why="each configuration has a database of its own for development",
+            why=f"{folder} has none" if folder else several,
             looked_at=names,
-            todo=[f"name one: --alembic {names[0]}"],
+            todo=[
+                f"name one: --alembic {names[0]}" if names else "correct the path, or leave it out"
+            ],
         )
 
     @classmethod
