@@ -36,6 +36,7 @@ def test_further_databases(db_factory: DatabaseFactory) -> None:
     assert_type(further, Database)
     assert_type(db_factory.empty(schema=True).dsn, str)
     assert_type(further.engine, AsyncEngine)
+    db_factory("analytics")  # type: ignore[call-arg]
 
 
 def test_urls_of_redis(redis_url: str, redis_urls: tuple[str, ...], redis_process_url: str) -> None:

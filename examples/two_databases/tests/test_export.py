@@ -1,12 +1,12 @@
 """Tests of a job that works with both databases."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from datetime import date
-from typing import Any
 
 import psycopg
 import pytest
 
+from pytest_warmstack import DatabaseFactory
 from shop.export import export
 from shop.sales import sell
 
@@ -15,7 +15,7 @@ TODAY = date(2026, 1, 1)
 
 @pytest.fixture
 def analytics(
-    db_factory: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+    db_factory: DatabaseFactory, monkeypatch: pytest.MonkeyPatch
 ) -> Iterator[psycopg.Connection]:
     url = db_factory(alembic="analytics/alembic.ini").dsn
     monkeypatch.setenv("ANALYTICS_URL", url)
