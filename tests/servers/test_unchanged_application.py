@@ -393,7 +393,7 @@ def test_each_process_has_its_own_redis(embedded_project: Library) -> None:
 
 def test_external_servers(embedded_project: Library, guest: Library) -> None:
     """Their addresses are those of the URLs."""
-    embedded_project.run(REUSE, "test_library.py", "-k", "book")
+    embedded_project.run(REUSE, "test_library.py").assert_outcomes(passed=5)
     postgres, redis = (embedded_project.kept(each) for each in ("postgres", "redis"))
     guest.configure(
         "warmstack_postgres_url = "
