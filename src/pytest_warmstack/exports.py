@@ -123,13 +123,6 @@ class Exports(Observer):
             if line not in self._matched | markers and not any(config.rootpath.glob(line))
         ]
 
-    def remember(self) -> None:
-        """Write reserved addresses to pytest's cache, for other runs that keep the same servers."""
-        session = self._session
-        if session.settings.reuse and not session.is_worker:
-            for service, endpoint in self.reserved.servers.items():
-                session.remembered().reserve(service, endpoint, session.run_context().project)
-
     def opening(self, target: Target) -> None:
         """Raise `NoDatabaseYet` if *target* is the test's database, and no test has one."""
         if target.service != Service.POSTGRES or target.database != str(self.reserved.database):
@@ -189,7 +182,10 @@ class Exports(Observer):
         if context.keep and (running := session.open().find_running(service)):
             return running
         taken = [each.port for each in self.reserved.servers.values()]
-        return addresses.reserve(context.project, service, kept=context.keep, taken=taken)
+        own = addresses.reserve(context.project, service, kept=context.keep, taken=taken)
+        if not context.keep:
+            return own
+        return session.remembered().reserve(service, own, context.project)
 
     def _start(self, service: Service) -> Endpoint:
         """Start the server now, and return its address."""

@@ -126,10 +126,7 @@ def pytest_configure(config: pytest.Config) -> None:
     """Read the settings, and register the fixtures now that pytest-asyncio is loaded."""
     from pytest_warmstack import fixtures
 
-    if _open_session(config, config.option).reserved is not None:
-        from pytest_warmstack.exports import EXPORTS
-
-        config.stash[EXPORTS].remember()
+    _open_session(config, config.option)
     config.addinivalue_line(
         "markers",
         "warmstack_isolation(word): how the test's database is kept from other tests:"

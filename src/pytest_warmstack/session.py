@@ -13,7 +13,6 @@ import warnings
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
 from functools import cached_property
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 import pytest
@@ -271,19 +270,17 @@ class Session:
         from pytest_warmstack.servers import RememberedServers, asked
 
         has_cache = self.settings.reuse and self.config.pluginmanager.hasplugin("cacheprovider")
+        cache = self._cache() if has_cache else None
         return RememberedServers(
-            self._cache_folder() if has_cache else None, asked(self.settings, os.environ)
+            cache and cache.mkdir("warmstack"), asked(self.settings, os.environ)
         )
 
-    def _cache_folder(self) -> Path:
-        """Return the plugin's folder in pytest's cache, which doesn't exist before conftest files.
-
-        See `Cache.mkdir` in pytest's cacheprovider.py.
-        """
-        if (cache := getattr(self.config, "cache", None)) is not None:
-            return cache.mkdir("warmstack")  # type: ignore[no-any-return]
-        given = os.path.expandvars(self.config.getini("cache_dir"))
-        return Path(self.config.rootpath, given).expanduser() / "d" / "warmstack"
+    def _cache(self) -> pytest.Cache | None:
+        """Return pytest's cache. Before conftest files pytest has none yet, so make one."""
+        if (found := getattr(self.config, "cache", None)) is not None:
+            return found  # type: ignore[no-any-return]
+        folder = pytest.Cache.cache_dir_from_config(self.config, _ispytest=True)
+        return pytest.Cache(folder, self.config, _ispytest=True)
 
     # What the run says.
 

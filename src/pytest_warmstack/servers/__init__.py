@@ -7,6 +7,7 @@ engine.
 from __future__ import annotations
 
 import json
+import os
 import re
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack, suppress
@@ -108,20 +109,34 @@ class RememberedServers:
 
     def write(self, key: str, server: ServerInfo, why: str) -> None:
         """Remember *server* for the next run, if the folder is writable."""
-        plain = {"asked": self._asked, "why": why, "server": server.to_plain()}
         with suppress(OSError):
-            path, text = self._path(f"{key}.json"), json.dumps(plain)
+            path, text = self._path(f"{key}.json"), json.dumps(self._plain(server, why))
             if not path.is_file() or path.read_bytes() != text.encode():
                 path.parent.mkdir(parents=True, exist_ok=True)
                 write_private(path, text)
 
-    def reserve(self, service: Service, endpoint: Endpoint, project: Project) -> None:
-        """Remember *endpoint* for a server that hasn't started, unless a server is remembered."""
-        found, _ = self.read(service)
-        if found is None or found.labels.get(Label.PROJECT) != project.id:
-            labels = {Label.PROJECT.value: project.id}
-            info = ServerInfo(runtime="", id="", name="", labels=labels, endpoint=endpoint)
-            self.write(service, info, "")
+    def reserve(self, service: Service, endpoint: Endpoint, project: Project) -> Endpoint:
+        """Remember *endpoint* for a server that hasn't started; return it.
+
+        If another run has just reserved one, return that.
+        """
+        labels = {Label.PROJECT.value: project.id}
+        info = ServerInfo(runtime="", id="", name="", labels=labels, endpoint=endpoint)
+        with suppress(OSError):
+            path = self._path(f"{service}.json")
+            # A link is made by one run only.
+            draft = path.with_name(f"{path.name}.{originals.getpid()}")
+            write_private(draft, json.dumps(self._plain(info, "")))
+            try:
+                os.link(draft, path)
+            except FileExistsError:
+                found, _ = self.read(service)
+                if found is not None and found.labels.get(Label.PROJECT) == project.id:
+                    return found.endpoint
+                draft.replace(path)
+            finally:
+                draft.unlink(missing_ok=True)
+        return endpoint
 
     def forget(self, key: str) -> None:
         """Forget the server remembered as *key*."""
@@ -142,6 +157,9 @@ class RememberedServers:
         except OSError:
             return False
         return True
+
+    def _plain(self, server: ServerInfo, why: str) -> dict[str, Any]:
+        return {"asked": self._asked, "why": why, "server": server.to_plain()}
 
     def _path(self, name: str) -> Path:
         if self._folder is None:
