@@ -24,10 +24,9 @@ from pytest_warmstack.servers.identity import (
     Process,
     Project,
     Service,
-    fingerprint,
     random_password,
 )
-from pytest_warmstack.servers.lifecycle import LOOPBACK, is_free
+from pytest_warmstack.servers.lifecycle import LOOPBACK, free_port, is_free
 from pytest_warmstack.servers.model import (
     REDIS_DATABASES,
     Endpoint,
@@ -36,9 +35,6 @@ from pytest_warmstack.servers.model import (
     postgres_url,
     redis_url,
 )
-
-_PORTS: Final = range(20000, 30000)
-"""Ports that systems don't give to outgoing connections: Linux begins at 32768."""
 
 _PROBE_TIMEOUT: Final = 1.0
 """Seconds that a server on this machine may take to accept a connection."""
@@ -133,10 +129,7 @@ def reserve(project: Project, service: Service, *, kept: bool, taken: Collection
     A kept server of the project gets the same port again, if it is free. *taken* are the ports that
     are reserved already.
     """
-    seed = f"{project.path} {service}" if kept else originals.urandom(8)
-    first = int(fingerprint(seed), 16)
-    ports = (_PORTS[(first + step) % len(_PORTS)] for step in range(len(_PORTS)))
-    port = next(port for port in ports if port not in taken and is_free(port))
+    port = free_port(f"{project.path} {service}" if kept else originals.urandom(8), taken)
     return Endpoint(host=LOOPBACK, port=port, password=random_password())
 
 

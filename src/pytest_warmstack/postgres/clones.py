@@ -12,13 +12,12 @@ from concurrent.futures import CancelledError, Future, wait
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, Final, NamedTuple
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from pytest_warmstack import originals
 from pytest_warmstack.background import sleep
 from pytest_warmstack.errors import WarmstackError
 from pytest_warmstack.postgres import DatabaseName, State, sql
-from pytest_warmstack.postgres.address import Address
 from pytest_warmstack.postgres.connections import (
     APPLICATION,
     BUSY_TIMEOUT,
@@ -38,6 +37,9 @@ from pytest_warmstack.postgres.databases import (
 )
 from pytest_warmstack.postgres.retention import Retention
 from pytest_warmstack.servers.errors import ConnectionLost, ServerFailed, ServerFull
+
+if TYPE_CHECKING:
+    from pytest_warmstack.postgres.address import Address
 
 MAX_DROPS: Final = 8
 """How many clones may wait to be dropped before tests wait for the drops."""

@@ -37,6 +37,7 @@ from pytest_warmstack.servers.lifecycle import (
     check_address,
     check_version,
     is_free,
+    own_port,
     remove_outdated,
     wait_ready,
 )
@@ -221,15 +222,16 @@ class Embedded:
             # Write the record first, so that the folder's owner is known even after a kill.
             _write(folder, record)
             command_for = spec.native(record.fingerprint).prepare(folder.resolve(), password)
-            attempts = 0
+            port = own_port(self._run_context, spec) or _free_port()
+            attempts = 1
             while True:
-                attempts += 1
                 try:
-                    return self._attempt(spec, folder, record, command_for)
+                    return self._attempt(spec, folder, record, command_for, port)
                 except ServerFailed as failure:
                     is_last = attempts == _MAX_PORTS or spec.reserved is not None
                     if is_last or not _is_port_taken(failure):
                         raise
+                    attempts, port = attempts + 1, _free_port()
         except BaseException as failure:
             full = no_space(failure, spec.title, folder.name)
             with suppress(OSError):  # The first failure is the one to report.
@@ -244,9 +246,9 @@ class Embedded:
         folder: Path,
         record: ServerInfo,
         command_for: Callable[[int], Command],
+        port: int,
     ) -> tuple[ServerInfo, C]:
-        """Start the server on the reserved port, or one that is free, and wait for its answer."""
-        port = spec.reserved.port if spec.reserved else _free_port()
+        """Start the server on *port*, and wait until it answers."""
         if spec.reserved is not None and not is_free(port):
             # Another program may accept connections there, and never answer.
             raise AddressLost.taken(

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from socket import SO_REUSEADDR, SOL_SOCKET
 from typing import Any, Final
 
 from pytest_warmstack import originals
 from pytest_warmstack.errors import WarmstackError
 from pytest_warmstack.servers.errors import AddressLost, ServerFailed, ServerFull
-from pytest_warmstack.servers.identity import changes
+from pytest_warmstack.servers.identity import changes, fingerprint
 from pytest_warmstack.servers.model import (
     C,
     Client,
@@ -24,6 +24,9 @@ from pytest_warmstack.servers.model import (
 )
 
 LOOPBACK: Final = "127.0.0.1"
+
+_PORTS: Final = range(20000, 30000)
+"""Ports that systems don't give to outgoing connections: Linux begins at 32768."""
 
 POLL_INTERVAL: Final = 0.05
 """Seconds between two attempts to query a server that is starting."""
@@ -72,6 +75,20 @@ def check_version(spec: ServerSpec[Any], client: Client, runtime: str) -> None:
         raise ServerFailed.wrong_version(
             title=spec.title, found=version_of(client), wanted=f"version {wanted}"
         )
+
+
+def free_port(seed: str | bytes, taken: Collection[int] = ()) -> int:
+    """Return a port of `LOOPBACK` that is free and not *taken*: for the same *seed* the same."""
+    first = int(fingerprint(seed), 16)
+    ports = (_PORTS[(first + step) % len(_PORTS)] for step in range(len(_PORTS)))
+    return next(port for port in ports if port not in taken and is_free(port))
+
+
+def own_port(run_context: RunContext, spec: ServerSpec[Any]) -> int | None:
+    """Return the port that the project's kept server has each time, if it is free; else None."""
+    if spec.reserved is not None:
+        return spec.reserved.port
+    return free_port(f"{run_context.project.path} {spec.key}") if run_context.keep else None
 
 
 def is_free(port: int) -> bool:

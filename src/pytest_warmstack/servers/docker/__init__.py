@@ -29,7 +29,12 @@ from pytest_warmstack.servers.docker.engine import Engine, explanation
 from pytest_warmstack.servers.docker.errors import ContainerFailed
 from pytest_warmstack.servers.errors import RuntimeUnavailable, ServerFailed
 from pytest_warmstack.servers.identity import Label
-from pytest_warmstack.servers.lifecycle import POLL_INTERVAL, check_address, remove_outdated
+from pytest_warmstack.servers.lifecycle import (
+    POLL_INTERVAL,
+    check_address,
+    own_port,
+    remove_outdated,
+)
 from pytest_warmstack.servers.model import (
     ANSWER_TIMEOUT,
     C,
@@ -89,8 +94,9 @@ class Docker:
         labels = run_context.labels(spec, self.name)
         name = run_context.name(spec, self.name)
         try:
-            with closing(ServerContainer(self.engine, spec, labels, name)) as container:
-                outdated, trouble = remove_outdated(self, run_context, spec)
+            outdated, trouble = remove_outdated(self, run_context, spec)
+            port = own_port(run_context, spec)
+            with closing(ServerContainer(self.engine, spec, labels, name, port)) as container:
                 client, origin, reason = self._find_or_create(container, spec, name, outdated)
                 check_address(spec, client)
                 origin = "shared" if origin == "reused" and not run_context.keep else origin

@@ -43,13 +43,19 @@ class ServerContainer(DockerContainer):
     """
 
     def __init__(
-        self, engine: Engine, spec: ServerSpec[Any], labels: Mapping[str, str], name: str
+        self,
+        engine: Engine,
+        spec: ServerSpec[Any],
+        labels: Mapping[str, str],
+        name: str,
+        port: int | None = None,
     ) -> None:
         with engine.environment():
             super().__init__(spec.image, name=name)
         self._engine = engine
         self._spec = spec
         self._labels = labels
+        self._port = port
         self._client: Any = self.get_docker_client().client
 
     def close(self) -> None:
@@ -76,15 +82,21 @@ class ServerContainer(DockerContainer):
         for address in narrow:
             # The address may not belong to the engine's machine.
             with suppress(APIError):
-                return self._create(address)
-        return self._create(last)
+                return self._create(address, self._port)
+        try:
+            return self._create(last, self._port)
+        except APIError as error:
+            # Another container may have had the port while this one was stopped.
+            if self._port is None or not _PORT_TAKEN.search(explanation(error)):
+                raise
+        return self._create(last, None)
 
-    def _create(self, address: str) -> bool:
-        """Do `create`, with the port published on *address*."""
+    def _create(self, address: str, port: int | None) -> bool:
+        """Do `create`, with the server's port published on *address*, at *port* if there is one."""
         reserved = self._spec.reserved
         password = reserved.password if reserved else random_password()
         plan = self._spec.container(password, self._labels[Label.FINGERPRINT])
-        route, port = self._engine.route, reserved.port if reserved else None
+        route = self._engine.route
         start = Image(self._client.images.get(self.image).attrs["Config"]).start(plan)
         start.environment[_PASSWORD] = password
         self._container = None
