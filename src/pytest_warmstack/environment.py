@@ -757,10 +757,11 @@ class Environment:
     @cached_property
     def _address(self) -> Address | None:
         """The address that the application has read, if it has read one."""
+        if self.reserved is None or self.reserved.database is None:
+            return None
         from pytest_warmstack.postgres.address import Address
 
-        name = self.reserved.database if self.reserved else None
-        return Address(name, self.postgres.get().client) if name else None
+        return Address(self.reserved.database, self.postgres.get().client)
 
     def _open_clones(
         self, template: ConfiguredTemplate, databases: Databases, made: Template, *, keep: bool
