@@ -608,3 +608,83 @@ def test_each_isolation_leads_the_address_to_its_database(
     ]
 
     project.run(*(order if shared else ["one", "two"])).assert_outcomes(passed=4)
+
+
+UNITTEST: Final = """
+import unittest
+
+import app
+import pytest
+
+@pytest.mark.warmstack
+class Books(unittest.TestCase):
+    def setUp(self):
+        app.sync_add("ada")
+
+    def test_one(self):
+        self.assertEqual(app.sync_count(), 1)
+
+    def test_two(self):
+        self.assertEqual(app.sync_count(), 1)
+
+@pytest.mark.warmstack
+class AsyncBooks(unittest.IsolatedAsyncioTestCase):
+    async def test_one(self):
+        await app.add("ada")
+        self.assertEqual(await app.count(), 1)
+
+    async def test_two(self):
+        self.assertEqual(await app.count(), 0)
+"""
+
+
+def test_classes_of_unittest(embedded_project: Library) -> None:
+    """They can request no fixture, so the marker is their way."""
+    application(embedded_project, tests=UNITTEST)
+
+    embedded_project.run("test_app.py").assert_outcomes(passed=4)
+
+
+WIDE: Final = """
+import app
+import pytest
+
+@pytest.fixture(scope="session")
+def client():
+    # As a client that runs the application's lifespan.
+    assert app.sync_count() == 0
+    app.sync_add("ada")
+    yield app
+    app.sync_engine.dispose()
+
+@pytest.mark.parametrize("number", range(3))
+def test_it(client, db_url, number):
+    assert app.sync_count() == (number == 0)
+"""
+
+
+def test_a_wide_fixture_that_connects_finds_the_database_of_the_first_test(
+    embedded_project: Library,
+) -> None:
+    """The database is requested before all else; the next test has a fresh one."""
+    application(embedded_project, tests=WIDE)
+
+    embedded_project.run("test_app.py").assert_outcomes(passed=3)
+
+
+def test_a_test_that_rolls_back_beside_the_application(embedded_project: Library) -> None:
+    """The application commits, so the next test gets another database, and the run says why."""
+    application(
+        embedded_project,
+        "warmstack_isolation = rollback",
+        tests="import app\n\nasync def test_own(db_session):\n"
+        "    await db_session.execute(app.ADD, {'name': 'ada'})\n"
+        "    await db_session.commit()\n\n"
+        "async def test_application(db_session):\n    await app.add('bob')\n\n"
+        "async def test_next(db_session):\n    assert await app.count() == 0\n",
+    )
+
+    result = embedded_project.run("test_app.py")
+
+    result.assert_outcomes(passed=3)
+    result.stdout.fnmatch_lines(["*test_application: it connected to its database without*"])
