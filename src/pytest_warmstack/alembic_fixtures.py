@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 import pytest
 
-from pytest_warmstack.fixtures import database_factory, key_of, result_or_fail
+from pytest_warmstack.fixtures import further_databases, key_of, result_or_fail
 
 if TYPE_CHECKING:
     from alembic.config import Config
@@ -21,7 +21,13 @@ if TYPE_CHECKING:
 _DATABASE: Final[pytest.StashKey[Database]] = pytest.StashKey()
 """The key of the database of a test that uses this module's `alembic_engine`."""
 
-_factory = pytest.fixture(name="_warmstack_alembic_factory")(database_factory)
+
+@pytest.fixture
+def _warmstack_alembic_factory(
+    request: pytest.FixtureRequest, _warmstack_postgres: Environment
+) -> Iterator[DatabaseFactory]:
+    """Makes the database, at the address that the code of migrations may have read."""
+    yield from further_databases(request, _warmstack_postgres, at_address=True)
 
 
 @pytest.fixture

@@ -376,11 +376,11 @@ class Environment:
         root, endpoint = self.run_context.project.path, self.postgres.get().endpoint
         return InProcess(configuration, self.settings, root, endpoint, database)
 
-    def take_further(self, source: ConfiguredTemplate) -> Clone:
-        """Return a further database for a test, at no address that the application has read."""
+    def take_further(self, source: ConfiguredTemplate, *, at_address: bool = False) -> Clone:
+        """Return a further database for a test, *at_address* if the application has read one."""
         clones = source.clones.get()
         with self.ledger.timed("clone"), self._explain_errors():
-            return clones.take(at_address=False)
+            return clones.take(at_address=at_address)
 
     def take_clone(self, key: TemplateKey) -> Clone:
         """Return a migrated database for one test, a copy of the template of *key*."""

@@ -50,10 +50,16 @@ class DatabaseFactory:
     """Makes further databases for a test; call it, in a `def` or in an `async def`."""
 
     def __init__(
-        self, environment: Environment, key: TemplateKey, engines: Callable[[], Engines]
+        self,
+        environment: Environment,
+        key: TemplateKey,
+        engines: Callable[[], Engines],
+        *,
+        at_address: bool = False,
     ) -> None:
         self._environment = environment
         self._key = key
+        self._at_address = at_address
         self._engines = engines
         self._made: list[tuple[Database, Clone, ConfiguredTemplate]] = []
 
@@ -88,7 +94,7 @@ class DatabaseFactory:
         __tracebackhide__ = True
         try:
             source = source_of()
-            clone = self._environment.take_further(source)
+            clone = self._environment.take_further(source, at_address=self._at_address)
         except WarmstackError as error:
             failure = error.with_traceback(None)
         else:

@@ -231,7 +231,8 @@ def _failed(
         if node in each.listchain()
         and fixture in getattr(each, "fixturenames", ())
         and _word(each, own.settings) == request.scope
-        and environment.shares_template(template_key(each), key)
+        and (other := _key_or_none(each)) is not None
+        and environment.shares_template(other, key)
     )
 
 
@@ -366,11 +367,18 @@ def database_factory(
 
     With the isolation `class`, `module` or `session` it has that scope, and so have the databases.
     """
+    yield from further_databases(request, _warmstack_postgres)
+
+
+def further_databases(
+    request: pytest.FixtureRequest, environment: Environment, *, at_address: bool = False
+) -> Iterator[DatabaseFactory]:
+    """Yield what makes further databases, *at_address* if the application has read one."""
     from pytest_warmstack.factory import DatabaseFactory
 
     key = result_or_fail(lambda: key_of(request))
     engines = partial(request.getfixturevalue, "_warmstack_engines")
-    factory = DatabaseFactory(_warmstack_postgres, key, engines)
+    factory = DatabaseFactory(environment, key, engines, at_address=at_address)
     yield factory
     failed = _failed(session_of(request.config), request, key, "db_factory")
     factory.close(_label(request.node), failed=", ".join(failed))

@@ -243,13 +243,21 @@ def test_without_a_synchronous_driver_the_engine_is_asynchronous(shop: Library, 
 
 
 def test_an_env_py_that_reads_a_variable_gets_the_url(shop: Library) -> None:
-    """By the lines of `warmstack_env`; the variable is as before for the next test."""
+    """By the lines of `warmstack_env`, also if it is read only once, when a conftest is loaded."""
     use(shop, VARIABLE_ENV, "postgresql+psycopg")
     shop.configure("warmstack_env = SHOP_URL={db_url}")
     shop.write(
         "tests/test_then.py",
-        "import os\n\ndef test_then():\n    assert os.environ['SHOP_URL'].endswith(':1/mine')\n",
+        "import os\nimport settings\n\n"
+        "def test_then():\n    assert os.environ['SHOP_URL'] == settings.URL\n",
     )
+    shop.write("settings.py", "import os\n\nURL = os.environ['SHOP_URL']\n")
+    shop.write("conftest.py", "import settings\n")
+    env = shop.folder / "migrations/env.py"
+    env.write_text(
+        "import settings\n" + env.read_text().replace('os.environ["SHOP_URL"]', "settings.URL")
+    )
+    assert "settings.URL" in env.read_text()
 
     result = shop.run(REUSE, *PLUGIN, SHOP_URL="postgresql+psycopg://me@localhost:1/mine")
 

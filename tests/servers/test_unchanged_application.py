@@ -308,9 +308,9 @@ ONE: Final = "import app\n\ndef test_it(db_url, redis_url):\n    app.sync_add('a
 """The test of a run that is about addresses."""
 
 
-def addresses(project: Library, *arguments: str) -> list[tuple[int, str]]:
+def addresses(project: Library) -> list[tuple[int, str]]:
     """Run `ONE`, and return the port and the password of each server that is remembered then."""
-    project.run(REUSE, "test_app.py", *arguments).assert_outcomes(passed=1)
+    project.run(REUSE, "test_app.py").assert_outcomes(passed=1)
     kept = [project.kept(each) for each in ("postgres", "redis")]
     return [(each.port, each.password) for each in kept]
 
@@ -344,9 +344,10 @@ def test_a_running_server_is_found_without_the_cache(project: Library) -> None:
     application(project, tests=ONE)
     first = addresses(project)
 
-    project.run(REUSE, "-p", "no:cacheprovider", "test_app.py").assert_outcomes(passed=1)
+    for option in (("-p", "no:cacheprovider"), ("--cache-clear",)):
+        project.run(REUSE, *option, "test_app.py").assert_outcomes(passed=1)
 
-    assert addresses(project, "--cache-clear") == first
+    assert addresses(project) == first
 
 
 def test_two_runs_at_once(embedded_project: Library) -> None:
