@@ -10,6 +10,7 @@ import re
 from contextlib import suppress
 from dataclasses import asdict
 from fnmatch import fnmatch
+from glob import glob
 from typing import Final
 
 import pytest
@@ -115,12 +116,12 @@ class Exports(Observer):
 
     def unmatched(self) -> list[str]:
         """Return a sentence for each line of `warmstack_autouse` that names no path or marker."""
-        config = self._session.config
+        config, root = self._session.config, self._session.config.rootpath
         markers = {re.split(r"[(:]", line)[0].strip() for line in config.getini("markers")}
         return [
-            f"warmstack_autouse: {line} is neither a path below {config.rootpath.name} nor a marker"
+            f"warmstack_autouse: {line} is neither a path below {root.name} nor a marker"
             for line in self._settings.autouse
-            if line not in self._matched | markers and not any(config.rootpath.glob(line))
+            if line not in self._matched | markers and not glob(str(root / line), recursive=True)
         ]
 
     def opening(self, target: Target) -> None:
@@ -131,8 +132,8 @@ class Exports(Observer):
         if environment is None or not environment.has_database:
             # pytest sets this to the test's id and phase (its documentation, "Examples").
             test = os.environ.get("PYTEST_CURRENT_TEST", "").rpartition(" (")[0]
-            variables = ", ".join(each.partition("=")[0] for each in self._settings.env)
-            raise NoDatabaseYet.outside(driver=target.driver, variables=variables, test=test)
+            named = [each.partition("=")[0] for each in self._settings.env if "{db_" in each]
+            raise NoDatabaseYet.outside(driver=target.driver, variables=", ".join(named), test=test)
 
     def _is_own(self, target: Target) -> bool:
         """Return whether *target* is what the variables lead to."""
