@@ -10,7 +10,7 @@ import re
 from contextlib import suppress
 from dataclasses import asdict
 from fnmatch import fnmatch
-from glob import glob
+from pathlib import Path
 from typing import Final
 
 import pytest
@@ -121,7 +121,7 @@ class Exports(Observer):
         return [
             f"warmstack_autouse: {line} is neither a path below {root.name} nor a marker"
             for line in self._settings.autouse
-            if line not in self._matched | markers and not glob(str(root / line), recursive=True)
+            if line not in self._matched | markers and not _exists(root / line)
         ]
 
     def opening(self, target: Target) -> None:
@@ -213,3 +213,9 @@ class Exports(Observer):
             settings.redis_databases, base=session.run["base"], worker=session.worker_number()
         )
         return self.reserved.indexes.start
+
+
+def _exists(pattern: Path) -> bool:
+    """Return whether a file fits *pattern*, which is an absolute path."""
+    root = Path(pattern.anchor)
+    return any(root.glob(str(pattern.relative_to(root))))
