@@ -35,7 +35,7 @@ from docker_endpoints import (
     ssh_server,
 )
 from external_servers import certificate
-from projects import Bench, Images, Library, Listener, containers, engine, listeners
+from projects import Bench, Images, Library, Listener, containers, engine, listeners, pytest_with
 from pytest_warmstack.options import RuntimeName
 from pytest_warmstack.servers.docker import Docker
 from pytest_warmstack.servers.docker.engine import Route, _gateway
@@ -449,3 +449,56 @@ def test_podman_gives_a_name_to_one_container_only(by_podman: None, bench: Bench
 
     assert len({server.id for server in servers}) == 1
     assert sorted(server.origin for server in servers) == [*["reused"] * 4, "started"]
+
+
+READS_EARLY = """
+import os
+
+DSN = os.environ["DSN"]
+CACHE = os.environ["CACHE"]
+"""
+
+USES_LATE = """
+import asyncpg
+import pytest
+import redis
+
+import early
+
+@pytest.mark.parametrize("number", range(2))
+async def test_it(db_url, number):
+    connection = await asyncpg.connect(early.DSN)
+    assert await connection.fetchval("SELECT count(*) FROM author") == 0
+    await connection.execute("INSERT INTO author VALUES (1, 'ada')")
+    await connection.close()
+    with redis.from_url(early.CACHE) as cache:
+        assert cache.incr("number") == 1
+    print("AT", early.DSN.rpartition("@")[2].partition(":")[0])
+"""
+
+
+def test_an_application_reads_an_address_on_another_machine(
+    elsewhere: Network, docker_project: Library
+) -> None:
+    """The engine is asked, and the servers start before the application is imported."""
+    docker_project.configure("warmstack_env =", "    DSN={db_dsn}", "    CACHE={redis_url}")
+    docker_project.write("early.py", READS_EARLY)
+    docker_project.write("conftest.py", "import early\n")
+    docker_project.write("test_late.py", USES_LATE)
+    command = [sys.executable, "-m", *pytest_with(), "-rP", "--reuse-containers", "test_late.py"]
+    with forwarded(socket.create_server((elsewhere.here, 0))) as door:
+        variables = {"DOCKER_HOST": f"tcp://{elsewhere.here}:{door.address[1]}"}
+        for _ in range(2):
+            done = subprocess.run(
+                elsewhere.command(*command),
+                cwd=docker_project.folder,
+                env={**os.environ, **variables},
+                capture_output=True,
+                text=True,
+                check=False,
+                timeout=120,
+            )
+            print(done.stdout, done.stderr)
+
+            assert "2 passed" in done.stdout
+            assert done.stdout.count(f"AT {elsewhere.here}\n") == 2
