@@ -689,3 +689,49 @@ def test_a_test_that_rolls_back_beside_the_application(embedded_project: Library
 
     result.assert_outcomes(passed=3)
     result.stdout.fnmatch_lines(["*test_application: it connected to its database without*"])
+
+
+EAGER: Final = """
+import os
+import subprocess
+import sys
+import time
+
+import app
+import pytest
+
+LOOP = '''
+import os, psycopg
+while True:
+    try:
+        with psycopg.connect(os.environ["DSN"], connect_timeout=5) as connection:
+            connection.execute("SELECT 1")
+    except psycopg.Error:
+        pass
+'''
+
+@pytest.fixture(scope="session", autouse=True)
+def others():
+    made = [subprocess.Popen([sys.executable, "-c", LOOP]) for _ in range(2)]
+    yield
+    for each in made:
+        each.kill()
+        each.wait()
+
+@pytest.mark.parametrize("number", range(8))
+def test_it(db_url, number):
+    assert app.sync_count() == 0
+    app.sync_add("ada")
+    assert number % 4
+"""
+
+
+def test_processes_that_reconnect_at_once(kept: Library) -> None:
+    """Each database gets its own name again all the same, so that those of failures are saved."""
+    application(kept, tests=EAGER)
+
+    result = kept.run(REUSE, "test_app.py")
+
+    result.assert_outcomes(passed=6, failed=2)
+    saved = [line for line in result.outlines if "its database is saved: warmstack psql" in line]
+    assert len(saved) == 2

@@ -89,12 +89,19 @@ class Address:
             return own
 
     async def _move_away(self) -> None:
-        """End the connections to the clone that has the name, and give it its own name again."""
+        """End the connections to the clone that has the name, and give it its own name again.
+
+        Meanwhile no one can connect: a process may try to as soon as its connection is lost.
+        """
         oid, own = next(reversed(self._clones.items()))
+        await self._main.execute(sql.allow_connections(self.name, allowed=False))
         deadline, pause = originals.monotonic() + BUSY_TIMEOUT, 0.001
         # Waiting inside PostgreSQL takes at least 100 ms (pg_wait_until_termination in its
         # signalfuncs.c), and so does renaming a database that has a connection.
         while await self._main.fetch(sql.TERMINATE, oid) and originals.monotonic() < deadline:
             await sleep(pause)
             pause = min(pause * 2, _MAX_PAUSE)
-        await self._main.execute(sql.rename(self.name, own))
+        # Sent together, they are one transaction.
+        await self._main.execute(
+            f"{sql.rename(self.name, own)}; {sql.allow_connections(own, allowed=True)}"
+        )

@@ -328,6 +328,11 @@ def rename(old: DatabaseName, new: DatabaseName) -> str:
     return f"ALTER DATABASE {quote(str(old))} RENAME TO {quote(str(new))}"
 
 
+def allow_connections(name: DatabaseName, *, allowed: bool) -> str:
+    """Return the statement after which clients can, or can't, connect to a database."""
+    return f"ALTER DATABASE {quote(str(name))} ALLOW_CONNECTIONS {str(allowed).lower()}"
+
+
 def seal(name: DatabaseName) -> str:
     """Return the statement that makes a database a template and forbids connections."""
     return f"ALTER DATABASE {quote(str(name))} IS_TEMPLATE true ALLOW_CONNECTIONS false"
