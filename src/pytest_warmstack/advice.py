@@ -7,9 +7,17 @@ from collections.abc import Iterator
 from inspect import iscoroutinefunction
 from typing import TYPE_CHECKING, Final
 
+from pytest_warmstack.errors import line_of
 from pytest_warmstack.options import Settings
 from pytest_warmstack.placeholders import lines_for, placeholder_of
-from pytest_warmstack.report import NO_CONNECTION, NO_SPACE, PLAIN_URL, has_state, wider_scope
+from pytest_warmstack.report import (
+    NO_CONNECTION,
+    NO_SPACE,
+    OWN_DATABASE,
+    PLAIN_URL,
+    has_state,
+    wider_scope,
+)
 
 if TYPE_CHECKING:
     import pytest
@@ -31,7 +39,9 @@ def sections(
     text = str(error)
     if found := _SCOPE_MISMATCH.match(text):
         file = environment.settings.file if environment else ""
-        yield "warmstack: how to share a database", wider_scope(found[1], found[2], file)
+        is_set = environment is not None and environment.settings.isolation == found[2]
+        advice = OWN_DATABASE if is_set else wider_scope(found[1], found[2], file)
+        yield "warmstack: how to share a database", advice
     if environment is None:
         return
     if _wants_plain_url(item, type(error).__name__, text):
@@ -65,6 +75,12 @@ def missing_variables(error: BaseException, settings: Settings) -> str:
     missing = Variables().wanted(error, (), refused=False)
     if not any(placeholder_of(name) for name in missing):
         return ""
-    names = ", ".join(missing)
     lines = lines_for(missing, file=settings.file, more=bool(settings.env))
-    return f"The application reads {names} when it is imported. To set them before that, {lines}"
+    text = f"The application reads {', '.join(missing)} when it is imported. Before that, {lines}"
+    if settings.autouse:
+        return text
+    example = line_of("warmstack_autouse", "tests/api", settings.file)
+    return (
+        f"{text}\nAlso name the tests that reach a database only through the application, as in"
+        f" {example}. Those that request a fixture such as db_url need no line."
+    )

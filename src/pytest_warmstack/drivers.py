@@ -241,6 +241,7 @@ def _replace(owner: Any, name: str, wrap: Callable[[Any], Any]) -> None:
 
 
 def _tell_opening(target: Target) -> None:
+    __tracebackhide__ = True
     for observer in _observers:
         observer.opening(target)
 

@@ -18,7 +18,7 @@ import pytest
 from pytest_warmstack import addresses, drivers, originals
 from pytest_warmstack.addresses import Addresses, Reserved
 from pytest_warmstack.drivers import Observer, Target
-from pytest_warmstack.errors import WarmstackError
+from pytest_warmstack.errors import WarmstackError, did_you_mean, line_of
 from pytest_warmstack.options import RedisPlan
 from pytest_warmstack.placeholders import services
 from pytest_warmstack.pools import Pools
@@ -32,18 +32,25 @@ EXPORTS: Final = pytest.StashKey["Exports"]()
 
 
 class NoDatabaseYet(WarmstackError):
-    """Code connected to the test's database while no test had one."""
+    """Code connected to the test's PostgreSQL or Redis while no test had it."""
 
     @classmethod
-    def outside(cls, *, driver: str, variables: str, test: str) -> NoDatabaseYet:
-        """*driver* connected in *test*, which has no database, or in none, if it is empty."""
+    def outside(
+        cls, *, title: str, driver: str, variables: str, test: str, file: str
+    ) -> NoDatabaseYet:
+        """*driver* connected in *test*, which has no database, or in none, if it is empty.
+
+        *file* is pytest's configuration file.
+        """
         when = f"{test} has none" if test else "no test is running, for example during an import"
+        path = test.partition("::")[0]
         return cls(
-            f"No test has a database now, but {driver} connects to it.",
-            why=f"{variables} leads to the database of the current test; {when}",
+            f"No test has a database of {title} now, but {driver} connects to it.",
+            why=f"the database of the current test is behind {variables}; {when}",
             todo=[
-                "request db_url, mark the test with @pytest.mark.warmstack, or name its file in "
-                "warmstack_autouse"
+                f"name the tests that use it: {line_of('warmstack_autouse', path, file)}, in "
+                f"{file or 'pytest.ini'}; or mark them with @pytest.mark.warmstack, or let them "
+                "request a fixture such as db_url"
                 if test
                 else "connect when the application starts, not when it is imported",
             ],
@@ -65,6 +72,7 @@ class Exports(Observer):
         self._has_workers = has_workers
         self._before: dict[str, str | None] = {}
         self._matched: set[str] = set()
+        self._collected: set[str] = set()
         self._redis = "", 0
         self.services = {Service(each) for each in services(self._settings.env)}
         self.reserved = session.reserved = Reserved()
@@ -107,6 +115,9 @@ class Exports(Observer):
         root, path = self._session.config.rootpath, item.path
         here = {path, *path.parents}
         found = item.get_closest_marker("warmstack") is not None
+        if self._settings.autouse:
+            below = [each for each in here if root in each.parents]
+            self._collected.update(str(each.relative_to(root)) for each in below)
         for line in self._settings.autouse:
             is_path = root / line in here or fnmatch(path.as_posix(), (root / line).as_posix())
             if is_path or item.get_closest_marker(line) is not None:
@@ -118,22 +129,35 @@ class Exports(Observer):
         """Return a sentence for each line of `warmstack_autouse` that names no path or marker."""
         config, root = self._session.config, self._session.config.rootpath
         markers = {re.split(r"[(:]", line)[0].strip() for line in config.getini("markers")}
+        # Like the tests that were collected, it may be a folder or a file.
+        known = {*markers, *self._collected}
         return [
             f"warmstack_autouse: {line} is neither a path below {root.name} nor a marker"
+            f"{did_you_mean(line, known)}"
             for line in self._settings.autouse
             if line not in self._matched | markers and not _exists(root / line)
         ]
 
     def opening(self, target: Target) -> None:
         """Raise `NoDatabaseYet` if *target* is the test's database, and no test has one."""
-        if target.service != Service.POSTGRES or target.database != str(self.reserved.database):
+        __tracebackhide__ = True
+        if not self._is_own(target) or self._session.has_databases:
             return
-        environment = self._session.environment
-        if environment is None or not environment.has_database:
+        is_redis = target.service == Service.REDIS
+        start = "{redis_" if is_redis else "{db_"
+        named = [each.partition("=")[0] for each in self._settings.env if start in each]
+        raise NoDatabaseYet.outside(
+            title="Redis" if is_redis else "PostgreSQL",
+            driver=target.driver,
+            variables=", ".join(named),
             # pytest sets this to the test's id and phase (its documentation, "Examples").
-            test = os.environ.get("PYTEST_CURRENT_TEST", "").rpartition(" (")[0]
-            named = [each.partition("=")[0] for each in self._settings.env if "{db_" in each]
-            raise NoDatabaseYet.outside(driver=target.driver, variables=", ".join(named), test=test)
+            test=os.environ.get("PYTEST_CURRENT_TEST", "").rpartition(" (")[0],
+            file=self._settings.file,
+        )
+
+    def leave_redis(self) -> None:
+        """Cut the connections to Redis before a test that has none, which could read old keys."""
+        self._pools.cut(self._is_own, Service.REDIS)
 
     def _is_own(self, target: Target) -> bool:
         """Return whether *target* is what the variables lead to."""

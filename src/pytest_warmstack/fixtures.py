@@ -67,10 +67,15 @@ def cover(item: pytest.Item, exports: Exports) -> None:
     of this module, or has the marker `warmstack`, or `warmstack_autouse` names it.
     """
     names: list[str] | None = getattr(item, "fixturenames", None)
-    if names is not None and (NEEDS.keys() & set(names) or exports.names(item)):
+    if names is not None and (is_covered(item) or exports.names(item)):
         first = [name for service in sorted(exports.services) for name in _FIRST[service]]
         # A new list: pytest shares one between the items of a parametrized function.
         item.fixturenames = [*first, *(name for name in names if name not in first)]  # type: ignore[attr-defined]
+
+
+def is_covered(item: pytest.Item) -> bool:
+    """Return whether *item* requests a fixture of this module, itself or through another one."""
+    return not NEEDS.keys().isdisjoint(getattr(item, "fixturenames", ()))
 
 
 def needs(items: Iterable[pytest.Item]) -> tuple[set[str], Counter[TemplateKey]]:

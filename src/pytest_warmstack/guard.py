@@ -139,6 +139,7 @@ class Guard(Observer):
 
     def opening(self, target: Target) -> None:
         """Raise `RefusedConnection` if a test is covered and *target* isn't allowed."""
+        __tracebackhide__ = True
         test = self.test
         if not test or self is not _installed[-1] or self._is_own(target):
             return
@@ -279,8 +280,8 @@ def _lines(target: Target, settings: Settings) -> str:
     if found:
         names = ", ".join(found)
         return (
-            f"read {names} again where the application connects: warmstack_env sets it, but what"
-            " was used here is an older value"
+            f"{names} has another value than warmstack_env has set: if conftest.py or the"
+            " application assigns it, remove that"
         )
     name = "DATABASE_URL" if target.service == Service.POSTGRES else "REDIS_URL"
     guess = lines_for({name: _url_line(target, "")}, file=settings.file, more=more)

@@ -250,10 +250,14 @@ def pytest_runtestloop(session: pytest.Session) -> None:
 def pytest_runtest_setup(item: pytest.Item) -> None:
     """Fail a test whose marker `warmstack_seed` can't be used; lead the address to its database."""
     own = session_of(item.config)
-    if own.reserved is not None and own.settings.isolation is Isolation.SESSION:
+    if own.reserved is not None:
         from pytest_warmstack import fixtures
+        from pytest_warmstack.exports import EXPORTS
 
-        fixtures.return_address(item)
+        if not fixtures.is_covered(item):
+            item.config.stash[EXPORTS].leave_redis()
+        elif own.settings.isolation is Isolation.SESSION:
+            fixtures.return_address(item)
     if item.get_closest_marker("warmstack_seed") is not None:
         from pytest_warmstack import fixtures
 

@@ -67,6 +67,12 @@ class Pools(Observer):
         for engine in engines:
             engine.dispose(close=False)
 
+    def cut(self, is_wanted: Callable[[Target], bool], service: str) -> None:
+        """Cut the connections of *service* that *is_wanted* accepts."""
+        for each in self._opened.copy().values():
+            if each.target.service == service and not each.is_cut and is_wanted(each.target):
+                each.cut()
+
     def open_to(self, database: str) -> list[OpenConnection]:
         """Return the connections to the PostgreSQL *database* that no one has cut."""
         return [

@@ -237,7 +237,8 @@ def unreached(steps: Sequence[Step], variables: Sequence[str]) -> Iterator[str]:
     if found and not any(found):
         yield (
             f"no test has connected to its database, to which {', '.join(variables)} leads: does"
-            " the application read another variable? (see warmstack_env)"
+            " the application read another variable? (see warmstack_env; if these tests need no"
+            " database, there is nothing to do)"
         )
 
 
@@ -279,6 +280,12 @@ def wider_scope(fixture: str, scope: str, file: str) -> str:
         f' pytestmark = pytest.mark.warmstack_isolation("{isolation}") in the test file'
     )
 
+
+OWN_DATABASE: Final = (
+    "the marker warmstack_isolation of this test gives it a database of its own: remove the marker,"
+    " or don't request fixtures that use the database of the other tests"
+)
+"""The advice if a test has another isolation than the fixtures that it requests."""
 
 PLAIN_URL: Final = (
     "db_url is for create_async_engine. asyncpg, psycopg and libpq take db_dsn, the same URL"

@@ -148,6 +148,12 @@ class Session:
             # Prefer the test's own database to the one of its class or module.
             self.environment.name_clone(self.in_use[max(users, key=len)], test)
 
+    @property
+    def has_databases(self) -> bool:
+        """Whether a test is running that has databases."""
+        has_own = self.environment is not None and self.environment.has_database
+        return has_own or bool(self._guard and self._guard.test)
+
     def secrets(self) -> list[str]:
         """Return the texts that reports must not show."""
         reserved = self.reserved.servers.values() if self.reserved else ()
@@ -302,9 +308,17 @@ class Session:
         leaks = self.settings.leaks is Leaks.REPORT
         self.write(report.left(ledger.steps, leaks=leaks), quiet=True)
         self.write(report.kept(ledger.steps), quiet=True)
-        named = [each.partition("=")[0] for each in self.settings.env if "{db_" in each]
-        self.write(report.unreached(ledger.steps, named), quiet=True)
+        if self._may_be_misled():
+            named = [each.partition("=")[0] for each in self.settings.env if "{db_" in each]
+            self.write(report.unreached(ledger.steps, named), quiet=True)
         self.write(report.summary(ledger, workers=len(messages)))
+
+    def _may_be_misled(self) -> bool:
+        """Return whether it matters that no test connected: some tests need no database."""
+        option = self.config.option
+        narrowed = self.config.args_source is pytest.Config.ArgsSource.ARGS
+        is_whole = not (narrowed or option.keyword or option.markexpr)
+        return is_whole or bool(self.failed)
 
     def _write_header(self, ledger: Ledger) -> None:
         """Write what was set up; with `pytest -q`, only what the user may not expect."""

@@ -176,7 +176,7 @@ def test_unit_tests_start_nothing(embedded_project: Library) -> None:
         "def test_unit():\n"
         "    assert app.URL.startswith('postgresql+asyncpg://postgres:')\n"
         "    assert 'docker' not in sys.modules\n"
-        "    with pytest.raises(Exception, match='refused'):\n"
+        "    with pytest.raises(Exception, match='No test has a database of Redis now'):\n"
         "        app.sync_cache.ping()\n",
     )
 
@@ -241,12 +241,15 @@ def test_tests_are_named_by_a_path_or_a_marker(embedded_project: Library, line: 
 
 def test_a_line_that_names_nothing_is_told(embedded_project: Library) -> None:
     """It may be misspelt."""
-    application(embedded_project, "warmstack_autouse = tests/api", tests=AUTOUSE)
+    application(embedded_project, "warmstack_autouse = test_ap.py", tests=AUTOUSE)
 
     result = embedded_project.run("test_app.py")
 
     result.stdout.fnmatch_lines(
-        ["warmstack: warmstack_autouse: tests/api is neither a path below library nor a marker"]
+        [
+            "warmstack: warmstack_autouse: test_ap.py is neither a path below library nor a marker;"
+            " did you mean test_app.py?"
+        ]
     )
 
 
@@ -527,12 +530,14 @@ def test_an_application_that_connects_when_it_is_imported(embedded_project: Libr
     early.stdout.fnmatch_lines(
         [
             "early.py:3: in <module>",
-            "*No test has a database now, but psycopg connects to it.",
+            "*No test has a database of PostgreSQL now, but psycopg connects to it.",
             "*connect when the application starts, not when it is imported",
         ]
     )
     unit.assert_outcomes(passed=1, failed=1)
-    unit.stdout.fnmatch_lines(["*test_unit.py::test_it has none", "*warmstack_autouse"])
+    unit.stdout.fnmatch_lines(
+        ["*test_unit.py::test_it has none", "*warmstack_autouse = test_unit.py, in pytest.ini*"]
+    )
 
 
 def test_a_variable_that_the_application_does_not_read(embedded_project: Library) -> None:
@@ -540,15 +545,18 @@ def test_a_variable_that_the_application_does_not_read(embedded_project: Library
     project = embedded_project
     project.configure("warmstack_env = DATABASE_URI={db_url}")
     project.write("test_app.py", "def test_it(db_url): pass\n")
+    (project.folder / "test_library.py").unlink()
 
-    result = project.run("test_app.py")
+    result = project.run()
 
     result.assert_outcomes(passed=1)
     result.stdout.fnmatch_lines(
         ["warmstack: no test has connected to its database, to which DATABASE_URI leads: *"]
     )
-    project.write("test_app.py", USES)
+    # Some tests need no database.
     project.run("test_app.py").stdout.no_fnmatch_line("*no test has connected*")
+    project.write("test_app.py", USES)
+    project.run().stdout.no_fnmatch_line("*no test has connected*")
 
 
 USES: Final = """
@@ -735,3 +743,36 @@ def test_processes_that_reconnect_at_once(kept: Library) -> None:
     result.assert_outcomes(passed=6, failed=2)
     saved = [line for line in result.outlines if "its database is saved: warmstack psql" in line]
     assert len(saved) == 2
+
+
+UNCOVERED: Final = """
+import app
+import pytest
+
+def test_covered(redis_url):
+    app.sync_cache.set("left", "1")
+
+def test_unit():
+    app.sync_cache.keys("*")
+
+async def test_async_unit():
+    await app.cache.keys("*")
+"""
+
+
+@pytest.mark.parametrize("arguments", [(), (REUSE,), ("-k", "unit")], ids=str)
+def test_a_test_that_has_no_redis_is_told(kept: Library, arguments: Sequence[str]) -> None:
+    """It never reads what another test has left, whether or not the server runs already."""
+    application(kept, tests=UNCOVERED)
+
+    result = kept.run("test_app.py", *arguments)
+
+    result.assert_outcomes(
+        passed=int("-k" not in arguments), failed=2, deselected="-k" in arguments
+    )
+    result.stdout.fnmatch_lines(
+        [
+            "*NoDatabaseYet: No test has a database of Redis now, but redis-py connects to it.",
+            "*is behind REDIS_URL, REDIS_HOST, *; test_app.py::test_unit has none",
+        ]
+    )

@@ -91,8 +91,9 @@ def test_the_variables_that_an_application_misses(monkeypatch: pytest.MonkeyPatc
 
     text = advice.missing_variables(wrapper, Settings(file="pytest.ini"))
 
-    assert text.startswith("The application reads DATABASE_URL when it is imported.")
-    assert text.endswith("write in pytest.ini:\nwarmstack_env = DATABASE_URL={db_url}")
+    assert text.startswith("The application reads DATABASE_URL when it is imported. Before that,")
+    assert "write in pytest.ini:\nwarmstack_env = DATABASE_URL={db_url}\n" in text
+    assert "as in warmstack_autouse = tests/api." in text
 
 
 def test_another_error_has_no_advice() -> None:

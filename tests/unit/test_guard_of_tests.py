@@ -220,13 +220,13 @@ def test_the_advice_begins_with_the_line_to_write(environ: pytest.MonkeyPatch) -
     )
 
 
-def test_a_variable_that_has_a_line_was_read_too_early(environ: pytest.MonkeyPatch) -> None:
+def test_a_variable_that_has_a_line_was_set_again(environ: pytest.MonkeyPatch) -> None:
     """The line is not suggested once more."""
     set_variables(environ, DATABASE_URL=URL)
     error = refusal(postgres(), file="pytest.ini", env=("DATABASE_URL={db_url}",))
 
     assert error is not None
-    assert error.todo[0].startswith("read DATABASE_URL again where the application connects")
+    assert error.todo[0].startswith("DATABASE_URL has another value than warmstack_env has set")
 
 
 @pytest.mark.parametrize(

@@ -105,7 +105,10 @@ class _Tally:
     def spare(self, name: str) -> None:
         """Say that the thing called *name* is spared, since a run uses it."""
         self.spared += 1
-        print(f"spared {name}: a run in progress uses it, or a client of its database")
+        print(
+            f"spared {name}: a run in progress uses it, or a client of its development database "
+            "(to remove it nevertheless: --force)"
+        )
 
 
 def _place(options: argparse.Namespace) -> Place:

@@ -27,6 +27,9 @@ from pytest_warmstack.servers.external import External
 from pytest_warmstack.servers.identity import Project, Service
 from pytest_warmstack.servers.model import MAINTENANCE, USER, Endpoint, NotOurs, NotReady
 
+_SHOWN: Final = (State.SAVED, State.DEVELOPMENT)
+"""The databases that `warmstack psql` is for."""
+
 _AFTER: Final = "Arguments after -- are passed on."
 
 
@@ -224,7 +227,10 @@ def _database(admin: Any, wanted: str) -> str:
     open_ = [name for name in matching if not (own := parsed[name]) or own.state != State.TEMPLATE]
     if len(open_) != 1:
         tests = {row["datname"]: sql.test_of(row["comment"]) for row in rows}
-        listed = [f"{name} ({tests[name]})" if tests[name] else name for name in names]
+        shown = matching or [
+            name for name in names if (own := parsed[name]) and own.state in _SHOWN
+        ]
+        listed = [f"{name} ({tests[name]})" if tests[name] else name for name in shown]
         raise CommandFailed.which_database(wanted=wanted, matching=matching, names=listed)
     return open_[0]
 

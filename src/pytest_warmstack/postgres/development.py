@@ -154,5 +154,6 @@ def _outdated(values: Mapping[str, Any], record: Record) -> str:
     what = f"of {before}, now of {now}" if before != now else f"of {now}"
     return (
         f"the template ({what}) has changed since the development database was made, which is kept "
-        "with its data; to replace it, add --fresh"
+        "with its data; to replace it, add --fresh; "
+        "to migrate it: warmstack run -- alembic upgrade head"
     )
