@@ -201,7 +201,8 @@ def test_variables_are_put_back(pytester: pytest.Pytester, monkeypatch: pytest.M
         "    assert url.endswith('?application_name=shop')\n    assert os.environ['SHOP'] == '1'\n"
     )
 
-    pytester.inline_run("-p", "no:cacheprovider").assertoutcome(passed=1)
+    monkeypatch.setenv("PYTEST_DISABLE_PLUGIN_AUTOLOAD", "1")
+    pytester.inline_run("-p", "warmstack", "-p", "no:cacheprovider").assertoutcome(passed=1)
 
     assert os.environ["DATABASE_URL"].startswith("postgresql+psycopg://me@prod")
     assert "SHOP" not in os.environ
