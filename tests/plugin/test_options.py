@@ -1015,7 +1015,8 @@ def beside(installed: Path, pytester: pytest.Pytester) -> Beside:
     pytester.syspathinsert(installed)
 
     def read(*arguments: str) -> tuple[bool, bool, bool]:
-        config = pytester.parseconfig(*arguments)
+        # That one imports SQLAlchemy, which can be imported once in a process.
+        config = pytester.parseconfig(*arguments, "-p", "no:pytest_alembic")
         plugins = config.pluginmanager.get_plugins()
         loaded = any(
             getattr(each, "__name__", "") == "pytest_docker_tools.plugin" for each in plugins
