@@ -33,8 +33,7 @@ SLOW = frozenset(
         # Projects and suites of all kinds.
         *("test_cases", "test_alembic_forms", "test_bad_input", "test_several_configurations"),
         *("test_search_path", "test_changed_world", "test_first_hour", "test_command_anywhere"),
-        "test_examples",
-        "test_development_database",
+        *("test_examples", "test_development_database", "test_seed_marker", "test_pytest_alembic"),
         # Faults of the machine and of servers.
         *("test_faults", "test_refusals", "test_remembered_servers", "test_lookers"),
     }

@@ -222,6 +222,7 @@ def test_two():
 """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("line", ["test_app.py", "more/", "mor*/test_?.py", "database"])
 def test_tests_are_named_by_a_path_or_a_marker(embedded_project: Library, line: str) -> None:
     """They request no fixture."""
@@ -319,6 +320,7 @@ def addresses(project: Library) -> list[tuple[int, str]]:
     return [(each.port, each.password) for each in kept]
 
 
+@pytest.mark.slow
 def test_a_kept_server_has_the_same_port_again(embedded_project: Library) -> None:
     """A GUI client knows the port; the password is new if pytest's cache was removed."""
     application(embedded_project, tests=ONE)
@@ -343,6 +345,7 @@ def test_a_server_that_has_ended_starts_again_at_its_address(project: Library) -
     assert addresses(project) == first
 
 
+@pytest.mark.slow
 def test_a_running_server_is_found_without_the_cache(project: Library) -> None:
     """Its address is asked for before the application is imported."""
     application(project, tests=ONE)
@@ -354,6 +357,7 @@ def test_a_running_server_is_found_without_the_cache(project: Library) -> None:
     assert addresses(project) == first
 
 
+@pytest.mark.slow
 def test_two_runs_at_once(embedded_project: Library) -> None:
     """Each has its own database and its own index on the same servers, warm and cold."""
     project = embedded_project
@@ -392,6 +396,7 @@ def test_it(db_url):
 """
 
 
+@pytest.mark.slow
 def test_each_process_has_its_own_redis(embedded_project: Library) -> None:
     """Its address is known when it runs, so it is started before the application is imported."""
     application(embedded_project, "warmstack_redis = per-process")
@@ -400,6 +405,7 @@ def test_each_process_has_its_own_redis(embedded_project: Library) -> None:
         embedded_project.run("test_app.py", *arguments).assert_outcomes(passed=COUNT)
 
 
+@pytest.mark.slow
 def test_external_servers(embedded_project: Library, guest: Library) -> None:
     """Their addresses are those of the URLs."""
     embedded_project.run(REUSE, "test_library.py").assert_outcomes(passed=5)
@@ -493,6 +499,7 @@ def test_the_connection_that_a_test_leaves_busy_is_reported(embedded_project: Li
     result.stdout.no_fnmatch_line("*test_idle*left*")
 
 
+@pytest.mark.slow
 def test_a_port_that_was_taken_meanwhile(embedded_project: Library) -> None:
     """The error says so, and the next run has another port."""
     project = embedded_project
@@ -568,6 +575,7 @@ async def test_it(db_dsn):
 """
 
 
+@pytest.mark.slow
 def test_what_pytest_env_sets_is_overridden(embedded_project: Library) -> None:
     """Its variables are set first."""
     project = embedded_project
@@ -578,6 +586,7 @@ def test_what_pytest_env_sets_is_overridden(embedded_project: Library) -> None:
     project.run("test_app.py", "-p", "env").assert_outcomes(passed=COUNT)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("isolation", ["clone", "class", "module", "session"])
 def test_each_isolation_leads_the_address_to_its_database(
     embedded_project: Library, isolation: str
@@ -735,6 +744,7 @@ def test_it(db_url, number):
 """
 
 
+@pytest.mark.slow
 def test_processes_that_reconnect_at_once(kept: Library) -> None:
     """Each database gets its own name again all the same, so that those of failures are saved."""
     application(kept, tests=EAGER)
@@ -761,6 +771,7 @@ async def test_async_unit():
 """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("arguments", [(), (REUSE,), ("-k", "unit")], ids=str)
 def test_a_test_that_has_no_redis_is_told(kept: Library, arguments: Sequence[str]) -> None:
     """It never reads what another test has left, whether or not the server runs already."""
