@@ -153,7 +153,7 @@ def test_runs_and_their_sweeps_leave_it_alone(project: Library) -> None:
 
 
 def test_a_changed_template_is_told_in_a_line_and_the_rows_stay(embedded_project: Library) -> None:
-    """The line names --fresh, which makes the database anew, under the same name."""
+    """The line names --fresh, which replaces the database under the same name."""
     project = embedded_project
     url = address(project)
     add_author(url, 1, "Ursula")
@@ -375,7 +375,7 @@ def test_where_each_process_has_a_redis_no_run_uses_the_one_for_development(
 
 @dataclass(frozen=True)
 class External:
-    """A PostgreSQL and a Redis that somebody else runs."""
+    """A PostgreSQL and a Redis that another team runs."""
 
     postgres: Cluster
     redis: Redis
@@ -408,7 +408,7 @@ def test_external_servers_have_one_for_each_checkout(
     urls = [address(each, **external.variables) for each in (guest, other)]
     caches = [address(each, "--redis", **external.variables) for each in (guest, other)]
     assert len({*urls, *caches}) == 4
-    # The last database is not empty, so it is nobody's.
+    # The last database is not empty, so no project owns it.
     assert [each.rpartition("/")[2] for each in caches] == ["3", "2"]
     for number, (url, cache) in enumerate(zip(urls, caches, strict=True)):
         add_author(url, number, f"Ursula {number}")

@@ -229,7 +229,7 @@ def backend(pool: Any) -> int:
     return int(process)
 
 
-def test_synchronous_engines_connect_anew(server: Cluster, pools: Pools) -> None:
+def test_synchronous_engines_connect_again(server: Cluster, pools: Pools) -> None:
     """Their pools keep a connection until the database is swapped."""
     made = engines(server)
     for each in made[:2]:
@@ -272,7 +272,7 @@ def test_a_global_engine_works_in_each_loop(
     forget(pools, server)
 
 
-def test_a_global_engine_connects_anew_in_the_same_loop(
+def test_a_global_engine_connects_again_in_the_same_loop(
     engine: AsyncEngine, server: Cluster, pools: Pools, loops: Callable[[], asyncio.Runner]
 ) -> None:
     """A loop for the whole run: between two tests it rests."""
@@ -338,7 +338,7 @@ def test_nothing_is_left_after_the_end(server: Cluster, pools: Pools) -> None:
 # Pools of drivers
 
 
-def test_a_pool_of_asyncpg_connects_anew_in_its_loop(
+def test_a_pool_of_asyncpg_connects_again_in_its_loop(
     server: Cluster, pools: Pools, loops: Callable[[], asyncio.Runner]
 ) -> None:
     """It replaces closed connections itself. It can't leave its loop."""
@@ -354,7 +354,7 @@ def test_a_pool_of_asyncpg_connects_anew_in_its_loop(
         runner.run(pool.close())
 
 
-def test_a_pool_of_psycopg_connects_anew_if_it_checks(server: Cluster, pools: Pools) -> None:
+def test_a_pool_of_psycopg_connects_again_if_it_checks(server: Cluster, pools: Pools) -> None:
     """The line that an application has to write is `check=ConnectionPool.check_connection`."""
     check = psycopg_pool.ConnectionPool.check_connection
     with psycopg_pool.ConnectionPool(dsn(server), min_size=1, open=True, check=check) as pool:
@@ -365,7 +365,7 @@ def test_a_pool_of_psycopg_connects_anew_if_it_checks(server: Cluster, pools: Po
             assert connection.execute(PID).fetchone() != before
 
 
-def test_an_asynchronous_pool_of_psycopg_connects_anew_if_it_checks(
+def test_an_asynchronous_pool_of_psycopg_connects_again_if_it_checks(
     server: Cluster, pools: Pools
 ) -> None:
     """The same line."""

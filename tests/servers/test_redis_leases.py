@@ -637,7 +637,7 @@ def test_clients_that_wait_or_listen_are_disconnected_and_told(desk: Desk) -> No
 
 
 @embedded_only
-def test_a_client_that_connects_anew_at_once_is_met_again(desk: Desk, runtime: str) -> None:
+def test_a_client_that_connects_again_at_once_is_met_again(desk: Desk, runtime: str) -> None:
     """As consumers do that go on whatever happens."""
     leases = desk.leases()
     lease = leases.acquire("one")

@@ -238,7 +238,7 @@ def test_a_database_is_not_used_after_its_lease_was_lost(
 def test_status_shows_a_server_that_refuses(
     embedded_project: Library, way: Server[Any], faults: Faults, which: str
 ) -> None:
-    """One that somebody else runs: its trouble stands in its row, and the command goes on."""
+    """One that another team runs: its trouble stands in its row, and the command goes on."""
     wanted = {b"SELECT", b"GET", b"CLIENT", b"INFO"}
     faults.begin(which, lambda number, name: number > 8 and name in wanted)
 

@@ -300,7 +300,7 @@ def test_a_clone_that_is_being_swept_is_not_taken(standing: Bench, runtime: str)
 
 
 @pytest.mark.parametrize("runtime", [RuntimeName.EMBEDDED], indirect=True)
-def test_a_sweep_spares_the_clone_of_one_who_connects_anew(
+def test_a_sweep_spares_the_clone_of_one_who_connects_again(
     standing: Bench, runtime: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """For a moment nobody holds its lock; then its owner does again, and keeps it."""

@@ -57,7 +57,7 @@ def test_revisions_that_the_user_has_applied_are_no_change(version: str, *, expe
     assert is_current(record("a", "b"), record("a", "b", "c"), version) is expected
 
 
-def test_a_comment_that_somebody_else_wrote_says_nothing() -> None:
+def test_a_comment_of_another_tool_says_nothing() -> None:
     """It is no reason to fail."""
     assert sql.read_development("a note of mine") == {}
     assert sql.read_development("7") == {}

@@ -505,7 +505,7 @@ def test_a_branch_with_fewer_revisions_gets_a_template_of_its_own() -> None:
     assert Steps.applied == []
 
 
-def test_a_build_anew_is_built_once_for_all_processes_of_a_run() -> None:
+def test_a_rebuild_is_done_once_for_all_processes_of_a_run() -> None:
     """Its own templates will do, earlier ones will not."""
     server, shop = Server(), shop_of(3)
     first = run(server, shop)
@@ -519,7 +519,7 @@ def test_a_build_anew_is_built_once_for_all_processes_of_a_run() -> None:
     assert first.name != second.name
 
 
-def test_seeds_that_are_built_anew_begin_with_the_runs_own_template() -> None:
+def test_rebuilt_seeds_begin_with_the_runs_own_template() -> None:
     """Which the next run finds as well."""
     server, shop = Server(), shop_of(3)
     names = []
