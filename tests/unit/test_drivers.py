@@ -253,6 +253,18 @@ def wrapped() -> list[str]:
 MARK: Final = "_warmstack_wraps"
 
 
+@pytest.fixture
+def alone() -> Iterator[None]:
+    """No other observer: the run of these tests has a guard if it has used a server already."""
+    outer = drivers._observers
+    for each in outer:
+        drivers.uninstall(each)
+    yield
+    for each in outer:
+        drivers.install(each)
+
+
+@pytest.mark.usefixtures("alone")
 def test_everything_is_put_back_after_the_last_one() -> None:
     """Two sessions in one process may overlap in any order."""
     before = list(sys.meta_path)
