@@ -45,7 +45,8 @@ def of_testcontainers() -> Iterator[tuple[str, int]]:
     There are none if the engine doesn't answer.
     """
     # A test may block sockets with an exception of its own.
-    with suppress(DockerException, HTTPError, OSError, RuntimeError):
+    with suppress(DockerException, DockerUnavailable, HTTPError, OSError, RuntimeError):
+        _probe(find_address().url)
         docker = DockerClient(timeout=ANSWER_TIMEOUT)
         with closing(docker.client):
             label = f"{LABEL_SESSION_ID}={SESSION_ID}"
@@ -105,7 +106,7 @@ class Engine:
     def explained(self) -> Iterator[None]:
         """Turn the errors of docker-py and of the connection into errors of this package."""
         try:
-            self._probe()
+            _probe(self.address.url)
             yield
         except (DockerException, HTTPError, OSError) as error:
             raise self._explain(error, errors.LOST) from error
@@ -129,17 +130,8 @@ class Engine:
         if self.address.url.startswith("ssh://"):
             self._tunnel = Tunnel(self.address.url)
             return self._tunnel.address
-        self._probe()
+        _probe(self.address.url)
         return self.address.url
-
-    def _probe(self) -> None:
-        """Raise OSError if the engine has a socket file, and nothing listens on it.
-
-        docker-py would notice that too, but it leaves a socket open, which fails runs that turn
-        warnings into errors.
-        """
-        if self.address.url.startswith("unix://"):
-            _listening_process(self.address.url)
 
     @contextmanager
     def environment(self) -> Iterator[None]:
@@ -251,6 +243,16 @@ def _route(
     if mode is ConnectionMode.bridge_ip:
         return Route((), "", network)
     return Route((address, "") if address else ("",), host)
+
+
+def _probe(address: str) -> None:
+    """Raise OSError if *address* is that of a socket file, and nothing listens on it.
+
+    docker-py would notice that too, but it leaves a socket open, which fails runs that turn
+    warnings into errors.
+    """
+    if address.startswith("unix://"):
+        _listening_process(address)
 
 
 def _listening_process(address: str) -> int:
