@@ -428,7 +428,7 @@ def function_db_engine(
 
 
 def clone_engine(db_url: str, _warmstack_engines: Engines) -> Iterator[AsyncEngine]:
-    """An engine of the database that the tests of this class or module share."""
+    """An engine of a database that is not rolled back, such as one that tests share."""
     engine = _warmstack_engines.make(db_url)
     yield engine
     _warmstack_engines.end(engine)
@@ -473,8 +473,8 @@ def function_db_sync_engine(
 ) -> Iterator[Engine]:
     """A synchronous engine of the test's database, disposed of after the test.
 
-    It uses psycopg or psycopg2; without either, the test fails. With the isolation `class` or
-    `module` it has that scope.
+    It uses psycopg or psycopg2; without either, the test fails. With the isolation `class`,
+    `module` or `session` it has that scope.
     """
     from pytest_warmstack.postgres.engines import is_clone
 
@@ -498,7 +498,7 @@ def function_db_sync_engine(
 
 
 def clone_sync_engine(db_url: str, _warmstack_sync_engines: SyncEngines) -> Iterator[Engine]:
-    """A synchronous engine of the database that the tests of this class or module share."""
+    """A synchronous engine of a database that is not rolled back."""
     engine = _warmstack_sync_engines.make(db_url)
     yield engine
     _warmstack_sync_engines.end(engine)

@@ -9,7 +9,6 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Callable, Collection, Generator, Iterable, Iterator
-from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 from urllib.parse import unquote, urlsplit
 
@@ -117,15 +116,6 @@ class Guard(Observer):
         if self in _installed:
             _installed.remove(self)
             drivers.uninstall(self)
-
-    @contextmanager
-    def covering(self, test: str, fixtures: Collection[str] = ()) -> Generator[None]:
-        """Be on for the duration of *test*, which uses *fixtures*."""
-        self.begin(test, fixtures)
-        try:
-            yield
-        finally:
-            self.end()
 
     def begin(self, test: str, fixtures: Collection[str] = ()) -> None:
         """Be on for *test*, until `end`."""

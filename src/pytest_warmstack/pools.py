@@ -69,16 +69,18 @@ class Pools(Observer):
 
     def cut(self, is_wanted: Callable[[Target], bool], service: str) -> None:
         """Cut the connections of *service* that *is_wanted* accepts."""
-        for each in self._opened.copy().values():
-            if each.target.service == service and not each.is_cut and is_wanted(each.target):
-                each.cut()
+        for each in self._open(service, is_wanted):
+            each.cut()
 
     def open_to(self, database: str) -> list[OpenConnection]:
         """Return the connections to the PostgreSQL *database* that no one has cut."""
+        return self._open(POSTGRES, lambda target: target.database == database)
+
+    def _open(self, service: str, is_wanted: Callable[[Target], bool]) -> list[OpenConnection]:
         return [
             each
             for each in self._opened.copy().values()
-            if each.target.service == POSTGRES and each.target.database == database
+            if each.target.service == service and is_wanted(each.target)
             if not each.is_cut and each.connection is not None
         ]
 

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from contextlib import suppress
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from typing import Any
 
 import pytest
@@ -18,6 +18,16 @@ OWN_REDIS = OwnServer("redis", "localhost", 63790, external=False)
 SHARED = OwnServer("postgres", "db.example", 5432, external=True)
 SHARED_REDIS = OwnServer("redis", "cache.example", 6379, external=True, indexes=range(3, 5))
 TEST = "tests/test_orders.py::test_one"
+
+
+@contextmanager
+def covering(guard: Guard, test: str, fixtures: Sequence[str] = ()) -> Iterator[None]:
+    """Have *guard* on for *test*, which uses *fixtures*, as its hooks do."""
+    guard.begin(test, fixtures)
+    try:
+        yield
+    finally:
+        guard.end()
 
 
 def postgres(host: str = "db", port: int = 5432, database: str = "shop") -> Target:
@@ -40,7 +50,7 @@ def refusal(
     """Return how a covered test's connection is refused, or None if it is not."""
     guard = Guard(Settings(**settings), own=lambda: own)
     guard.install()
-    with guard.covering(TEST, list(fixtures)), suppress(RefusedConnection):
+    with covering(guard, TEST, list(fixtures)), suppress(RefusedConnection):
         guard.opening(target)
     guard.uninstall()
     return next(iter(guard.refused), None)
@@ -92,7 +102,7 @@ def test_the_guard_is_off_outside_of_a_covered_test() -> None:
     guard = Guard(Settings(), own=tuple)
     guard.install()
     guard.opening(postgres())
-    with pytest.raises(SystemExit), guard.covering(TEST):
+    with pytest.raises(SystemExit), covering(guard, TEST):
         raise SystemExit
     guard.opening(postgres())
     guard.uninstall()
@@ -103,11 +113,11 @@ def test_the_guard_of_a_run_inside_a_test_decides() -> None:
     """It knows the servers of its run; the outer one is back when that run ends."""
     outer, inner = (Guard(Settings(), own=tuple) for _ in range(2))
     outer.install()
-    with outer.covering(TEST):
+    with covering(outer, TEST):
         inner.install()
         outer.opening(postgres())
         inner.opening(postgres())
-        with inner.covering(TEST), pytest.raises(RefusedConnection):
+        with covering(inner, TEST), pytest.raises(RefusedConnection):
             inner.opening(postgres())
         inner.uninstall()
         with pytest.raises(RefusedConnection):
