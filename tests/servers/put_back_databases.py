@@ -244,6 +244,10 @@ class Clone:
         """Return what tells the clone from a fresh one; a *thorough* look takes longer."""
         return self.databases.differences(self, thorough=thorough)
 
+    def differences_from(self, other: Clone) -> list[Difference]:
+        """Return what tells the clone from *other*, after the same was done to both."""
+        return self.databases.differences(self, fresh=other)
+
     def dump(self) -> str:
         """Return what pg_dump writes of the clone."""
         return self.databases.dump(self.name)
@@ -437,21 +441,34 @@ class Databases:
         young = f"FILTER (WHERE t.xmin::text::bigint > {self._since})"
         return thorough, f"SELECT '{name}', (SELECT concat(count(*), {rows} {young}) FROM {name} t)"
 
-    def differences(self, clone: Clone, *, thorough: bool) -> list[Difference]:
-        """Return what tells a clone that was put back from the fresh one."""
-        if thorough not in self._states:
-            self._states[thorough] = self._state(self._fresh, thorough=thorough)
-        fresh = self._states[thorough]
-        state = self._state(clone, thorough=thorough)
-        sizes, fresh_sizes = state.pop("sizes"), dict(fresh)["sizes"]
-        grown = {
-            name: (pages, fresh_sizes.get(name))
-            for name, pages in sizes.items()
-            if pages != fresh_sizes.get(name) and not (fresh_sizes.get(name) == 0 and pages < 10)
-        }
-        found = [Difference("sizes", [], [f"{grown}"])] if grown else []
+    def differences(
+        self, clone: Clone, *, thorough: bool = False, fresh: Clone | None = None
+    ) -> list[Difference]:
+        """Return what tells a clone that was put back from a fresh one."""
+        if fresh is not None:
+            states = [self._state(fresh, thorough=False)]
+        else:
+            if thorough not in self._states:
+                self._states[thorough] = self._state(self._fresh, thorough=thorough)
+            states = [self._states[thorough]]
+        states.append(self._state(clone, thorough=thorough))
+        return self._compare(*states, used=fresh is not None)
+
+    def _compare(
+        self, fresh: dict[str, Any], state: dict[str, Any], *, used: bool
+    ) -> list[Difference]:
+        found = []
+        if not used:
+            grown = {
+                name: (pages, before)
+                for name, pages in state["sizes"].items()
+                if pages != (before := fresh["sizes"].get(name)) and not (before == 0 and pages < 10)
+            }
+            found += [Difference("sizes", [], [f"{grown}"])] if grown else []
         for name in sorted(state.keys() | fresh.keys()):
-            if name != "sizes" and state.get(name) != fresh.get(name):
+            if name == "sizes" or (used and (name.startswith("pg_") or name == "counters")):
+                continue
+            if state.get(name) != fresh.get(name):
                 lines = [(each.get(name) or "").splitlines() for each in (fresh, state)]
                 one, two = (Counter(each) for each in lines)
                 shown = [list((one - two).elements()), list((two - one).elements())]

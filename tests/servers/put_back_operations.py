@@ -242,7 +242,6 @@ _DATABASE: Final = (
     "ALTER SYSTEM SET log_min_duration_statement = '{a}min'",
 )  # fmt: skip
 
-_UNCOUNTED: Final = ("SET track_counts = off", "SET track_counts = on", "RESET track_counts")
 
 
 def _filled(*texts: str) -> st.SearchStrategy[str]:
@@ -289,7 +288,7 @@ MORE_ROWS: Final = st.lists(
         _operations(*_TEMPLATE_ROWS),
         _operations(*_TEMPLATE_ROWS, *_FIRING),
         _operations(*_CONNECTIONS),
-        _operations(*_TEMPLATE_CHANGES, *_TWO_PHASES, *_UNCOUNTED),
+        _operations(*_TEMPLATE_CHANGES, *_TWO_PHASES),
     ),
     min_size=1,
     max_size=12,
@@ -302,7 +301,7 @@ EVERYTHING: Final = st.lists(
         _operations(*_TEMPLATE_ROWS, *_FIRING, *_TEMPLATE_CHANGES),
         _operations(*_CONNECTIONS, *_TWO_PHASES),
         _operations(*_SCHEMA),
-        _operations(*_STATISTICS, *_DATABASE, *_UNCOUNTED),
+        _operations(*_STATISTICS, *_DATABASE),
     ),
     min_size=1,
     max_size=8,

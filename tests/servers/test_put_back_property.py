@@ -49,7 +49,7 @@ def databases(standing: Bench, background: BackgroundLoop) -> Iterator[Databases
 
 
 @examples(150)
-@given(rounds=st.lists(MORE_ROWS, min_size=1, max_size=3))
+@given(rounds=st.lists(st.one_of(ROWS, MORE_ROWS, MORE_ROWS, EVERYTHING), min_size=1, max_size=3))
 def test_what_is_put_back_is_like_a_fresh_clone(
     databases: Databases, rounds: Sequence[Sequence[Operation]]
 ) -> None:
@@ -66,3 +66,34 @@ def test_what_is_put_back_is_like_a_fresh_clone(
                 return
             event("put back")
             assert clone.differences(thorough=bool(EXAMPLES)) == []
+
+
+@examples(50, share=3)
+@given(
+    rounds=st.lists(st.one_of(ROWS, MORE_ROWS), min_size=1, max_size=3),
+    times=st.sampled_from((1, 1, 30)),
+    operations=st.one_of(ROWS, MORE_ROWS),
+)
+def test_the_next_test_gets_the_answers_that_it_gets_in_a_fresh_clone(
+    databases: Databases,
+    rounds: Sequence[Sequence[Operation]],
+    times: int,
+    operations: Sequence[Operation],
+) -> None:
+    """Rows, their order, keys, errors and plans are the same in both."""
+    with databases.clone() as clone, databases.clone() as fresh:
+        for before in [*rounds] * times:
+            answers = clone.run(before)
+            for operation, answer in zip(before, answers, strict=False):
+                note(f"before: {operation.connection}: {operation.text}\n   {answer[:200]}")
+            try:
+                clone.put_back()
+            except (NotPutBack, StatementRefused):
+                return
+        event("put back")
+        answers = clone.run(operations)
+        expected = fresh.run(operations)
+        for operation, answer in zip(operations, expected, strict=False):
+            note(f"{operation.connection}: {operation.text}\n   {answer[:200]}")
+        assert answers == expected
+        assert clone.differences_from(fresh) == []
