@@ -195,15 +195,22 @@ def redis_sync_client(redis_url: str) -> Iterator[SyncRedis]:
 
 def _clone(request: pytest.FixtureRequest, _warmstack_postgres: Environment) -> Iterator[Clone]:
     """A migrated database for as long as the fixture's scope lasts."""
+    yield from _own_clone(request, _warmstack_postgres)
+
+
+def _own_clone(
+    request: pytest.FixtureRequest, environment: Environment, *, fresh: bool = False
+) -> Iterator[Clone]:
+    """Yield a migrated database; a *fresh* one was never used before."""
     node = request.node
     key = result_or_fail(lambda: key_of(request))
-    clone = result_or_fail(lambda: _warmstack_postgres.take_clone(key))
+    clone = result_or_fail(lambda: environment.take_clone(key, fresh=fresh))
     own = session_of(request.config)
     own.in_use[node.nodeid] = clone
     yield clone
     own.in_use.pop(node.nodeid, None)
     failed = _failed(own, request, key, "db_url")
-    _warmstack_postgres.give_back(clone, key, _label(node), failed=failed)
+    environment.give_back(clone, key, _label(node), failed=failed, again=not fresh)
 
 
 def key_of(request: pytest.FixtureRequest) -> TemplateKey:
@@ -258,11 +265,13 @@ def function_db_url(
 
     With the isolation `class`, `module` or `session`, the tests of a class, a module or this
     process share it, and the fixture has that scope. With `rollback`, all tests share it, and each
-    one is rolled back.
+    one is rolled back. With `clone`, it may be one that another test had, put back as it was at
+    first; with `fresh-clone`, it never is.
     """
     isolation = _isolation(request, _warmstack_postgres)
-    if isolation == "clone":
-        for clone in _clone(request, _warmstack_postgres):
+    if isolation in {"clone", "fresh-clone"}:
+        fresh = isolation == "fresh-clone"
+        for clone in _own_clone(request, _warmstack_postgres, fresh=fresh):
             yield clone.url
     elif isolation == "rollback":
         yield from _shared_url(request, _warmstack_postgres)
