@@ -15,7 +15,7 @@ from projects import Bench, until
 from pytest_warmstack.background import BackgroundLoop
 from pytest_warmstack.postgres.connections import Connection
 from pytest_warmstack.postgres.put_back import MARK, Baseline, Mark, put_back
-from pytest_warmstack.servers.model import USER, Server
+from pytest_warmstack.servers.model import MAINTENANCE, USER, Server
 
 TEMPLATE: Final = r"""
 CREATE TYPE mood AS ENUM ('sad', 'ok', 'happy');
@@ -198,10 +198,11 @@ class Difference(NamedTuple):
 class Clone:
     """A clone of the template that tests use one after the other."""
 
-    def __init__(self, databases: Databases, name: str) -> None:
+    def __init__(self, databases: Databases, name: str, mark: Mark, oid: int) -> None:
         self.databases = databases
         self.name = name
-        self.mark: Mark | None = None
+        self.mark = mark
+        self.oid = oid
 
     def connect(self) -> psycopg.Connection[Any]:
         """Return a connection as tests have it."""
@@ -223,7 +224,9 @@ class Clone:
                 if text == CLOSE:
                     connections.pop(number).close()
                     continue
-                answers.append(_answer(connections[number], text, data, strict))
+                named = text.replace("{database}", self.name)
+                answer = _answer(connections[number], named, data, strict)
+                answers.append(answer.replace(self.name, "{database}"))
         finally:
             for connection in connections.values():
                 connection.close()
@@ -235,9 +238,9 @@ class Clone:
         self.databases.background.call(self._put_back)
 
     async def _put_back(self) -> None:
-        assert self.mark is not None
-        async with self.databases.connection(self.name) as connection:
-            self.mark = await put_back(connection, self.databases.baseline, self.mark)
+        databases = self.databases
+        async with databases.connection(self.name) as inside, databases.connection() as outside:
+            self.mark = await put_back(inside, outside, self.oid, databases.baseline, self.mark)
 
 
     def differences(self, *, thorough: bool = False) -> list[Difference]:
@@ -300,14 +303,14 @@ class Databases:
         self._queries = self._make_queries()
         self._states: dict[bool, dict[str, Any]] = {}
         used = self._copy()
-        self.baseline: Baseline = background.call(self._read_baseline, used.name)
+        self.baseline: Baseline = background.call(self._read_baseline, used)
         used.drop()
 
-    async def _read_baseline(self, name: str) -> Baseline:
-        async with self.connection(name) as connection:
-            return await Baseline.read(connection)
+    async def _read_baseline(self, clone: Clone) -> Baseline:
+        async with self.connection(clone.name) as connection:
+            return await Baseline.read(connection, clone.oid)
 
-    def connection(self, name: str) -> Connection:
+    def connection(self, name: str = MAINTENANCE) -> Connection:
         """Return a connection of the plugin."""
         return Connection(self._server.endpoint, name)
 
@@ -337,10 +340,6 @@ class Databases:
         """Yield a new clone."""
         clone = self._copy()
         try:
-            query = MARK.replace("$1", "%s")
-            row = self._admin.execute(query, [clone.name]).fetchone()
-            assert row is not None
-            clone.mark = Mark(*row[:3])
             yield clone
         finally:
             clone.drop()
@@ -349,7 +348,8 @@ class Databases:
         self._count += 1
         name = f"exact_{self._count}"
         self._admin.execute(f"CREATE DATABASE {name} TEMPLATE exact STRATEGY FILE_COPY")
-        return Clone(self, name)
+        ((*mark, oid),) = self._admin.execute(MARK.replace("$1", "%s"), [name]).fetchall()
+        return Clone(self, name, Mark(*mark), oid)
 
     def drop(self, name: str) -> None:
         """Drop a database, and what blocks that."""

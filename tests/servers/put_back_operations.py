@@ -121,8 +121,8 @@ _TRANSACTIONS: Final = (
 )  # fmt: skip
 
 _TWO_PHASES: Final = (
-    "PREPARE TRANSACTION 'p{c}'", "COMMIT PREPARED 'p{c}'", "ROLLBACK PREPARED 'p{c}'",
-    "PREPARE TRANSACTION 'p{c}'; COMMIT PREPARED 'p{c}'",
+    "PREPARE TRANSACTION '{database}'", "COMMIT PREPARED '{database}'",
+    "ROLLBACK PREPARED '{database}'",
 )  # fmt: skip
 
 _CONNECTIONS: Final = (
@@ -234,11 +234,14 @@ _STATISTICS: Final = (
 )  # fmt: skip
 
 _DATABASE: Final = (
-    "DO $$ BEGIN EXECUTE format('ALTER DATABASE %I {x}', current_database()); END $$",
-    "DO $$ BEGIN EXECUTE format('GRANT CREATE ON DATABASE %I TO exact_role', current_database()); END $$",
-    "DO $$ BEGIN EXECUTE format('COMMENT ON DATABASE %I IS ''x{a}''', current_database()); END $$",
-    "DO $$ BEGIN EXECUTE format('ALTER ROLE exact_role IN DATABASE %I SET work_mem = ''{a}MB''',"
-    " current_database()); END $$",
+    "ALTER DATABASE {database} SET work_mem = '5MB'",
+    "ALTER DATABASE {database} SET search_path = other, public",
+    "ALTER DATABASE {database} SET track_counts = off",
+    "ALTER DATABASE {database} CONNECTION LIMIT 77",
+    "ALTER DATABASE {database} OWNER TO exact_role",
+    "GRANT CREATE ON DATABASE {database} TO exact_role",
+    "COMMENT ON DATABASE {database} IS 'x{a}'",
+    "ALTER ROLE exact_role IN DATABASE {database} SET work_mem = '{a}MB'",
     "ALTER SYSTEM SET log_min_duration_statement = '{a}min'",
 )  # fmt: skip
 
@@ -248,7 +251,7 @@ def _filled(*texts: str) -> st.SearchStrategy[str]:
     """Return a strategy for statements with small numbers, of which many collide."""
 
     def fill(text: str, n: int, a: int, b: int) -> str:
-        values = {"n": n, "a": a, "b": b, "c": b % 2, "x": _PROPERTIES[a % len(_PROPERTIES)]}
+        values = {"n": n, "a": a, "b": b}
         for name, value in values.items():
             text = text.replace(f"{{{name}}}", str(value))
         return text
@@ -260,12 +263,6 @@ def _filled(*texts: str) -> st.SearchStrategy[str]:
         st.integers(1, 9),
         st.integers(1, 5),
     )
-
-
-_PROPERTIES: Final = (
-    "SET work_mem = ''5MB''", "SET search_path = other, public", "CONNECTION LIMIT 77",
-    "OWNER TO exact_role", "SET track_counts = off",
-)  # fmt: skip
 
 
 def _operations(*texts: str) -> st.SearchStrategy[Operation]:

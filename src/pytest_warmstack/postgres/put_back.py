@@ -25,7 +25,9 @@ _MAX_TOAST: Final = 64
 
 _MARK: Final = (
     "SELECT pg_snapshot_xmax(pg_current_snapshot())::text::int8 AS xid,"
-    " pg_stat_get_db_stat_reset_time(d.oid) AS reset, pg_postmaster_start_time() AS started"
+    " pg_stat_get_db_stat_reset_time(d.oid) AS reset,"
+    # After a crash PostgreSQL discards all statistics, though its first process lives on.
+    " concat(pg_postmaster_start_time(), pg_stat_get_bgwriter_stat_reset_time()) AS started"
 )
 
 MARK: Final = f"{_MARK}, d.oid FROM pg_database d WHERE datname = $1"
