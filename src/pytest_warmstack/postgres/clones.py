@@ -415,7 +415,7 @@ class CloneFactory:
         self._stopped = False
         self.puts_back = databases.may_put_back
         self._baseline: Baseline | None = None
-        self._reading = asyncio.Lock()
+        self._turn = asyncio.Lock()
         self._marks: dict[int, Mark] = {}
         self._used: set[int] = set()
 
@@ -636,13 +636,14 @@ class CloneFactory:
     async def _undo(self, clone: Clone) -> str:
         """Undo what was done to *clone*; return why that can't be done, or "" if it was."""
         assert self._baseline is not None  # noqa: S101 - read for the first clone
-        inside = Connection(self._databases.endpoint, str(clone.name))
         try:
-            async with inside:
-                self._marks[clone.oid] = await put_back(
-                    inside, self._dropper, clone.oid, self._baseline, self._marks[clone.oid]
-                )
-            await self._wait_until_unused(clone)
+            # One at a time: it takes one connection more.
+            async with self._turn:
+                async with Connection(self._databases.endpoint, str(clone.name)) as inside:
+                    self._marks[clone.oid] = await put_back(
+                        inside, self._dropper, clone.oid, self._baseline, self._marks[clone.oid]
+                    )
+                await self._wait_until_unused(clone)
         except NotPutBack as error:
             return str(error)
         except (StatementRefused, ConnectionLost) as error:
@@ -651,7 +652,7 @@ class CloneFactory:
         return ""
 
     async def _read_baseline(self, clone: Clone) -> None:
-        async with self._reading:
+        async with self._turn:
             if self._baseline is None:
                 async with Connection(self._databases.endpoint, str(clone.name)) as inside:
                     baseline = await Baseline.read(inside, clone.oid)
