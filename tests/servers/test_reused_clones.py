@@ -87,6 +87,20 @@ async def test_that_rolls_back(db_session, number):
     await db_session.rollback()
 """
 
+AT_ADDRESS = """
+import os
+
+from sqlalchemy.ext.asyncio import AsyncSession, create_async_engine
+
+engine = create_async_engine(os.environ["LIBRARY_URL"], connect_args={"ssl": False})
+
+@pytest.mark.warmstack
+@pytest.mark.parametrize("number", range(30))
+async def test_that_adds_an_author(number):
+    async with AsyncSession(engine) as session:
+        await add(session)
+"""
+
 FRESH = """
 @pytest.mark.parametrize("number", range(8))
 async def test_with_any(db_session, number):
@@ -155,6 +169,16 @@ def test_what_was_rolled_back_needs_no_new_database(kept: Library) -> None:
     text = run(kept, ROLLED_BACK, passed=12)
 
     assert len(set(oids(kept))) <= 5
+    assert "replaced" not in text
+
+
+def test_databases_at_an_exported_address_are_put_back(kept: Library) -> None:
+    """Under the name that the application has read, one after the other."""
+    kept.configure("warmstack_env = LIBRARY_URL={db_url}")
+
+    text = run(kept, AT_ADDRESS, passed=30)
+
+    assert len(set(oids(kept))) <= 6
     assert "replaced" not in text
 
 
