@@ -57,7 +57,8 @@ CREATE TABLE spread (id bigserial, n integer, PRIMARY KEY (id)) PARTITION BY HAS
 CREATE TABLE spread_0 PARTITION OF spread FOR VALUES WITH (MODULUS 2, REMAINDER 0);
 CREATE TABLE spread_1 PARTITION OF spread FOR VALUES WITH (MODULUS 2, REMAINDER 1);
 CREATE TABLE egg (id integer PRIMARY KEY, hen_id integer);
-CREATE TABLE hen (id integer PRIMARY KEY, egg_id integer REFERENCES egg DEFERRABLE INITIALLY DEFERRED);
+CREATE TABLE hen (id integer PRIMARY KEY, egg_id integer);
+ALTER TABLE hen ADD FOREIGN KEY (egg_id) REFERENCES egg DEFERRABLE INITIALLY DEFERRED;
 ALTER TABLE egg ADD FOREIGN KEY (hen_id) REFERENCES hen DEFERRABLE INITIALLY DEFERRED;
 CREATE TABLE tree (id serial PRIMARY KEY, parent_id integer REFERENCES tree ON DELETE RESTRICT);
 CREATE TABLE secret (id serial, owner text);
@@ -97,7 +98,8 @@ CREATE TABLE city (
     near_id integer REFERENCES city ON DELETE SET NULL, note text
 );
 CREATE INDEX ON city (country);
-INSERT INTO city (country, near_id) SELECT 'c' || 1 + i % 5, nullif(i - 1, 0) FROM generate_series(1, 30) i;
+INSERT INTO city (country, near_id)
+    SELECT 'c' || 1 + i % 5, nullif(i - 1, 0) FROM generate_series(1, 30) i;
 CREATE TABLE large (id serial PRIMARY KEY, n integer, note text);
 CREATE INDEX ON large (n);
 INSERT INTO large (n, note) SELECT i % 100, repeat('x', 30) FROM generate_series(1, 2000) i;
@@ -233,15 +235,16 @@ class Clone:
             self.databases.wait_until_unused(self.name)
         return answers
 
-    def put_back(self) -> None:
-        """Put the clone back as the plugin does it; raises `NotPutBack`."""
-        self.databases.background.call(self._put_back)
+    def put_back(self, baseline: Baseline | None = None) -> None:
+        """Put the clone back as the plugin does it; raises `NotPutBack` and `StatementRefused`."""
+        databases = self.databases
+        databases.background.call(self._put_back, baseline or databases.baseline)
+        databases.wait_until_unused(self.name)
 
-    async def _put_back(self) -> None:
+    async def _put_back(self, baseline: Baseline) -> None:
         databases = self.databases
         async with databases.connection(self.name) as inside, databases.connection() as outside:
-            self.mark = await put_back(inside, outside, self.oid, databases.baseline, self.mark)
-
+            self.mark = await put_back(inside, outside, self.oid, baseline, self.mark)
 
     def differences(self, *, thorough: bool = False) -> list[Difference]:
         """Return what tells the clone from a fresh one; a *thorough* look takes longer."""
@@ -291,7 +294,7 @@ class Databases:
         self._bench = bench
         self._server = server
         self._count = 0
-        self._admin = self.connect("postgres")
+        self._admin = self.connect(MAINTENANCE)
         self._admin.execute("CREATE ROLE exact_role")
         self._admin.execute("CREATE DATABASE exact")
         with self.connect("exact") as connection:
@@ -303,8 +306,14 @@ class Databases:
         self._queries = self._make_queries()
         self._states: dict[bool, dict[str, Any]] = {}
         used = self._copy()
-        self.baseline: Baseline = background.call(self._read_baseline, used)
+        self.baseline = self.read_baseline(used)
         used.drop()
+
+    def read_baseline(self, clone: Clone) -> Baseline:
+        """Return what each clone has, as this one has it."""
+        baseline: Baseline = self.background.call(self._read_baseline, clone)
+        self.wait_until_unused(clone.name)
+        return baseline
 
     async def _read_baseline(self, clone: Clone) -> Baseline:
         async with self.connection(clone.name) as connection:
@@ -329,9 +338,9 @@ class Databases:
 
     def close(self) -> None:
         """Drop everything."""
+        self.reset()
         self._fresh.drop()
         self.drop("exact")
-        self._admin.execute("ALTER SYSTEM RESET ALL")
         self._admin.execute("DROP ROLE exact_role")
         self._admin.close()
 
@@ -343,6 +352,18 @@ class Databases:
             yield clone
         finally:
             clone.drop()
+
+    def reset(self) -> None:
+        """Undo what was done to the server itself."""
+        self._admin.execute("ALTER SYSTEM RESET ALL")
+        self._admin.execute("ALTER ROLE exact_role RESET ALL")
+
+    def is_back(self) -> bool:
+        """Tell whether the server answers, after a crash."""
+        self._admin.close()
+        with suppress(psycopg.OperationalError):
+            self._admin = self.connect(MAINTENANCE)
+        return not self._admin.closed
 
     def _copy(self) -> Clone:
         self._count += 1
@@ -357,8 +378,8 @@ class Databases:
             "SELECT gid FROM pg_prepared_xacts WHERE database = %s", [name]
         ).fetchall()
         subscribed = self._admin.execute(
-            "SELECT FROM pg_subscription JOIN pg_database d ON d.oid = subdbid"
-            " WHERE datname = %s", [name]
+            "SELECT FROM pg_subscription JOIN pg_database d ON d.oid = subdbid WHERE datname = %s",
+            [name],
         ).fetchall()
         if prepared or subscribed:
             self._admin.execute(f"ALTER DATABASE {name} CONNECTION LIMIT -1")
@@ -462,7 +483,8 @@ class Databases:
             grown = {
                 name: (pages, before)
                 for name, pages in state["sizes"].items()
-                if pages != (before := fresh["sizes"].get(name)) and not (before == 0 and pages < 10)
+                if pages != (before := fresh["sizes"].get(name))
+                and not (before == 0 and pages < 10)
             }
             found += [Difference("sizes", [], [f"{grown}"])] if grown else []
         for name in sorted(state.keys() | fresh.keys()):

@@ -9,8 +9,8 @@ from hypothesis import strategies as st
 from put_back_databases import CLOSE, Operation
 
 _TEMPLATE_EMPTY: Final = (
-    "INSERT INTO plain (name, mood, amount, tags, spot, document) SELECT 'n' || {a} * i, 'happy', i,"
-    " ARRAY['t' || i % 3], ROW(i, 'y')::pair, jsonb_build_object('i', i)"
+    "INSERT INTO plain (name, mood, amount, tags, spot, document) SELECT 'n' || {a} * i, 'happy',"
+    " i, ARRAY['t' || i % 3], ROW(i, 'y')::pair, jsonb_build_object('i', i)"
     " FROM generate_series(1, {n}) i ON CONFLICT DO NOTHING",
     "INSERT INTO plain (name) VALUES ('n{a}')",
     "INSERT INTO plain (name) VALUES ('n{a}') ON CONFLICT (name) DO UPDATE SET mood = 'sad'",
@@ -21,7 +21,8 @@ _TEMPLATE_EMPTY: Final = (
     "DELETE FROM plain WHERE id % {b} = 0",
     "SELECT name, mood FROM plain ORDER BY id LIMIT {b} FOR UPDATE",
     "MERGE INTO plain USING (VALUES ('n{a}'), ('m{b}')) AS new (name) ON plain.name = new.name"
-    " WHEN MATCHED THEN UPDATE SET amount = {b} WHEN NOT MATCHED THEN INSERT (name) VALUES (new.name)",
+    " WHEN MATCHED THEN UPDATE SET amount = {b}"
+    " WHEN NOT MATCHED THEN INSERT (name) VALUES (new.name)",
     "INSERT INTO other.numbered (n, plain_id) SELECT i, (SELECT max(id) FROM plain)"
     " FROM generate_series(1, {n}) i",
     "UPDATE other.numbered SET n = {a}",
@@ -225,7 +226,8 @@ _SCHEMA: Final = (
 
 _STATISTICS: Final = (
     "ANALYZE", "ANALYZE plain", "ANALYZE country", "ANALYZE log", "ANALYZE pg_class",
-    "VACUUM", "VACUUM plain", "VACUUM (FREEZE) country", "VACUUM FULL plain", "VACUUM FULL pg_class",
+    "VACUUM", "VACUUM plain", "VACUUM (FREEZE) country", "VACUUM FULL plain",
+    "VACUUM FULL pg_class",
     "VACUUM (ANALYZE) large", "CHECKPOINT",
     "SELECT pg_stat_reset()", "SELECT pg_stat_reset_single_table_counters('plain'::regclass)",
     "SELECT pg_stat_reset_single_table_counters('country'::regclass)",
@@ -244,7 +246,6 @@ _DATABASE: Final = (
     "ALTER ROLE exact_role IN DATABASE {database} SET work_mem = '{a}MB'",
     "ALTER SYSTEM SET log_min_duration_statement = '{a}min'",
 )  # fmt: skip
-
 
 
 def _filled(*texts: str) -> st.SearchStrategy[str]:
@@ -273,7 +274,11 @@ _PLAIN: Final = st.one_of(
     *[_operations(*_TEMPLATE_EMPTY)] * 4,
     _operations(*_SEQUENCES),
     _operations(*_TRANSACTIONS),
-    st.builds(lambda number, copy: copy._replace(connection=number), st.integers(0, 2), st.sampled_from(_COPIES)),
+    st.builds(
+        lambda number, copy: copy._replace(connection=number),
+        st.integers(0, 2),
+        st.sampled_from(_COPIES),
+    ),
 )
 
 ROWS: Final = st.lists(_PLAIN, min_size=1, max_size=12)

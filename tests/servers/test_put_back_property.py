@@ -14,7 +14,7 @@ from hypothesis import HealthCheck, Phase, event, given, note, settings
 from hypothesis import strategies as st
 
 from projects import Bench
-from put_back_databases import Databases, Difference, Operation
+from put_back_databases import Databases, Operation
 from put_back_operations import EVERYTHING, MORE_ROWS, ROWS
 from pytest_warmstack.background import BackgroundLoop
 from pytest_warmstack.options import RuntimeName

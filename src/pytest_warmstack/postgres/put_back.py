@@ -90,7 +90,8 @@ not counted. *is_new* finds relations that were made or altered where nothing wa
 
 _RELATIONS: Final = (
     "SELECT c.oid, c.relkind::text AS kind, format('%I.%I', n.nspname, c.relname) AS name,"
-    " coalesce(i.indrelid, c.oid) AS owner, c.relpages, c.reltuples, c.relallvisible,"
+    " coalesce(i.indrelid, c.oid) AS of, c.reltoastrelid AS toast,"
+    " c.relpages, c.reltuples, c.relallvisible,"
     " CASE WHEN c.relkind IN ('r', 't') THEN pg_relation_size(c.oid) ELSE 0 END AS bytes,"
     " EXISTS (SELECT FROM pg_constraint f WHERE f.confrelid = c.oid AND f.conrelid <> c.oid"
     " AND f.contype = 'f') AS is_referenced,"
@@ -99,7 +100,7 @@ _RELATIONS: Final = (
     " AS is_firing"
     " FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace"
     " LEFT JOIN pg_index i ON i.indexrelid = c.oid"
-    " WHERE c.relkind IN ('r', 'S', 't', 'i') AND c.oid >= 16384"
+    " WHERE c.relkind IN ('r', 'm', 'S', 't', 'i') AND c.oid >= 16384"
 )
 
 _SERVER: Final = (
@@ -150,6 +151,14 @@ class Table(NamedTuple):
     is_firing: bool
 
 
+class Toast(NamedTuple):
+    """The TOAST table of the table *owner*."""
+
+    name: str
+    bytes: int
+    owner: int
+
+
 class Statistics(NamedTuple):
     """What the planner knows of a table, an index or a TOAST table."""
 
@@ -162,14 +171,14 @@ class Statistics(NamedTuple):
 class Baseline(NamedTuple):
     """What every new clone of a template has.
 
-    *sequences* are the statements that restore them; *toast* are the names of TOAST tables and
-    their bytes; *statistics* are those of a table and its indexes. All by oid, which is the same in
-    every clone. *refusal* says why no clone can be put back, or is empty.
+    *sequences* are the statements that restore them; *statistics* are those of a table, of its
+    TOAST table and of the indexes of both. All by oid, which is the same in every clone. *refusal*
+    says why no clone can be put back, or is empty.
     """
 
     tables: Mapping[int, Table]
     sequences: Mapping[int, str]
-    toast: Mapping[int, tuple[str, int]]
+    toast: Mapping[int, Toast]
     statistics: Mapping[int, Sequence[Statistics]]
     properties: str
     refusal: str
@@ -187,10 +196,11 @@ class Baseline(NamedTuple):
         counted = await _count(
             connection, {oid: name for oid, name in names["r"].items() if oid in small}
         )
+        owners = {row["toast"]: row["oid"] for row in rows}
         statistics: dict[int, list[Statistics]] = {}
         for row in rows:
             known = Statistics(*(row[name] for name in Statistics._fields))
-            statistics.setdefault(row["owner"], []).append(known)
+            statistics.setdefault(owners.get(row["of"], row["of"]), []).append(known)
         return cls(
             {
                 row["oid"]: _table(row, block, counted.get(row["oid"]))
@@ -198,7 +208,11 @@ class Baseline(NamedTuple):
                 if row["kind"] == "r"
             },
             await _restored(connection, names["S"]),
-            {row["oid"]: (row["name"], row["bytes"]) for row in rows if row["kind"] == "t"},
+            {
+                row["oid"]: Toast(row["name"], row["bytes"], owners[row["oid"]])
+                for row in rows
+                if row["kind"] == "t"
+            },
             statistics,
             state["properties"],
             "has an event trigger for logins"
@@ -246,12 +260,17 @@ async def _restored(connection: Runs, sequences: Mapping[int, str]) -> dict[int,
 
 
 class _Undo:
-    """What undoes the changes of a test: statements, and what to vacuum and to count after them."""
+    """What undoes the changes of a test.
+
+    These are *statements*, names of tables to vacuum after them, tables to count, and tables whose
+    statistics have to be restored then.
+    """
 
     def __init__(self) -> None:
         self.statements: list[str] = []
-        self.vacuumed: dict[int, str] = {}
+        self.vacuumed: list[str] = []
         self.counted: dict[int, Table] = {}
+        self.restored: set[int] = set()
 
 
 async def put_back(inside: Runs, outside: Runs, oid: int, baseline: Baseline, mark: Mark) -> Mark:
@@ -278,8 +297,8 @@ async def put_back(inside: Runs, outside: Runs, oid: int, baseline: Baseline, ma
         if counted[each] != table.rows:
             raise NotPutBack(f"changed rows of the template in {table.name}")
     if undo.vacuumed:
-        await inside.execute(f"{_VACUUM} {', '.join(undo.vacuumed.values())}")
-    restoring = _restoring(baseline, undo.vacuumed)
+        await inside.execute(f"{_VACUUM} {', '.join(undo.vacuumed)}")
+    restoring = _restoring(baseline, undo.restored)
     await inside.execute("; ".join([*restoring, "SELECT pg_stat_reset()"]))
     (row,) = await outside.fetch(_MARK_AGAIN, oid)
     if row["reset"] == mark.reset:
@@ -288,11 +307,11 @@ async def put_back(inside: Runs, outside: Runs, oid: int, baseline: Baseline, ma
     return Mark(*row)
 
 
-def _restoring(baseline: Baseline, vacuumed: Iterable[int]) -> Iterator[str]:
-    """Return the statement that restores what the planner knows of the *vacuumed* tables."""
+def _restoring(baseline: Baseline, tables: Iterable[int]) -> Iterator[str]:
+    """Return the statement that restores what the planner knows of *tables*."""
     values = [
         f"({each.oid}, {each.relpages}, {each.reltuples}, {each.relallvisible})"
-        for oid in vacuumed
+        for oid in tables
         for each in baseline.statistics[oid]
     ]
     if values:
@@ -313,9 +332,10 @@ def _undo(baseline: Baseline, xid: str, changed: Sequence[Any]) -> _Undo:
         if oid in baseline.sequences:
             undo.statements.append(baseline.sequences[oid])
         elif oid in baseline.toast:
-            name, size = baseline.toast[oid]
-            if row["bytes"] > size:
-                undo.vacuumed[oid] = name
+            toast = baseline.toast[oid]
+            if row["bytes"] > toast.bytes:
+                undo.vacuumed.append(toast.name)
+                undo.restored.add(toast.owner)
         elif _is_touched(table := baseline.tables[oid], row):
             if table.is_firing:
                 raise NotPutBack(
@@ -325,6 +345,7 @@ def _undo(baseline: Baseline, xid: str, changed: Sequence[Any]) -> _Undo:
                 _delete(undo, oid, table, xid, row)
             elif table.may_truncate:
                 truncated.append(table.name)
+                undo.restored.add(oid)
             else:
                 raise NotPutBack(f"inserted many rows into {table.name}")
     if truncated:
@@ -351,7 +372,8 @@ def _delete(undo: _Undo, oid: int, table: Table, xid: str, row: Any) -> None:
             # A row that was changed has another transaction, and was deleted too.
             undo.counted[oid] = table
     if table.rows is not None:
-        undo.vacuumed[oid] = table.name
+        undo.vacuumed.append(table.name)
+        undo.restored.add(oid)
 
 
 def _check_state(baseline: Baseline, mark: Mark, rows: Sequence[Any]) -> None:
