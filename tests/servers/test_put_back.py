@@ -108,7 +108,7 @@ REPLACED: Final = {
     "CREATE FUNCTION made() RETURNS integer LANGUAGE sql AS 'SELECT 1'": "pg_proc",
     "CREATE TYPE made AS ENUM ('a')": "the schema (pg_depend, pg_enum",
     "CREATE INDEX ON plain (amount)": "pg_index",
-    "CREATE EXTENSION vector": "the schema (pg_aggregate, pg_am",
+    "DROP EXTENSION plpgsql CASCADE": "the schema (pg_depend",
     "ALTER TABLE plain RENAME TO renamed": "the schema (pg_class",
     "ALTER SEQUENCE free RESTART": "the schema (free",
     "ALTER SEQUENCE free INCREMENT 7": "pg_sequence",

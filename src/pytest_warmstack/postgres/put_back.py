@@ -104,10 +104,11 @@ _RELATIONS: Final = (
 )
 
 _SERVER: Final = (
-    "SELECT current_setting('block_size')::int, current_setting('track_counts') = 'on',"
+    "SELECT current_setting('server_version_num')::int / 10000,"
+    " current_setting('block_size')::int, current_setting('track_counts') = 'on',"
     " (SELECT count(*) FROM pg_event_trigger WHERE evtevent = 'login' AND evtenabled <> 'D')"
 )
-"""The bytes of a page, whether changes are counted, and how many triggers fire for the plugin."""
+"""Version, bytes of a page, whether changes are counted, how many triggers fire for the plugin."""
 
 
 class Runs(Protocol):
@@ -172,21 +173,23 @@ class Baseline(NamedTuple):
     """What every new clone of a template has.
 
     *sequences* are the statements that restore them; *statistics* are those of a table, of its
-    TOAST table and of the indexes of both. All by oid, which is the same in every clone. *refusal*
-    says why no clone can be put back, or is empty.
+    TOAST table and of the indexes of both. All by oid, which is the same in every clone. *only*
+    keeps VACUUM from other tables than the named one. *refusal* says why no clone can be put back,
+    or is empty.
     """
 
     tables: Mapping[int, Table]
     sequences: Mapping[int, str]
     toast: Mapping[int, Toast]
     statistics: Mapping[int, Sequence[Statistics]]
+    only: str
     properties: str
     refusal: str
 
     @classmethod
     async def read(cls, connection: Runs, oid: int) -> Baseline:
         """Return the baseline; *connection* leads to a new clone, the database *oid*."""
-        ((block, counts, firing),) = await connection.fetch(_SERVER)
+        ((major, block, counts, firing),) = await connection.fetch(_SERVER)
         (state,) = await connection.fetch(_STATE, oid)
         rows = await connection.fetch(_RELATIONS)
         names = {
@@ -214,6 +217,8 @@ class Baseline(NamedTuple):
                 if row["kind"] == "t"
             },
             statistics,
+            # Since PostgreSQL 18, VACUUM goes on to the tables that inherit.
+            "ONLY " if major >= 18 else "",
             state["properties"],
             "has an event trigger for logins"
             if firing
@@ -297,7 +302,8 @@ async def put_back(inside: Runs, outside: Runs, oid: int, baseline: Baseline, ma
         if counted[each] != table.rows:
             raise NotPutBack(f"changed rows of the template in {table.name}")
     if undo.vacuumed:
-        await inside.execute(f"{_VACUUM} {', '.join(undo.vacuumed)}")
+        names = [f"{baseline.only}{name}" for name in undo.vacuumed]
+        await inside.execute(f"{_VACUUM} {', '.join(names)}")
     restoring = _restoring(baseline, undo.restored)
     await inside.execute("; ".join([*restoring, "SELECT pg_stat_reset()"]))
     (row,) = await outside.fetch(_MARK_AGAIN, oid)
