@@ -133,7 +133,7 @@ CREATE SEQUENCE "Odd ""schema"."Odd sequence" AS smallint;
 SELECT lo_from_bytea(4711, 'seeded');
 COMMENT ON TABLE plain IS 'plain';
 ANALYZE country, city, large, analyzed, document, shelf, dog;
-DELETE FROM city WHERE id = 30;
+DELETE FROM city WHERE id IN (5, 30);
 """
 """Statements that make the template; its tables come with rows and without, analyzed and not."""
 

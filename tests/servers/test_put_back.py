@@ -236,7 +236,8 @@ def test_a_database_that_changed_its_name_with_another_is_replaced(clone: Clone)
 def test_later_rows_have_the_order_that_they_have_in_a_new_clone(databases: Databases) -> None:
     """PostgreSQL would put them in the places of dead rows, before earlier ones."""
     rows = "INSERT INTO fast (note) SELECT 'x' FROM generate_series(1, {n})"
-    before = [rows.format(n=20), "UPDATE fast SET note = 'y'"]
+    city = "INSERT INTO city (country) VALUES ('c1')"
+    before = [rows.format(n=20), "UPDATE fast SET note = 'y'", city]
     after = [
         rows.format(n=60),
         "SELECT count(*) FROM fast",
@@ -245,6 +246,9 @@ def test_later_rows_have_the_order_that_they_have_in_a_new_clone(databases: Data
         "SELECT count(*) FROM fast",
         rows.format(n=1),
         "SELECT id FROM fast",
+        # The template has deleted one of its cities.
+        city,
+        "SELECT id FROM city",
     ]
     with databases.clone() as clone, databases.clone() as fresh:
         for _ in range(5):
