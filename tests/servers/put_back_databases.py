@@ -101,6 +101,7 @@ CREATE INDEX ON city (country);
 INSERT INTO city (country, near_id)
     SELECT 'c' || 1 + i % 5, nullif(i - 1, 0) FROM generate_series(1, 30) i;
 CREATE TABLE large (id serial PRIMARY KEY, n integer, note text);
+ALTER TABLE large ALTER note SET STORAGE EXTERNAL;
 CREATE INDEX ON large (n);
 INSERT INTO large (n, note) SELECT i % 100, repeat('x', 30) FROM generate_series(1, 2000) i;
 CREATE TABLE large_raw AS SELECT i AS id, repeat('y', 30) AS note FROM generate_series(1, 2000) i;
@@ -510,7 +511,7 @@ class Databases:
             state["counters"] = "\n".join(row[0] for row in counted)
             sizes = connection.execute(
                 "SELECT oid::regclass::text, pg_relation_size(oid) / 8192 FROM pg_class"
-                " WHERE relkind IN ('r', 'm') AND oid >= 16384"
+                " WHERE relkind IN ('r', 'm', 't') AND oid >= 16384"
             )
             state["sizes"] = dict(sizes.fetchall())
             for query in PLANS:

@@ -30,6 +30,15 @@ UNDONE: Final = {
     "rows of an aborted transaction": ["BEGIN", PLAIN.format(n=3)],
     "many rows in a table that others refer to": [PLAIN.format(n=300)],
     "very many rows": ["INSERT INTO spread (n) SELECT i FROM generate_series(1, 30000) i"],
+    "very many rows of a parent whose child has rows": [
+        "INSERT INTO animal (name) SELECT 'Tom' FROM generate_series(1, 5000)"
+    ],
+    "very many rows in a table that was analyzed while it was empty": [
+        "INSERT INTO analyzed (note) SELECT 'x' FROM generate_series(1, 5000)"
+    ],
+    "large values beside many rows of the template": [
+        "INSERT INTO large (note) VALUES (repeat('x', 100000))"
+    ],
     "large values": ["INSERT INTO plain (name, body) VALUES ('big', repeat('x', 1000000))"],
     "rows that refer to each other": [
         "BEGIN",
@@ -286,24 +295,39 @@ def test_without_counters_nothing_is_put_back(databases: Databases, clone: Clone
         clone.put_back(baseline)
 
 
-def test_with_triggers_for_logins_nothing_is_put_back(
-    runtime: str, tmp_path: Path, background: BackgroundLoop
-) -> None:
-    """They would fire for the plugin, and write to the next test's database (PostgreSQL 17)."""
+@pytest.fixture
+def newest(runtime: str, tmp_path: Path, background: BackgroundLoop) -> Iterator[Bench]:
+    """A server of the newest version."""
     settings = Settings(postgres_version=18)
     spec = postgres.spec(settings, background)
     bench = Bench(runtime, tmp_path.resolve(), spec, redis.spec(settings))
-    databases = Databases(
-        bench,
-        bench.ensure(spec),
-        background,
+    yield bench
+    bench.end()
+
+
+def test_with_triggers_for_logins_nothing_is_put_back(
+    newest: Bench, background: BackgroundLoop
+) -> None:
+    """They would fire for the plugin, and write to the next test's database (PostgreSQL 17)."""
+    trigger = (
         "CREATE FUNCTION greet() RETURNS event_trigger LANGUAGE plpgsql AS 'BEGIN END';"
-        "CREATE EVENT TRIGGER greet ON login EXECUTE FUNCTION greet()",
+        "CREATE EVENT TRIGGER greet ON login EXECUTE FUNCTION greet()"
     )
+    databases = Databases(newest, newest.ensure(newest.postgres), background, trigger)
     with databases.clone() as clone, pytest.raises(NotPutBack, match="event trigger for logins"):
         clone.put_back()
     databases.close()
-    bench.end()
+
+
+def test_the_newest_version_puts_back(newest: Bench, background: BackgroundLoop) -> None:
+    """Its VACUUM would go on to the tables that inherit."""
+    databases = Databases(newest, newest.ensure(newest.postgres), background)
+    with databases.clone() as clone:
+        for statements in UNDONE.values():
+            clone.run([Operation(0, text) for text in statements])
+            clone.put_back()
+            assert clone.differences() == []
+    databases.close()
 
 
 def test_the_baseline_is_the_same_in_each_clone(databases: Databases, clone: Clone) -> None:

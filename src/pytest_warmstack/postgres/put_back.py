@@ -233,8 +233,7 @@ def _table(row: Any, block: int, rows: int | None) -> Table:
         size,
         size if rows is None else _MAX_PAGES * block,
         rows,
-        # As if it had never been analyzed.
-        may_truncate=not size and row["reltuples"] < 0 and not row["is_referenced"],
+        may_truncate=not size and not row["is_referenced"],
         is_firing=row["is_firing"],
     )
 
