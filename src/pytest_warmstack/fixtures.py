@@ -36,6 +36,7 @@ if TYPE_CHECKING:
     from pytest_warmstack.postgres.clones import Clone, Shared
     from pytest_warmstack.postgres.engines import Engines, RollbackConnection
     from pytest_warmstack.postgres.sync_engines import SyncEngines, SyncRollbackConnection
+    from pytest_warmstack.redis.kept import KeptSocket
     from pytest_warmstack.servers.model import ServerHandle
 
 T = TypeVar("T")
@@ -179,6 +180,15 @@ def redis_client(request: pytest.FixtureRequest, redis_url: str) -> Redis:
     """A client of an empty Redis database, closed when the test is done."""
     client: Redis = _in_loop_of_test(request, "redis")
     return client
+
+
+@pytest.fixture(scope="session")
+def _warmstack_redis_socket() -> Iterator[KeptSocket]:
+    from pytest_warmstack.redis.kept import KeptSocket
+
+    kept = KeptSocket()
+    yield kept
+    kept.close()
 
 
 @pytest.fixture
@@ -659,11 +669,13 @@ def _declare(loop: str) -> ModuleType:
             await session.close()
 
     @fixture("redis")
-    async def redis(request: pytest.FixtureRequest, redis_url: str) -> AsyncIterator[Redis]:
+    async def redis(
+        request: pytest.FixtureRequest, redis_url: str, _warmstack_redis_socket: KeptSocket
+    ) -> AsyncIterator[Redis]:
         from pytest_warmstack.redis.connections import client
 
         begun = request.node.stash.setdefault(_BEGUN, Begun())
-        async with client(redis_url, begun) as redis:
+        async with client(redis_url, begun, _warmstack_redis_socket) as redis:
             yield redis
 
     # pytest finds fixtures and hooks by the names in a plugin.

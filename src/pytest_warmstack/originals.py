@@ -48,6 +48,11 @@ class Socket(socket.socket):
     recv_into = socket.socket.recv_into
 
 
+def are_sockets_replaced() -> bool:
+    """Return whether something replaces sockets now, as a plugin that blocks them does."""
+    return socket.socket not in Socket.__bases__ or socket.socket.connect is not Socket.connect
+
+
 def create_connection(host: str, port: int, seconds: float) -> Socket:
     """Return a socket connected to *host*; each operation may take *seconds*.
 
