@@ -37,6 +37,7 @@ from pytest_warmstack.errors import WarmstackError
 from pytest_warmstack.postgres import DatabaseName
 from pytest_warmstack.postgres.clones import Shared
 from pytest_warmstack.postgres.connections import APPLICATION, NEUTRAL, StatementRefused, explained
+from pytest_warmstack.postgres.type_lookups import connection_class
 from pytest_warmstack.servers.errors import ConnectionLost
 
 Connect = Callable[[Dialect, list[Any], dict[str, Any]], Any]
@@ -340,7 +341,8 @@ def _connect_options(url: URL) -> dict[str, Any]:
     it costs a round trip for each connection.
     """
     ssl = {} if "ssl" in url.query else {"ssl": False}
-    return {**NEUTRAL, **ssl, "password": url.password or ""}
+    sharing = {"connection_class": connection_class(_template_of(url))}
+    return {**NEUTRAL, **ssl, **sharing, "password": url.password or ""}
 
 
 def is_clone(url: str | URL) -> bool:
