@@ -413,6 +413,33 @@ class Environment:
             source.clones.get().give_back(clone, test)
         self._sweep()
 
+    # A clone that stays with the connection of db_engine, from test to test in one event loop.
+
+    @property
+    def keeps_connections(self) -> bool:
+        """Whether a test's connection can stay open: its database must have a name of its own."""
+        return self.reserved is None or self.reserved.database is None
+
+    def take_again(self, key: TemplateKey) -> None:
+        """Count a test that gets the clone of the test before it, which `put_back` has put back."""
+        with self.ledger.timed("clone"):
+            self._clones(key).skip()
+        self._taken += 1
+
+    async def put_back(self, clone: Clone, key: TemplateKey, connection: Any) -> bool:
+        """Undo what a test did to *clone*; return whether that was possible.
+
+        *connection* is the only one to it, of asyncpg, in the running loop. If this returns true,
+        the clone is no longer in use; otherwise, give it back.
+        """
+        done = await self._clones(key).put_back_on(connection, clone)
+        self._taken -= done
+        return done
+
+    def drop_kept(self, clone: Clone, key: TemplateKey) -> None:
+        """Drop a clone that no further test gets; it was put back."""
+        self._clones(key).give_back(clone, "")
+
     def return_address(self, clone: Clone, key: TemplateKey) -> None:
         """Lead the address that the application has read to *clone* again, which tests share."""
         self._clones(key).return_address(clone)

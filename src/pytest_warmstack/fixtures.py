@@ -35,6 +35,7 @@ if TYPE_CHECKING:
     from pytest_warmstack.postgres import DatabaseAddress
     from pytest_warmstack.postgres.clones import Clone, Shared
     from pytest_warmstack.postgres.engines import Engines, RollbackConnection
+    from pytest_warmstack.postgres.kept import KeptConnection
     from pytest_warmstack.postgres.sync_engines import SyncEngines, SyncRollbackConnection
     from pytest_warmstack.redis.kept import KeptSocket
     from pytest_warmstack.servers.model import ServerHandle
@@ -49,6 +50,9 @@ _ROLLBACK: Final[pytest.StashKey[RollbackConnection]] = pytest.StashKey()
 
 _SYNC_ROLLBACK: Final[pytest.StashKey[SyncRollbackConnection]] = pytest.StashKey()
 """The key of the connection that rolls a test back which uses `db_sync_engine`."""
+
+_KEPT: Final[pytest.StashKey[KeptConnection]] = pytest.StashKey()
+"""The key of the connection of a test's `db_engine`, which may stay open for the next test."""
 
 _BEGUN: Final[pytest.StashKey[Begun]] = pytest.StashKey()
 """The key of the coroutines that a test's session and client made."""
@@ -216,6 +220,50 @@ def _clone(request: pytest.FixtureRequest, _warmstack_postgres: Environment) -> 
     _warmstack_postgres.give_back(clone, key, _label(node), failed=failed)
 
 
+def _keeps_connection(request: pytest.FixtureRequest, environment: Environment) -> bool:
+    """Return whether the connection of the test's `db_engine` may stay open for the next test.
+
+    That takes an event loop that both have: of a class, a module, a package or the run.
+    """
+    return (
+        environment.keeps_connections
+        and "db_engine" in request.fixturenames
+        and inspect.iscoroutinefunction(getattr(request, "function", None))
+        and not _is_run_by_anyio(request)
+        and _loop(request) != "function"
+    )
+
+
+def _kept_clone(request: pytest.FixtureRequest, environment: Environment) -> Iterator[Clone]:
+    """A migrated database for a test: that of the test before it, if it was put back."""
+    node, own = request.node, session_of(request.config)
+    key = result_or_fail(lambda: template_key(node))
+    kept: KeptConnection = _in_loop_of_test(request, "kept_connection")
+    # Its end comes after that of everything that has the database.
+    _in_loop_of_test(request, "put_back")
+    if kept.clone is not None and kept.key == key:
+        clone = kept.clone
+        result_or_fail(lambda: environment.take_again(key))
+    else:
+        _drop_kept(kept, environment)
+        clone = result_or_fail(lambda: environment.take_clone(key))
+    kept.clone, kept.key = clone, key
+    node.stash[_KEPT] = kept
+    own.in_use[node.nodeid] = clone
+    yield clone
+    own.in_use.pop(node.nodeid, None)
+    if (failed := _failed(own, request, key, "db_url")) or kept.driver is None:
+        kept.lose()
+        environment.give_back(clone, key, _label(node), failed=failed)
+
+
+def _drop_kept(kept: KeptConnection, environment: Environment) -> None:
+    """End a connection that no further test gets, and drop its database."""
+    if kept.clone is not None:
+        environment.drop_kept(kept.clone, kept.key)
+    kept.lose()
+
+
 def key_of(request: pytest.FixtureRequest) -> TemplateKey:
     """Return which template a fixture gets a copy of, whatever its scope is. Raises `SeedError`."""
     if request.scope != "session":
@@ -272,7 +320,9 @@ def function_db_url(
     """
     isolation = _isolation(request, _warmstack_postgres)
     if isolation == "clone":
-        for clone in _clone(request, _warmstack_postgres):
+        keeps = _keeps_connection(request, _warmstack_postgres)
+        take = _kept_clone if keeps else _clone
+        for clone in take(request, _warmstack_postgres):
             yield clone.url
     elif isolation == "rollback":
         yield from _shared_url(request, _warmstack_postgres)
@@ -433,6 +483,8 @@ def function_db_engine(
         engine = _warmstack_engines.make(db_url, rollback)
         yield engine
         _warmstack_engines.end(engine, close=False)
+    elif _KEPT in request.node.stash:
+        yield _in_loop_of_test(request, "engine")
     else:
         yield from clone_engine(db_url, _warmstack_engines)
 
@@ -640,6 +692,35 @@ def _declare(loop: str) -> ModuleType:
         yield connection
         shared.trouble = await connection.end()
 
+    @fixture("kept_connection", scope=loop)
+    async def kept_connection(_warmstack_postgres: Environment) -> AsyncIterator[KeptConnection]:
+        from pytest_warmstack.postgres.kept import KeptConnection
+
+        kept = KeptConnection()
+        yield kept
+        _drop_kept(kept, _warmstack_postgres)
+
+    @fixture("put_back")
+    async def put_back(
+        request: pytest.FixtureRequest, _warmstack_postgres: Environment
+    ) -> AsyncIterator[None]:
+        yield
+        kept = request.node.stash.get(_KEPT, None)
+        if kept is not None and kept.clone is not None:
+            clone, key = kept.clone, template_key(request.node)
+            if not await _warmstack_postgres.put_back(clone, key, kept.driver):
+                kept.lose()
+                _warmstack_postgres.give_back(clone, key, _label(request.node), failed=[])
+
+    @fixture("engine")
+    async def engine(
+        request: pytest.FixtureRequest, db_url: str, _warmstack_engines: Engines
+    ) -> AsyncIterator[AsyncEngine]:
+        kept = request.node.stash[_KEPT]
+        engine = _warmstack_engines.make(db_url, kept=kept)
+        yield engine
+        await _warmstack_engines.leave(engine, kept)
+
     @fixture("other_engine")
     async def other_engine(db_url: str) -> AsyncIterator[AsyncEngine]:
         from sqlalchemy.ext.asyncio import create_async_engine
@@ -683,6 +764,9 @@ def _declare(loop: str) -> ModuleType:
     vars(plugin).update(
         rollback_connection=rollback_connection,
         rollback=rollback,
+        kept_connection=kept_connection,
+        put_back=put_back,
+        engine=engine,
         other_engine=other_engine,
         session=session,
         redis=redis,

@@ -35,6 +35,7 @@ from pytest_warmstack.postgres.databases import (
     drop_unlocked,
     in_background,
 )
+from pytest_warmstack.postgres.put_back import MARK, Baseline, Mark, put_back
 from pytest_warmstack.postgres.retention import Retention
 from pytest_warmstack.servers.errors import ConnectionLost, ServerFailed, ServerFull
 
@@ -191,6 +192,14 @@ class Clones:
             # Ctrl-C, or a timeout of the test: the next test can have the clone.
             self._ahead.appendleft(future)
             raise
+
+    def skip(self) -> None:
+        """Note that a test has a clone already."""
+        self._expected -= 1
+
+    async def put_back_on(self, connection: Any, clone: Clone) -> bool:
+        """Undo what was done to *clone* on its only *connection*; return whether that worked."""
+        return await self._factory.put_back_on(connection, clone)
 
     def return_address(self, clone: Clone) -> None:
         """Lead the address to *clone* again, which several tests share."""
@@ -389,6 +398,9 @@ class CloneFactory:
         self._dropped_keys: list[int] = []
         self._doubtful: list[DatabaseName] = []
         self._stopped = False
+        self.puts_back = not databases.pooled
+        self._baseline: Baseline | None = None
+        self._marks: dict[int, Mark] = {}
 
     def open(self, *, many: bool) -> None:
         """Begin to connect, before a test can freeze the clock or block sockets.
@@ -556,13 +568,30 @@ class CloneFactory:
 
     async def _complete(self, name: DatabaseName) -> Clone:
         await self._databases.apply_properties(self._template, name)
-        oid = await self._main.fetchval(sql.OID, str(name))
+        ((*mark, oid),) = await self._main.fetch(MARK, str(name))
+        self._marks[oid] = Mark(*mark)
+        if self.puts_back and self._baseline is None:
+            async with Connection(self._databases.endpoint, str(name)) as inside:
+                self._baseline = await Baseline.read(inside, oid)
         return Clone(name, oid, self._databases.url(name))
 
     async def _ready(self) -> list[DatabaseName]:
         """Return the names of the ready clones on the server."""
         rows = await self._main.fetch(sql.stock(self._template))
         return [name for row in rows if (name := DatabaseName.parse(row["datname"]))]
+
+    async def put_back_on(self, connection: Any, clone: Clone) -> bool:
+        """Do what `Clones.put_back_on` does, in the event loop of *connection*."""
+        if not self.puts_back or self._baseline is None or clone.oid not in self._marks:
+            return False
+        try:
+            async with asyncio.timeout(BUSY_TIMEOUT):
+                self._marks[clone.oid] = await put_back(
+                    connection, connection, clone.oid, self._baseline, self._marks[clone.oid]
+                )
+        except Exception:  # Whatever it is, the clone is dropped.
+            return False
+        return True
 
     # Dropping and saving clones
 
