@@ -484,7 +484,10 @@ def function_db_engine(
         yield engine
         _warmstack_engines.end(engine, close=False)
     elif _KEPT in request.node.stash:
-        yield _in_loop_of_test(request, "engine")
+        kept = request.node.stash[_KEPT]
+        engine = _warmstack_engines.make(db_url, kept=kept)
+        yield engine
+        _warmstack_engines.leave(engine, kept)
     else:
         yield from clone_engine(db_url, _warmstack_engines)
 
@@ -708,18 +711,10 @@ def _declare(loop: str) -> ModuleType:
         kept = request.node.stash.get(_KEPT, None)
         if kept is not None and kept.clone is not None:
             clone, key = kept.clone, template_key(request.node)
-            if not await _warmstack_postgres.put_back(clone, key, kept.driver):
+            is_new = await kept.clean()
+            if not (is_new and await _warmstack_postgres.put_back(clone, key, kept.driver)):
                 kept.lose()
                 _warmstack_postgres.give_back(clone, key, _label(request.node), failed=[])
-
-    @fixture("engine")
-    async def engine(
-        request: pytest.FixtureRequest, db_url: str, _warmstack_engines: Engines
-    ) -> AsyncIterator[AsyncEngine]:
-        kept = request.node.stash[_KEPT]
-        engine = _warmstack_engines.make(db_url, kept=kept)
-        yield engine
-        await _warmstack_engines.leave(engine, kept)
 
     @fixture("other_engine")
     async def other_engine(db_url: str) -> AsyncIterator[AsyncEngine]:
@@ -766,7 +761,6 @@ def _declare(loop: str) -> ModuleType:
         rollback=rollback,
         kept_connection=kept_connection,
         put_back=put_back,
-        engine=engine,
         other_engine=other_engine,
         session=session,
         redis=redis,

@@ -191,27 +191,21 @@ class Engines(EngineMaker):
     def _is_set_up(self, connection: Any) -> bool:
         return _is_noting(connection.driver_connection)
 
-    async def leave(self, engine: AsyncEngine, kept: KeptConnection) -> None:
-        """End an engine; keep its connection if there is only one, which is idle and clean."""
+    def leave(self, engine: AsyncEngine, kept: KeptConnection) -> None:
+        """End an engine; keep its connection if there is only one, which is idle."""
         own = engine.sync_engine
         opened = self._opened.get(own, [])
         living = [each for each in opened if not each.is_closed()]
-        connections = [
+        adapted = [
             each for each in self._adapted.get(own, ()) if each[0].driver_connection in living
         ]
-        try:
-            if (
-                len(living) == 1
-                and len(connections) == 1
-                # It counts the connections that are in use.
-                and not own.pool.checkedout()  # type: ignore[attr-defined]
-                and await kept.keep(*connections[0])
-            ):
-                opened.remove(living[0])
-            else:
-                kept.cut()
-        finally:
-            self._end(own, close=True)
+        # The pool counts the connections that are in use.
+        if len(living) == len(adapted) == 1 and not own.pool.checkedout():  # type: ignore[attr-defined]
+            opened.remove(living[0])
+            kept.keep(*adapted[0])
+        else:
+            kept.cut()
+        self._end(own, close=True)
 
     def end(self, engine: AsyncEngine, *, close: bool = True) -> None:
         """End an engine; with *close*, end its connections too, even those that a test left open.

@@ -64,26 +64,27 @@ class KeptConnection:
             setattr(adapted, name, value)
         return adapted
 
-    async def keep(self, adapted: Any, arguments: Arguments) -> bool:
+    def keep(self, adapted: Any, arguments: Arguments) -> None:
         """Keep the connection that SQLAlchemy has *adapted*, and opened with *arguments*.
 
-        Return whether it could be cleaned. The other one, if there is one, is cut.
+        If another one was kept, cut that one.
         """
         driver = adapted.driver_connection
         if driver is not self.driver:
             self.cut()
+        if not isinstance(driver, DriverConnection):  # A listener of the test has opened it.
+            cut_asyncpg(driver)
+            return
+        self.driver, self._arguments, self._is_given = driver, arguments, False
+        self._cache = {name: getattr(adapted, name) for name in _CACHE if hasattr(adapted, name)}
+
+    async def clean(self) -> bool:
+        """Clean the session of the connection; return whether that was possible."""
+        driver = self.driver
+        if driver is None or not is_running_here(loop_of(driver)):
+            return False
         with suppress(Exception):  # It is cut, and the next test gets another one.
-            if (
-                isinstance(driver, DriverConnection)
-                and is_running_here(loop_of(driver))
-                and await driver.clean()
-                and not await self._has_setters(driver)
-            ):
-                self.driver, self._arguments, self._is_given = driver, arguments, False
-                self._cache = {
-                    name: getattr(adapted, name) for name in _CACHE if hasattr(adapted, name)
-                }
-                return True
+            return await driver.clean() and not await self._has_setters(driver)
         return False
 
     async def _has_setters(self, driver: DriverConnection) -> bool:
