@@ -20,7 +20,7 @@ from pytest_warmstack import originals, server_specs
 from pytest_warmstack import servers as runtimes
 from pytest_warmstack.background import BackgroundLoop
 from pytest_warmstack.errors import WarmstackError
-from pytest_warmstack.options import NONE, RedisPlan, RuntimeName, Settings
+from pytest_warmstack.options import NONE, Isolation, RedisPlan, RuntimeName, Settings
 from pytest_warmstack.report import Ledger, Step
 from pytest_warmstack.servers import CONNECT_TIMEOUT, RememberedServers
 from pytest_warmstack.servers.errors import AddressLost, RuntimeUnavailable, ServerFailed
@@ -382,18 +382,30 @@ class Environment:
         with self.ledger.timed("clone"), self._explain_errors():
             return clones.take(at_address=at_address)
 
-    def take_clone(self, key: TemplateKey) -> Clone:
-        """Return a migrated database for one test, a copy of the template of *key*."""
+    def take_clone(self, key: TemplateKey, *, fresh: bool = False) -> Clone:
+        """Return a migrated database for one test, a clone of the template of *key*.
+
+        No test has ever used a *fresh* one.
+        """
         clones = self._clones(key)
         with self.ledger.timed("clone"), self._explain_errors():
-            clone = clones.take()
+            clone = clones.take(fresh=fresh)
         self._taken += 1
         return clone
 
     def give_back(
-        self, clone: Clone, key: TemplateKey, test: str, *, failed: Sequence[str]
+        self,
+        clone: Clone,
+        key: TemplateKey,
+        test: str,
+        *,
+        failed: Sequence[str],
+        again: bool = False,
     ) -> None:
-        """Take back the database of *test*; if tests *failed* with it, save it for them."""
+        """Take back the database of *test*; if tests *failed* with it, save it for them.
+
+        Another test may use it *again* once it has been put back.
+        """
         self._taken -= 1
         if (use := self._clones(key).inspect(clone)) is not None:
             self._was_reached = self._was_reached or not use.is_unused
@@ -401,16 +413,23 @@ class Environment:
                 return
             for leak in use.leaks:
                 self._record_leak(test, leak)
-        self.give_back_further(clone, self._template(key), test, failed=", ".join(failed))
+        source = self._template(key)
+        self.give_back_further(clone, source, test, failed=", ".join(failed), again=again)
 
     def give_back_further(
-        self, clone: Clone, source: ConfiguredTemplate, test: str, *, failed: str
+        self,
+        clone: Clone,
+        source: ConfiguredTemplate,
+        test: str,
+        *,
+        failed: str,
+        again: bool = False,
     ) -> None:
         """Take back a database of *test*; if *failed* names tests that failed, save it for them."""
         if failed and source.template and self.settings.keep_failed:
             source.clones.get().save(clone, failed)
         else:
-            source.clones.get().give_back(clone, test)
+            source.clones.get().give_back(clone, test, again=again)
         self._sweep()
 
     # A clone that stays with the connection of db_engine, from test to test in one event loop.
@@ -423,7 +442,7 @@ class Environment:
     def take_again(self, key: TemplateKey) -> None:
         """Count a test that gets the clone of the test before it, which `put_back` has put back."""
         with self.ledger.timed("clone"):
-            self._clones(key).skip()
+            self._clones(key).take_again()
         self._taken += 1
 
     async def put_back(self, clone: Clone, key: TemplateKey, connection: Any) -> bool:
@@ -436,9 +455,9 @@ class Environment:
         self._taken -= done
         return done
 
-    def drop_kept(self, clone: Clone, key: TemplateKey) -> None:
-        """Drop a clone that no further test gets; it was put back."""
-        self._clones(key).give_back(clone, "")
+    def hand_back(self, clone: Clone, key: TemplateKey) -> None:
+        """Take back a clone that `put_back` has put back, and that no connection leads to."""
+        self._clones(key).hand_back(clone)
 
     def return_address(self, clone: Clone, key: TemplateKey) -> None:
         """Lead the address that the application has read to *clone* again, which tests share."""
@@ -807,6 +826,7 @@ class Environment:
             expected=template.expected,
             stock=ahead if keep and not is_further else 0,
             keep=self.settings.keep_failed,
+            puts_back=self.settings.isolation is not Isolation.FRESH_CLONE,
             found=self._record_finding,
             forget_pools=self.forget_pools,
         )
@@ -821,6 +841,8 @@ class Environment:
     def _record_finding(self, found: Finding) -> None:
         if found.saved:
             self.ledger.note(Step("kept", 0.0, {"test": found.test, "name": found.saved}))
+        elif found.replaced:
+            self.ledger.note(Step("replaced", 0.0, {"test": found.test, "why": found.replaced}))
         elif found.leak:
             self._record_leak(found.test, found.leak)
         else:

@@ -209,15 +209,22 @@ def redis_sync_client(redis_url: str) -> Iterator[SyncRedis]:
 
 def _clone(request: pytest.FixtureRequest, _warmstack_postgres: Environment) -> Iterator[Clone]:
     """A migrated database for as long as the fixture's scope lasts."""
+    yield from _own_clone(request, _warmstack_postgres)
+
+
+def _own_clone(
+    request: pytest.FixtureRequest, environment: Environment, *, fresh: bool = False
+) -> Iterator[Clone]:
+    """Yield a migrated database; a *fresh* one was never used before."""
     node = request.node
     key = result_or_fail(lambda: key_of(request))
-    clone = result_or_fail(lambda: _warmstack_postgres.take_clone(key))
+    clone = result_or_fail(lambda: environment.take_clone(key, fresh=fresh))
     own = session_of(request.config)
     own.in_use[node.nodeid] = clone
     yield clone
     own.in_use.pop(node.nodeid, None)
     failed = _failed(own, request, key, "db_url")
-    _warmstack_postgres.give_back(clone, key, _label(node), failed=failed)
+    environment.give_back(clone, key, _label(node), failed=failed, again=not fresh)
 
 
 def _keeps_connection(request: pytest.FixtureRequest, environment: Environment) -> bool:
@@ -241,27 +248,30 @@ def _kept_clone(request: pytest.FixtureRequest, environment: Environment) -> Ite
     kept: KeptConnection = _in_loop_of_test(request, "kept_connection")
     # Its end comes after that of everything that has the database.
     _in_loop_of_test(request, "put_back")
-    if kept.clone is not None and kept.key == key:
-        clone = kept.clone
+    if kept.ready is not None and kept.key == key:
+        clone = kept.ready
         result_or_fail(lambda: environment.take_again(key))
     else:
-        _drop_kept(kept, environment)
+        _leave(kept, environment)
         clone = result_or_fail(lambda: environment.take_clone(key))
-    kept.clone, kept.key = clone, key
+    kept.ready, kept.used, kept.key = None, clone, key
     node.stash[_KEPT] = kept
     own.in_use[node.nodeid] = clone
     yield clone
     own.in_use.pop(node.nodeid, None)
     if (failed := _failed(own, request, key, "db_url")) or kept.driver is None:
         kept.lose()
-        environment.give_back(clone, key, _label(node), failed=failed)
+        environment.give_back(clone, key, _label(node), failed=failed, again=True)
 
 
-def _drop_kept(kept: KeptConnection, environment: Environment) -> None:
-    """End a connection that no further test gets, and drop its database."""
-    if kept.clone is not None:
-        environment.drop_kept(kept.clone, kept.key)
+def _leave(kept: KeptConnection, environment: Environment) -> None:
+    """End a connection that no further test gets, and give its database to other tests."""
+    ready, used = kept.ready, kept.used
     kept.lose()
+    if ready is not None:
+        environment.hand_back(ready, kept.key)
+    if used is not None:  # Something has interrupted the end of its test.
+        environment.give_back(used, kept.key, "", failed=[], again=True)
 
 
 def key_of(request: pytest.FixtureRequest) -> TemplateKey:
@@ -316,13 +326,19 @@ def function_db_url(
 
     With the isolation `class`, `module` or `session`, the tests of a class, a module or this
     process share it, and the fixture has that scope. With `rollback`, all tests share it, and each
-    one is rolled back.
+    one is rolled back. With `clone`, it may be one that another test had, put back as it was at
+    first; with `fresh-clone`, it never is.
     """
     isolation = _isolation(request, _warmstack_postgres)
-    if isolation == "clone":
-        keeps = _keeps_connection(request, _warmstack_postgres)
-        take = _kept_clone if keeps else _clone
-        for clone in take(request, _warmstack_postgres):
+    if isolation in {"clone", "fresh-clone"}:
+        fresh = isolation == "fresh-clone"
+        keeps = not fresh and _keeps_connection(request, _warmstack_postgres)
+        clones = (
+            _kept_clone(request, _warmstack_postgres)
+            if keeps
+            else _own_clone(request, _warmstack_postgres, fresh=fresh)
+        )
+        for clone in clones:
             yield clone.url
     elif isolation == "rollback":
         yield from _shared_url(request, _warmstack_postgres)
@@ -701,7 +717,7 @@ def _declare(loop: str) -> ModuleType:
 
         kept = KeptConnection()
         yield kept
-        _drop_kept(kept, _warmstack_postgres)
+        _leave(kept, _warmstack_postgres)
 
     @fixture("put_back")
     async def put_back(
@@ -709,12 +725,14 @@ def _declare(loop: str) -> ModuleType:
     ) -> AsyncIterator[None]:
         yield
         kept = request.node.stash.get(_KEPT, None)
-        if kept is not None and kept.clone is not None:
-            clone, key = kept.clone, template_key(request.node)
+        if kept is not None and (clone := kept.used) is not None:
             is_new = await kept.clean()
-            if not (is_new and await _warmstack_postgres.put_back(clone, key, kept.driver)):
+            if is_new and await _warmstack_postgres.put_back(clone, kept.key, kept.driver):
+                kept.ready, kept.used = clone, None
+            else:
                 kept.lose()
-                _warmstack_postgres.give_back(clone, key, _label(request.node), failed=[])
+                label = _label(request.node)
+                _warmstack_postgres.give_back(clone, kept.key, label, failed=[], again=True)
 
     @fixture("other_engine")
     async def other_engine(db_url: str) -> AsyncIterator[AsyncEngine]:

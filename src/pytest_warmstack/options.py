@@ -34,6 +34,7 @@ class Isolation(StrEnum):
     """How a test is isolated from what other tests did to the database."""
 
     CLONE = "clone"
+    FRESH_CLONE = "fresh-clone"
     CLASS = "class"
     MODULE = "module"
     SESSION = "session"
@@ -583,7 +584,8 @@ class Settings(NamedTuple):
     isolation: Annotated[
         Isolation,
         ISOLATION,
-        "What isolates tests: a clone for each test, class, module or process, or a rollback",
+        "What isolates tests: a clone for each test, class, module or process, or a rollback;"
+        " a fresh-clone is never put back",
     ] = Isolation.CLONE
     clones_ahead: Annotated[int, COUNT, "How many clones are made ahead of the tests"] = 2
     allow: Annotated[

@@ -130,7 +130,7 @@ def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line(
         "markers",
         "warmstack_isolation(word): how the test's database is kept from other tests:"
-        " clone, class, module, session or rollback",
+        " clone, fresh-clone, class, module, session or rollback",
     )
     config.addinivalue_line(
         "markers", "warmstack: the test uses the databases that the variables of warmstack_env name"

@@ -318,7 +318,7 @@ def test_a_class_or_a_module_shares_a_database_and_the_closest_word_counts(kept:
     result.stdout.re_match_lines(
         [
             r"(E +)?Invalid value 'never' for the marker warmstack_isolation\.",
-            ".*one of clone, class, module, session, rollback.*",
+            ".*one of clone, fresh-clone, class, module, session, rollback.*",
         ]
     )
     assert kept.databases("u") == []

@@ -331,7 +331,8 @@ def test_no_clone_is_ever_given_twice(kept: Library) -> None:
     """Two runs with two workers each, at once, on one server that has some ready."""
     kept.write("test_names.py", NAMES)
 
-    runs = [kept.start(REUSE, "-n", "2", "test_names.py") for _ in range(2)]
+    fresh = "--override-ini=warmstack_isolation=fresh-clone"
+    runs = [kept.start(REUSE, "-n", "2", fresh, "test_names.py") for _ in range(2)]
     for running in runs:
         running.wait().assert_outcomes(passed=30)
 
@@ -390,14 +391,14 @@ def test_however_many_tests_there_are_there_are_few_databases(kept: Library) -> 
     assert len(kept.databases()) == few
 
 
-def test_a_process_has_three_connections_of_its_own_at_most(kept: Library) -> None:
-    """One with its locks, one that makes and one that drops, whatever the number of tests."""
+def test_a_process_has_four_connections_of_its_own_at_most(kept: Library) -> None:
+    """One with its locks, one that makes, one that drops, and one that puts back."""
     kept.write("test_connections.py", CONNECTIONS)
 
     kept.run(REUSE, "test_connections.py").assert_outcomes(passed=12)
 
     counts = [int(line) for line in kept.lines("connections.log")]
-    assert max(counts) == 3
+    assert max(counts) == 4
 
 
 # No connection to spare

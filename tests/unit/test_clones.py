@@ -42,11 +42,16 @@ class FakeFactory:
         self.drops: dict[Clone, Future[list[Leak]]] = {}
         self.visited = 0
         self.stopped = False
+        self.fresh: list[bool] = []
+        self.puts_back = False
+        self.returned: dict[Clone, Future[Clone]] = {}
+        self.replaced: Any = None
         self.left: tuple[list[Clone], int] | None = None
 
-    def prepare(self) -> Future[Clone]:
+    def prepare(self, *, fresh: bool = False) -> Future[Clone]:
         """Return a clone or the next error; with `waits`, a future that does not end."""
         self.asked += 1
+        self.fresh.append(fresh)
         name = DatabaseName.new(State.IN_USE, TEMPLATE.fingerprint)
         clone = Clone(name, self.asked, f"postgresql://host/{name}")
         future = Future() if self.waits else done(self.fails.pop(0) if self.fails else clone)
@@ -62,6 +67,12 @@ class FakeFactory:
 
     def inspect(self, clone: Clone) -> None:
         """Return None: the clone is at no address."""
+
+    def put_back(self, clone: Clone, replaced: Any) -> Future[Clone]:
+        """Return a future that does not end by itself."""
+        self.replaced = replaced
+        self.returned[clone] = Future()
+        return self.returned[clone]
 
     def drop(self, clone: Clone) -> Future[list[Leak]]:
         """Return the future of a drop that does not end by itself."""
@@ -298,10 +309,10 @@ def test_a_clone_that_could_not_be_dropped_is_reported(
         CloneFailed.not_dropped(name="x", seconds=10, cause="a slot")
     )
 
-    ((test, leak, trouble, _),) = found
-    assert (test, leak) == ("a test", None)
-    assert "x" in trouble
-    assert "a slot" in trouble
+    (finding,) = found
+    assert (finding.test, finding.leak) == ("a test", None)
+    assert "x" in finding.trouble
+    assert "a slot" in finding.trouble
 
 
 def test_a_lost_server_is_reported_once(
@@ -349,12 +360,97 @@ def test_an_interrupted_wait_loses_no_clone(
             raise interruption
 
     clones._ahead[0] = first = Interrupted()
+    clones._ahead[1] = Future()
 
     with pytest.raises(interruption):
         clones.take()
 
     assert waited == [first]
     assert clones._ahead[0] is first
+
+
+# Put back
+
+
+def returning(factory: FakeFactory, clones: Clones, test: str = "a test") -> Clone:
+    """Return the clone of a test that has ended and gave it back."""
+    clone = clones.take()
+    clones.give_back(clone, test, again=True)
+    assert clone in factory.returned
+    return clone
+
+
+def test_a_clone_that_is_put_back_is_the_next_one(
+    make: Callable[..., Clones], factory: FakeFactory
+) -> None:
+    """The clones that are ready beside it stay unused, and no more are made."""
+    factory.puts_back = True
+    clones = make()
+    first = returning(factory, clones)
+    made = factory.asked
+
+    factory.returned[first].set_result(first)
+
+    assert clones.take() is first
+    assert factory.asked == made
+    assert not factory.drops
+
+
+def test_a_test_gets_a_ready_clone_while_another_one_is_put_back(
+    make: Callable[..., Clones], factory: FakeFactory
+) -> None:
+    """It doesn't wait; only if none is ready it does."""
+    factory.puts_back = True
+    clones = make()
+    first = returning(factory, clones)
+
+    assert clones.take() is not first
+
+
+def test_no_clone_is_put_back_that_no_test_will_use(
+    make: Callable[..., Clones], factory: FakeFactory
+) -> None:
+    """Enough are ready for the tests that are left."""
+    factory.puts_back = True
+    clones = make(expected=3)
+    clone = clones.take()
+
+    clones.give_back(clone, "a test", again=True)
+
+    assert not factory.returned
+    assert clone in factory.drops
+
+
+def test_a_fresh_clone_is_made_for_the_test(
+    make: Callable[..., Clones], factory: FakeFactory
+) -> None:
+    """None of those ahead, which may have been put back; and it is dropped."""
+    factory.puts_back = True
+    clones = make()
+    returned = returning(factory, clones)
+    factory.returned[returned].set_result(returned)
+
+    clone = clones.take(fresh=True)
+
+    assert clone is not returned
+    assert factory.fresh[-1]
+    clones.give_back(clone, "a test")
+    assert clone in factory.drops
+
+
+def test_the_reason_for_a_replacement_is_found(
+    make: Callable[..., Clones], factory: FakeFactory, found: list[Finding]
+) -> None:
+    """With the connections that the test left."""
+    factory.puts_back = True
+    returning(factory, make())
+
+    factory.replaced("left a connection open", [LEAK])
+
+    assert found == [
+        Finding("a test", LEAK),
+        Finding("a test", replaced="left a connection open"),
+    ]
 
 
 # Shared by tests that roll back
@@ -585,6 +681,7 @@ def test_a_full_server_is_reported_with_the_holders_of_its_connections() -> None
         background=background,
         main=FullServer(),
         endpoint=Endpoint(host="127.0.0.1", port=1, password=""),
+        may_put_back=True,
     )
 
     with pytest.raises(ServerFull) as caught:

@@ -1,4 +1,4 @@
-"""Clones: a database for each test, cloned before the test needs it and dropped afterwards.
+"""Clones: a database for each test, ready before the test, and put back or dropped after it.
 
 `Clones` decides when; `CloneFactory` does the work in SQL, in the background.
 """
@@ -35,7 +35,7 @@ from pytest_warmstack.postgres.databases import (
     drop_unlocked,
     in_background,
 )
-from pytest_warmstack.postgres.put_back import MARK, Baseline, Mark, put_back
+from pytest_warmstack.postgres.put_back import MARK, Baseline, Mark, NotPutBack, put_back
 from pytest_warmstack.postgres.retention import Retention
 from pytest_warmstack.servers.errors import ConnectionLost, ServerFailed, ServerFull
 
@@ -91,13 +91,14 @@ class Finding(NamedTuple):
     """Something that a *test* left behind.
 
     It is a *leak*, or *trouble*, which says why its database could not be reused or dropped, or the
-    name of its *saved* database.
+    name of its *saved* database, or why its database was *replaced* instead of put back.
     """
 
     test: str
     leak: Leak | None = None
     trouble: str = ""
     saved: str = ""
+    replaced: str = ""
 
 
 @dataclass
@@ -120,8 +121,9 @@ class Clones:
 
     *ahead* is how many are kept ready, but never more than *expected*, the number of tests that
     will use one. *stock* is how many are left ready for the next run, *keep* is how many databases
-    of failed tests are saved. *found* is called with findings, from another thread. *forget_pools*
-    is called with the name of a database before its connections end.
+    of failed tests are saved. With *puts_back*, a used clone is put back and used again where that
+    is possible. *found* is called with findings, from another thread. *forget_pools* is called with
+    the name of a database before its connections end.
     """
 
     def __init__(
@@ -132,6 +134,7 @@ class Clones:
         expected: int,
         stock: int,
         keep: int = 0,
+        puts_back: bool = True,
         found: Callable[[Finding], None],
         forget_pools: Callable[[str], None] = lambda _: None,
     ) -> None:
@@ -140,6 +143,7 @@ class Clones:
         self._expected = expected
         self._stock = stock
         self._keep = keep
+        self._puts_back = puts_back and factory.puts_back
         self._found = found
         self._forget_pools = forget_pools
         self._saved: dict[str, Future[Clone]] = {}
@@ -151,12 +155,13 @@ class Clones:
         self._is_lost = False
         self._fill()
 
-    def take(self, *, at_address: bool = True) -> Clone:
+    def take(self, *, at_address: bool = True, fresh: bool = False) -> Clone:
         """Return a clone that no other test gets; *at_address*, if the application has read one.
 
-        Raises `CloneFailed`, also after `TAKE_TIMEOUT`, `ServerFull` or `ServerFailed`.
+        A *fresh* one was never put back. Raises `CloneFailed`, also after `TAKE_TIMEOUT`,
+        `ServerFull` or `ServerFailed`.
         """
-        if at_address and (unused := self._unused) is not None:
+        if at_address and not fresh and (unused := self._unused) is not None:
             self._unused = None
             # Something may have connected to it since, between the tests.
             if (use := self._factory.inspect(unused)) is not None and use.is_unused:
@@ -165,8 +170,8 @@ class Clones:
         while len(self._drops) >= MAX_DROPS:
             if not wait([self._drops.popleft()], timeout=TAKE_TIMEOUT).done:
                 raise _too_slow("the databases of earlier tests are waiting to be dropped")
-        was_ahead = bool(self._ahead)
-        future = self._ahead.popleft() if was_ahead else self._factory.prepare()
+        was_ahead = bool(self._ahead) and not (fresh and self._puts_back)
+        future = self._next() if was_ahead else self._factory.prepare(fresh=fresh)
         self._expected -= 1
         self._fill()
         try:
@@ -193,13 +198,30 @@ class Clones:
             self._ahead.appendleft(future)
             raise
 
-    def skip(self) -> None:
-        """Note that a test has a clone already."""
+    async def put_back_on(self, connection: Any, clone: Clone) -> bool:
+        """Undo what was done to *clone* on its only *connection*; return whether that worked.
+
+        It is not done if there are clones enough for all further tests. *connection* is one of
+        asyncpg, in the running loop.
+        """
+        return self._needs_more and await self._factory.put_back_on(connection, clone)
+
+    def take_again(self) -> None:
+        """Note that a test gets the clone of the last one, which `put_back_on` has put back."""
         self._expected -= 1
 
-    async def put_back_on(self, connection: Any, clone: Clone) -> bool:
-        """Undo what was done to *clone* on its only *connection*; return whether that worked."""
-        return await self._factory.put_back_on(connection, clone)
+    def hand_back(self, clone: Clone) -> None:
+        """Take back a clone that `put_back_on` has put back, and that no connection leads to."""
+        if not self._needs_more:
+            self.give_back(clone, "")
+            return
+        future: Future[Clone] = Future()
+        future.set_result(clone)
+        self._ahead.appendleft(future)
+
+    @property
+    def _needs_more(self) -> bool:
+        return self._puts_back and self._expected > len(self._ahead)
 
     def return_address(self, clone: Clone) -> None:
         """Lead the address to *clone* again, which several tests share."""
@@ -216,11 +238,24 @@ class Clones:
             self._unused = clone
         return use
 
-    def give_back(self, clone: Clone, test: str) -> None:
-        """Drop the clone of *test* in the background."""
+    def _next(self) -> Future[Clone]:
+        """Return the clone that was put back last, or else any that is ready, or the next one."""
+        # The same few clones again and again: the server's caches know them, and the others stay
+        # unused, so that the next run can have them.
+        ready = next((each for each in self._ahead if each.done()), self._ahead[0])
+        self._ahead.remove(ready)
+        return ready
+
+    def give_back(self, clone: Clone, test: str, *, again: bool = False) -> None:
+        """Drop the clone of *test* in the background; or put it back if it may be used *again*."""
         while self._drops and self._drops[0].done():
             self._drops.popleft()
         self._forget_pools(str(clone.name))
+        if again and self._needs_more:
+            self._ahead.appendleft(
+                self._factory.put_back(clone, partial(self._report_replaced, test))
+            )
+            return
         future = self._factory.drop(clone)
         future.add_done_callback(partial(self._report_drop, test))
         self._drops.append(future)
@@ -322,6 +357,11 @@ class Clones:
             self.give_back(self._shared.clone, test)
         self._shared = self._last = None
 
+    def _report_replaced(self, test: str, why: str, leaks: Sequence[Leak]) -> None:
+        for leak in leaks:
+            self._found(Finding(test, leak))
+        self._found(Finding(test, replaced=why))
+
     def _report_not_saved(self, test: str, future: Future[Clone]) -> None:
         if not future.cancelled() and (error := future.exception()) is not None:
             self._found(Finding(test, trouble=_reason(error)))
@@ -398,9 +438,11 @@ class CloneFactory:
         self._dropped_keys: list[int] = []
         self._doubtful: list[DatabaseName] = []
         self._stopped = False
-        self.puts_back = not databases.pooled
+        self.puts_back = databases.may_put_back
         self._baseline: Baseline | None = None
+        self._turn = asyncio.Lock()
         self._marks: dict[int, Mark] = {}
+        self._used: set[int] = set()
 
     def open(self, *, many: bool) -> None:
         """Begin to connect, before a test can freeze the clock or block sockets.
@@ -504,13 +546,16 @@ class CloneFactory:
         return self.prepare().result(TAKE_TIMEOUT)
 
     @in_background
-    async def prepare(self) -> Clone:
+    async def prepare(self, *, fresh: bool = False) -> Clone:
         """Return a clone that this process owns: a ready one from the stock, or a new one.
 
-        Raises `CloneFailed` or `ServerFull`.
+        A *fresh* one is always new. Raises `CloneFailed` or `ServerFull`.
         """
+        return await self._prepare(fresh=fresh)
+
+    async def _prepare(self, *, fresh: bool) -> Clone:
         try:
-            return await self._claim_or_make()
+            return await self._claim_or_make(fresh=fresh)
         except ServerFull as error:
             # Only an open connection can query the others.
             if self._main.is_connected:
@@ -518,8 +563,8 @@ class CloneFactory:
             raise
 
     @persistent
-    async def _claim_or_make(self) -> Clone:
-        return await self._claim() or await self._make()
+    async def _claim_or_make(self, *, fresh: bool) -> Clone:
+        return (None if fresh else await self._claim()) or await self._make()
 
     async def _claim(self) -> Clone | None:
         """Take a ready clone; return None if there is none, or other runs were faster."""
@@ -570,9 +615,6 @@ class CloneFactory:
         await self._databases.apply_properties(self._template, name)
         ((*mark, oid),) = await self._main.fetch(MARK, str(name))
         self._marks[oid] = Mark(*mark)
-        if self.puts_back and self._baseline is None:
-            async with Connection(self._databases.endpoint, str(name)) as inside:
-                self._baseline = await Baseline.read(inside, oid)
         return Clone(name, oid, self._databases.url(name))
 
     async def _ready(self) -> list[DatabaseName]:
@@ -580,45 +622,124 @@ class CloneFactory:
         rows = await self._main.fetch(sql.stock(self._template))
         return [name for row in rows if (name := DatabaseName.parse(row["datname"]))]
 
+    # Putting clones back
+
+    @in_background
+    async def put_back(
+        self, clone: Clone, replaced: Callable[[str, Sequence[Leak]], None]
+    ) -> Clone:
+        """Return *clone* as if no test had used it, or else another one.
+
+        *replaced* is called with the reason why it is another one, and with the connections that
+        the test left. Raises `CloneFailed` or `ServerFull`.
+        """
+        leaks, own = await self._isolate(clone)
+        is_first = self._baseline is None
+        if own is None:
+            why = "renamed or blocked its database"
+        elif leaks:
+            why = "left a connection open"
+        elif not is_first and not (why := await self._undo(own)):
+            return own
+        if leaks or not is_first:
+            replaced(why, leaks)
+        if own is not None:
+            await self._drop(own)
+        new = await self._prepare(fresh=True)
+        if is_first:
+            # It is read where no test has been.
+            await self._read_baseline(new)
+        return new
+
+    @persistent
+    async def _isolate(self, clone: Clone) -> tuple[list[Leak], Clone | None]:
+        """Return the connections that a test left, and the clone, which has its own name again."""
+        # The application's pools were emptied, which would hide leaks: `inspect` has found them.
+        leaks = [] if self._is_at_address(clone) else await self._find_leaks(clone)
+        return leaks, await self._leave_address(clone)
+
+    async def _undo(self, clone: Clone) -> str:
+        """Undo what was done to *clone*; return why that can't be done, or "" if it was."""
+        assert self._baseline is not None  # noqa: S101 - read for the first clone
+        try:
+            # One at a time: it takes one connection more.
+            async with self._turn:
+                async with Connection(self._databases.endpoint, str(clone.name)) as inside:
+                    self._marks[clone.oid] = await put_back(
+                        inside, self._dropper, clone.oid, self._baseline, self._marks[clone.oid]
+                    )
+                await self._wait_until_unused(clone)
+        except NotPutBack as error:
+            return str(error)
+        except (StatementRefused, ConnectionLost) as error:
+            return f"could not be undone: {error.why}"
+        self._used.add(clone.oid)
+        return ""
+
     async def put_back_on(self, connection: Any, clone: Clone) -> bool:
         """Do what `Clones.put_back_on` does, in the event loop of *connection*."""
-        if not self.puts_back or self._baseline is None or clone.oid not in self._marks:
+        if self._baseline is None:
             return False
         try:
             async with asyncio.timeout(BUSY_TIMEOUT):
                 self._marks[clone.oid] = await put_back(
                     connection, connection, clone.oid, self._baseline, self._marks[clone.oid]
                 )
-        except Exception:  # Whatever it is, the clone is dropped.
+        except Exception:  # Whatever it is, `put_back` finds it too.
             return False
+        self._used.add(clone.oid)
         return True
+
+    async def _read_baseline(self, clone: Clone) -> None:
+        async with self._turn:
+            if self._baseline is None:
+                async with Connection(self._databases.endpoint, str(clone.name)) as inside:
+                    baseline = await Baseline.read(inside, clone.oid)
+                    await inside.execute("SELECT pg_stat_reset()")
+                await self._wait_until_unused(clone)
+                ((*mark, _),) = await self._main.fetch(MARK, str(clone.name))
+                self._marks[clone.oid] = Mark(*mark)
+                self._baseline = baseline
+
+    async def _wait_until_unused(self, clone: Clone) -> None:
+        """Wait until the connection of this package to *clone* has ended.
+
+        The next test doesn't see it, and a rename doesn't have to wait for it.
+        """
+        deadline, pause = originals.monotonic() + BUSY_TIMEOUT, 0.001
+        while await self._dropper.fetch(sql.SESSIONS, clone.oid):
+            if originals.monotonic() > deadline:
+                raise NotPutBack(f"has a connection that did not end within {BUSY_TIMEOUT:g} s")
+            await sleep(pause)
+            pause = min(pause * 2, 0.05)
 
     # Dropping and saving clones
 
     @in_background
-    @persistent
     async def drop(self, clone: Clone) -> list[Leak]:
         """Drop a clone, whatever its test left in it; return the connections that were left.
 
         Raises `CloneFailed`.
         """
-        # The application's pools were emptied, which would hide leaks: `inspect` has found them.
-        leaks = [] if self._is_at_address(clone) else await self._find_leaks(clone)
-        named = await self._leave_address(clone)
+        leaks, own = await self._isolate(clone)
+        if own is not None:
+            await self._drop(own)
+        return leaks
+
+    @persistent
+    async def _drop(self, clone: Clone) -> None:
         try:
-            if named is not None:
-                await self._dropper.try_to_execute(sql.drop(str(named.name), missing_ok=False))
+            await self._dropper.try_to_execute(sql.drop(str(clone.name), missing_ok=False))
         except (StatementRefused, ConnectionLost) as error:
             if _is_lost(error):
                 raise
             # Even if the name does not exist: a test may have renamed the database.
             await self._drop_by_force(clone)
-        if named is not None:
-            self._dropped_keys.append(named.name.lock_key)
+        self._marks.pop(clone.oid, None)
+        self._dropped_keys.append(clone.name.lock_key)
         if len(self._dropped_keys) >= LOCK_BATCH:
             keys, self._dropped_keys = self._dropped_keys, []
             await self._main.unlock(*keys)
-        return leaks
 
     async def _find_leaks(self, clone: Clone) -> list[Leak]:
         """Return the connections that remain open after `LEAK_GRACE`; the drop ends them."""
@@ -770,7 +891,7 @@ class CloneFactory:
         gate = DatabaseName(State.READY, self._template.fingerprint, "gate")
         missing = stock - len(await self._ready()) if await self._main.lock(gate.lock_key) else 0
         for clone in unused:
-            if missing > 0:
+            if missing > 0 and clone.oid not in self._used:
                 ready = clone.name._replace(state=State.READY)
                 await self._main.execute(sql.rename(clone.name, ready))
                 missing -= 1

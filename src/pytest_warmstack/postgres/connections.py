@@ -474,14 +474,15 @@ def _is_full(error: WarmstackError) -> bool:
 class ServerFacts(NamedTuple):
     """What the first connection shows about a server.
 
-    *role* is the role of this client, *now* the server's time in seconds since the epoch. A
-    *durable* server waits for the disk. A *pooled* server is behind a pooler, which keeps
-    connections open after their users have closed them.
+    *role* is the role of this client, and *super* whether it is a superuser; *now* is the server's
+    time in seconds since the epoch. A *durable* server waits for the disk. A *pooled* server is
+    behind a pooler, which keeps connections open after their users have closed them.
     """
 
     role: str
     durable: bool
     now: float
+    super: bool = True
     pooled: bool = False
 
 
@@ -527,7 +528,7 @@ async def _greet_external(connection: Connection, seconds: float) -> ServerFacts
         # Asking for TLS costs a round trip each time. Behind a pooler, the server only knows
         # how the pooler is connected.
         connection.endpoint = replace(connection.endpoint, query="")
-    return ServerFacts(row["role"], row["fsync"] == "on", row["now"], pooled)
+    return ServerFacts(row["role"], row["fsync"] == "on", row["now"], row["super"], pooled)
 
 
 async def _check_that_backends_stay(connection: Connection) -> None:

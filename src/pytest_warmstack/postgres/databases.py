@@ -35,6 +35,9 @@ RENEWAL_TIME: Final = 0.25
 Its owner may be renewing a lost connection.
 """
 
+COUNTS_AT_ONCE: Final = 15
+"""The first version of PostgreSQL whose counters are right when a connection has ended."""
+
 _NO_TABLE: Final = "42P01"
 _NO_RIGHT: Final = "42501"
 """SQLSTATEs (PostgreSQL's documentation, appendix A)."""
@@ -89,6 +92,8 @@ class Databases:
         self.endpoint = main.endpoint
         self.version = main.version
         self.pooled = facts.pooled
+        # Older versions count too late; only a superuser can silence triggers and reset counters.
+        self.may_put_back = main.major >= COUNTS_AT_ONCE and facts.super and not facts.pooled
         self._role = facts.role
         self._epoch = facts.now - originals.monotonic()
         # Without durability FILE_COPY is faster, and copies the template's relation cache too;

@@ -27,14 +27,15 @@ Arguments = tuple[Sequence[Any], Mapping[str, Any]]
 
 
 class KeptConnection:
-    """A connection of asyncpg to *clone*, for the tests of one event loop, one after the other.
+    """A connection of asyncpg for the tests of one event loop, one after the other.
 
-    Between two tests `clone` has been put back; it is None if there is no connection. *key* is that
-    of its template.
+    Between two tests, `ready` is its database, which has been put back; during a test, `used` is
+    the test's database. `key` is that of their template.
     """
 
     def __init__(self) -> None:
-        self.clone: Clone | None = None
+        self.ready: Clone | None = None
+        self.used: Clone | None = None
         self.key: Any = None
         self.driver: DriverConnection | None = None
         self._arguments: Arguments | None = None
@@ -98,7 +99,7 @@ class KeptConnection:
     def lose(self) -> None:
         """End the connection; someone else takes care of its database."""
         self.cut()
-        self.clone = self.key = None
+        self.ready = self.used = None
 
     def cut(self) -> None:
         """End the connection, if there is one."""

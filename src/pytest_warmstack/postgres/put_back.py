@@ -20,9 +20,6 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Final, NamedTuple, Protocol
 
-OLDEST: Final = 15
-"""The first version of PostgreSQL that counts in shared memory, and so in time."""
-
 _MAX_TOAST: Final = 64
 """How many pages of dead values a table may have in its TOAST table."""
 

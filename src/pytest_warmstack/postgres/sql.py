@@ -32,6 +32,7 @@ MANAGED_FACTS: Final = (
 
 EXTERNAL_FACTS: Final = (
     "SELECT current_setting('fsync') AS fsync, r.rolcreatedb OR r.rolsuper AS creates,"
+    " r.rolsuper AS super,"
     " pg_is_in_recovery() AS standby, pg_backend_pid() AS pid,"
     " coalesce((SELECT s.ssl FROM pg_stat_ssl s WHERE s.pid = pg_backend_pid()), false) AS tls,"
     f" current_user AS role, {_CLOCK}"
