@@ -22,7 +22,6 @@ ANSWER_TIMEOUT: Final = 1.0
 
 _NEW: Final[Mapping[str, str]] = {
     "flags": "N",
-    "multi": "-1",
     "sub": "0",
     "psub": "0",
     "ssub": "0",
@@ -30,6 +29,9 @@ _NEW: Final[Mapping[str, str]] = {
     "redir": "-1",
 }
 """What CLIENT INFO shows of a new connection; older versions show less."""
+
+_ALWAYS: Final = frozenset({"flags", "sub", "psub", "redir", "name", "db", "user"})
+"""What every supported version shows."""
 
 
 class KeptSocket:
@@ -99,7 +101,10 @@ async def _is_like_new(connection: Any) -> bool:
         "lib-name": name or "",
         "lib-ver": getattr(driver, "lib_version", None) or "",
     }
-    return all(found.get(key, value) == value for key, value in wanted.items())
+    # In a transaction, the answer is QUEUED.
+    return _ALWAYS <= found.keys() and all(
+        found.get(key, value) == value for key, value in wanted.items()
+    )
 
 
 def _is_silent(sock: originals.Socket) -> bool:
