@@ -102,7 +102,7 @@ async def _is_like_new(connection: Any) -> bool:
         "lib-ver": getattr(driver, "lib_version", None) or "",
     }
     # In a transaction, the answer is QUEUED.
-    return _ALWAYS <= found.keys() and all(
+    return found.keys() >= _ALWAYS and all(
         found.get(key, value) == value for key, value in wanted.items()
     )
 
