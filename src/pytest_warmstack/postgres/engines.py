@@ -203,7 +203,7 @@ class Engines(EngineMaker):
         if len(living) == len(adapted) == 1 and not own.pool.checkedout():  # type: ignore[attr-defined]
             opened.remove(living[0])
             kept.keep(*adapted[0])
-        else:
+        elif opened:
             kept.cut()
         self._end(own, close=True)
 
