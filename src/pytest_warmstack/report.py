@@ -252,10 +252,12 @@ def summary(ledger: Ledger, *, workers: int) -> Iterator[str]:
     if templates := _templates(ledger.steps).values():
         cost = sum(max(step.seconds for step in each) for each in templates)
         parts.append(f"template{'s' * (len(templates) > 1)} {_duration(cost)}")
+    replaced = sum(step.name == "replaced" for step in ledger.steps)
     for name, plural in (("clone", "s"), ("rollback", "s"), ("flush", "es")):
         count, median = ledger.repeated(name)
         if count:
-            parts.append(f"{count} {name}{plural * (count > 1)} of {_duration(median)}")
+            again = f" ({replaced} replaced)" if name == "clone" and replaced else ""
+            parts.append(f"{count} {name}{plural * (count > 1)} of {_duration(median)}{again}")
     if ends := [step.seconds for step in ledger.steps if step.name == "end"]:
         parts.append(f"end {_duration(max(ends))}")
     by = f" by {workers} workers" if workers > 1 else ""

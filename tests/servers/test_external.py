@@ -22,6 +22,21 @@ PASSWORD = "p@ss:word/%"
 
 DATABASES = "SELECT datname FROM pg_database WHERE datname LIKE 'warmstack%' ORDER BY oid"
 
+REUSED = """
+from pathlib import Path
+
+import pytest
+from sqlalchemy import text
+
+@pytest.mark.parametrize("number", range(12))
+async def test_that_adds_an_author(db_session, number):
+    oid = text("SELECT oid FROM pg_database WHERE datname = current_database()")
+    with Path("oids.log").open("a") as log:
+        log.write(f"{await db_session.scalar(oid)}\\n")
+    await db_session.execute(text("INSERT INTO author VALUES (1, 'Ursula')"))
+    await db_session.commit()
+"""
+
 
 @dataclass(frozen=True)
 class Foreign:
@@ -119,6 +134,22 @@ def test_a_run_uses_them_and_leaves_what_the_next_one_needs(
     until(lambda: len(foreign.databases("r")) >= 2, "two clones stand ready")
     assert foreign.keys() == {}
     assert not any(PASSWORD in line for line in (*first.outlines, *first.errlines))
+
+
+@pytest.mark.parametrize(("role", "is_put_back"), [("ci", False), ("postgres", True)])
+def test_databases_are_put_back_for_a_superuser_only(
+    guest: Library, foreign: Foreign, role: str, is_put_back: bool
+) -> None:
+    """Another role can't silence triggers: each of its tests gets a new clone."""
+    guest.write("test_reused.py", REUSED)
+    password = PASSWORD if role == "ci" else foreign.postgres.password
+
+    guest.run("test_reused.py", **foreign.urls(role, password)).assert_outcomes(passed=12)
+
+    oids = guest.lines("oids.log")
+    guest.write("oids.log", "")
+    assert len(oids) == 12
+    assert (len(set(oids)) < 12) == is_put_back
 
 
 def test_a_kept_hint_is_not_written_for_them(guest: Library, foreign: Foreign) -> None:
