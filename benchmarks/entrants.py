@@ -115,7 +115,8 @@ class Case:
     """A way to run the projects."""
 
     title: str
-    tests: int = 1
+    many: bool = False
+    """Whether it runs many tests."""
     loop: Literal["function", "session"] = "function"
     arguments: tuple[str, ...] = ()
     own_floor: bool = False
@@ -129,9 +130,13 @@ class Case:
 CASES: Final = {
     "warm": Case("One test, warm"),
     "cold": Case("One test, cold"),
-    "session-loop": Case("200 tests in one event loop", 200, "session", span=True),
-    "function-loop": Case("200 tests, an event loop each", 200, "function", span=True),
-    "workers": Case("200 tests in two workers", 200, "session", ("-n", "2")),
+    "session-loop": Case("{tests} tests in one event loop", many=True, loop="session", span=True),
+    "function-loop": Case(
+        "{tests} tests, an event loop each", many=True, loop="function", span=True
+    ),
+    "workers": Case(
+        "{tests} tests in two workers", many=True, loop="session", arguments=("-n", "2")
+    ),
     "added": Case("One revision added", own_floor=True),
     "unused": Case("Loaded and not used", own_floor=True, rounds=3),
 }

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import json
 import os
 import resource
@@ -29,6 +28,7 @@ QUIET: Final = 0.2
 
 _TICKS: Final = os.sysconf("SC_CLK_TCK")
 _FOREIGN: Final = ("WARMSTACK_", "PYTEST_", "POSTGRES_", "REDIS_", "PG", "BENCH_")
+_KEPT: Final = {"WARMSTACK_POSTGRES_IMAGE", "WARMSTACK_REDIS_IMAGE"}
 _EXACT: Final = {"PYTHONDONTWRITEBYTECODE", "CI", "DATABASE_URL"}
 
 
@@ -49,7 +49,7 @@ def environment(extra: Mapping[str, str]) -> dict[str, str]:
     return {
         name: value
         for name, value in os.environ.items()
-        if name not in _EXACT and not name.startswith(_FOREIGN)
+        if name in _KEPT or (name not in _EXACT and not name.startswith(_FOREIGN))
     } | dict(extra)
 
 
@@ -57,7 +57,6 @@ def measure(
     commands: Iterable[Sequence[str]],
     folder: Path,
     variables: Mapping[str, str],
-    user: int | None = None,
 ) -> Cost:
     """Run *commands* in *folder*, one after the other, and return what they took together.
 
@@ -74,8 +73,6 @@ def measure(
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             text=True,
-            user=user,
-            extra_groups=None if user is None else [],
             # Ctrl-C in a terminal comes to this process alone.
             start_new_session=True,
         ) as process:
@@ -151,39 +148,38 @@ def settled(roots: Sequence[int]) -> float:
 
 
 def remembered(folder: Path) -> dict[str, Any]:
-    """Return the records of the kept servers of a project, by service."""
+    """Return what the plugin remembers of the kept servers of a project, by service."""
     hints = folder / ".pytest_cache/d/warmstack"
     return {
-        service: json.loads((hints / f"{service}.json").read_text())["server"]
+        service: json.loads((hints / f"{service}.json").read_text())
         for service in ("postgres", "redis")
     }
 
 
-def address(server: Mapping[str, Any], user: str) -> str:
+def address(hint: Mapping[str, Any], user: str = "") -> str:
     """Return the part of a URL that leads to a kept server."""
-    endpoint = server["endpoint"]
+    endpoint = hint["server"]["endpoint"]
     return f"{user}:{endpoint['password']}@{endpoint['host']}:{endpoint['port']}"
 
 
-def standing(postgres: Mapping[str, Any], *names: str) -> str:
-    """Make migrated databases on a kept server, as one has them by hand.
+async def copy_template(hint: Mapping[str, Any], *names: str) -> str:
+    """Make migrated databases on a kept PostgreSQL.
 
     Return the URL of the server, without a driver and without a database's name.
     """
-    url = f"postgresql://{address(postgres, 'postgres')}"
-
-    async def make() -> None:
-        connection = await asyncpg.connect(f"{url}/postgres", ssl=False)
-        query = "SELECT datname FROM pg_database WHERE datname ~ '^warmstack_t_'"
-        template = await connection.fetchval(query)
-        for name in names:
-            await connection.execute(
-                f'CREATE DATABASE {name} TEMPLATE "{template}" STRATEGY FILE_COPY'
-            )
-        await connection.close()
-
-    asyncio.run(make())
+    url = f"postgresql://{address(hint, 'postgres')}"
+    connection = await asyncpg.connect(f"{url}/postgres", ssl=False)
+    template = await connection.fetchval("SELECT datname FROM pg_database WHERE datname ~ '_t_'")
+    for name in names:
+        await connection.execute(f'CREATE DATABASE {name} TEMPLATE "{template}" STRATEGY FILE_COPY')
+    await connection.close()
     return url
+
+
+async def standing(hint: Mapping[str, Any]) -> str:
+    """Return the URL of a migrated database on a kept PostgreSQL, as one has it by hand."""
+    url = await copy_template(hint, "standing")
+    return f"{url.replace('postgresql', 'postgresql+asyncpg', 1)}/standing"
 
 
 def clean(folder: Path, python: str = sys.executable) -> None:

@@ -56,11 +56,17 @@ class Outcome:
     """The runs of a case: one of each entrant in each round."""
 
     case: str
+    tests: int
     samples: dict[str, list[Sample]] = field(default_factory=dict)
     own: dict[str, list[Sample]] = field(default_factory=dict)
     """Runs to compare with, where an entrant is compared with itself."""
     floors: dict[str, str] = field(default_factory=dict)
     left_out: dict[str, str] = field(default_factory=dict)
+
+    @property
+    def title(self) -> str:
+        """The title of the case."""
+        return CASES[self.case].title.format(tests=self.tests)
 
     def floor(self, name: str) -> list[Sample]:
         """Return the runs that those of an entrant are compared with; none for a floor."""
@@ -92,7 +98,7 @@ class Outcome:
 def table(outcome: Outcome) -> str:
     """Return a case as a table in Markdown."""
     case = CASES[outcome.case]
-    head = [case.title, "s", "least, most", "x floor", "ms over floor", "client s", "server s"]
+    head = [outcome.title, "s", "least, most", "x floor", "ms over floor", "client s", "server s"]
     if case.span:
         head += ["ms a test", "x floor"]
     rows = [head, ["---"] + ["--:"] * (len(head) - 1)]
@@ -115,7 +121,7 @@ def table(outcome: Outcome) -> str:
         ]
         if case.span:
             span = outcome.spread(name, lambda each: each.span)
-            row.append(f"{span.median * 1000 / case.tests:.1f}" if span else "")
+            row.append(f"{span.median * 1000 / outcome.tests:.1f}" if span else "")
             row.append(factor(outcome.ratio(name, "span")))
         rows.append(row)
     lines = ["| " + " | ".join(row) + " |" for row in rows]
@@ -172,7 +178,7 @@ def as_json(
     """Return everything that was measured."""
     cases = {
         outcome.case: {
-            "title": CASES[outcome.case].title,
+            "title": outcome.title,
             "left_out": outcome.left_out,
             "entrants": {
                 name: {
@@ -188,7 +194,9 @@ def as_json(
         }
         for outcome in outcomes
     }
-    options = {name: value for name, value in asked.items() if name in {"rounds", "test_seconds"}}
+    options = {
+        name: value for name, value in asked.items() if name in {"rounds", "tests", "test_seconds"}
+    }
     all_of_it = {"machine": machine, "options": options, "cases": cases, "versions": versions}
     return json.dumps(all_of_it, indent=1) + "\n"
 
@@ -212,7 +220,7 @@ def panel(outcome: Outcome) -> Panel:
             ratio = outcome.ratio(name)
             note = f"{wall.median:.2f} s" + (f", x {ratio.median:.2f}" if ratio else "")
             rows.append(Bar(ENTRANTS[name].title, *wall, note, ours=ENTRANTS[name].ours))
-    return Panel(f"{CASES[outcome.case].title} (seconds)", rows)
+    return Panel(f"{outcome.title} (seconds)", rows)
 
 
 def write(
