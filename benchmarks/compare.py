@@ -407,12 +407,8 @@ class Runner:
             folder = self._kept("embedded", name)
         elif not entrant.ours:
             return self.engine.pids_labelled(name)
-        try:
-            hints = remembered(folder)
-        except FileNotFoundError:
-            return []  # It has not run yet.
         pids = []
-        for server in (hint["server"] for hint in hints.values()):
+        for server in (hint["server"] for hint in remembered(folder).values()):
             if server["runtime"] == "docker":
                 pids += self.engine.pids(server["id"])
             else:

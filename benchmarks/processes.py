@@ -149,11 +149,9 @@ def settled(roots: Sequence[int]) -> float:
 
 def remembered(folder: Path) -> dict[str, Any]:
     """Return what the plugin remembers of the kept servers of a project, by service."""
-    hints = folder / ".pytest_cache/d/warmstack"
-    return {
-        service: json.loads((hints / f"{service}.json").read_text())
-        for service in ("postgres", "redis")
-    }
+    hints = (folder / ".pytest_cache/d/warmstack").glob("*.json")
+    found = {hint.stem: json.loads(hint.read_text()) for hint in hints}
+    return {service: found[service] for service in ("postgres", "redis") if service in found}
 
 
 def address(hint: Mapping[str, Any], user: str = "") -> str:
