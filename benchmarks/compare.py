@@ -264,8 +264,10 @@ class Runner:
         entrant = ENTRANTS[name]
         if case_name in entrant.left_out:
             raise LeftOut(entrant.left_out[case_name])
-        if self.runtime(entrant) == "docker" and self.engine.missing:
+        starts = case_name != "unused"
+        if starts and self.runtime(entrant) == "docker" and self.engine.missing:
             raise LeftOut(self.engine.missing)
+        say(f"{case_name}: {name}: a first run, not measured")
         try:
             self.sample(name, case_name)
         except (ProcessFailed, FileNotFoundError) as failed:
@@ -446,7 +448,6 @@ def compare(runner: Runner, case_name: str, only: Sequence[str], rounds: int) ->
         wanted = [name for name in ENTRANTS if name in needed or name in wanted]
     taking_part = []
     for name in wanted:
-        say(f"{case_name}: {name}: a first run, not measured")
         try:
             runner.prepare(name, case_name)
         except LeftOut as reason:

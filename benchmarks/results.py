@@ -124,9 +124,12 @@ def table(outcome: Outcome) -> str:
             row.append(f"{span.median * 1000 / outcome.tests:.1f}" if span else "")
             row.append(factor(outcome.ratio(name, "span")))
         rows.append(row)
-    lines = ["| " + " | ".join(row) + " |" for row in rows]
+    lines = ["| " + " | ".join(row) + " |" for row in rows] if outcome.samples else [outcome.title]
+    reasons: dict[str, list[str]] = {}
     for name, reason in outcome.left_out.items():
-        lines.append(f"\nLeft out: {ENTRANTS[name].title} ({reason.splitlines()[-1]}).")
+        reasons.setdefault(reason.splitlines()[-1], []).append(ENTRANTS[name].title)
+    for reason, names in reasons.items():
+        lines.append(f"\nLeft out: {'; '.join(names)} ({reason}).")
     return "\n".join(lines) + "\n"
 
 
@@ -162,10 +165,11 @@ def described(machine: Mapping[str, Any], versions: Mapping[str, Mapping[str, st
     ]
     every = [set(each.items()) for each in versions.values()]
     common = set.intersection(*every) if every else set()
-    for name, each in {"all": dict(common), **versions}.items():
-        pairs = sorted(common if name == "all" else set(each.items()) - common, key=str)
-        packages = ", ".join(f"{package} {version}" for package, version in pairs)
-        lines.append(f"- {name}: {packages}")
+    own = {name: set(each.items()) - common for name, each in versions.items()}
+    for name, pairs in {"all": common, **own}.items():
+        if pairs:
+            in_order = sorted(pairs, key=lambda pair: pair[0].lower())
+            lines.append(f"- {name}: " + ", ".join(" ".join(pair) for pair in in_order))
     return "\n".join(lines) + "\n"
 
 
