@@ -78,51 +78,71 @@ class Outcome:
         """Return the spread of a number of each run."""
         return Spread.of([of(each) for each in self.samples[name]])
 
-    def against(
-        self, name: str, of: Callable[[float, float], float], key: str = "wall"
-    ) -> Spread | None:
-        """Return the spread of what *of* makes of the runs of each round, ours and the floor's."""
-        pairs = zip(self.samples[name], self.floor(name), strict=False)
-        numbers = [(getattr(one, key), getattr(other, key)) for one, other in pairs]
-        return Spread.of([of(one, other) for one, other in numbers if one and other])
-
-    def ratio(self, name: str, key: str = "wall") -> Spread | None:
-        """Return how many times as long a run takes as the floor, in the same round."""
-        return self.against(name, lambda one, other: one / other, key)
+    def ratio(self, name: str, of: Callable[[Sample], float | None]) -> Spread | None:
+        """Return how many times as much a run takes as the floor, in the same round."""
+        return Spread.of([one / other for one, other in self._pairs(name, of)])
 
     def difference(self, name: str) -> Spread | None:
         """Return how much longer a run takes than the floor, in the same round."""
-        return self.against(name, lambda one, other: one - other)
+        return Spread.of([one - other for one, other in self._pairs(name, wall)])
+
+    def _pairs(self, name: str, of: Callable[[Sample], float | None]) -> list[tuple[float, float]]:
+        pairs = zip(self.samples[name], self.floor(name), strict=False)
+        numbers = [(of(one), of(other)) for one, other in pairs]
+        return [(one, other) for one, other in numbers if one and other]
+
+
+def wall(sample: Sample) -> float:
+    """Return the wall time of a run."""
+    return sample.wall
+
+
+def client(sample: Sample) -> float:
+    """Return the processor time of pytest."""
+    return sample.client
+
+
+def server(sample: Sample) -> float | None:
+    """Return the processor time of the servers, if it is known."""
+    return sample.server
+
+
+def processor(sample: Sample) -> float | None:
+    """Return the processor time of pytest and the servers, if both are known."""
+    return None if sample.server is None else sample.client + sample.server
+
+
+def span(sample: Sample) -> float | None:
+    """Return the time of all tests."""
+    return sample.span
 
 
 def table(outcome: Outcome) -> str:
     """Return a case as a table in Markdown."""
-    case = CASES[outcome.case]
-    head = [outcome.title, "s", "least, most", "x floor", "ms over floor", "client s", "server s"]
-    if case.span:
+    head = [outcome.title, "s", "least, most", "x floor", "ms over floor"]
+    head += ["client s", "server s", "x floor"]
+    spans = CASES[outcome.case].span
+    if spans:
         head += ["ms a test", "x floor"]
     rows = [head, ["---"] + ["--:"] * (len(head) - 1)]
     for name in outcome.samples:
-        wall = outcome.spread(name, lambda each: each.wall)
-        if wall is None:
+        times = outcome.spread(name, wall)
+        if times is None:
             continue
-        client, server = (
-            outcome.spread(name, lambda each, key=key: getattr(each, key))  # type: ignore[misc]
-            for key in ("client", "server")
-        )
-        difference = outcome.difference(name)
+        over = outcome.difference(name)
         row = [
             ENTRANTS[name].title,
-            f"{wall.median:.2f}",
-            f"{wall.least:.2f}, {wall.most:.2f}",
-            factor(outcome.ratio(name)),
-            f"{difference.median * 1000:+.0f}" if difference else "",
-            *(f"{each.median:.2f}" if each else "" for each in (client, server)),
+            f"{times.median:.2f}",
+            f"{times.least:.2f}, {times.most:.2f}",
+            shown(outcome.ratio(name, wall)),
+            f"{over.median * 1000:+.0f}" if over else "",
+            *(shown(outcome.spread(name, of)) for of in (client, server)),
+            shown(outcome.ratio(name, processor)),
         ]
-        if case.span:
-            span = outcome.spread(name, lambda each: each.span)
-            row.append(f"{span.median * 1000 / outcome.tests:.1f}" if span else "")
-            row.append(factor(outcome.ratio(name, "span")))
+        if spans:
+            tests = outcome.spread(name, span)
+            row.append(f"{tests.median * 1000 / outcome.tests:.1f}" if tests else "")
+            row.append(shown(outcome.ratio(name, span)))
         rows.append(row)
     lines = ["| " + " | ".join(row) + " |" for row in rows] if outcome.samples else [outcome.title]
     reasons: dict[str, list[str]] = {}
@@ -133,9 +153,9 @@ def table(outcome: Outcome) -> str:
     return "\n".join(lines) + "\n"
 
 
-def factor(ratio: Spread | None) -> str:
-    """Return a ratio as one reads it."""
-    return f"{ratio.median:.2f}" if ratio else "1"
+def shown(spread: Spread | None) -> str:
+    """Return a median as one reads it; nothing for what was not measured."""
+    return f"{spread.median:.2f}" if spread else ""
 
 
 def machine() -> dict[str, Any]:
@@ -189,9 +209,10 @@ def as_json(
                     "floor": outcome.floors[name] or "itself",
                     "runs": [each._asdict() for each in samples],
                     "floor_runs": [each._asdict() for each in outcome.own.get(name, [])],
-                    "ratio": outcome.ratio(name),
                     "difference": outcome.difference(name),
-                    "span_ratio": outcome.ratio(name, "span"),
+                    "ratio": outcome.ratio(name, wall),
+                    "processor_ratio": outcome.ratio(name, processor),
+                    "span_ratio": outcome.ratio(name, span),
                 }
                 for name, samples in outcome.samples.items()
             },
@@ -219,11 +240,10 @@ def panel(outcome: Outcome) -> Panel:
     """Return a case as bars: how long a run takes."""
     rows = []
     for name in outcome.samples:
-        wall = outcome.spread(name, lambda each: each.wall)
-        if wall:
-            ratio = outcome.ratio(name)
-            note = f"{wall.median:.2f} s" + (f", x {ratio.median:.2f}" if ratio else "")
-            rows.append(Bar(ENTRANTS[name].title, *wall, note, ours=ENTRANTS[name].ours))
+        if times := outcome.spread(name, wall):
+            ratio = outcome.ratio(name, wall)
+            note = f"{times.median:.2f} s" + (f", x {ratio.median:.2f}" if ratio else "")
+            rows.append(Bar(ENTRANTS[name].title, *times, note, ours=ENTRANTS[name].ours))
     return Panel(f"{outcome.title} (seconds)", rows)
 
 
