@@ -97,7 +97,7 @@ ENTRANTS: Final = {
         left_out={"unused": "the same as in Docker"},
     ),
     "warmstack-rollback": Entrant(
-        "warmstack, `rollback`",
+        "warmstack (rollback)",
         packages="warmstack-embedded",
         keep=("--reuse-containers",),
         always=("--warmstack-isolation=rollback",),
