@@ -426,7 +426,7 @@ class Booking(Base):
     redemptions: Mapped[list[Redemption]] = children("booking")
     tags: Mapped[list[Tag]] = relationship(secondary=booking_tags, lazy="selectin")
 
-    __mapper_args__: ClassVar[dict[str, Any]] = {"version_id_col": version}
+    __mapper_args__ = {"version_id_col": version}  # noqa: RUF012 - as SQLAlchemy declares it
 
 
 class BookingRoom(Base):

@@ -7,7 +7,7 @@ from datetime import date, timedelta
 from decimal import Decimal
 from typing import Any
 
-from sqlalchemy import Row, Select, exists, func, select
+from sqlalchemy import Select, exists, func, select
 from sqlalchemy.ext.asyncio import AsyncSession
 from sqlalchemy.orm import joinedload, selectinload
 
@@ -209,7 +209,7 @@ def search(
     channel: Channel | None = None,
     guest: str = "",
     tagged: str = "",
-) -> Select[tuple[Booking]]:
+) -> Select[Any]:
     """Return the query for bookings, newest first."""
     query = select(Booking).where(Booking.property_id == place.id).order_by(Booking.id.desc())
     if statuses:
@@ -223,7 +223,7 @@ def search(
     return query.options(selectinload(Booking.guests), selectinload(Booking.rooms))
 
 
-async def revenue(session: AsyncSession) -> Sequence[Row[tuple[str, Currency, int, Decimal]]]:
+async def revenue(session: AsyncSession) -> Sequence[Any]:
     """Return what each property earned in each currency: bookings and money."""
     return (
         await session.execute(

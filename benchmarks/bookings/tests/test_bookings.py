@@ -21,17 +21,20 @@ from bookings import service
 from bookings.models import (
     Amenity,
     AuditEvent,
-    Base,
+    Booking,
     BookingRoom,
     BookingStatus,
     Channel,
     CleaningTask,
+    Currency,
     Guest,
+    InvoiceLine,
     Membership,
     Organisation,
     OutboxMessage,
     PaymentMethod,
     Property,
+    Rate,
     Review,
     Role,
     Room,
@@ -73,12 +76,13 @@ async def test_bookings_are_listed(
     place = await open_property(db_session, number)
     guests = await guests_of(db_session, number)
     async with sessions() as session:
-        for turn, channel in enumerate([*Channel, *Channel]):
+        for turn, channel in enumerate([Channel.WEB, Channel.PHONE]):
             await service.book(
                 session, place, guests[: 1 + turn % 2], DAY, reference=str(turn), channel=channel
             )
             await session.commit()
-    first = await service.load(db_session, "0")
+    first = await db_session.scalar(select(Booking).where(Booking.reference == "0"))
+    assert first is not None
     await service.tag(db_session, first, "vip", "regular")
     await db_session.commit()
 
@@ -87,9 +91,9 @@ async def test_bookings_are_listed(
             rows = await session.scalars(service.search(place, **filters))
             return [each.reference for each in rows]
 
-    assert await found() == ["5", "4", "3", "2", "1", "0"]
-    assert await found(channel=Channel.PHONE) == ["4", "1"]
-    assert await found(guest=f"{number} 1") == ["5", "3", "1"]
+    assert await found() == ["1", "0"]
+    assert await found(channel=Channel.PHONE) == ["1"]
+    assert await found(guest=f"{number} 1") == ["1"]
     assert await found(tagged="vip") == ["0"]
 
 
@@ -100,7 +104,9 @@ async def test_a_booking_is_changed(
     guests = await guests_of(db_session, number, 3)
     await service.book(db_session, place, guests[:2], DAY, reference="A")
     await db_session.commit()
-    for turn in range(1 + number % 3):
+    before = await service.load(db_session, "A")
+    assert before.version == 1
+    for turn in range(1 + number % 2):
         async with sessions() as session, session.begin():
             booking = await service.load(session, "A")
             booking.leaves += timedelta(days=1)
@@ -109,14 +115,12 @@ async def test_a_booking_is_changed(
             booking.extras[0].quantity += 1
             booking.source = {**booking.source, "changed": turn}
             await service.record(session, booking, "changed", turn=turn)
-            if not booking.guests:
-                break
 
     booking = await service.load(db_session, "A")
     changes = booking.source["changed"] + 1
     assert (booking.leaves - booking.arrives).days == 2 + changes
     assert len(booking.notes) == 1 + changes
-    assert len(booking.guests) == 2 - min(changes, 2)
+    assert len(booking.guests) == 2 - changes
     assert booking.version == 1 + changes
     actions = select(AuditEvent.action).order_by(AuditEvent.id)
     assert (await db_session.scalars(actions)).all() == ["booked", *["changed"] * changes]
@@ -131,9 +135,11 @@ async def test_a_cancelled_booking_is_refunded(
     async with sessions() as session, session.begin():
         await service.book(session, place, guests, DAY, reference="A")
     async with sessions() as session, session.begin():
-        payment = await service.pay(session, await service.load(session, "A"), method)
+        booking = await service.load(session, "A")
+        payment = await service.pay(session, booking, method)
+    assert len(await service.free_rooms(db_session, place, DAY)) == 1
     async with sessions() as session, session.begin():
-        await service.cancel(session, await service.load(session, "A"), "ill")
+        await service.cancel(session, await session.merge(booking, load=False), "ill")
 
     booking = await service.load(db_session, "A")
     assert booking.status is BookingStatus.CANCELLED
@@ -149,9 +155,22 @@ async def test_an_organisation_is_deleted_with_all_it_has(
     place = await open_property(db_session, number)
     guests = await guests_of(db_session, number)
     async with sessions() as session, session.begin():
-        for turn in range(2):
-            booking = await service.book(session, place, guests, DAY, reference=str(turn))
-            await service.write(session, booking, "Hello", "map.pdf", "menu.pdf")
+        booking = await service.book(session, place, guests, DAY, reference="A")
+        await service.write(session, booking, "Hello", "map.pdf", "menu.pdf")
+
+    async def remaining() -> dict[str, int]:
+        row = await db_session.execute(
+            select(
+                select(func.count(User.id)).scalar_subquery().label("users"),
+                select(func.count(Guest.id)).scalar_subquery().label("guests"),
+                select(func.count(Booking.id)).scalar_subquery().label("bookings"),
+                select(func.count(Rate.weekday)).scalar_subquery().label("rates"),
+                select(func.count(InvoiceLine.id)).scalar_subquery().label("lines"),
+            )
+        )
+        return dict(row.mappings().one())
+
+    assert await remaining() == {"users": 3, "guests": 2, "bookings": 1, "rates": 28, "lines": 2}
     async with sessions() as session, session.begin():
         organisation = await session.get_one(
             Organisation,
@@ -163,31 +182,24 @@ async def test_an_organisation_is_deleted_with_all_it_has(
         )
         await session.delete(organisation)
 
-    remaining = {
-        table.name: await db_session.scalar(select(func.count()).select_from(table))
-        for table in Base.metadata.sorted_tables
-    }
-    assert {name for name, count in remaining.items() if count} == {
-        *("addresses", "audit_events", "guest_documents", "guests", "outbox_messages", "users")
-    }
+    assert await remaining() == {"users": 3, "guests": 2, "bookings": 0, "rates": 0, "lines": 0}
 
 
 async def test_revenue_is_summed(db_session: AsyncSession, sessions: Sessions, number: int) -> None:
     guests = await guests_of(db_session, number)
-    for turn in range(2):
-        place = await open_property(db_session, number + 1000 * turn)
-        for each in range(2 + turn):
-            reference = f"{turn}-{each}"
-            await service.book(db_session, place, guests, DAY, reference=reference, nights=7)
-        await db_session.commit()
-    async with sessions() as session, session.begin():
-        await service.cancel(session, await service.load(session, "1-0"), "ill")
-    async with sessions() as session:
-        rows = await service.revenue(session)
-
+    place = await open_property(db_session, number)
+    for each in range(2):
+        await service.book(db_session, place, guests, DAY, reference=str(each), nights=7)
+    await db_session.commit()
     week = sum(range(60, 67)) + 9 * 7
-    names = sorted([f"Hotel {number}", f"Hotel {number + 1000}"])
-    assert [tuple(row) for row in rows] == [(name, "eur", 2, 2 * week) for name in names]
+    (row,) = await service.revenue(db_session)
+    assert tuple(row) == (place.name, Currency.EUR, 2, 2 * week)
+    async with sessions() as session, session.begin():
+        await service.cancel(session, await service.load(session, "1"), "ill")
+
+    async with sessions() as session:
+        (row,) = await service.revenue(session)
+    assert tuple(row) == (place.name, Currency.EUR, 1, week)
 
 
 async def test_documents_and_arrays_are_searched(db_session: AsyncSession, number: int) -> None:
