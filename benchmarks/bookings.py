@@ -25,6 +25,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Final, NamedTuple
 
@@ -62,15 +63,26 @@ class Cost(NamedTuple):
 
 
 class Server:
-    """The processor time of a PostgreSQL, from the kernel's table of processes."""
+    """The processor time of the PostgreSQL that a project keeps, from the kernel's processes."""
 
-    def __init__(self, remembered: dict[str, Any]) -> None:
-        server = remembered["server"]
+    def __init__(self, folder: Path) -> None:
+        self.remembered: dict[str, Any] = json.loads(
+            (folder / ".pytest_cache/d/warmstack/postgres.json").read_text()
+        )
+        server = self.remembered["server"]
         if server["runtime"] == "docker":
             asked = ["docker", "inspect", "--format", "{{.State.Pid}}", server["id"]]
             self._pid = int(subprocess.run(asked, check=True, capture_output=True).stdout)
         else:
             self._pid = int(server["id"].split("/")[1])
+
+    def cost(self, run: Callable[[], float]) -> Cost:
+        """Return what *run* costs, which starts processes and returns its seconds."""
+        before, own = self.quiet(), os.times()
+        wall = run()
+        now = os.times()
+        client = now.children_user + now.children_system - own.children_user - own.children_system
+        return Cost(wall, client, self.quiet() - before)
 
     def ticks(self) -> int:
         """Return the ticks of all its processes; those that have ended are in their parents'."""
@@ -114,19 +126,16 @@ class Suite:
     def prepare(self) -> None:
         """Start the server, and make a migrated database on it as one has it by hand."""
         self._run("", "session", tests=12)
-        hint = json.loads((self.folder / ".pytest_cache/d/warmstack/postgres.json").read_text())
-        self._server = Server(hint)
-        self._url = asyncio.run(standing(hint))
+        self._server = Server(self.folder)
+        self._url = asyncio.run(standing(self._server.remembered))
 
     def cost(self, kind: str) -> Cost:
         """Run the suite in one of `KINDS`; return what it cost."""
         by_hand, loop, arguments = KINDS[kind]
-        before, own = self._server.quiet(), os.times()
         url = {"BENCH_DB": self._url} if by_hand else {}
-        wall = self._run(by_hand, loop, *arguments, tests=self.tests, **url)
-        now = os.times()
-        client = now.children_user + now.children_system - own.children_user - own.children_system
-        return Cost(wall, client, self._server.quiet() - before)
+        return self._server.cost(
+            lambda: self._run(by_hand, loop, *arguments, tests=self.tests, **url)
+        )
 
     def _run(
         self, by_hand: str, loop: str, *arguments: str, tests: int, **environment: str
