@@ -24,14 +24,12 @@ import statistics
 import subprocess
 import sys
 import tempfile
-import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Final, NamedTuple
 
-from warm import ROOT, run, standing
+import processes
 
-SUITE: Final = ROOT / "benchmarks/bookings"
+SUITE: Final = processes.ROOT / "benchmarks/bookings"
 
 KINDS: Final = {
     "a database per test, one loop": ("", "session", ()),
@@ -43,10 +41,6 @@ KINDS: Final = {
 """Ways to run the suite: what is done by hand, the loop of the tests, options of pytest."""
 
 BASE: Final = "by hand, one engine"
-
-_TICKS: Final = os.sysconf("SC_CLK_TCK")
-_QUIET: Final = 0.3
-_DEADLINE: Final = 30.0
 
 
 class Cost(NamedTuple):
@@ -62,92 +56,61 @@ class Cost(NamedTuple):
         return self.client + self.server
 
 
-class Server:
-    """The processor time of the PostgreSQL that a project keeps, from the kernel's processes."""
+class Project:
+    """A project whose PostgreSQL stays between runs, and what its runs cost."""
 
-    def __init__(self, folder: Path) -> None:
-        self.remembered: dict[str, Any] = json.loads(
-            (folder / ".pytest_cache/d/warmstack/postgres.json").read_text()
-        )
-        server = self.remembered["server"]
+    def __init__(self, folder: Path, *options: str) -> None:
+        self.folder = folder
+        self._options = options
+
+    def prepare(self, *arguments: str, **variables: str) -> dict[str, Any]:
+        """Run it once, so that server and template are there; return where the server is."""
+        self.run(*arguments, **variables)
+        hint: dict[str, Any] = processes.remembered(self.folder)["postgres"]
+        server = hint["server"]
         if server["runtime"] == "docker":
             asked = ["docker", "inspect", "--format", "{{.State.Pid}}", server["id"]]
-            self._pid = int(subprocess.run(asked, check=True, capture_output=True).stdout)
+            pid = subprocess.run(asked, check=True, capture_output=True).stdout
         else:
-            self._pid = int(server["id"].split("/")[1])
+            pid = server["id"].split("/")[1]
+        self._servers = [int(pid)]
+        return hint
 
-    def cost(self, run: Callable[[], float]) -> Cost:
-        """Return what *run* costs, which starts processes and returns its seconds."""
-        before, own = self.quiet(), os.times()
-        wall = run()
-        now = os.times()
-        client = now.children_user + now.children_system - own.children_user - own.children_system
-        return Cost(wall, client, self.quiet() - before)
+    def run(self, *arguments: str, **variables: str) -> processes.Cost:
+        """Run its tests; return what that cost without the server."""
+        command = [sys.executable, "-m", "pytest", "-q", *self._options, *arguments]
+        return processes.measure([command], self.folder, variables)
 
-    def ticks(self) -> int:
-        """Return the ticks of all its processes; those that have ended are in their parents'."""
-        found: dict[int, tuple[int, int]] = {}
-        for entry in Path("/proc").iterdir():
-            if entry.name.isdigit():
-                try:
-                    fields = (entry / "stat").read_text().rpartition(")")[2].split()
-                except OSError:  # It has just ended.
-                    continue
-                # man 5 proc: ppid is field 4; utime, stime, cutime and cstime are 14 to 17.
-                found[int(entry.name)] = int(fields[1]), sum(map(int, fields[11:15]))
-        tree = {self._pid}
-        while more := {pid for pid, (parent, _) in found.items() if parent in tree} - tree:
-            tree |= more
-        return sum(found[pid][1] for pid in tree)
-
-    def quiet(self) -> float:
-        """Wait until it does nothing; return the seconds of processor time until then."""
-        deadline = time.monotonic() + _DEADLINE
-        before = self.ticks()
-        while True:
-            time.sleep(_QUIET)
-            if (now := self.ticks()) == before:
-                return now / _TICKS
-            if time.monotonic() > deadline:
-                raise TimeoutError(f"PostgreSQL is still busy after {_DEADLINE:g} s")
-            before = now
+    def cost(self, *arguments: str, **variables: str) -> Cost:
+        """Run its tests; return what that cost, until the server is idle again."""
+        before = processes.settled(self._servers)
+        wall, client = self.run(*arguments, **variables)
+        return Cost(wall, client, processes.settled(self._servers) - before)
 
 
 class Suite:
-    """A copy of the suite, and ways to run it on a server that stays."""
+    """A copy of the suite, and ways to run it."""
 
     def __init__(self, folder: Path, runtime: str, tests: int) -> None:
-        self.folder = folder
-        self.tests = tests
-        self._keep = ("-p", "warmstack", "--reuse-containers", f"--warmstack-runtime={runtime}")
         made = shutil.ignore_patterns("__pycache__", ".pytest_cache")
         shutil.copytree(SUITE, folder, dirs_exist_ok=True, ignore=made)
+        self.tests = tests
+        self._project = Project(folder, "--disable-plugin-autoload", "-p", "asyncio")
+        self._keep = ("-p", "warmstack", "--reuse-containers", f"--warmstack-runtime={runtime}")
 
     def prepare(self) -> None:
         """Start the server, and make a migrated database on it as one has it by hand."""
-        self._run("", "session", tests=12)
-        self._server = Server(self.folder)
-        self._url = asyncio.run(standing(self._server.remembered))
+        self._url = asyncio.run(processes.standing(self._project.prepare(*self._keep)))
 
     def cost(self, kind: str) -> Cost:
         """Run the suite in one of `KINDS`; return what it cost."""
-        by_hand, loop, arguments = KINDS[kind]
-        url = {"BENCH_DB": self._url} if by_hand else {}
-        return self._server.cost(
-            lambda: self._run(by_hand, loop, *arguments, tests=self.tests, **url)
-        )
-
-    def _run(
-        self, by_hand: str, loop: str, *arguments: str, tests: int, **environment: str
-    ) -> float:
-        return run(
-            self.folder,
-            *("--disable-plugin-autoload", "-p", "asyncio"),
+        by_hand, loop, options = KINDS[kind]
+        return self._project.cost(
             *(() if by_hand else self._keep),
-            *("-o", f"asyncio_default_test_loop_scope={loop}", *arguments),
-            **environment,
+            *("-o", f"asyncio_default_test_loop_scope={loop}", *options),
             BENCH_BY_HAND=by_hand,
-            BENCH_TESTS=str(tests),
+            BENCH_TESTS=str(self.tests),
+            BENCH_DB=self._url,
         )
 
 
@@ -197,8 +160,7 @@ def main() -> None:
             print(runtime)
             result = compare(suite, arguments.rounds)
         finally:
-            clean = [sys.executable, "-m", "pytest_warmstack.cli", "clean", "--project", temporary]
-            subprocess.run(clean, check=True, capture_output=True)
+            processes.clean(folder)
     if arguments.json:
         sizes = {"runtime": runtime, "tests": arguments.tests, "rounds": arguments.rounds}
         arguments.json.write_text(json.dumps({**sizes, "kinds": result}, indent=2) + "\n")

@@ -18,16 +18,14 @@ import argparse
 import json
 import os
 import statistics
-import subprocess
-import sys
 import tempfile
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any, Final, NamedTuple
 
-from warm import run
+import processes
 
-from bookings import Cost, Server
+from bookings import Project
 
 TABLES: Final = 20
 
@@ -155,38 +153,18 @@ CURVES: Final = {
 }
 
 
-class Project:
-    """A project of one size, in a folder of its own."""
-
-    def __init__(self, home: Path, curve: Curve, size: int, runtime: str) -> None:
-        self.folder = home / f"size-{size}"
-        self.folder.mkdir()
-        self._curve = curve
-        self._arguments = [
-            *("--disable-plugin-autoload", "-p", "asyncio", "-p", "warmstack"),
-            *("--reuse-containers", f"--warmstack-runtime={runtime}"),
-            *(("-p", "xdist", "-n", str(size)) if curve.workers else ()),
-        ]
-        (self.folder / "pytest.ini").write_text(INI)
-        (self.folder / "test_rows.py").write_text(TEST)
-        curve.prepare(self.folder, size)
-
-    def warm_up(self) -> None:
-        """Start the server, and build the template."""
-        self._run()
-        self._server = Server(self.folder)
-
-    def cost(self) -> Cost:
-        """Run the tests once more; return what it cost."""
-        return self._server.cost(self._run)
-
-    def _run(self) -> float:
-        return run(self.folder, *self._arguments, BENCH_TESTS=str(self._curve.tests))
-
-    def clean(self) -> None:
-        """Remove the server."""
-        clean = [sys.executable, "-m", "pytest_warmstack.cli", "clean"]
-        subprocess.run([*clean, "--project", str(self.folder)], check=True, capture_output=True)
+def project(folder: Path, curve: Curve, size: int, runtime: str) -> Project:
+    """Make a project of one size in *folder*."""
+    folder.mkdir()
+    (folder / "pytest.ini").write_text(INI)
+    (folder / "test_rows.py").write_text(TEST)
+    curve.prepare(folder, size)
+    return Project(
+        folder,
+        *("--disable-plugin-autoload", "-p", "asyncio", "-p", "warmstack"),
+        *("--reuse-containers", f"--warmstack-runtime={runtime}"),
+        *(("-p", "xdist", "-n", str(size)) if curve.workers else ()),
+    )
 
 
 def measure(curve: Curve, sizes: tuple[int, ...], rounds: int, runtime: str) -> list[Any]:
@@ -194,14 +172,15 @@ def measure(curve: Curve, sizes: tuple[int, ...], rounds: int, runtime: str) -> 
     with tempfile.TemporaryDirectory() as temporary:
         home = Path(temporary)
         home.chmod(0o755)  # The server runs as another user, when we are root.
-        projects = [Project(home, curve, size, runtime) for size in sizes]
+        projects = [project(home / f"size-{size}", curve, size, runtime) for size in sizes]
+        tests = str(curve.tests)
         try:
-            for project in projects:
-                project.warm_up()
-            turns = [[project.cost() for project in projects] for _ in range(rounds)]
+            for each in projects:
+                each.prepare(BENCH_TESTS=tests)
+            turns = [[each.cost(BENCH_TESTS=tests) for each in projects] for _ in range(rounds)]
         finally:
-            for project in projects:
-                project.clean()
+            for each in projects:
+                processes.clean(each.folder)
     what = "a warm run of one test" if curve.tests == 1 else f"a test of {curve.tests}"
     print(f"\n{what}, by {curve.what} (ms, median of {rounds}; least, most)")
     print(f"{curve.what:>12}{'wall':>10}{'':20}{'client':>8}{'server':>8}   ratio: wall")
