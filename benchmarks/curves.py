@@ -147,7 +147,11 @@ CURVES: Final = {
     "revisions": Curve("revisions", (1, 10, 100, 1000), with_revisions, tests=1),
     "tables": Curve("tables", (2, 20, 100, 400), with_tables),
     "workers": Curve(
-        "workers", (1, 2, 4, 8), lambda folder, _: with_tables(folder, TABLES), workers=True
+        "workers",
+        (1, 2, 4, 8),
+        lambda folder, _: with_tables(folder, TABLES),
+        tests=400,
+        workers=True,
     ),
     "seed": Curve("MB of seed", (10, 100, 1000), with_seed, tests=50),
 }
