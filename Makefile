@@ -70,6 +70,8 @@ bench: $(INSTALLED) ## Measure the plugin beside other tools and wiring by hand;
 	$(VENV)/bin/python benchmarks/template.py
 	$(VENV)/bin/python benchmarks/clones.py
 	$(VENV)/bin/python benchmarks/application.py
+	$(VENV)/bin/python benchmarks/bookings.py
+	$(VENV)/bin/python benchmarks/curves.py
 
 bench-docs: $(INSTALLED) ## Measure again what docs/benchmarks.md shows, and write it there
 	mkdir -p docs/benchmarks
