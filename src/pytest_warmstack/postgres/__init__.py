@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import re
-from dataclasses import dataclass
 from enum import StrEnum
 from typing import NamedTuple, Self
 from urllib.parse import unquote, urlsplit
@@ -88,8 +87,7 @@ class Database(NamedTuple):
     unused: float = 0.0
 
 
-@dataclass(frozen=True, kw_only=True)
-class DatabaseAddress:
+class DatabaseAddress(NamedTuple):
     """The parts of a database's URL, for code that doesn't take a URL."""
 
     host: str

@@ -10,7 +10,6 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from concurrent.futures import CancelledError, Future, wait
 from contextlib import suppress
-from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
@@ -37,6 +36,7 @@ from pytest_warmstack.postgres.databases import (
 )
 from pytest_warmstack.postgres.retention import Retention
 from pytest_warmstack.servers.errors import ConnectionLost, ServerFailed, ServerFull
+from pytest_warmstack.structs import Struct
 
 if TYPE_CHECKING:
     from pytest_warmstack.postgres.address import Address
@@ -99,8 +99,7 @@ class Finding(NamedTuple):
     saved: str = ""
 
 
-@dataclass
-class Shared:
+class Shared(Struct):
     """A clone that tests use one after the other, each in a transaction that is rolled back.
 
     `connections` counts the connections that belong to these transactions; any others may have

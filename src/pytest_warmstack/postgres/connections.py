@@ -11,7 +11,6 @@ import socket
 import ssl
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterator, Sequence
 from contextlib import asynccontextmanager, contextmanager, suppress
-from dataclasses import replace
 from functools import partial, wraps
 from typing import Any, Final, NamedTuple, ParamSpec, Self, TypeVar
 
@@ -526,7 +525,7 @@ async def _greet_external(connection: Connection, seconds: float) -> ServerFacts
     if not row["tls"] and not pooled:
         # Asking for TLS costs a round trip each time. Behind a pooler, the server only knows
         # how the pooler is connected.
-        connection.endpoint = replace(connection.endpoint, query="")
+        connection.endpoint = connection.endpoint.replace(query="")
     return ServerFacts(row["role"], row["fsync"] == "on", row["now"], pooled)
 
 

@@ -15,7 +15,6 @@ import re
 import socket
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
 from typing import Final, TypeVar
 
 from pytest_warmstack import originals
@@ -36,6 +35,7 @@ from pytest_warmstack.redis.connections import (
 from pytest_warmstack.redis.server_state import STORED, Counts, Look, ServerState, end_script
 from pytest_warmstack.servers.errors import ServerFailed
 from pytest_warmstack.servers.model import NotOurs, NotReady, Server, redis_url
+from pytest_warmstack.structs import Struct
 
 T = TypeVar("T")
 
@@ -78,8 +78,7 @@ the number of the first database. Otherwise it is empty.
 """
 
 
-@dataclass(frozen=True)
-class Lease:
+class Lease(Struct, frozen=True):
     """The *urls* of a process's databases; *index* is the number of the first one."""
 
     index: int
@@ -91,8 +90,7 @@ class Lease:
         return range(self.index, self.index + len(self.urls))
 
 
-@dataclass(frozen=True)
-class _Survey:
+class _Survey(Struct, frozen=True):
     """The state of a server before a lease is taken.
 
     *others* are the connections of other processes with a lease. *blocks* are the ranges of
