@@ -60,7 +60,7 @@ CLOSE_TIMEOUT: Final = 10.0
 SIGNAL_INTERVAL: Final = 0.5
 """Seconds after which a wait looks for signals: Python misses one that comes as a wait begins."""
 
-_MISSING_EXTENSION: Final = re.compile(
+_MISSING_EXTENSION: Final = (
     r'extension "([^"]+)" is not available|/([\w-]+)\.control"|/([\w-]+)\.so": '
 )
 """Matches PostgreSQL's messages about an extension, or its library, that is not installed."""
@@ -523,7 +523,7 @@ class Environment(Struct, eq=False):
         except WarmstackError as error:
             if (full := self.no_space(error)) is not None:
                 raise full from error
-            missing = _MISSING_EXTENSION.search(error.why)
+            missing = re.search(_MISSING_EXTENSION, error.why)
             if missing and self._embedded_postgres():
                 from pytest_warmstack.postgres.native import NativePostgres
 

@@ -275,13 +275,13 @@ REDIS_NAMES: Final = (
 )
 """The placeholders of `warmstack_env` for the process's first Redis database."""
 
-BRACES: Final = re.compile(r"\{\{\w+\}\}|\{(\w+)\}")
-"""A word in braces; the group is empty if they are doubled."""
+BRACES: Final = r"\{\{\w+\}\}|\{(\w+)\}"
+"""Matches a word in braces; the group is empty if they are doubled."""
 
 
 def _line_of_env(line: str) -> str:
     name, value = _variable(line)
-    for written in BRACES.findall(value):
+    for written in re.findall(BRACES, value):
         known = (*DB_NAMES, *REDIS_NAMES)
         if written and written not in known and (wanted := _nearest_name(written)):
             raise Refused(

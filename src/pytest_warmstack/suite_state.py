@@ -28,6 +28,12 @@ def watch(config: pytest.Config, leases: Callable[[], Leases | None]) -> None:
         config.pluginmanager.register(_Hooks(leases), _NAME)
 
 
+def _is_plugins(fixturedef: pytest.FixtureDef[Any]) -> bool:
+    """Return whether this plugin or pytest-asyncio declares a fixture: it sets nothing up."""
+    package = str(fixturedef.func.__module__).partition(".")[0]
+    return package in {"pytest_warmstack", "pytest_asyncio"}
+
+
 class _Hooks:
     def __init__(self, leases: Callable[[], Leases | None]) -> None:
         self._leases = leases
@@ -42,6 +48,8 @@ class _Hooks:
         """Keep the changes that a fixture of a wider scope makes."""
         if fixturedef.scope == "function":
             self._note(in_test=True)
+            return (yield)
+        if _is_plugins(fixturedef):
             return (yield)
         before = self._last or self._look()
         at_end: list[Look | None] = []

@@ -65,9 +65,9 @@ def way(standing: Bench, faults: Faults) -> Iterator[Server[Any]]:
     """A Redis of ours, over a way that can have faults."""
     server = standing.ensure(standing.redis)
     with way_to(server.endpoint.host, server.endpoint.port, faults) as port:
-        endpoint = replace(server.endpoint, port=port)
+        endpoint = server.endpoint.replace(port=port)
         client = standing.redis.connect(endpoint, server.fingerprint, 5)
-        yield replace(server, endpoint=endpoint, client=client)
+        yield server.replace(endpoint=endpoint, client=client)
     standing.leave()
 
 

@@ -724,7 +724,10 @@ class CloneFactory:
         for name in self._doubtful:
             await self._dropper.execute(sql.drop(str(name)))
         missing = await self._restock(unused, stock) if stock else 0
-        connections = [self._copier, self._dropper]
+        # An open connection comes first: often one clone is missing.
+        connections = sorted(
+            [self._copier, self._dropper], key=lambda each: each.is_connected, reverse=True
+        )
         connections += [
             Connection(self._databases.endpoint) for _ in range(missing - len(connections))
         ]
@@ -732,7 +735,7 @@ class CloneFactory:
             name = DatabaseName.new(State.READY, self._template.fingerprint)
             await connection.post(self._databases.copy_statement(self._template, name))
         for connection in connections:
-            await connection.close()
+            connection.end()
 
     async def _restock(self, unused: Sequence[Clone], stock: int) -> int:
         """Add unused clones to the stock until it is full; return how many are missing."""

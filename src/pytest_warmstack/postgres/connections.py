@@ -71,7 +71,7 @@ _SETTINGS: Final = {
 All of them exist in unsupported versions too: to report such a version, the plugin must connect.
 """
 
-_SECRET_VALUE: Final = re.compile(r"( TO |\bPASSWORD )'(?:[^']|'')*'")
+_SENSITIVE: Final = r"( TO |\bPASSWORD )'(?:[^']|'')*'"
 
 _SHOWN_LENGTH: Final = 300
 """How many characters of a statement an error shows: the comment of a template is long."""
@@ -184,7 +184,7 @@ def masked(statement: str) -> str:
     >>> masked("ALTER ROLE a SET app.key TO 'hunter2'")
     "ALTER ROLE a SET app.key TO '***'"
     """
-    hidden = _SECRET_VALUE.sub(r"\1'***'", statement)
+    hidden = re.sub(_SENSITIVE, r"\1'***'", statement)
     return f"{hidden[:_SHOWN_LENGTH]} ..." if len(hidden) > _SHOWN_LENGTH else hidden
 
 
@@ -407,8 +407,14 @@ class Connection:
         if self._raw is not None:
             self._raw.terminate()
 
+    def end(self) -> None:
+        """Close the connection, which releases its locks, without waiting for the server."""
+        self._exclusive.clear()
+        self._shared.clear()
+        self.terminate()
+
     async def close(self) -> None:
-        """Close the connection, which releases its locks. Closing twice is fine."""
+        """Close the connection and wait until the server has. Closing twice is fine."""
         self._exclusive.clear()
         self._shared.clear()
         if self.is_connected:
