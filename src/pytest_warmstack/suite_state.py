@@ -28,10 +28,12 @@ def watch(config: pytest.Config, leases: Callable[[], Leases | None]) -> None:
         config.pluginmanager.register(_Hooks(leases), _NAME)
 
 
-def _is_plugins(fixturedef: pytest.FixtureDef[Any]) -> bool:
-    """Return whether this plugin or pytest-asyncio declares a fixture: it sets nothing up."""
-    package = str(fixturedef.func.__module__).partition(".")[0]
-    return package in {"pytest_warmstack", "pytest_asyncio"}
+def _sets_nothing_up(fixturedef: pytest.FixtureDef[Any]) -> bool:
+    """Return whether a fixture is one of this plugin, of pytest-asyncio, or `pytestconfig`."""
+    module = str(fixturedef.func.__module__)
+    return module.startswith(("pytest_warmstack.", "pytest_asyncio.")) or (
+        fixturedef.argname == "pytestconfig"
+    )
 
 
 class _Hooks:
@@ -49,7 +51,7 @@ class _Hooks:
         if fixturedef.scope == "function":
             self._note(in_test=True)
             return (yield)
-        if _is_plugins(fixturedef):
+        if _sets_nothing_up(fixturedef):
             return (yield)
         before = self._last or self._look()
         at_end: list[Look | None] = []

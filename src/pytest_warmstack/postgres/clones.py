@@ -383,7 +383,7 @@ class CloneFactory:
         self._copier = Connection(databases.endpoint)
         self._dropper = Connection(databases.endpoint)
         self._listing = asyncio.Lock()
-        self._stock: deque[DatabaseName] | None = None
+        self._stock: deque[tuple[DatabaseName, int]] | None = None
         self._names: deque[DatabaseName] = deque()
         self._dropped_keys: list[int] = []
         self._doubtful: list[DatabaseName] = []
@@ -514,7 +514,7 @@ class CloneFactory:
             if self._stock is None:
                 self._stock = deque(await self._ready())
         while self._stock:
-            ready = self._stock.popleft()
+            ready, oid = self._stock.popleft()
             if not await self._main.lock(ready.lock_key):
                 continue
             name = ready._replace(state=State.IN_USE)
@@ -524,7 +524,7 @@ class CloneFactory:
             except StatementRefused:  # Another run has used it, or someone is connected to it.
                 await self._main.unlock(ready.lock_key)
             else:
-                return await self._complete(name)
+                return await self._complete(name, oid)
         return None
 
     async def _make(self) -> Clone:
@@ -553,15 +553,15 @@ class CloneFactory:
         await self._main.lock_new([name.lock_key for name in names])
         self._names.extend(names)
 
-    async def _complete(self, name: DatabaseName) -> Clone:
+    async def _complete(self, name: DatabaseName, oid: int = 0) -> Clone:
         await self._databases.apply_properties(self._template, name)
-        oid = await self._main.fetchval(sql.OID, str(name))
+        oid = oid or await self._main.fetchval(sql.OID, str(name))
         return Clone(name, oid, self._databases.url(name))
 
-    async def _ready(self) -> list[DatabaseName]:
-        """Return the names of the ready clones on the server."""
+    async def _ready(self) -> list[tuple[DatabaseName, int]]:
+        """Return the names and oids of the ready clones on the server."""
         rows = await self._main.fetch(sql.stock(self._template))
-        return [name for row in rows if (name := DatabaseName.parse(row["datname"]))]
+        return [(name, row["oid"]) for row in rows if (name := DatabaseName.parse(row["datname"]))]
 
     # Dropping and saving clones
 
@@ -706,14 +706,18 @@ class CloneFactory:
         """Drop the databases that *retention* doesn't keep and no process has locked.
 
         First execute *notes*, the statements that note which templates this run uses. The sweep
-        doesn't use the main connection, so it respects the locks of this process too.
+        doesn't use the main connection, so it respects the locks of this process too; most runs
+        find nothing else, and need not query the locks of others.
         """
         for note in notes:
             # Another run may write the same note at the same time; both are right.
             with suppress(StatementRefused):
                 await self._dropper.execute(note)
         databases = databases_of(await self._dropper.fetch(sql.DATABASES))
-        return await drop_unlocked(self._dropper, retention.doomed(databases))
+        doomed = [
+            each for each in retention.doomed(databases) if not self._main.holds(each.lock_key)
+        ]
+        return await drop_unlocked(self._dropper, doomed)
 
     @in_background
     async def leave(self, unused: Sequence[Clone], *, stock: int) -> None:

@@ -391,6 +391,10 @@ class Connection:
             held.add(key)
         return is_free
 
+    def holds(self, key: int) -> bool:
+        """Return whether this connection holds an advisory lock, or takes it when it reopens."""
+        return key in self._exclusive or key in self._shared
+
     async def lock_new(self, keys: Sequence[int]) -> None:
         """Take advisory locks with new random *keys*, which no other process can hold."""
         self._exclusive.update(keys)

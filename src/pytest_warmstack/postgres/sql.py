@@ -353,7 +353,7 @@ def stock(template: DatabaseName) -> str:
     """Return the query for the ready clones of *template* that never had a connection."""
     beginning = str(DatabaseName(State.READY, template.fingerprint)).replace("_", r"\_")
     return (
-        f"SELECT datname FROM pg_database d WHERE datname LIKE {literal(beginning + '%')}"
+        f"SELECT datname, oid FROM pg_database d WHERE datname LIKE {literal(beginning + '%')}"
         f" AND datconnlimit <> -2 AND {_OURS} AND {_CHANGEABLE} AND {_VISITS} = 0 ORDER BY oid"
     )
 
