@@ -683,7 +683,7 @@ class Environment(Struct, eq=False):
         if configuration is None or not configuration.is_further:
             custom = self._custom_layers
             return layers.make(settings, root, files, configuration, custom, seeds)
-        settings = settings._replace(
+        settings = settings.replace(
             schema=() if configuration.alone else settings.schema,
             seed=(),
             alembic_section=configuration.section or settings.alembic_section,

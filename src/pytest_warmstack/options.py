@@ -15,6 +15,8 @@ from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Final, NamedTuple
 
+from pytest_warmstack.structs import Struct
+
 if TYPE_CHECKING:
     import argparse
 
@@ -494,14 +496,13 @@ class Option(NamedTuple):
 Lines = tuple[str, ...]
 
 
-class Settings(NamedTuple):
+class Settings(Struct, frozen=True, kw_only=True):
     """The value of each option; the annotations are the rows of the table.
 
     *sources* says where each value that isn't the default was found, and *file* is pytest's
     configuration file, if there is one.
     """
 
-    # A NamedTuple is defined faster than a dataclass, which counts in every pytest run.
     reuse: Annotated[bool, SWITCH, "Keep the servers after the run, for the next one"] = False
     runtime: Annotated[
         RuntimeName, RUNTIME, "Where the servers run: auto, docker, embedded, or external"
@@ -637,7 +638,7 @@ def _option(name: str, kind: Kind, text: str) -> Option:
         name=name,
         kind=kind,
         help=text,
-        default=Settings._field_defaults[name],
+        default=getattr(Settings, name),
         flag=None if is_list else flag,
         variable=None if is_list or kind is FLAG else f"WARMSTACK_{name.upper()}",
     )
@@ -799,7 +800,7 @@ def read(config: "pytest.Config", line: "argparse.Namespace | None" = None) -> S
         _rooted(environment(os.environ), here),
         ci(os.environ),
         _rooted(_ini(config, line, file or "ini file"), *beside, config.rootpath),
-    )._replace(file=file)
+    ).replace(file=file)
 
 
 def _command_line(line: "argparse.Namespace") -> Lookup:

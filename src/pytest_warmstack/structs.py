@@ -25,7 +25,8 @@ class Struct:
         cls, *, eq: bool = True, frozen: bool = False, kw_only: bool = False
     ) -> None:
         super().__init_subclass__()
-        own = [name for name, kind in cls.__annotations__.items() if "ClassVar" not in str(kind)]
+        # No subclass declares a ClassVar, whose annotation would have to be left out.
+        own = list(cls.__annotations__)
         cls.field_names = (*cls.field_names, *own)
         cls._defaults = cls._defaults | {name: vars(cls)[name] for name in own if name in vars(cls)}
         if not eq:

@@ -51,11 +51,12 @@ def test_a_warm_run_asks_its_servers_few_questions(warm: Library) -> None:
     """For the servers, the template, a clone, a lease and the end of the run."""
     found = questions(warm, 1)
 
-    print({service: vars(each) for service, each in found.items()})
+    # asyncpg takes three to connect, and two for a query that it sends for the first time.
     assert found["postgres"].connections <= 2
-    assert found["postgres"].round_trips <= 0
+    assert found["postgres"].round_trips <= 29
+    # The first connection only shows that the server speaks the protocol of Redis.
     assert found["redis"].connections <= 2
-    assert found["redis"].round_trips <= 0
+    assert found["redis"].round_trips <= 13
 
 
 def test_a_test_adds_few_questions(warm: Library) -> None:
@@ -63,6 +64,6 @@ def test_a_test_adds_few_questions(warm: Library) -> None:
     few, many = questions(warm, 5), questions(warm, 25)
 
     added = {each: (many[each].round_trips - few[each].round_trips) / 20 for each in few}
-    print(added)
-    assert added["postgres"] <= 0
-    assert added["redis"] <= 0
+    # The clone is copied, found, asked for connections that are left, and dropped.
+    assert added["postgres"] <= 5
+    assert added["redis"] <= 1.5
