@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterator
 from contextlib import suppress
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any
 
 import pytest
@@ -121,7 +121,7 @@ def test_each_command_may_be_refused(
     number = -1  # Of the command that is refused; -1 for all of them.
     while True:
         admin = standing.redis.connect(way.endpoint, way.fingerprint, 5)
-        mine = leases(standing, replace(way, client=admin))
+        mine = leases(standing, way.replace(client=admin))
         if action is not take:
             mine.acquire("before")
             mine._admin.command("CONFIG", "SET", "maxmemory-samples", 9)
