@@ -15,7 +15,7 @@ import threading
 from collections.abc import Callable, Coroutine
 from concurrent.futures import Future
 from contextlib import suppress
-from socket import AI_NUMERICHOST, SOCK_STREAM, gaierror
+from socket import AI_NUMERICHOST, gaierror
 from typing import Any, Final, ParamSpec, TypeVar
 
 from pytest_warmstack import originals
@@ -138,11 +138,10 @@ class _Loop(asyncio.SelectorEventLoop):
         raise failure
 
     async def _addresses(self, host: str, port: int) -> Any:
-        resolve = functools.partial(originals.getaddrinfo, host, port, type=SOCK_STREAM)
         with suppress(gaierror):
-            return resolve(flags=AI_NUMERICHOST)
+            return originals.addresses(host, port, AI_NUMERICHOST)
         # Only a name needs a thread to look it up.
-        return await self.run_in_executor(None, resolve)
+        return await self.run_in_executor(None, originals.addresses, host, port)
 
 
 def is_background(loop: object) -> bool:

@@ -11,7 +11,6 @@ import threading
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from concurrent.futures import CancelledError, Future, wait
 from contextlib import ExitStack, closing, contextmanager, suppress
-from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, Generic, NamedTuple, TypeVar
@@ -35,6 +34,7 @@ from pytest_warmstack.servers.model import (
     Server,
     ServerSpec,
 )
+from pytest_warmstack.structs import Struct
 
 if TYPE_CHECKING:
     from pytest_warmstack.addresses import Reserved
@@ -60,7 +60,7 @@ CLOSE_TIMEOUT: Final = 10.0
 SIGNAL_INTERVAL: Final = 0.5
 """Seconds after which a wait looks for signals: Python misses one that comes as a wait begins."""
 
-_MISSING_EXTENSION: Final = re.compile(
+_MISSING_EXTENSION: Final = (
     r'extension "([^"]+)" is not available|/([\w-]+)\.control"|/([\w-]+)\.so": '
 )
 """Matches PostgreSQL's messages about an extension, or its library, that is not installed."""
@@ -145,8 +145,7 @@ class TemplateKey(NamedTuple):
     seeds: tuple[str, ...] = ()
 
 
-@dataclass(eq=False)
-class ConfiguredTemplate:
+class ConfiguredTemplate(Struct, eq=False):
     """The template of one Alembic *configuration* (None without one) and *seeds*, and its clones.
 
     *expected* is the number of tests that will use a clone. *template* is set if the template
@@ -162,8 +161,7 @@ class ConfiguredTemplate:
     factory: CloneFactory | None = None
 
 
-@dataclass(eq=False)
-class Environment:
+class Environment(Struct, eq=False):
     """The servers of one process, and what is on them.
 
     *say* shows the user a line about something that takes long. *custom_layers* returns the results
@@ -184,10 +182,11 @@ class Environment:
     worker: int = 0
     reserved: Reserved | None = None
     forget_pools: Callable[[str], None] = lambda _: None
-    ledger: Ledger = field(default_factory=Ledger)
-    used: list[str] = field(default_factory=list)
 
     def __post_init__(self) -> None:
+        """Declare what will be made when it is first needed."""
+        self.ledger = Ledger()
+        self.used: list[str] = []
         self._root = Path(self.run_context.project.path)
         self._pid = originals.getpid()
         self._stack = ExitStack()
@@ -570,7 +569,7 @@ class Environment:
         except WarmstackError as error:
             if (full := self.no_space(error)) is not None:
                 raise full from error
-            missing = _MISSING_EXTENSION.search(error.why)
+            missing = re.search(_MISSING_EXTENSION, error.why)
             if missing and self._embedded_postgres():
                 from pytest_warmstack.postgres.native import NativePostgres
 
@@ -585,7 +584,7 @@ class Environment:
     def _spec(self, service: Service) -> ServerSpec[Any]:
         spec = server_specs.make(service, self.settings, self._background)
         reserved = self.reserved.servers.get(service) if self.reserved else None
-        return replace(spec, reserved=reserved) if reserved else spec
+        return spec.replace(reserved=reserved) if reserved else spec
 
     def find_running(self, service: Service) -> Endpoint | None:
         """Return the address of a kept server of this project that runs but isn't remembered."""
@@ -604,7 +603,7 @@ class Environment:
                             client = runtime.connect(spec, found)
                             client.close()
                             address: Endpoint = client.endpoint
-                            return replace(address, looks=False)
+                            return address.replace(looks=False)
         return None
 
     def _find_or_start(self, spec: ServerSpec[Any]) -> Server[Any]:
@@ -730,7 +729,7 @@ class Environment:
         if configuration is None or not configuration.is_further:
             custom = self._custom_layers
             return layers.make(settings, root, files, configuration, custom, seeds)
-        settings = settings._replace(
+        settings = settings.replace(
             schema=() if configuration.alone else settings.schema,
             seed=(),
             alembic_section=configuration.section or settings.alembic_section,

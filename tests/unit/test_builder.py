@@ -6,7 +6,6 @@ import os
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -300,7 +299,7 @@ def test_a_server_without_a_password_leaves_reports_as_they_are(
     builder: Make, target: Target
 ) -> None:
     """An external one may trust who connects; and secrets are those of the lines."""
-    open_ = Target(replace(target.endpoint, password=""), target.database, *target[2:])
+    open_ = Target(target.endpoint.replace(password=""), target.database, *target[2:])
     made = builder(env=("SHOP_KEY=sk_live_1",))
 
     told = made.ask(open_, "report", report={"error": "at sk_live_1"}, write="amqp://a:b@c\n")

@@ -92,7 +92,7 @@ def root(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     write(site / "thing/migrations/0001.py", "revision = 't1'\n")
     for name in INSTALLED:
         (site / name).mkdir(parents=True)
-    monkeypatch.setattr(dependencies, "SITE", (str(site), str(tmp_path / "other")))
+    monkeypatch.setattr(dependencies, "site", lambda: (str(site), str(tmp_path / "other")))
     monkeypatch.setattr(sys, "path", [str(root), "", str(site), str(tmp_path / "nowhere")])
     return root
 
@@ -317,7 +317,7 @@ def test_another_environment_has_the_same_names(
     before = digests(root)
     (tmp_path / "site").rename(tmp_path / "elsewhere")
     monkeypatch.setattr(
-        dependencies, "SITE", (str(tmp_path / "empty"), str(tmp_path / "elsewhere"))
+        dependencies, "site", lambda: (str(tmp_path / "empty"), str(tmp_path / "elsewhere"))
     )
     monkeypatch.setattr(sys, "path", [str(tmp_path / "elsewhere")])
 

@@ -140,8 +140,14 @@ class Databases:
         return postgres_url(self.endpoint, str(name), driver)
 
     def close(self) -> None:
-        """Release every lock and close the connection. Closing twice is fine."""
-        self.background.call(self.main.close)
+        """Close the connection, which releases every lock. Closing twice is fine.
+
+        This doesn't wait for the server.
+        """
+        self.background.call(self._end)
+
+    async def _end(self) -> None:
+        self.main.end()
 
     # What the server knows
 
@@ -369,6 +375,8 @@ async def drop_unlocked(
 
     The locks of this process count only if another *connection* holds them.
     """
+    if not names:
+        return []
     held = {row["key"] for row in await connection.fetch(sql.LOCKS)}
     free = [name for name in names if name.lock_key not in held]
     owned = [name for name in free if name.state in {State.IN_USE, State.BUILDING}]

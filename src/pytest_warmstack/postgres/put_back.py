@@ -20,21 +20,15 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Final, NamedTuple, Protocol
 
+from pytest_warmstack.postgres import sql
+
 _MAX_TOAST: Final = 64
 """How many pages of dead values a table may have in its TOAST table."""
 
-_MARK: Final = (
-    "SELECT pg_snapshot_xmax(pg_current_snapshot())::text::int8 AS xid,"
-    " pg_stat_get_db_stat_reset_time(d.oid) AS reset, pg_postmaster_start_time() AS started"
-)
-
-MARK: Final = f"{_MARK}, d.oid FROM pg_database d WHERE datname = $1"
-"""The query for a database's oid, and for its `Mark`."""
-
-_MARK_AGAIN: Final = f"{_MARK} FROM pg_database d WHERE oid = $1"
+_MARK_AGAIN: Final = f"SELECT {sql.SINCE} FROM pg_database d WHERE oid = $1"
 
 _STATE: Final = (
-    f"{_MARK},"
+    f"SELECT {sql.SINCE},"
     # The functions behind the views pg_stat_activity, pg_prepared_xacts and so on, which take
     # longer to plan.
     " (SELECT count(*) FROM pg_stat_get_activity(NULL) a"

@@ -386,6 +386,9 @@ def _new_connection(endpoint: Endpoint, timeout: float) -> Connection:
         }
         known = {key: each for key, each in options.items() if key not in _IGNORED_OPTIONS}
         connection: Connection = kind(**known)
+        # redis-py would tell the server its own name and version, in two more round trips. Its
+        # newer versions have only the first of these attributes.
+        vars(connection).update(driver_info=None, lib_name=None, lib_version=None)
     except (ValueError, TypeError, RedisError) as error:
         raise NotOurs(f"redis-py rejects the options of the URL: {error}") from error
     return connection

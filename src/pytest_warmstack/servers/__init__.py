@@ -43,7 +43,7 @@ ENGINE: Final = (
 )
 """The variables that decide which engine is used, how to connect to it, and which images."""
 
-_OFFICIAL: Final = re.compile(
+_OFFICIAL: Final = (
     r"((.+/)?library/|docker\.io/)?(postgres|redis)([:@].*)?"
     r"|(docker\.io/)?valkey/valkey([:@].*)?"
 )
@@ -242,7 +242,7 @@ def _check_images_replaceable(
     if refusal.image and named:
         raise refusal
     for spec in named:
-        if not _OFFICIAL.fullmatch(spec.image):
+        if not re.fullmatch(_OFFICIAL, spec.image):
             raise RuntimeUnavailable.no_embedded_image(
                 image=spec.image, source=spec.image_source, refusal=refusal
             ) from refusal

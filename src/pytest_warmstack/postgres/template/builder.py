@@ -23,7 +23,7 @@ from typing import IO, Any, Final
 from pytest_warmstack import masking, originals
 from pytest_warmstack.options import Settings, is_attribute
 from pytest_warmstack.postgres.template.configurations import Configuration
-from pytest_warmstack.postgres.template.dependencies import SITE
+from pytest_warmstack.postgres.template.dependencies import site
 from pytest_warmstack.postgres.template.errors import Failure, TemplateFailed
 from pytest_warmstack.postgres.template.layers import BuildContext, Target
 from pytest_warmstack.servers.model import USER, Endpoint
@@ -327,7 +327,7 @@ def search_path(root: str, home: str | None) -> list[str]:
     current folder. A run that collects nothing, such as `warmstack up`, has fewer.
     """
     path = [os.path.abspath(entry) for entry in sys.path]  # noqa: PTH100 - of names, and '' too
-    packages = next((place for place, each in enumerate(path) if each in SITE), len(path))
+    packages = next((place for place, each in enumerate(path) if each in site()), len(path))
     own = [each for each in (home, root) if each and each not in path[:packages]]
     return list(dict.fromkeys([*path[:packages], *own, *path[packages:]]))
 

@@ -7,12 +7,12 @@ same files has the same keys. This module only looks at files: it runs no code o
 
 from __future__ import annotations
 
+import functools
 import glob
 import json
 import os
 import re
 import sys
-import sysconfig
 from collections.abc import Callable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any, Final
 
@@ -28,19 +28,27 @@ ABSENT: Final = ""
 
 def _python_folders(*names: str) -> tuple[str, ...]:
     """Return the folders that sysconfig calls *names*, and their real paths."""
+    import sysconfig  # It takes 2 ms, and most warm runs have no use for it.
+
     found = [sysconfig.get_path(name) for name in names]
     return tuple(dict.fromkeys([*found, *map(os.path.realpath, found)]))
 
 
-SITE: Final = _python_folders("purelib", "platlib")
-"""The folders of installed packages."""
+@functools.cache
+def site() -> tuple[str, ...]:
+    """Return the folders of installed packages."""
+    return _python_folders("purelib", "platlib")
 
-STDLIB: Final = _python_folders("stdlib", "platstdlib")
-"""The folders of Python's standard library."""
+
+@functools.cache
+def stdlib() -> tuple[str, ...]:
+    """Return the folders of Python's standard library."""
+    return _python_folders("stdlib", "platstdlib")
+
 
 _SITE_PREFIX: Final = "<site>/"
 
-_UNRELATED_SECTIONS: Final = re.compile(
+_UNRELATED_SECTIONS: Final = (
     r"loggers|handlers|formatters|(logger|handler|formatter)_.*|post_write_hooks"
 )
 _UNRELATED_OPTIONS: Final = {
@@ -61,9 +69,9 @@ def place(path: str, root: str) -> str:
     >>> place("/srv/shop/sql/a.sql", "/srv/shop")
     'sql/a.sql'
     """
-    for site in SITE:
-        if path.startswith(site + os.sep):
-            return _SITE_PREFIX + os.path.relpath(path, site)
+    for folder in site():
+        if path.startswith(folder + os.sep):
+            return _SITE_PREFIX + os.path.relpath(path, folder)
     return os.path.relpath(path, root)
 
 
@@ -108,7 +116,7 @@ class FileState:
     def path(self, name: str) -> str:
         """Return the path for the *name* in a key."""
         if name.startswith(_SITE_PREFIX):
-            paths = [f"{site}/{name[len(_SITE_PREFIX) :]}" for site in SITE]
+            paths = [f"{folder}/{name[len(_SITE_PREFIX) :]}" for folder in site()]
             return next((path for path in paths if os.path.lexists(path)), paths[0])
         return os.path.join(self._root, name)  # noqa: PTH118 - a thousand times on a warm run
 
@@ -200,7 +208,7 @@ def sections(parser: RawConfigParser) -> dict[str, dict[str, Any]]:
     return {
         section: related_options(dict(parser.items(section, raw=True)))
         for section in (*parser.sections(), parser.default_section)
-        if not _UNRELATED_SECTIONS.fullmatch(section)
+        if not re.fullmatch(_UNRELATED_SECTIONS, section)
     }
 
 

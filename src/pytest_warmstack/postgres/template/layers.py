@@ -12,7 +12,6 @@ import inspect
 import os
 from collections.abc import Awaitable, Callable, Iterator, Sequence
 from concurrent.futures import Future, wait
-from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
@@ -31,6 +30,7 @@ from pytest_warmstack.postgres.template.record import (
 )
 from pytest_warmstack.servers.identity import BUILD_FORMAT, fingerprint
 from pytest_warmstack.servers.model import Endpoint, postgres_url
+from pytest_warmstack.structs import Struct
 
 if TYPE_CHECKING:
     from pytest_warmstack.postgres.template.builder import Builder
@@ -52,14 +52,15 @@ class Target(NamedTuple):
     activity: Callable[[], list[str]]
 
 
-@dataclass(frozen=True)
-class BuildContext:
+class BuildContext(Struct, frozen=True):
     """What all layers of a template share: the project, and the process that runs its code."""
 
     settings: Settings
     root: Path
-    file_state: FileState = field(repr=False)
+    file_state: FileState
     configuration: Configuration | None = None
+
+    secret = frozenset({"file_state"})
 
     @cached_property
     def builder(self) -> Builder:

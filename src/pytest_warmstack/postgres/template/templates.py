@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
 from functools import cached_property
 from typing import NamedTuple
 
@@ -20,10 +19,10 @@ from pytest_warmstack.postgres.template.dependencies import FileState
 from pytest_warmstack.postgres.template.layers import Base, Layer
 from pytest_warmstack.postgres.template.record import LayerRecord, Record
 from pytest_warmstack.servers.identity import fingerprint
+from pytest_warmstack.structs import Struct
 
 
-@dataclass(frozen=True, kw_only=True)
-class TemplateRequest:
+class TemplateRequest(Struct, frozen=True, kw_only=True):
     """The template that a run needs: made of *layers*, given the current *file_state*.
 
     With *keep*, a build also saves templates for later builds to start from. *run* is the id of the
@@ -67,8 +66,7 @@ class Template(NamedTuple):
         return [sql.note(name, used=used, project=self.project) for name, used in times]
 
 
-@dataclass
-class KnownTemplate:
+class KnownTemplate(Struct):
     """A template on the server. Its comment is parsed when it is first needed."""
 
     name: DatabaseName
