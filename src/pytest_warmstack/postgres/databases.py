@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Coroutine, Iterator, Sequence
 from concurrent.futures import Future
 from contextlib import contextmanager
+from dataclasses import replace
 from functools import wraps
 from typing import Any, Concatenate, Final, ParamSpec, Protocol, Self, TypeVar
 
@@ -19,6 +20,7 @@ from pytest_warmstack.postgres.connections import (
     ServerFacts,
     StatementRefused,
     greet,
+    name_of,
     rejection,
 )
 from pytest_warmstack.servers.errors import ConnectionLost, raise_if_out_of_resources
@@ -133,6 +135,20 @@ class Databases:
     def url(self, name: DatabaseName, driver: str = "asyncpg") -> str:
         """Return the SQLAlchemy URL of a database."""
         return postgres_url(self.endpoint, str(name), driver)
+
+    @blocking
+    async def use(self, timeout: float) -> None:
+        """Let a connection that only looks count as a use; it must answer within *timeout* seconds.
+
+        Raises `ConnectionLost` if it doesn't.
+        """
+        self.endpoint = self.main.endpoint = replace(self.main.endpoint, looks=False)
+        await self.main.try_to_execute(sql.settings(name_of(self.endpoint)), timeout)
+
+    @blocking
+    async def abandon(self) -> None:
+        """End the connection without waiting for the server."""
+        self.main.terminate()
 
     def close(self) -> None:
         """Release every lock and close the connection. Closing twice is fine."""

@@ -12,6 +12,7 @@ import ssl
 from collections import defaultdict
 from collections.abc import AsyncIterator, Iterator, Sequence
 from contextlib import asynccontextmanager, closing, contextmanager, suppress
+from dataclasses import replace
 from typing import Any, Final, NamedTuple, Self
 
 from redis import Redis as SyncRedis
@@ -300,6 +301,19 @@ class Admin:
             with suppress(TypeError, ValueError):
                 times.append(float(stored))
         return max(times)
+
+    def use(self, timeout: float) -> None:
+        """Let a connection that only looks count as a use; it must answer within *timeout* seconds.
+
+        Raises `NotReady` and `NotOurs` if it doesn't, and `ServerFailed` if this connection is lost.
+        """
+        _probe(self.endpoint, timeout)
+        self.command("CLIENT", "SETNAME", NAME)
+        self.endpoint = replace(self.endpoint, looks=False)
+
+    def abandon(self) -> None:
+        """End the connection without waiting for the server."""
+        self.close()
 
     def close(self) -> None:
         """Close the connection, which ends the lease."""

@@ -11,6 +11,7 @@ import os
 import re
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack, suppress
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Final
 
@@ -82,8 +83,13 @@ class RememberedServers:
         self._folder = folder
         self._asked = asked
 
-    def connect(self, spec: ServerSpec[C], project: Project) -> tuple[Server[C] | None, str]:
-        """Return the server for *spec* if it still answers, and why its runtime was chosen."""
+    def connect(
+        self, spec: ServerSpec[C], project: Project, *, looks: bool = False
+    ) -> tuple[Server[C] | None, str]:
+        """Return the server for *spec* if it still answers, and why its runtime was chosen.
+
+        With *looks*, the connection doesn't count as a use until its method `use` is called.
+        """
         found, why = self.read(spec.key)
         # Compare the project too: a copied checkout contains a copy of pytest's cache.
         if (
@@ -94,7 +100,8 @@ class RememberedServers:
         ):
             return None, ""
         try:
-            client = spec.connect(found.endpoint, found.fingerprint, CONNECT_TIMEOUT)
+            endpoint = replace(found.endpoint, looks=looks)
+            client = spec.connect(endpoint, found.fingerprint, CONNECT_TIMEOUT)
         except (NotReady, NotOurs):
             return None, ""
         return found.ready(spec, client, "reused"), why
