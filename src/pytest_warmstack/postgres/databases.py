@@ -137,13 +137,13 @@ class Databases:
         return postgres_url(self.endpoint, str(name), driver)
 
     @blocking
-    async def use(self, timeout: float) -> None:
-        """Let a connection that only looks count as a use; it must answer within *timeout* seconds.
+    async def use(self, seconds: float) -> None:
+        """Let a connection that only looks count as a use, if it answers within *seconds*.
 
         Raises `ConnectionLost` if it doesn't.
         """
         self.endpoint = self.main.endpoint = replace(self.main.endpoint, looks=False)
-        await self.main.try_to_execute(sql.settings(name_of(self.endpoint)), timeout)
+        await self.main.try_to_execute(sql.settings(name_of(self.endpoint)), seconds)
 
     @blocking
     async def abandon(self) -> None:

@@ -302,12 +302,12 @@ class Admin:
                 times.append(float(stored))
         return max(times)
 
-    def use(self, timeout: float) -> None:
-        """Let a connection that only looks count as a use; it must answer within *timeout* seconds.
+    def use(self, seconds: float) -> None:
+        """Let a connection that only looks count as a use, if the server answers within *seconds*.
 
-        Raises `NotReady` and `NotOurs` if it doesn't, and `ServerFailed` if this connection is lost.
+        Raises `NotReady` and `NotOurs` if it doesn't, and `ServerFailed` if the connection is lost.
         """
-        _probe(self.endpoint, timeout)
+        _probe(self.endpoint, seconds)
         self.command("CLIENT", "SETNAME", NAME)
         self.endpoint = replace(self.endpoint, looks=False)
 
