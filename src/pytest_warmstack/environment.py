@@ -636,7 +636,7 @@ class Environment:
         """The state of the project's files; each file is read once."""
         from pytest_warmstack.postgres.template.dependencies import FileState
 
-        earlier = self.head_start.file_state if self.head_start else None
+        earlier = self.head_start.file_state() if self.head_start else None
         return FileState(self.run_context.project.path, earlier=earlier)
 
     def _template(self, key: TemplateKey) -> ConfiguredTemplate:

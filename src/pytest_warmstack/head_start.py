@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple, Self
 
 from pytest_warmstack import originals, server_specs
 from pytest_warmstack.background import BackgroundLoop
+from pytest_warmstack.errors import WarmstackError
 from pytest_warmstack.options import RedisPlan, Settings, is_attribute
 from pytest_warmstack.servers import CONNECT_TIMEOUT, RememberedServers
 from pytest_warmstack.servers.identity import Service, write_private
@@ -44,7 +45,7 @@ class Needs(NamedTuple):
     the collection. With *is_steady*, the collection left the environment as it was.
     """
 
-    services: tuple[str, ...] = ()
+    services: tuple[Service, ...] = ()
     templates: tuple[tuple[str, tuple[str, ...]], ...] = ()
     path: tuple[str, ...] = ()
     is_steady: bool = True
@@ -53,7 +54,8 @@ class Needs(NamedTuple):
     def read(cls, plain: Mapping[str, Any]) -> Self:
         """Return the needs in an entry of the file. Raises `TypeError` and `ValueError`."""
         templates = tuple((str(folder), tuple(seeds)) for folder, seeds in plain["templates"])
-        return cls(tuple(plain["services"]), templates, tuple(plain["path"]), plain["is_steady"])
+        services = tuple(map(Service, plain["services"]))
+        return cls(services, templates, tuple(map(str, plain["path"])), bool(plain["is_steady"]))
 
 
 def remember(path: Path, entries: list[Any], selection: object, needs: Needs) -> None:
@@ -108,23 +110,26 @@ class HeadStart:
         self._early: dict[tuple[Configuration | None, tuple[str, ...]], EarlyBuild] = {}
         self._compared: Future[None] = Future()
         self._thread: threading.Thread | None = None
-        self.file_state: FileState | None = None
+        self._file_state: FileState | None = None
         self.differs = False
 
-    def begin(self, services: Collection[str]) -> None:
+    def begin(self, services: Collection[Service]) -> None:
         """Greet the servers of *services*, each in a thread.
 
         The modules for that are imported here: were they imported in a thread, the project's own
         imports could find them half done.
         """
-        for service in map(Service, services):
+        for service in services:
             is_shared = service is Service.POSTGRES or self._settings.redis is RedisPlan.SHARED
             if not is_shared or self._settings.url(service):
                 continue
             spec = server_specs.make(service, self._settings, self._background)
-            self._greeted[service] = Future()
+            future = self._greeted[service] = Future()
             thread = originals.Thread(
-                target=self._greet, args=(spec,), name=f"warmstack-early-{service}", daemon=True
+                target=self._greet,
+                args=(spec, future),
+                name=f"warmstack-early-{service}",
+                daemon=True,
             )
             if service is Service.POSTGRES:
                 from pytest_warmstack.postgres.template import templates  # noqa: F401
@@ -158,12 +163,16 @@ class HeadStart:
             if server is not None:
                 server.client.use(CONNECT_TIMEOUT)
         except Exception:  # Connecting again succeeds, or raises what the user has to read.
-            if server is not None:
-                server.client.abandon()
+            _end(server)
             return None
         finally:
             self._greeted.pop(service, None)
         return server, why
+
+    def file_state(self) -> FileState | None:
+        """Return the state of the files that were compared, when that is done."""
+        self._compared.result()
+        return self._file_state
 
     def build_for(
         self, configuration: Configuration | None, seeds: tuple[str, ...]
@@ -174,15 +183,8 @@ class HeadStart:
 
     def close(self) -> None:
         """Throw away what was not taken, without waiting for a server. You can close twice."""
-        with self._lock:
-            self._unwanted.update(Service)
-        for service in [*self._greeted]:
+        for service in Service:
             self._abandon(service)
-        self._background.cancel()
-        if self._thread is not None:
-            self._thread.join(_JOIN_TIMEOUT)
-        for each in self._early.values():
-            each.builder.discard()
         self._background.close()
 
     def _abandon(self, service: Service) -> None:
@@ -190,27 +192,30 @@ class HeadStart:
             self._unwanted.add(service)
             future = self._greeted.pop(service, None)
         if future is not None and future.done() and not future.exception():
-            server, _ = future.result()
-            if server is not None:
-                server.client.abandon()
+            _end(future.result()[0])
+        if service is Service.POSTGRES and self._thread is not None:
+            self._background.cancel()
+            self._thread.join(_JOIN_TIMEOUT)
+            for each in self._early.values():
+                each.builder.discard()
 
     # In threads.
 
-    def _greet(self, spec: ServerSpec[Any]) -> None:
-        future, server = self._greeted[spec.service], None
+    def _greet(self, spec: ServerSpec[Any], future: Future[tuple[Server[Any] | None, str]]) -> None:
+        server: Server[Any] | None = None
         try:
             server, why = self._remembered.connect(spec, self._run_context.project, looks=True)
-            with self._lock:
-                is_wanted = spec.service not in self._unwanted
-                future.set_result((server, why))
-            if server is not None and not is_wanted:
-                server.client.abandon()
-            elif server is not None and spec.service is Service.POSTGRES:
+            future.set_result((server, why))
+            if server is not None and spec.service is Service.POSTGRES:
                 self._compare(server.client)
         except BaseException as error:
             if not future.done():
                 future.set_exception(error)
         finally:
+            with self._lock:
+                is_unwanted = spec.service in self._unwanted
+            if is_unwanted:
+                _end(server)
             if spec.service is Service.POSTGRES:
                 self._compared.set_result(None)
 
@@ -218,21 +223,20 @@ class HeadStart:
         """Compare the templates with the project's files; start the child of the first build."""
         from pytest_warmstack.postgres import DatabaseName, State
         from pytest_warmstack.postgres.template import layers, templates
-        from pytest_warmstack.postgres.template.builder import Builder
         from pytest_warmstack.postgres.template.configurations import Configurations
         from pytest_warmstack.postgres.template.dependencies import FileState
         from pytest_warmstack.postgres.template.record import ALEMBIC
 
         settings, root = self._settings, Path(self._run_context.project.path)
-        self.file_state = FileState(str(root), is_early=True)
+        self._file_state = FileState(str(root), is_early=True)
         configurations = Configurations(settings, root, self._ini)
         for folder, seeds in self._needs.templates:
             configuration = configurations.of(Path(folder))
-            made = layers.make(settings, root, self.file_state, configuration, (), seeds)
+            made = layers.make(settings, root, self._file_state, configuration, (), seeds)
             request = templates.TemplateRequest(
                 layers=made,
                 settings=settings,
-                file_state=self.file_state,
+                file_state=self._file_state,
                 say=lambda _: None,
                 run=self._run_context.run,
             )
@@ -240,12 +244,13 @@ class HeadStart:
             if outdated := search.outdated():
                 self.differs = True
                 if self.builds and made:
-                    context = layers.BuildContext(settings, root, self.file_state, configuration)
+                    from pytest_warmstack.postgres.template.builder import Builder
+
+                    context = layers.BuildContext(settings, root, self._file_state, configuration)
                     draft = DatabaseName.new(State.BUILDING, search.key)
-                    early = EarlyBuild(Builder(context), draft)
+                    early = self._early[configuration, seeds] = EarlyBuild(Builder(context), draft)
                     is_migrated = ALEMBIC in [each.name for each in outdated]
                     self._start_child(early, databases.endpoint, may_plan=is_migrated)
-                    self._early[configuration, seeds] = early
                 return
 
     def _start_child(self, early: EarlyBuild, endpoint: Endpoint, *, may_plan: bool) -> None:
@@ -267,3 +272,10 @@ class HeadStart:
                 early.builder.plan_ahead(endpoint, str(early.draft), needs.path)
             else:
                 early.builder.prepare()
+
+
+def _end(server: Server[Any] | None) -> None:
+    """End the connection to *server*; it may have ended already."""
+    if server is not None:
+        with suppress(WarmstackError):
+            server.client.abandon()

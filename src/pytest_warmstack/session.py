@@ -153,20 +153,27 @@ class Session:
             return
         from pytest_warmstack.head_start import HeadStart, Needs
 
-        with suppress(KeyError, TypeError, ValueError):
+        try:
             needs = Needs.read(own[0])
-            self._head_start = HeadStart(
-                needs,
-                self.settings,
-                self.run_context(),
-                self.remembered(),
-                ini=self.config.inipath,
-                builds=self.worker_number() == 0,
-            )
-            used = self.environment.asked_for() if self.environment is not None else ()
-            self._head_start.begin([each for each in needs.services if each not in used])
-            if self.environment is not None:
-                self.environment.head_start = self._head_start
+        except (KeyError, TypeError, ValueError):
+            return
+        begun = HeadStart(
+            needs,
+            self.settings,
+            self.run_context(),
+            self.remembered(),
+            ini=self.config.inipath,
+            builds=self.worker_number() == 0,
+        )
+        used = self.environment.asked_for() if self.environment is not None else ()
+        try:
+            begun.begin([each for each in needs.services if each not in used])
+        except Exception:  # Raised again for the tests that need it.
+            begun.close()
+            return
+        self._head_start = begun
+        if self.environment is not None:
+            self.environment.head_start = begun
 
     def end_early(self, services: Collection[str], tests: Collection[TemplateKey]) -> None:
         """Throw away what was begun for other services; remember what this run needs."""
@@ -179,9 +186,10 @@ class Session:
         if path is None or self.worker_number() or not (services or early):
             return
         from pytest_warmstack.head_start import Needs, remember
+        from pytest_warmstack.servers.identity import Service
 
         needs = Needs(
-            services=tuple(sorted(services)),
+            services=tuple(map(Service, sorted(services))),
             templates=tuple((str(each.folder), each.seeds) for each in tests),
             path=tuple(map(os.path.abspath, sys.path)),
             is_steady=early is None or early.is_steady,
