@@ -6,7 +6,7 @@ A project of 200 revisions on a kept embedded server. Its test modules work for 
 when they are imported. Each round runs all cases in turn, as whole pytest processes: the test by
 hand on a standing, migrated database; nothing changed; a revision added; the last one edited; and
 again nothing changed in a run without tests that need a database. Shown are the medians of the wall
-time, of the processor time of pytest and its children, and of the difference to the run by hand.
+time, of the processor time of pytest and its children, and of the differences within a round.
 """
 
 from __future__ import annotations
@@ -173,24 +173,21 @@ def measure(
             cost = case()
             if each:  # The first round fills caches.
                 costs[name].append(cost)
-    print(f"{last} revisions, {runs} rounds, embedded{'':7} wall  processor   wall - by hand")
-    floor = costs["by hand"]
+    print(f"{last} revisions, {runs} rounds, embedded; medians, with quartiles of the differences")
+    print(f"{'':28} {'wall':>8} {'processor':>10}   wall - by hand            - nothing changed")
     for name, found in costs.items():
         wall, processor = (statistics.median(each) for each in zip(*found, strict=True))
-        over = [own.wall - other.wall for own, other in zip(found, floor, strict=True)]
-        print(
-            f"  {name:28} {wall * 1000:8.0f} ms {processor * 1000:7.0f} ms"
-            f" {statistics.median(over) * 1000:+8.0f} ms"
-            f"   (quartiles {quartiles(over)})"
-        )
+        both = [difference(found, costs[other]) for other in ("by hand", "nothing changed")]
+        print(f"  {name:26} {wall * 1000:5.0f} ms {processor * 1000:7.0f} ms   {'   '.join(both)}")
 
 
-def quartiles(values: list[float]) -> str:
-    """Return the first and the third quartile of *values*, in milliseconds."""
-    if len(values) < 2:
-        return "-"
-    first, _, third = statistics.quantiles(values, n=4)
-    return f"{first * 1000:+.0f} to {third * 1000:+.0f}"
+def difference(own: list[Cost], other: list[Cost]) -> str:
+    """Return the median and the quartiles of the difference in wall time, in milliseconds."""
+    over = [(one.wall - two.wall) * 1000 for one, two in zip(own, other, strict=True)]
+    if len(over) < 2:
+        return f"{over[0]:+.0f}"
+    first, _, third = statistics.quantiles(over, n=4)
+    return f"{statistics.median(over):+5.0f} ({first:+5.0f} to {third:+5.0f})"
 
 
 if __name__ == "__main__":
