@@ -63,7 +63,7 @@ class Shop:
 
     def __init__(self, folder: Path, revisions: int, statements: int) -> None:
         self.folder = folder
-        self.statements = statements
+        self.revisions, self.statements = revisions, statements
         self.edits = 0
         (folder / "migrations/versions").mkdir(parents=True)
         (folder / "migrations/env.py").write_text(ENV)

@@ -88,6 +88,12 @@ class BackgroundLoop:
                 raise BackgroundFailed.stuck(function=name, seconds=CALL_TIMEOUT) from error
             raise
 
+    def cancel(self) -> None:
+        """Cancel what runs on the loop now; threads that wait for it get a `CancelledError`."""
+        loop = self._loop
+        if loop is not None and not loop.is_closed():
+            loop.call_soon_threadsafe(lambda: [each.cancel() for each in asyncio.all_tasks(loop)])
+
     def close(self) -> None:
         """Cancel what still runs on the loop, and end the thread. You can close twice."""
         if self._loop is None or self._thread is None or self._loop.is_closed():

@@ -38,6 +38,7 @@ from pytest_warmstack.structs import Struct
 
 if TYPE_CHECKING:
     from pytest_warmstack.addresses import Reserved
+    from pytest_warmstack.head_start import EarlyBuild, HeadStart
     from pytest_warmstack.postgres.address import Address
     from pytest_warmstack.postgres.clones import Clone, CloneFactory, Clones, Finding, Leak, Shared
     from pytest_warmstack.postgres.databases import Databases
@@ -167,7 +168,8 @@ class Environment(Struct, eq=False):
     *say* shows the user a line about something that takes long. *custom_layers* returns the results
     of the hook `pytest_warmstack_template_layers`. *ini* is pytest's configuration file, *worker*
     the number of this process among the workers of its run, *reserved* what the application has
-    read. *forget_pools* ends the connections of this process to a database. `ledger` records what
+    read. *forget_pools* ends the connections of this process to a database. *head_start* has begun
+    with what the last run needed. `ledger` records what
     was made; `used`
     has the names of the runtimes that were used. `postgres` is the PostgreSQL server, `leases` are
     this process's Redis databases; both are made when they are first needed.
@@ -182,6 +184,7 @@ class Environment(Struct, eq=False):
     worker: int = 0
     reserved: Reserved | None = None
     forget_pools: Callable[[str], None] = lambda _: None
+    head_start: HeadStart | None = None
 
     def __post_init__(self) -> None:
         """Declare what will be made when it is first needed."""
@@ -243,6 +246,14 @@ class Environment(Struct, eq=False):
         refusal, is_named = self._runtime.error, self.settings.runtime is not RuntimeName.AUTO
         if isinstance(refusal, RuntimeUnavailable) and (is_named or refusal.image):
             raise refusal
+
+    def asked_for(self) -> set[Service]:
+        """Return the services whose servers something has needed so far."""
+        lazies: dict[Service, list[Lazy[Any]]] = {
+            Service.POSTGRES: [self.postgres],
+            Service.REDIS: [self._redis, self.leases],
+        }
+        return {service for service, own in lazies.items() if any(each.future for each in own)}
 
     def close(self, *, tidy: bool) -> None:
         """Release everything; with *tidy*, also remove what this run and dead runs left behind.
@@ -609,7 +620,8 @@ class Environment(Struct, eq=False):
     def _find_or_start(self, spec: ServerSpec[Any]) -> Server[Any]:
         """Return the server for *spec*: the one that the last run used, or one from a runtime."""
         begin = originals.monotonic()
-        server, why = self.remembered.connect(spec, self.run_context.project)
+        early = self.head_start.take(spec.service) if self.head_start and not spec.number else None
+        server, why = early or self.remembered.connect(spec, self.run_context.project)
         if server is None:
             runtime, why = self._runtime_for(spec)
             if spec.service is Service.POSTGRES:
@@ -669,7 +681,8 @@ class Environment(Struct, eq=False):
         """The state of the project's files; each file is read once."""
         from pytest_warmstack.postgres.template.dependencies import FileState
 
-        return FileState(self.run_context.project.path)
+        earlier = self.head_start.file_state() if self.head_start else None
+        return FileState(self.run_context.project.path, earlier=earlier)
 
     def _template(self, key: TemplateKey) -> ConfiguredTemplate:
         """Return the template of *key*; it may not be built yet."""
@@ -727,8 +740,9 @@ class Environment(Struct, eq=False):
 
         settings, root, files = self.settings, self._root, self._file_state
         if configuration is None or not configuration.is_further:
-            custom = self._custom_layers
-            return layers.make(settings, root, files, configuration, custom, seeds)
+            custom, early = self._custom_layers, self._early_build(configuration, seeds)
+            child = early and early.builder
+            return layers.make(settings, root, files, configuration, custom, seeds, child)
         settings = settings.replace(
             schema=() if configuration.alone else settings.schema,
             seed=(),
@@ -740,6 +754,11 @@ class Environment(Struct, eq=False):
     @cached_property
     def _custom_layers(self) -> Sequence[object]:
         return self.custom_layers()
+
+    def _early_build(
+        self, configuration: Configuration | None, seeds: tuple[str, ...]
+    ) -> EarlyBuild | None:
+        return self.head_start.build_for(configuration, seeds) if self.head_start else None
 
     def _prepare_layers(self) -> None:
         """Begin to build the first template while its server is still starting.
@@ -776,6 +795,7 @@ class Environment(Struct, eq=False):
 
         begin = originals.monotonic()
         settings, layers = self.settings, template.layers.get()
+        early = self._early_build(template.configuration, template.seeds)
         request = templates.TemplateRequest(
             layers=layers,
             settings=settings,
@@ -785,8 +805,12 @@ class Environment(Struct, eq=False):
             keep=keep or bool(template.seeds),
             run=self.run_context.run,
             project=self.run_context.project.slug,
+            draft=early and early.draft,
+            yields=bool(self.head_start and self.head_start.differs and not self.head_start.builds),
         )
         made = templates.ensure(databases, request)
+        if early:
+            early.builder.discard()
         facts = {
             "origin": made.origin,
             "text": made.text,

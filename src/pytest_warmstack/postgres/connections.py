@@ -347,9 +347,9 @@ class Connection:
         rows = await self.fetch(query, *values, seconds=seconds)
         return rows[0][0] if rows else None
 
-    async def try_to_execute(self, statement: str) -> None:
+    async def try_to_execute(self, statement: str, seconds: float = 0.0) -> None:
         """Execute *statement* once. Several, separated by `;`, run in one transaction."""
-        async with self.turn(), _time_limit(statement):
+        async with self.turn(), _time_limit(statement, seconds):
             await self._raw.execute(statement)
 
     async def execute(self, *statements: str) -> None:
@@ -453,9 +453,7 @@ async def connect_raw(endpoint: Endpoint, database: str, seconds: float) -> Any:
         "loop": asyncio.get_running_loop(),
         "timeout": None,
     }
-    # PostgreSQL cuts names off at 63 bytes.
-    who = LOOKER if endpoint.looks else APPLICATION
-    name = {"application_name": f"{who} {originals.getpid()}@{socket.gethostname()[:32]}"}
+    name = name_of(endpoint)
     try:
         async with _time_limit(f"connect to {endpoint.place}", seconds):
             try:
@@ -474,6 +472,13 @@ async def connect_raw(endpoint: Endpoint, database: str, seconds: float) -> Any:
         if isinstance(error.__cause__, ConnectionError) and "rejected SSL" in str(error.__cause__):
             error.__cause__ = TlsRefused(str(error.__cause__))
         raise
+
+
+def name_of(endpoint: Endpoint) -> dict[str, str]:
+    """Return the setting that names this process to the server, which counts its users by it."""
+    # PostgreSQL cuts names off at 63 bytes.
+    who = LOOKER if endpoint.looks else APPLICATION
+    return {"application_name": f"{who} {originals.getpid()}@{socket.gethostname()[:32]}"}
 
 
 def _is_full(error: WarmstackError) -> bool:

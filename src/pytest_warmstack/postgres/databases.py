@@ -19,6 +19,7 @@ from pytest_warmstack.postgres.connections import (
     ServerFacts,
     StatementRefused,
     greet,
+    name_of,
     rejection,
 )
 from pytest_warmstack.servers.errors import ConnectionLost, raise_if_out_of_resources
@@ -138,6 +139,20 @@ class Databases:
     def url(self, name: DatabaseName, driver: str = "asyncpg") -> str:
         """Return the SQLAlchemy URL of a database."""
         return postgres_url(self.endpoint, str(name), driver)
+
+    @blocking
+    async def use(self, seconds: float) -> None:
+        """Let a connection that only looks count as a use, if it answers within *seconds*.
+
+        Raises `ConnectionLost` if it doesn't.
+        """
+        self.endpoint = self.main.endpoint = self.main.endpoint.replace(looks=False)
+        await self.main.try_to_execute(sql.settings(name_of(self.endpoint)), seconds)
+
+    @blocking
+    async def abandon(self) -> None:
+        """End the connection without waiting for the server."""
+        self.main.terminate()
 
     def close(self) -> None:
         """Close the connection, which releases every lock. Closing twice is fine.

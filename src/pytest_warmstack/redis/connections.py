@@ -304,6 +304,19 @@ class Admin:
                 times.append(float(stored))
         return max(times)
 
+    def use(self, seconds: float) -> None:
+        """Let a connection that only looks count as a use, if the server answers within *seconds*.
+
+        Raises `NotReady` and `NotOurs` if it doesn't, and `ServerFailed` if the connection is lost.
+        """
+        _probe(self.endpoint, seconds)
+        self.command("CLIENT", "SETNAME", NAME)
+        self.endpoint = self.endpoint.replace(looks=False)
+
+    def abandon(self) -> None:
+        """End the connection without waiting for the server."""
+        self.close()
+
     def close(self) -> None:
         """Close the connection, which ends the lease."""
         self._connection.disconnect()

@@ -101,6 +101,15 @@ class Client(Protocol):
     def used(self) -> float:
         """Return the time of the last use in seconds since the epoch, 0 if unknown."""
 
+    def use(self, seconds: float) -> None:
+        """Let a connection that only looks count as a use, if it answers within *seconds*.
+
+        Raises `NotReady`, `NotOurs`, and errors of the package if it doesn't.
+        """
+
+    def abandon(self) -> None:
+        """End the connection without waiting for the server."""
+
     def close(self) -> None:
         """Close the connection."""
 
