@@ -441,7 +441,9 @@ class CloneFactory:
         self._baseline: Baseline | None = None
         self._turn = asyncio.Lock()
         self._marks: dict[int, Mark] = {}
+        # The clones that were put back, and those of them that a connection was left to.
         self._used: set[int] = set()
+        self._connected: set[int] = set()
 
     def open(self, *, many: bool) -> None:
         """Begin to connect, before a test can freeze the clock or block sockets.
@@ -671,13 +673,21 @@ class CloneFactory:
             async with self._turn:
                 async with Connection(self._databases.endpoint, str(clone.name)) as inside:
                     self._marks[clone.oid] = await put_back(
-                        inside, self._dropper, clone.oid, self._baseline, self._marks[clone.oid]
+                        inside,
+                        self._dropper,
+                        clone.oid,
+                        self._baseline,
+                        self._marks[clone.oid],
+                        may_be_unused=clone.oid not in self._connected,
                     )
-                await self._wait_until_unused(clone)
+                    was_used = inside.is_connected
+                if was_used:
+                    await self._wait_until_unused(clone)
         except NotPutBack as error:
             return str(error)
         except (StatementRefused, ConnectionLost) as error:
             return f"could not be undone: {error.why}"
+        self._connected.discard(clone.oid)
         self._used.add(clone.oid)
         return ""
 
@@ -692,6 +702,7 @@ class CloneFactory:
                 )
         except Exception:  # Whatever it is, `put_back` finds it too.
             return False
+        self._connected.add(clone.oid)
         self._used.add(clone.oid)
         return True
 

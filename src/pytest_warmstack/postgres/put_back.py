@@ -4,31 +4,39 @@ PostgreSQL counts the rows that are inserted, updated and deleted in each relati
 included, also those of transactions that were rolled back. So what a test did is known without a
 look at the data: rows in tables that the template has empty are deleted, rows beside those of the
 template are found by the transactions that made them, and touched sequences get their values back.
-A clone with any other change can't be put back. A last look confirms that nothing is left.
+A clone with any other change can't be put back.
+
+Deleted rows are vacuumed, too. In a page with dead rows, later rows get other places than in a new
+page, and a query without ORDER BY shows that: PostgreSQL may even use the place of a dead row for a
+new one, before the rows that were inserted earlier. VACUUM cuts a file without rows to no page, and
+takes a third of the time of TRUNCATE, which also refuses tables that others refer to. It changes
+what the planner knows of the table; so that is restored.
 
 What still differs from a new clone, because it costs too much to restore: ``ctid``, ``xmin``,
-``xmax`` and the files' names; up to nine pages of dead rows in a table that is never analyzed,
-which the planner counts as ten pages in any case (`table_block_relation_estimate_size` in
-PostgreSQL's tableam.c), and the pages of its indexes; ``log_cnt`` of sequences; and the time of the
-last reset of statistics. In a connection in which a superuser sets ``track_counts`` off, PostgreSQL
+``xmax`` and the files' names; the pages of an index, which still has those of up to nine pages of
+rows, so its costs are a little higher; dead rows after those of the template in a table of several
+pages; ``log_cnt`` of sequences; and the time of the last reset of statistics. REINDEX TABLE
+pg_class is not noticed. In a connection in which a superuser sets ``track_counts`` off, PostgreSQL
 counts nothing: changes of the template's own rows, of sequences and of most catalogs are not
 noticed then.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, Final, NamedTuple, Protocol
 
 from pytest_warmstack.postgres import sql
 
-_MAX_TOAST: Final = 64
-"""How many pages of dead values a table may have in its TOAST table."""
+_MAX_PAGES: Final = 9
+"""How many pages of a table are deleted and vacuumed; more would leave large indexes."""
+
+_VACUUM: Final = "VACUUM (INDEX_CLEANUP on, TRUNCATE on, PROCESS_TOAST off, PARALLEL 0)"
 
 _MARK_AGAIN: Final = f"SELECT {sql.SINCE} FROM pg_database d WHERE oid = $1"
 
 _STATE: Final = (
-    f"SELECT {sql.SINCE},"
+    f"SELECT {sql.SINCE}, pg_stat_get_db_sessions(d.oid) AS sessions,"
     # The functions behind the views pg_stat_activity, pg_prepared_xacts and so on, which take
     # longer to plan.
     " (SELECT count(*) FROM pg_stat_get_activity(NULL) a"
@@ -39,9 +47,10 @@ _STATE: Final = (
     " concat_ws(' ', d.datdba, d.datistemplate, d.datallowconn, d.datconnlimit, d.dattablespace,"
     " d.datacl, shobj_description(d.oid, 'pg_database'),"
     " (SELECT string_agg(concat_ws(' ', s.setrole, s.setconfig), ' ' ORDER BY s.setrole)"
-    " FROM pg_db_role_setting s WHERE s.setdatabase = d.oid),"
+    " FROM pg_db_role_setting s WHERE s.setdatabase = d.oid"
+    " OR s.setdatabase = 0 AND s.setconfig::text LIKE '%track_counts%'),"
     " (SELECT string_agg(l.label, ' ' ORDER BY l.provider)"
-    " FROM pg_shseclabel l WHERE l.objoid = d.oid)) AS properties"
+    " FROM pg_shseclabel l WHERE l.objoid = d.oid), current_setting('track_counts')) AS properties"
     " FROM pg_database d WHERE oid = $1"
 )
 """What every database of the server can tell about one of them."""
@@ -62,7 +71,7 @@ _CHANGES: Final = (
     # Unlike pg_relation_size, this doesn't open the relation.
     " CASE WHEN c.relkind IN ('r', 't') AND c.oid >= 16384"
     " THEN (pg_stat_file(pg_relation_filepath(c.oid), true)).size ELSE 0 END AS bytes"
-    " FROM pg_class c WHERE c.relkind IN ('r', 't', 'm', 'S') AND NOT c.relisshared) each"
+    " FROM pg_class c WHERE c.relkind IN ('r', 'p', 't', 'm', 'S') AND NOT c.relisshared) each"
     " WHERE is_new OR inserted > 0 OR rewritten > 0 OR vacuumed > 0 OR bytes > 0"
 )
 """The relations that may be changed; a relation of PostgreSQL has an oid below 16384.
@@ -72,23 +81,26 @@ not counted. *is_new* finds relations that were made or altered where nothing wa
 """
 
 _RELATIONS: Final = (
-    "SELECT c.oid, c.relkind::text, format('%I.%I', n.nspname, c.relname) AS name, c.reltoastrelid,"
-    " CASE WHEN c.relkind = 'S' THEN 0 ELSE pg_relation_size(c.oid) END AS bytes,"
-    " c.reltuples < 0 AND NOT c.relhassubclass AS is_guessed,"
+    "SELECT c.oid, c.relkind::text AS kind, format('%I.%I', n.nspname, c.relname) AS name,"
+    " coalesce(i.indrelid, c.oid) AS of, c.reltoastrelid AS toast,"
+    " c.relpages, c.reltuples, c.relallvisible,"
+    " CASE WHEN c.relkind IN ('r', 't') THEN pg_relation_size(c.oid) ELSE 0 END AS bytes,"
     " EXISTS (SELECT FROM pg_constraint f WHERE f.confrelid = c.oid AND f.conrelid <> c.oid"
     " AND f.contype = 'f') AS is_referenced,"
     " EXISTS (SELECT FROM pg_trigger t WHERE t.tgrelid = c.oid AND t.tgenabled IN ('A', 'R'))"
     " OR EXISTS (SELECT FROM pg_rewrite w WHERE w.ev_class = c.oid AND w.ev_enabled IN ('A', 'R'))"
     " AS is_firing"
     " FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace"
-    " WHERE c.relkind IN ('r', 'S', 't') AND c.oid >= 16384"
+    " LEFT JOIN pg_index i ON i.indexrelid = c.oid"
+    " WHERE c.relkind IN ('r', 'm', 'S', 't', 'i') AND c.oid >= 16384"
 )
 
 _SERVER: Final = (
-    "SELECT current_setting('block_size')::int,"
-    " (SELECT count(*) FROM pg_event_trigger WHERE evtenabled IN ('A', 'R'))"
+    "SELECT current_setting('server_version_num')::int / 10000,"
+    " current_setting('block_size')::int, current_setting('track_counts') = 'on',"
+    " (SELECT count(*) FROM pg_event_trigger WHERE evtevent = 'login' AND evtenabled <> 'D')"
 )
-"""The bytes of a page, and the number of event triggers that fire for the plugin too."""
+"""Version, bytes of a page, whether changes are counted, how many triggers fire for the plugin."""
 
 
 class Runs(Protocol):
@@ -119,63 +131,119 @@ class NotPutBack(Exception):
 class Table(NamedTuple):
     """A table as the template has it.
 
-    *limit* is the number of bytes up to which the planner notices no difference.
+    *limit* is the number of bytes above which its rows are not deleted. *rows* is the number of
+    rows, if they fill one page at most, without a gap. A table that *is_firing* has triggers or
+    rules that nothing silences.
     """
 
     name: str
     bytes: int
     limit: int
+    rows: int | None
     may_truncate: bool
-    may_delete: bool
+    is_firing: bool
+
+
+class Toast(NamedTuple):
+    """The TOAST table of the table *owner*."""
+
+    name: str
+    bytes: int
+    owner: int
+
+
+class Statistics(NamedTuple):
+    """What the planner knows of a table, an index or a TOAST table."""
+
+    oid: int
+    relpages: int
+    reltuples: float
+    relallvisible: int
 
 
 class Baseline(NamedTuple):
     """What every new clone of a template has.
 
-    *sequences* are the statements that restore them, *toast* maps TOAST tables to their tables and
-    to the number of bytes that they may have. All by oid, which is the same in every clone.
-    *refusal* says why no clone can be put back, or is empty.
+    *sequences* are the statements that restore them; *statistics* are those of a table, of its
+    TOAST table and of the indexes of both. All by oid, which is the same in every clone. *only*
+    keeps VACUUM from other tables than the named one. *refusal* says why no clone can be put back,
+    or is empty.
     """
 
     tables: Mapping[int, Table]
     sequences: Mapping[int, str]
-    toast: Mapping[int, tuple[int, int]]
+    toast: Mapping[int, Toast]
+    statistics: Mapping[int, Sequence[Statistics]]
+    only: str
     properties: str
     refusal: str
 
     @classmethod
     async def read(cls, connection: Runs, oid: int) -> Baseline:
         """Return the baseline; *connection* leads to a new clone, the database *oid*."""
-        ((block, firing),) = await connection.fetch(_SERVER)
+        ((major, block, counts, firing),) = await connection.fetch(_SERVER)
         (state,) = await connection.fetch(_STATE, oid)
         rows = await connection.fetch(_RELATIONS)
-        sizes = {row["oid"]: row["bytes"] for row in rows}
-        tables = {row["oid"]: _table(row, block) for row in rows if row["relkind"] == "r"}
-        toast = {
-            row["reltoastrelid"]: (row["oid"], sizes[row["reltoastrelid"]] + _MAX_TOAST * block)
-            for row in rows
-            if row["relkind"] == "r" and row["reltoastrelid"] in sizes
+        names = {
+            kind: {row["oid"]: row["name"] for row in rows if row["kind"] == kind} for kind in "rS"
         }
-        sequences = {row["oid"]: row["name"] for row in rows if row["relkind"] == "S"}
+        small = {row["oid"] for row in rows if row["bytes"] <= block}
+        counted = await _count(
+            connection, {oid: name for oid, name in names["r"].items() if oid in small}
+        )
+        owners = {row["toast"]: row["oid"] for row in rows}
+        statistics: dict[int, list[Statistics]] = {}
+        for row in rows:
+            known = Statistics(*(row[name] for name in Statistics._fields))
+            statistics.setdefault(owners.get(row["of"], row["of"]), []).append(known)
         return cls(
-            tables,
-            await _restored(connection, sequences),
-            toast,
+            {
+                row["oid"]: _table(row, block, counted.get(row["oid"]))
+                for row in rows
+                if row["kind"] == "r"
+            },
+            await _restored(connection, names["S"]),
+            {
+                row["oid"]: Toast(row["name"], row["bytes"], owners[row["oid"]])
+                for row in rows
+                if row["kind"] == "t"
+            },
+            statistics,
+            # Since PostgreSQL 18, VACUUM goes on to the tables that inherit.
+            "ONLY " if major >= 18 else "",
             state["properties"],
-            "has an event trigger that is ENABLE ALWAYS or REPLICA" if firing else "",
+            "has an event trigger for logins"
+            if firing
+            else ("" if counts else "has track_counts set off"),
         )
 
 
-def _table(row: Any, block: int) -> Table:
-    size, is_guessed = row["bytes"], row["is_guessed"]
+def _table(row: Any, block: int, rows: int | None) -> Table:
+    size = row["bytes"]
     return Table(
         row["name"],
         size,
-        max(size, 9 * block) if is_guessed else size,
-        # TRUNCATE makes the planner guess, as for a table that was never analyzed.
-        may_truncate=not size and is_guessed and not row["is_referenced"],
-        may_delete=not row["is_firing"],
+        size if rows is None else _MAX_PAGES * block,
+        rows,
+        # As if it had never been analyzed.
+        may_truncate=not size and row["reltuples"] < 0 and not row["is_referenced"],
+        is_firing=row["is_firing"],
     )
+
+
+async def _count(connection: Runs, tables: Mapping[int, str]) -> dict[int, int]:
+    """Return how many rows *tables* of one page have; without those that have a gap.
+
+    VACUUM would let the next row fill the gap of a row that the template has deleted.
+    """
+    if not tables:
+        return {}
+    query = " UNION ALL ".join(
+        f"SELECT {oid}, count(*) FROM ONLY {name}"
+        " HAVING count(*) = coalesce((max(ctid)::text::point)[1], 0)"
+        for oid, name in tables.items()
+    )
+    return dict(await connection.fetch(query))
 
 
 async def _restored(connection: Runs, sequences: Mapping[int, str]) -> dict[int, str]:
@@ -193,48 +261,152 @@ async def _restored(connection: Runs, sequences: Mapping[int, str]) -> dict[int,
     }
 
 
-async def put_back(inside: Runs, outside: Runs, oid: int, baseline: Baseline, mark: Mark) -> Mark:
+class _Undo:
+    """What undoes the changes of a test.
+
+    These are *statements*, names of tables to vacuum after them, tables to count, and tables whose
+    statistics have to be restored then.
+    """
+
+    def __init__(self) -> None:
+        self.statements: list[str] = []
+        self.vacuumed: list[str] = []
+        self.counted: dict[int, Table] = {}
+        self.restored: set[int] = set()
+
+
+async def put_back(
+    inside: Runs,
+    outside: Runs,
+    oid: int,
+    baseline: Baseline,
+    mark: Mark,
+    *,
+    may_be_unused: bool = False,
+) -> Mark:
     """Undo what was done to a clone since *mark*; return the mark from which changes count now.
 
-    *inside* must be the only connection to the clone, the database *oid*. *outside* is any
-    connection to its server. Raises `NotPutBack`, and the errors of the connections.
+    *inside* is the only connection to the clone, the database *oid*; its settings are like those of
+    a new one. *outside* is any connection to its server. A clone that *may_be_unused* had no
+    connection at *mark*: if it has had none since, nothing is done, and *inside* is not used.
+    Raises `NotPutBack`, and the errors of the connections.
     """
-    (state,) = await outside.fetch(_STATE, oid)
-    _check_state(baseline, mark, state)
+    rows = await outside.fetch(_STATE, oid)
+    _check_state(baseline, mark, rows)
+    if may_be_unused and not rows[0]["sessions"]:
+        return mark
     xid = str(mark.xid % 2**32)
-    changes = await inside.fetch(_CHANGES, xid)
+    undo = _undo(baseline, xid, await inside.fetch(_CHANGES, xid))
     await inside.execute(
         "; ".join(
             [
                 # Foreign keys, triggers and rules stay silent, and nothing is counted.
-                "SET LOCAL session_replication_role = replica",
-                "SET LOCAL track_counts = off",
-                *_undo(baseline, xid, changes),
-                "SELECT pg_stat_reset()",
+                "SET session_replication_role = replica",
+                "SET track_counts = off",
+                *undo.statements,
             ]
         )
     )
-    ((xid, reset, started),) = await outside.fetch(_MARK_AGAIN, oid)
-    return Mark(xid, reset, started)
+    counted = await _count(inside, {oid: table.name for oid, table in undo.counted.items()})
+    for each, table in undo.counted.items():
+        if counted.get(each) != table.rows:
+            raise NotPutBack(f"changed rows of the template in {table.name}")
+    if undo.vacuumed:
+        names = [f"{baseline.only}{name}" for name in undo.vacuumed]
+        await inside.execute(f"{_VACUUM} {', '.join(names)}")
+    restoring = _restoring(baseline, undo.restored)
+    await inside.execute(
+        "; ".join(
+            [
+                *restoring,
+                "SELECT pg_stat_reset()",
+                "RESET session_replication_role",
+                "RESET track_counts",
+            ]
+        )
+    )
+    (row,) = await outside.fetch(_MARK_AGAIN, oid)
+    if row["reset"] == mark.reset:
+        # *inside* led to another database, which the test gave this name.
+        raise NotPutBack("renamed its database")
+    return Mark(*row)
 
 
-def _undo(baseline: Baseline, xid: str, changed: Sequence[Any]) -> list[str]:
-    """Return the statements that undo what was *changed* since *xid*. Raises `NotPutBack`."""
+def _restoring(baseline: Baseline, tables: Iterable[int]) -> Iterator[str]:
+    """Return the statement that restores what the planner knows of *tables*."""
+    values = [
+        f"({each.oid}, {each.relpages}, {each.reltuples}, {each.relallvisible})"
+        for oid in tables
+        for each in baseline.statistics[oid]
+    ]
+    if values:
+        yield (
+            "UPDATE pg_class c SET relpages = v.p, reltuples = v.t, relallvisible = v.a"
+            f" FROM (VALUES {', '.join(values)}) v (oid, p, t, a) WHERE c.oid = v.oid"
+            " AND (relpages, reltuples, relallvisible) IS DISTINCT FROM (v.p, v.t::real, v.a)"
+        )
+
+
+def _undo(baseline: Baseline, xid: str, changed: Sequence[Any]) -> _Undo:
+    """Return what undoes what was *changed* since *xid*. Raises `NotPutBack`."""
     _check_schema(baseline, changed)
-    full = _full_tables(baseline, changed)
-    truncated = [each.name for each in full if each.may_truncate]
-    statements = [f"TRUNCATE ONLY {', '.join(truncated)}"] if truncated else []
+    undo = _Undo()
+    truncated = []
     for row in changed:
-        if row["kind"] == "S":
-            statements.append(baseline.sequences[row["oid"]])
-        elif row["kind"] == "r" and (table := baseline.tables[row["oid"]]) not in full:
-            statements += _deletion(table, xid, row)
-    return statements
+        oid = row["oid"]
+        if oid in baseline.sequences:
+            undo.statements.append(baseline.sequences[oid])
+        elif oid in baseline.toast:
+            toast = baseline.toast[oid]
+            if row["bytes"] > toast.bytes:
+                undo.vacuumed.append(toast.name)
+                undo.restored.add(toast.owner)
+        elif _is_touched(table := baseline.tables[oid], row):
+            if table.is_firing:
+                raise NotPutBack(
+                    f"changed {table.name}, which has triggers or rules that always fire"
+                )
+            if row["bytes"] <= table.limit:
+                _delete(undo, oid, table, xid, row)
+            elif table.may_truncate:
+                truncated.append(table.name)
+                undo.restored.add(oid)
+            else:
+                raise NotPutBack(f"inserted many rows into {table.name}")
+    if truncated:
+        undo.statements.append(f"TRUNCATE ONLY {', '.join(truncated)}")
+    return undo
 
 
-def _check_state(baseline: Baseline, mark: Mark, state: Any) -> None:
+def _is_touched(table: Table, row: Any) -> bool:
+    # Whatever was counted: rows may be there that were not.
+    return bool(row["inserted"] or row["rewritten"] or row["bytes"] != table.bytes)
+
+
+def _delete(undo: _Undo, oid: int, table: Table, xid: str, row: Any) -> None:
+    """Delete the rows of the test in a table."""
+    if not table.bytes:
+        undo.statements.append(f"DELETE FROM ONLY {table.name}")
+    else:
+        undo.statements.append(
+            f"DELETE FROM ONLY {table.name} WHERE age(xmin) <= age('{xid}'::xid)"
+        )
+        if row["rewritten"]:
+            if table.rows is None:
+                raise NotPutBack(f"changed rows of the template in {table.name}")
+            # A row that was changed has another transaction, and was deleted too.
+            undo.counted[oid] = table
+    if table.rows is not None:
+        undo.vacuumed.append(table.name)
+        undo.restored.add(oid)
+
+
+def _check_state(baseline: Baseline, mark: Mark, rows: Sequence[Any]) -> None:
     if baseline.refusal:
         raise NotPutBack(baseline.refusal)
+    if not rows:
+        raise NotPutBack("dropped its database")
+    (state,) = rows
     if state["started"] != mark.started:
         raise NotPutBack("outlived its server")
     if state["reset"] != mark.reset:
@@ -259,35 +431,3 @@ def _check_schema(baseline: Baseline, changed: Sequence[Any]) -> None:
     if names:
         shown = ", ".join(sorted(names)[:5])
         raise NotPutBack(f"changed the schema ({shown})")
-
-
-def _full_tables(baseline: Baseline, changed: Sequence[Any]) -> set[Table]:
-    """Return the tables that have so many rows now that they have to be truncated."""
-    full = set()
-    for row in changed:
-        table, limit = baseline.tables.get(row["oid"]), 0
-        if table is not None:
-            limit = table.limit
-        elif row["oid"] in baseline.toast:
-            owner, limit = baseline.toast[row["oid"]]
-            table = baseline.tables[owner]
-        if table is not None and row["bytes"] > limit:
-            full.add(table)
-            if not table.may_truncate:
-                raise NotPutBack(f"inserted many rows into {table.name}")
-            if not table.may_delete:
-                raise NotPutBack(f"changed {table.name}, which has triggers that always fire")
-    return full
-
-
-def _deletion(table: Table, xid: str, row: Any) -> Iterator[str]:
-    is_touched = row["inserted"] or row["rewritten"]
-    if not table.may_delete and (is_touched or row["bytes"] > table.bytes):
-        raise NotPutBack(f"changed {table.name}, which has triggers or rules that always fire")
-    if not table.bytes:
-        # Whatever was counted: rows may be there that were not.
-        yield f"DELETE FROM ONLY {table.name}"
-    elif row["rewritten"]:
-        raise NotPutBack(f"changed rows of the template in {table.name}")
-    elif row["inserted"]:
-        yield f"DELETE FROM ONLY {table.name} WHERE age(xmin) <= age('{xid}'::xid)"
