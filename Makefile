@@ -25,7 +25,7 @@ export WARMSTACK_TEST_DOCKER = demanded
 endif
 
 .DEFAULT_GOAL := help
-.PHONY: help test test-all test-unit test-integration stress images check typing format bench containers-clean
+.PHONY: help test test-all test-unit test-integration stress images check typing format bench bench-docs containers-clean
 
 help: ## Show this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/make \1\t\2/' | expand -t 26
@@ -52,6 +52,7 @@ check: $(INSTALLED) typing ## Lint, check types, and check that imports only go 
 typing: $(INSTALLED) ## Check the types that users see, with mypy and pyright
 	$(VENV)/bin/mypy tests/typing
 	$(VENV)/bin/mypy --explicit-package-bases examples
+	$(VENV)/bin/mypy benchmarks/*.py
 	PYRIGHT_PYTHON_IGNORE_WARNINGS=1 $(VENV)/bin/pyright
 
 format: $(INSTALLED) ## Format the code
@@ -61,11 +62,21 @@ format: $(INSTALLED) ## Format the code
 stress: $(INSTALLED) ## Let many processes write at once; larger than in the tests
 	STRESS_RUNS=$(RUNS) STRESS_WORKERS=$(WORKERS) STRESS_TESTS=$(TESTS) $(PYTEST) tests/servers/test_stress.py $(ARGS)
 
-bench: $(INSTALLED) ## Measure what the plugin costs a run, a template, and a clone for every test
-	$(VENV)/bin/python benchmarks/warm.py
+# The virtual environments of the other tools stay here.
+COMPARE := $(VENV)/bin/python benchmarks/compare.py --cache $(VENV)/benchmarks
+
+bench: $(INSTALLED) ## Measure the plugin beside other tools and wiring by hand; a template; a clone
+	$(COMPARE) $(ARGS)
 	$(VENV)/bin/python benchmarks/template.py
 	$(VENV)/bin/python benchmarks/clones.py
 	$(VENV)/bin/python benchmarks/application.py
+	$(VENV)/bin/python benchmarks/bookings.py
+	$(VENV)/bin/python benchmarks/curves.py
+
+bench-docs: $(INSTALLED) ## Measure again what docs/benchmarks.md shows, and write it there
+	mkdir -p docs/benchmarks
+	$(COMPARE) --rounds 7 --write docs/benchmarks.md --plots docs/benchmarks \
+		--json docs/benchmarks/results.json $(ARGS)
 
 images: ## Build the stand-in images, for machines that reach no registry
 	tests/images/build

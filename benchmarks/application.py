@@ -15,21 +15,20 @@ The servers are embedded ones, or, with WARMSTACK_RUNTIME=docker, containers.
 from __future__ import annotations
 
 import asyncio
-import json
 import os
 import shutil
 import statistics
-import subprocess
 import sys
 import tempfile
 from pathlib import Path
 from typing import Final
 
-from warm import ROOT, run, standing
+from processes import ROOT, address, clean, remembered, run, standing
 
 EXAMPLE: Final = ROOT / "examples/fastapi_orders"
 
 CONFTEST: Final = """
+import asyncio
 import os
 import time
 
@@ -85,6 +84,7 @@ if "BENCH_BY_HAND" in os.environ:
 """
 
 TEST: Final = """
+import asyncio
 import os
 
 import pytest
@@ -124,15 +124,11 @@ class Suite:
     def prepare(self) -> None:
         """Start the servers, and make a migrated database on them as one has it by hand."""
         self.run(OURS)
-        hints = self.folder / ".pytest_cache/d/warmstack"
-        postgres, redis = (
-            json.loads((hints / f"{name}.json").read_text()) for name in ("postgres", "redis")
-        )
-        cache = redis["server"]["endpoint"]
+        hints = remembered(self.folder)
         self._by_hand = {
             "BENCH_BY_HAND": "yes",
-            "ORDERS_DATABASE_URL": asyncio.run(standing(postgres)),
-            "ORDERS_REDIS_URL": f"redis://:{cache['password']}@{cache['host']}:{cache['port']}/99",
+            "ORDERS_DATABASE_URL": asyncio.run(standing(hints["postgres"])),
+            "ORDERS_REDIS_URL": f"redis://{address(hints['redis'])}/99",
         }
 
     def run(self, name: str) -> tuple[float, float]:
@@ -185,8 +181,7 @@ def main() -> None:
             print(f"{runtime}, {EXAMPLE.name}")
             compare(suite, rounds)
         finally:
-            clean = [sys.executable, "-m", "pytest_warmstack.cli", "clean", "--project", temporary]
-            subprocess.run(clean, check=True, capture_output=True)
+            clean(folder)
 
 
 if __name__ == "__main__":

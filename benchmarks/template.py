@@ -21,7 +21,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from pytest_warmstack import servers as runtimes
+from pytest_warmstack import cleanup
 from pytest_warmstack.background import BackgroundLoop
 from pytest_warmstack.options import Settings
 from pytest_warmstack.postgres import server
@@ -63,7 +63,7 @@ class Shop:
 
     def __init__(self, folder: Path, revisions: int, statements: int) -> None:
         self.folder = folder
-        self.statements = statements
+        self.revisions, self.statements = revisions, statements
         self.edits = 0
         (folder / "migrations/versions").mkdir(parents=True)
         (folder / "migrations/env.py").write_text(ENV)
@@ -112,7 +112,7 @@ def running(folder: Path) -> Iterator[Databases]:
         yield found.client
         found.client.close()
     finally:
-        runtimes.tidy(runtime, run_context.run)
+        cleanup.tidy(runtime, run_context.run, Settings().max_idle)
         runtime.close()
         background.close()
 
@@ -122,16 +122,16 @@ def ensured(admin: Databases, shop: Shop, expected: str, *, rebuild: bool = Fals
     gc.collect()
     begin = time.perf_counter()
     file_state = FileState(str(shop.folder))
-    alembic = Configurations(Settings(), shop.folder).of(shop.folder)
-    made = templates.ensure(
-        admin,
-        layers.make(Settings(), shop.folder, file_state, alembic),
+    settings = Settings(rebuild=rebuild, migrate_timeout=300)
+    alembic = Configurations(settings, shop.folder).of(shop.folder)
+    request = templates.TemplateRequest(
+        layers=layers.make(settings, shop.folder, file_state, alembic),
+        settings=settings,
         file_state=file_state,
-        rebuild=rebuild,
-        run=os.urandom(5).hex(),
-        timeout=300,
         say=print,
+        run=os.urandom(5).hex(),
     )
+    made = templates.ensure(admin, request)
     seconds = time.perf_counter() - begin
     assert f"{made.origin} {made.how}".strip() == expected, made
     # As the sweep of a run does: the last used ones stay.

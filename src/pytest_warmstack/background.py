@@ -15,7 +15,7 @@ import threading
 from collections.abc import Callable, Coroutine
 from concurrent.futures import Future
 from contextlib import suppress
-from socket import AI_NUMERICHOST, SOCK_STREAM, gaierror
+from socket import AI_NUMERICHOST, gaierror
 from typing import Any, Final, ParamSpec, TypeVar
 
 from pytest_warmstack import originals
@@ -88,6 +88,12 @@ class BackgroundLoop:
                 raise BackgroundFailed.stuck(function=name, seconds=CALL_TIMEOUT) from error
             raise
 
+    def cancel(self) -> None:
+        """Cancel what runs on the loop now; threads that wait for it get a `CancelledError`."""
+        loop = self._loop
+        if loop is not None and not loop.is_closed():
+            loop.call_soon_threadsafe(lambda: [each.cancel() for each in asyncio.all_tasks(loop)])
+
     def close(self) -> None:
         """Cancel what still runs on the loop, and end the thread. You can close twice."""
         if self._loop is None or self._thread is None or self._loop.is_closed():
@@ -138,11 +144,10 @@ class _Loop(asyncio.SelectorEventLoop):
         raise failure
 
     async def _addresses(self, host: str, port: int) -> Any:
-        resolve = functools.partial(originals.getaddrinfo, host, port, type=SOCK_STREAM)
         with suppress(gaierror):
-            return resolve(flags=AI_NUMERICHOST)
+            return originals.addresses(host, port, AI_NUMERICHOST)
         # Only a name needs a thread to look it up.
-        return await self.run_in_executor(None, resolve)
+        return await self.run_in_executor(None, originals.addresses, host, port)
 
 
 def is_background(loop: object) -> bool:

@@ -443,6 +443,9 @@ _OPENED: Final = "_warmstack_opened"
 _REDIS_CONNECT: Final = "connect_check_health|connect"
 """In redis-py 5.2, `connect` does everything itself; newer ones have a function that it calls."""
 
+REDIS_HANDSHAKE: Final = "on_connect_check_health|on_connect"
+"""The function that logs in and selects the database; it differs in the same way."""
+
 
 def _redis_target(connection: Any) -> Target:
     host = getattr(connection, "host", None) or getattr(connection, "path", "")

@@ -11,7 +11,6 @@ import threading
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from concurrent.futures import CancelledError, Future, wait
 from contextlib import ExitStack, closing, contextmanager, suppress
-from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, Generic, NamedTuple, TypeVar
@@ -35,9 +34,11 @@ from pytest_warmstack.servers.model import (
     Server,
     ServerSpec,
 )
+from pytest_warmstack.structs import Struct
 
 if TYPE_CHECKING:
     from pytest_warmstack.addresses import Reserved
+    from pytest_warmstack.head_start import EarlyBuild, HeadStart
     from pytest_warmstack.postgres.address import Address
     from pytest_warmstack.postgres.clones import Clone, CloneFactory, Clones, Finding, Leak, Shared
     from pytest_warmstack.postgres.databases import Databases
@@ -60,7 +61,7 @@ CLOSE_TIMEOUT: Final = 10.0
 SIGNAL_INTERVAL: Final = 0.5
 """Seconds after which a wait looks for signals: Python misses one that comes as a wait begins."""
 
-_MISSING_EXTENSION: Final = re.compile(
+_MISSING_EXTENSION: Final = (
     r'extension "([^"]+)" is not available|/([\w-]+)\.control"|/([\w-]+)\.so": '
 )
 """Matches PostgreSQL's messages about an extension, or its library, that is not installed."""
@@ -145,8 +146,7 @@ class TemplateKey(NamedTuple):
     seeds: tuple[str, ...] = ()
 
 
-@dataclass(eq=False)
-class ConfiguredTemplate:
+class ConfiguredTemplate(Struct, eq=False):
     """The template of one Alembic *configuration* (None without one) and *seeds*, and its clones.
 
     *expected* is the number of tests that will use a clone. *template* is set if the template
@@ -162,14 +162,14 @@ class ConfiguredTemplate:
     factory: CloneFactory | None = None
 
 
-@dataclass(eq=False)
-class Environment:
+class Environment(Struct, eq=False):
     """The servers of one process, and what is on them.
 
     *say* shows the user a line about something that takes long. *custom_layers* returns the results
     of the hook `pytest_warmstack_template_layers`. *ini* is pytest's configuration file, *worker*
     the number of this process among the workers of its run, *reserved* what the application has
-    read. *forget_pools* ends the connections of this process to a database. `ledger` records what
+    read. *forget_pools* ends the connections of this process to a database. *head_start* has begun
+    with what the last run needed. `ledger` records what
     was made; `used`
     has the names of the runtimes that were used. `postgres` is the PostgreSQL server, `leases` are
     this process's Redis databases; both are made when they are first needed.
@@ -184,10 +184,12 @@ class Environment:
     worker: int = 0
     reserved: Reserved | None = None
     forget_pools: Callable[[str], None] = lambda _: None
-    ledger: Ledger = field(default_factory=Ledger)
-    used: list[str] = field(default_factory=list)
+    head_start: HeadStart | None = None
 
     def __post_init__(self) -> None:
+        """Declare what will be made when it is first needed."""
+        self.ledger = Ledger()
+        self.used: list[str] = []
         self._root = Path(self.run_context.project.path)
         self._pid = originals.getpid()
         self._stack = ExitStack()
@@ -244,6 +246,14 @@ class Environment:
         refusal, is_named = self._runtime.error, self.settings.runtime is not RuntimeName.AUTO
         if isinstance(refusal, RuntimeUnavailable) and (is_named or refusal.image):
             raise refusal
+
+    def asked_for(self) -> set[Service]:
+        """Return the services whose servers something has needed so far."""
+        lazies: dict[Service, list[Lazy[Any]]] = {
+            Service.POSTGRES: [self.postgres],
+            Service.REDIS: [self._redis, self.leases],
+        }
+        return {service for service, own in lazies.items() if any(each.future for each in own)}
 
     def close(self, *, tidy: bool) -> None:
         """Release everything; with *tidy*, also remove what this run and dead runs left behind.
@@ -432,6 +442,33 @@ class Environment:
             source.clones.get().give_back(clone, test, again=again)
         self._sweep()
 
+    # A clone that stays with the connection of db_engine, from test to test in one event loop.
+
+    @property
+    def keeps_connections(self) -> bool:
+        """Whether a test's connection can stay open: its database must have a name of its own."""
+        return self.reserved is None or self.reserved.database is None
+
+    def take_again(self, key: TemplateKey) -> None:
+        """Count a test that gets the clone of the test before it, which `put_back` has put back."""
+        with self.ledger.timed("clone"):
+            self._clones(key).take_again()
+        self._taken += 1
+
+    async def put_back(self, clone: Clone, key: TemplateKey, connection: Any) -> bool:
+        """Undo what a test did to *clone*; return whether that was possible.
+
+        *connection* is the only one to it, of asyncpg, in the running loop. If this returns true,
+        the clone is no longer in use; otherwise, give it back.
+        """
+        done = await self._clones(key).put_back_on(connection, clone)
+        self._taken -= done
+        return done
+
+    def hand_back(self, clone: Clone, key: TemplateKey) -> None:
+        """Take back a clone that `put_back` has put back, and that no connection leads to."""
+        self._clones(key).hand_back(clone)
+
     def return_address(self, clone: Clone, key: TemplateKey) -> None:
         """Lead the address that the application has read to *clone* again, which tests share."""
         self._clones(key).return_address(clone)
@@ -543,7 +580,7 @@ class Environment:
         except WarmstackError as error:
             if (full := self.no_space(error)) is not None:
                 raise full from error
-            missing = _MISSING_EXTENSION.search(error.why)
+            missing = re.search(_MISSING_EXTENSION, error.why)
             if missing and self._embedded_postgres():
                 from pytest_warmstack.postgres.native import NativePostgres
 
@@ -558,7 +595,7 @@ class Environment:
     def _spec(self, service: Service) -> ServerSpec[Any]:
         spec = server_specs.make(service, self.settings, self._background)
         reserved = self.reserved.servers.get(service) if self.reserved else None
-        return replace(spec, reserved=reserved) if reserved else spec
+        return spec.replace(reserved=reserved) if reserved else spec
 
     def find_running(self, service: Service) -> Endpoint | None:
         """Return the address of a kept server of this project that runs but isn't remembered."""
@@ -577,13 +614,14 @@ class Environment:
                             client = runtime.connect(spec, found)
                             client.close()
                             address: Endpoint = client.endpoint
-                            return replace(address, looks=False)
+                            return address.replace(looks=False)
         return None
 
     def _find_or_start(self, spec: ServerSpec[Any]) -> Server[Any]:
         """Return the server for *spec*: the one that the last run used, or one from a runtime."""
         begin = originals.monotonic()
-        server, why = self.remembered.connect(spec, self.run_context.project)
+        early = self.head_start.take(spec.service) if self.head_start and not spec.number else None
+        server, why = early or self.remembered.connect(spec, self.run_context.project)
         if server is None:
             runtime, why = self._runtime_for(spec)
             if spec.service is Service.POSTGRES:
@@ -643,7 +681,8 @@ class Environment:
         """The state of the project's files; each file is read once."""
         from pytest_warmstack.postgres.template.dependencies import FileState
 
-        return FileState(self.run_context.project.path)
+        earlier = self.head_start.file_state() if self.head_start else None
+        return FileState(self.run_context.project.path, earlier=earlier)
 
     def _template(self, key: TemplateKey) -> ConfiguredTemplate:
         """Return the template of *key*; it may not be built yet."""
@@ -701,9 +740,10 @@ class Environment:
 
         settings, root, files = self.settings, self._root, self._file_state
         if configuration is None or not configuration.is_further:
-            custom = self._custom_layers
-            return layers.make(settings, root, files, configuration, custom, seeds)
-        settings = settings._replace(
+            custom, early = self._custom_layers, self._early_build(configuration, seeds)
+            child = early and early.builder
+            return layers.make(settings, root, files, configuration, custom, seeds, child)
+        settings = settings.replace(
             schema=() if configuration.alone else settings.schema,
             seed=(),
             alembic_section=configuration.section or settings.alembic_section,
@@ -714,6 +754,11 @@ class Environment:
     @cached_property
     def _custom_layers(self) -> Sequence[object]:
         return self.custom_layers()
+
+    def _early_build(
+        self, configuration: Configuration | None, seeds: tuple[str, ...]
+    ) -> EarlyBuild | None:
+        return self.head_start.build_for(configuration, seeds) if self.head_start else None
 
     def _prepare_layers(self) -> None:
         """Begin to build the first template while its server is still starting.
@@ -750,6 +795,7 @@ class Environment:
 
         begin = originals.monotonic()
         settings, layers = self.settings, template.layers.get()
+        early = self._early_build(template.configuration, template.seeds)
         request = templates.TemplateRequest(
             layers=layers,
             settings=settings,
@@ -759,8 +805,12 @@ class Environment:
             keep=keep or bool(template.seeds),
             run=self.run_context.run,
             project=self.run_context.project.slug,
+            draft=early and early.draft,
+            yields=bool(self.head_start and self.head_start.differs and not self.head_start.builds),
         )
         made = templates.ensure(databases, request)
+        if early:
+            early.builder.discard()
         facts = {
             "origin": made.origin,
             "text": made.text,

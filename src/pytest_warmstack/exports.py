@@ -8,7 +8,6 @@ from __future__ import annotations
 import os
 import re
 from contextlib import suppress
-from dataclasses import asdict
 from fnmatch import fnmatch
 from pathlib import Path
 from typing import Final
@@ -194,7 +193,7 @@ class Exports(Observer):
         if found is None:
             found = self._start(service)
         if is_shared:
-            shared[str(service)] = asdict(found)
+            shared[str(service)] = found.fields()
             if not settings.url(service):
                 self.reserved.servers[service] = found
         return found

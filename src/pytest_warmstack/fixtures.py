@@ -35,7 +35,9 @@ if TYPE_CHECKING:
     from pytest_warmstack.postgres import DatabaseAddress
     from pytest_warmstack.postgres.clones import Clone, Shared
     from pytest_warmstack.postgres.engines import Engines, RollbackConnection
+    from pytest_warmstack.postgres.kept import KeptConnection
     from pytest_warmstack.postgres.sync_engines import SyncEngines, SyncRollbackConnection
+    from pytest_warmstack.redis.kept import KeptSocket
     from pytest_warmstack.servers.model import ServerHandle
 
 T = TypeVar("T")
@@ -48,6 +50,9 @@ _ROLLBACK: Final[pytest.StashKey[RollbackConnection]] = pytest.StashKey()
 
 _SYNC_ROLLBACK: Final[pytest.StashKey[SyncRollbackConnection]] = pytest.StashKey()
 """The key of the connection that rolls a test back which uses `db_sync_engine`."""
+
+_KEPT: Final[pytest.StashKey[KeptConnection]] = pytest.StashKey()
+"""The key of the connection of a test's `db_engine`, which may stay open for the next test."""
 
 _BEGUN: Final[pytest.StashKey[Begun]] = pytest.StashKey()
 """The key of the coroutines that a test's session and client made."""
@@ -181,6 +186,15 @@ def redis_client(request: pytest.FixtureRequest, redis_url: str) -> Redis:
     return client
 
 
+@pytest.fixture(scope="session")
+def _warmstack_redis_socket() -> Iterator[KeptSocket]:
+    from pytest_warmstack.redis.kept import KeptSocket
+
+    kept = KeptSocket()
+    yield kept
+    kept.close()
+
+
 @pytest.fixture
 def redis_sync_client(redis_url: str) -> Iterator[SyncRedis]:
     """A synchronous client of an empty Redis database, closed when the test is done."""
@@ -211,6 +225,53 @@ def _own_clone(
     own.in_use.pop(node.nodeid, None)
     failed = _failed(own, request, key, "db_url")
     environment.give_back(clone, key, _label(node), failed=failed, again=not fresh)
+
+
+def _keeps_connection(request: pytest.FixtureRequest, environment: Environment) -> bool:
+    """Return whether the connection of the test's `db_engine` may stay open for the next test.
+
+    That takes an event loop that both have: of a class, a module, a package or the run.
+    """
+    return (
+        environment.keeps_connections
+        and "db_engine" in request.fixturenames
+        and inspect.iscoroutinefunction(getattr(request, "function", None))
+        and not _is_run_by_anyio(request)
+        and _loop(request) != "function"
+    )
+
+
+def _kept_clone(request: pytest.FixtureRequest, environment: Environment) -> Iterator[Clone]:
+    """A migrated database for a test: that of the test before it, if it was put back."""
+    node, own = request.node, session_of(request.config)
+    key = result_or_fail(lambda: template_key(node))
+    kept: KeptConnection = _in_loop_of_test(request, "kept_connection")
+    # Its end comes after that of everything that has the database.
+    _in_loop_of_test(request, "put_back")
+    if kept.ready is not None and kept.key == key:
+        clone = kept.ready
+        result_or_fail(lambda: environment.take_again(key))
+    else:
+        _leave(kept, environment)
+        clone = result_or_fail(lambda: environment.take_clone(key))
+    kept.ready, kept.used, kept.key = None, clone, key
+    node.stash[_KEPT] = kept
+    own.in_use[node.nodeid] = clone
+    yield clone
+    own.in_use.pop(node.nodeid, None)
+    if (failed := _failed(own, request, key, "db_url")) or kept.driver is None:
+        kept.lose()
+        environment.give_back(clone, key, _label(node), failed=failed, again=True)
+
+
+def _leave(kept: KeptConnection, environment: Environment) -> None:
+    """End a connection that no further test gets, and give its database to other tests."""
+    ready, used = kept.ready, kept.used
+    kept.lose()
+    if ready is not None:
+        environment.hand_back(ready, kept.key)
+    if used is not None:  # Something has interrupted the end of its test.
+        environment.give_back(used, kept.key, "", failed=[], again=True)
 
 
 def key_of(request: pytest.FixtureRequest) -> TemplateKey:
@@ -271,7 +332,13 @@ def function_db_url(
     isolation = _isolation(request, _warmstack_postgres)
     if isolation in {"clone", "fresh-clone"}:
         fresh = isolation == "fresh-clone"
-        for clone in _own_clone(request, _warmstack_postgres, fresh=fresh):
+        keeps = not fresh and _keeps_connection(request, _warmstack_postgres)
+        clones = (
+            _kept_clone(request, _warmstack_postgres)
+            if keeps
+            else _own_clone(request, _warmstack_postgres, fresh=fresh)
+        )
+        for clone in clones:
             yield clone.url
     elif isolation == "rollback":
         yield from _shared_url(request, _warmstack_postgres)
@@ -432,6 +499,11 @@ def function_db_engine(
         engine = _warmstack_engines.make(db_url, rollback)
         yield engine
         _warmstack_engines.end(engine, close=False)
+    elif _KEPT in request.node.stash:
+        kept = request.node.stash[_KEPT]
+        engine = _warmstack_engines.make(db_url, kept=kept)
+        yield engine
+        _warmstack_engines.leave(engine, kept)
     else:
         yield from clone_engine(db_url, _warmstack_engines)
 
@@ -639,6 +711,29 @@ def _declare(loop: str) -> ModuleType:
         yield connection
         shared.trouble = await connection.end()
 
+    @fixture("kept_connection", scope=loop)
+    async def kept_connection(_warmstack_postgres: Environment) -> AsyncIterator[KeptConnection]:
+        from pytest_warmstack.postgres.kept import KeptConnection
+
+        kept = KeptConnection()
+        yield kept
+        _leave(kept, _warmstack_postgres)
+
+    @fixture("put_back")
+    async def put_back(
+        request: pytest.FixtureRequest, _warmstack_postgres: Environment
+    ) -> AsyncIterator[None]:
+        yield
+        kept = request.node.stash.get(_KEPT, None)
+        if kept is not None and (clone := kept.used) is not None:
+            is_new = await kept.clean()
+            if is_new and await _warmstack_postgres.put_back(clone, kept.key, kept.driver):
+                kept.ready, kept.used = clone, None
+            else:
+                kept.lose()
+                label = _label(request.node)
+                _warmstack_postgres.give_back(clone, kept.key, label, failed=[], again=True)
+
     @fixture("other_engine")
     async def other_engine(db_url: str) -> AsyncIterator[AsyncEngine]:
         from sqlalchemy.ext.asyncio import create_async_engine
@@ -668,11 +763,13 @@ def _declare(loop: str) -> ModuleType:
             await session.close()
 
     @fixture("redis")
-    async def redis(request: pytest.FixtureRequest, redis_url: str) -> AsyncIterator[Redis]:
+    async def redis(
+        request: pytest.FixtureRequest, redis_url: str, _warmstack_redis_socket: KeptSocket
+    ) -> AsyncIterator[Redis]:
         from pytest_warmstack.redis.connections import client
 
         begun = request.node.stash.setdefault(_BEGUN, Begun())
-        async with client(redis_url, begun) as redis:
+        async with client(redis_url, begun, _warmstack_redis_socket) as redis:
             yield redis
 
     # pytest finds fixtures and hooks by the names in a plugin.
@@ -680,6 +777,8 @@ def _declare(loop: str) -> ModuleType:
     vars(plugin).update(
         rollback_connection=rollback_connection,
         rollback=rollback,
+        kept_connection=kept_connection,
+        put_back=put_back,
         other_engine=other_engine,
         session=session,
         redis=redis,

@@ -11,12 +11,12 @@ from urllib.parse import quote, unquote, urlsplit
 
 STARS: Final = "***"
 
-_SECRET_NAME: Final = re.compile(r"(?i)key|secret|token|passw|pwd|credential|auth|salt|private|dsn")
+_SENSITIVE: Final = r"(?i)key|secret|token|passw|pwd|credential|auth|salt|private|dsn"
 """Matches the names of variables whose values are secrets."""
 
-_URL_PASSWORD: Final = re.compile(r"(://[^\s:/?#@'\"]*:)[^\s/'\"]+(?=@)")
+_LOGIN_IN_URL: Final = r"(://[^\s:/?#@'\"]*:)[^\s/'\"]+(?=@)"
 
-_PYDANTIC_INPUT: Final = re.compile(r"input_value=(?=\{|[^,\]]*://).*?, input_type", re.DOTALL)
+_PYDANTIC_INPUT: Final = r"(?s)input_value=(?=\{|[^,\]]*://).*?, input_type"
 """Matches pydantic's shortened input: a URL, or all variables if one of them is missing."""
 
 _ELLIPSIS: Final = "..."
@@ -38,7 +38,7 @@ def secrets_of(lines: Iterable[str]) -> list[str]:
     for name, _, value in (line.partition("=") for line in lines):
         if password := password_of(value):
             found.append(password)
-        elif _SECRET_NAME.search(name) and "{db_" not in value:
+        elif re.search(_SENSITIVE, name) and "{db_" not in value:
             found.append(value.strip())
     return found
 
@@ -67,8 +67,8 @@ def masked(text: str, secrets: Iterable[str], *, urls: bool = False) -> str:
             else:
                 text = _mask_pieces(text.replace(form, STARS), form)
     if urls:
-        text = _PYDANTIC_INPUT.sub(f"input_value={STARS}, input_type", text)
-        text = _URL_PASSWORD.sub(rf"\1{STARS}", text)
+        text = re.sub(_PYDANTIC_INPUT, f"input_value={STARS}, input_type", text)
+        text = re.sub(_LOGIN_IN_URL, rf"\1{STARS}", text)
     return text
 
 

@@ -15,6 +15,8 @@ from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Final, NamedTuple
 
+from pytest_warmstack.structs import Struct
+
 if TYPE_CHECKING:
     import argparse
 
@@ -276,13 +278,13 @@ REDIS_NAMES: Final = (
 )
 """The placeholders of `warmstack_env` for the process's first Redis database."""
 
-BRACES: Final = re.compile(r"\{\{\w+\}\}|\{(\w+)\}")
-"""A word in braces; the group is empty if they are doubled."""
+BRACES: Final = r"\{\{\w+\}\}|\{(\w+)\}"
+"""Matches a word in braces; the group is empty if they are doubled."""
 
 
 def _line_of_env(line: str) -> str:
     name, value = _variable(line)
-    for written in BRACES.findall(value):
+    for written in re.findall(BRACES, value):
         known = (*DB_NAMES, *REDIS_NAMES)
         if written and written not in known and (wanted := _nearest_name(written)):
             raise Refused(
@@ -495,14 +497,13 @@ class Option(NamedTuple):
 Lines = tuple[str, ...]
 
 
-class Settings(NamedTuple):
+class Settings(Struct, frozen=True, kw_only=True):
     """The value of each option; the annotations are the rows of the table.
 
     *sources* says where each value that isn't the default was found, and *file* is pytest's
     configuration file, if there is one.
     """
 
-    # A NamedTuple is defined faster than a dataclass, which counts in every pytest run.
     reuse: Annotated[bool, SWITCH, "Keep the servers after the run, for the next one"] = False
     runtime: Annotated[
         RuntimeName, RUNTIME, "Where the servers run: auto, docker, embedded, or external"
@@ -639,7 +640,7 @@ def _option(name: str, kind: Kind, text: str) -> Option:
         name=name,
         kind=kind,
         help=text,
-        default=Settings._field_defaults[name],
+        default=getattr(Settings, name),
         flag=None if is_list else flag,
         variable=None if is_list or kind is FLAG else f"WARMSTACK_{name.upper()}",
     )
@@ -801,7 +802,7 @@ def read(config: "pytest.Config", line: "argparse.Namespace | None" = None) -> S
         _rooted(environment(os.environ), here),
         ci(os.environ),
         _rooted(_ini(config, line, file or "ini file"), *beside, config.rootpath),
-    )._replace(file=file)
+    ).replace(file=file)
 
 
 def _command_line(line: "argparse.Namespace") -> Lookup:

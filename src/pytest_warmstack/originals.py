@@ -16,6 +16,7 @@ import socket
 import threading
 import time
 from functools import partial
+from typing import Any
 
 monotonic = partial(time.clock_gettime, time.CLOCK_MONOTONIC)
 """Return seconds that never go back, counted from an arbitrary moment."""
@@ -48,13 +49,25 @@ class Socket(socket.socket):
     recv_into = socket.socket.recv_into
 
 
+def are_sockets_replaced() -> bool:
+    """Return whether something replaces sockets now, as a plugin that blocks them does."""
+    return socket.socket not in Socket.__bases__ or socket.socket.connect is not Socket.connect
+
+
+def addresses(host: str, port: int, flags: int = 0) -> list[Any]:
+    """Return the addresses of *host* as `socket.getaddrinfo` does."""
+    # For a text, Python imports its codec for international names.
+    name = host.encode() if host.isascii() else host
+    return getaddrinfo(name, port, type=socket.SOCK_STREAM, flags=flags)
+
+
 def create_connection(host: str, port: int, seconds: float) -> Socket:
     """Return a socket connected to *host*; each operation may take *seconds*.
 
     It tries all addresses of the host, and raises the OSError of the last one.
     """
     failure = OSError(f"{host} has no address")
-    for family, kind, protocol, _, address in getaddrinfo(host, port, type=socket.SOCK_STREAM):
+    for family, kind, protocol, _, address in addresses(host, port):
         connection = Socket(family, kind, protocol)
         try:
             connection.settimeout(seconds)

@@ -53,7 +53,7 @@ def services(lines: Iterable[str]) -> set[str]:
     >>> services(["DEBUG=1", "JSON={{db_url}}"])
     set()
     """
-    found = {name for line in lines for name in BRACES.findall(line)}
+    found = {name for line in lines for name in re.findall(BRACES, line)}
     named = {"postgres": found.intersection(DB_NAMES), "redis": found.intersection(REDIS_NAMES)}
     return {service for service, names in named.items() if names}
 
@@ -90,7 +90,7 @@ def filled(text: str, values: Mapping[str, Any]) -> str:
     try:
         return text.format_map(values)
     except (ValueError, KeyError, IndexError, AttributeError):  # JSON, for example.
-        return BRACES.sub(lambda found: str(values.get(found[1], found[0])), text)
+        return re.sub(BRACES, lambda found: str(values.get(found[1], found[0])), text)
 
 
 _ROLES: Final = (

@@ -168,6 +168,14 @@ def pytest_sessionstart(session: pytest.Session) -> Generator[None, object, obje
 
 
 @pytest.hookimpl(tryfirst=True)
+def pytest_collection(session: pytest.Session) -> None:
+    """Begin with what the last run needed, before pytest imports the test modules."""
+    option = session.config.option
+    if not (option.collectonly or getattr(option, "setupplan", False)):
+        session_of(session.config).begin_early()
+
+
+@pytest.hookimpl(tryfirst=True)
 def pytest_pycollect_makeitem(collector: pytest.Collector) -> None:
     """Declare the fixtures for a shared database of a class or module before it has tests."""
     # pytest calls this for every name in a module; the first call is enough.
@@ -243,6 +251,7 @@ def pytest_runtestloop(session: pytest.Session) -> None:
 
         own.write(session.config.stash[EXPORTS].unmatched(), quiet=True)
     services, tests = fixtures.needs(session.items)
+    own.end_early(services, tests)
     if services:
         own.start(services, tests)
 

@@ -6,11 +6,11 @@ import json
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
 from typing import Final, NamedTuple, Self
 
 from pytest_warmstack import originals
 from pytest_warmstack.errors import line_of
+from pytest_warmstack.structs import Struct
 
 SERVERS: Final = ("postgres", "redis")
 """The names of the steps that start servers."""
@@ -24,15 +24,14 @@ class Step(NamedTuple):
     facts: Mapping[str, str] = {}
 
 
-@dataclass
-class Ledger:
+class Ledger(Struct):
     """What a process set up and how long it took, in a form that another process can read.
 
     `steps` has what happened once; `times` has the seconds of each clone, rollback and flush.
     """
 
-    steps: list[Step] = field(default_factory=list)
-    times: dict[str, list[float]] = field(default_factory=dict)
+    steps: list[Step] = []  # noqa: RUF012 - copied
+    times: dict[str, list[float]] = {}  # noqa: RUF012
 
     def note(self, step: Step) -> None:
         """Add a step that happened once."""

@@ -9,10 +9,12 @@ from __future__ import annotations
 
 import json
 import os
+import sys
 import warnings
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from contextlib import suppress
 from functools import cached_property
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 import pytest
@@ -26,6 +28,7 @@ if TYPE_CHECKING:
     from pytest_warmstack.addresses import Reserved
     from pytest_warmstack.environment import Environment, TemplateKey
     from pytest_warmstack.guard import Guard
+    from pytest_warmstack.head_start import HeadStart
     from pytest_warmstack.pools import Pools
     from pytest_warmstack.postgres.clones import Clone
     from pytest_warmstack.report import Ledger
@@ -76,6 +79,7 @@ class Session:
         self._ledger: Ledger | None = None
         self._signals: SignalWatch | None = None
         self._guard: Guard | None = None
+        self._head_start: HeadStart | None = None
         self._begin = originals.now()
         # The process ids of xdist's workers, in the controller; 0 for other machines.
         self._workers: dict[Any, int] = {}
@@ -100,6 +104,7 @@ class Session:
                 worker=self.worker_number(),
                 reserved=self.reserved,
                 forget_pools=self.pools.forget_pools if self.pools else lambda _: None,
+                head_start=self._head_start,
             )
             config.pluginmanager.register(_WarningMask(self.environment))
             self._watch_connections(self.environment)
@@ -132,6 +137,85 @@ class Session:
         if "redis" in services:
             self.open_redis()
         self._write_header(environment.ledger)
+
+    # What can be done before it is known which tests run.
+
+    def begin_early(self) -> None:
+        """Begin with what the last run of this selection needed, while pytest imports modules.
+
+        Only kept servers are remembered. The controller of xdist runs no tests.
+        """
+        if self._workers or (path := self._needs_file) is None:
+            return
+        selection = self._selection()
+        own = [each for each in self._needs_in(path) if each.get("selection") == selection]
+        if not own:
+            return
+        from pytest_warmstack.head_start import HeadStart, Needs
+
+        try:
+            needs = Needs.read(own[0])
+        except (KeyError, TypeError, ValueError):
+            return
+        begun = HeadStart(
+            needs,
+            self.settings,
+            self.run_context(),
+            self.remembered(),
+            ini=self.config.inipath,
+            builds=self.worker_number() == 0,
+        )
+        used = self.environment.asked_for() if self.environment is not None else ()
+        try:
+            begun.begin([each for each in needs.services if each not in used])
+        except Exception:  # Raised again for the tests that need it.
+            begun.close()
+            return
+        self._head_start = begun
+        if self.environment is not None:
+            self.environment.head_start = begun
+
+    def end_early(self, services: Collection[str], tests: Collection[TemplateKey]) -> None:
+        """Throw away what was begun for other services; remember what this run needs."""
+        early = self._head_start
+        if early is not None:
+            early.keep(services)
+            if not services:
+                early.close()
+        path = self._needs_file
+        if path is None or self.worker_number() or not (services or early):
+            return
+        from pytest_warmstack.head_start import Needs, remember
+        from pytest_warmstack.servers.identity import Service
+
+        needs = Needs(
+            services=tuple(map(Service, sorted(services))),
+            templates=tuple((str(each.folder), each.seeds) for each in tests),
+            path=tuple(map(os.path.abspath, sys.path)),
+            is_steady=early is None or early.is_steady,
+        )
+        remember(path, self._needs_in(path), self._selection(), needs)
+
+    @cached_property
+    def _needs_file(self) -> Path | None:
+        """The file with what runs needed, beside the remembered servers; None without those."""
+        if not (self.settings.reuse and self.config.pluginmanager.hasplugin("cacheprovider")):
+            return None
+        folder = pytest.Cache.cache_dir_from_config(self.config, _ispytest=True)
+        return folder / "d" / "warmstack" / "needs.json"
+
+    def _needs_in(self, path: Path) -> list[Any]:
+        with suppress(OSError, ValueError):
+            entries = json.loads(path.read_bytes())
+            if isinstance(entries, list):
+                return [each for each in entries if isinstance(each, dict)]
+        return []
+
+    def _selection(self) -> list[str]:
+        """Return what selects the tests of this run."""
+        option = self.config.option
+        narrowed = option.keyword, option.markexpr
+        return [str(self.config.invocation_params.dir), *self.config.args, *narrowed]
 
     def open_redis(self) -> Environment:
         """Return the environment, for tests that use Redis."""
@@ -174,6 +258,8 @@ class Session:
                 getattr(self.config, "workeroutput", {})[_MESSAGE] = message
         elif self._workers and self._ledger is None:
             self._remove_servers()
+        if self._head_start is not None:
+            self._head_start.close()
         if self._signals is not None:
             self._signals.restore()
 

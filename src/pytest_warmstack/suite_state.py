@@ -28,6 +28,14 @@ def watch(config: pytest.Config, leases: Callable[[], Leases | None]) -> None:
         config.pluginmanager.register(_Hooks(leases), _NAME)
 
 
+def _sets_nothing_up(fixturedef: pytest.FixtureDef[Any]) -> bool:
+    """Return whether a fixture is one of this plugin, of pytest-asyncio, or `pytestconfig`."""
+    module = str(fixturedef.func.__module__)
+    return module.startswith(("pytest_warmstack.", "pytest_asyncio.")) or (
+        fixturedef.argname == "pytestconfig"
+    )
+
+
 class _Hooks:
     def __init__(self, leases: Callable[[], Leases | None]) -> None:
         self._leases = leases
@@ -42,6 +50,8 @@ class _Hooks:
         """Keep the changes that a fixture of a wider scope makes."""
         if fixturedef.scope == "function":
             self._note(in_test=True)
+            return (yield)
+        if _sets_nothing_up(fixturedef):
             return (yield)
         before = self._last or self._look()
         at_end: list[Look | None] = []

@@ -15,7 +15,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from ipaddress import IPv4Address, IPv6Address, ip_address
 from pathlib import Path
 from typing import Any, Final, NoReturn, TypeVar
@@ -572,7 +572,7 @@ def pid(server: Server[Any]) -> int:
 
 def with_options(spec: ServerSpec[Any], **options: str) -> ServerSpec[Any]:
     """Return *spec* with other options among what its fingerprint covers."""
-    return replace(spec, options={**spec.options, **options})
+    return spec.replace(options={**spec.options, **options})
 
 
 @dataclass(frozen=True)
@@ -597,7 +597,7 @@ class Changed:
 
         def changed(port: int) -> Command:
             original = command(port)
-            return replace(original, arguments=self.change(list(original.arguments)))
+            return original.replace(arguments=self.change(list(original.arguments)))
 
         return changed
 
@@ -609,8 +609,6 @@ def with_command(
 
     def container(password: str, fingerprint: str) -> Container:
         original = spec.container(password, fingerprint)
-        return replace(original, arguments=change(list(original.arguments)))
+        return original.replace(arguments=change(list(original.arguments)))
 
-    return replace(
-        spec, container=container, native=lambda mark: Changed(spec.native(mark), change)
-    )
+    return spec.replace(container=container, native=lambda mark: Changed(spec.native(mark), change))

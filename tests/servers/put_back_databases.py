@@ -13,8 +13,9 @@ import psycopg
 
 from projects import Bench, until
 from pytest_warmstack.background import BackgroundLoop
+from pytest_warmstack.postgres import sql
 from pytest_warmstack.postgres.connections import Connection
-from pytest_warmstack.postgres.put_back import MARK, Baseline, Mark, put_back
+from pytest_warmstack.postgres.put_back import Baseline, Mark, put_back
 from pytest_warmstack.servers.model import MAINTENANCE, USER, Server
 
 TEMPLATE: Final = r"""
@@ -370,7 +371,7 @@ class Databases:
         self._count += 1
         name = f"exact_{self._count}"
         self._admin.execute(f"CREATE DATABASE {name} TEMPLATE exact STRATEGY FILE_COPY")
-        ((*mark, oid),) = self._admin.execute(MARK.replace("$1", "%s"), [name]).fetchall()
+        ((oid, *mark),) = self._admin.execute(sql.MOMENT.replace("$1", "%s"), [name]).fetchall()
         return Clone(self, name, Mark(*mark), oid)
 
     def drop(self, name: str) -> None:

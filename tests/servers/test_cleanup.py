@@ -14,7 +14,6 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -198,7 +197,7 @@ def found(bench: Bench, server: Server[Any]) -> ServerInfo:
     (each,) = [
         each for each in listed if each.path == str(bench.folder) and each.service == server.service
     ]
-    return replace(each, since=LONG_AGO)
+    return each.replace(since=LONG_AGO)
 
 
 NAME = "warmstack_t_0123456789abcdef"
@@ -221,7 +220,7 @@ def test_postgresql_tells_by_its_templates_when_it_was_used(bench: Bench) -> Non
     server.client.close()
 
     until(lambda: cleanup.is_idle(runtime, old, LONG, background), "it is unused since it was made")
-    assert not cleanup.is_idle(runtime, replace(old, since=time.time()), LONG, background)
+    assert not cleanup.is_idle(runtime, old.replace(since=time.time()), LONG, background)
     note(server, time.time(), f"CREATE DATABASE {NAME} CONNECTION LIMIT {sql.MARK}")
     assert not cleanup.is_idle(runtime, old, LONG, background)
     note(server, LONG_AGO)

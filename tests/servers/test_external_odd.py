@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import replace
 
 import pytest
 from redis import Redis
@@ -176,7 +175,7 @@ def test_how_a_clone_is_copied_follows_from_how_durable_the_server_is(
     """A copy of files would wait for two checkpoints where a server waits for its disk."""
     template = DatabaseName(State.TEMPLATE, "0" * 16)
     with external_servers.cluster(f"fsync={fsync}") as server:
-        ci = replace(server.endpoint, user="ci", password="ci")
+        ci = server.endpoint.replace(user="ci", password="ci")
         admin = Databases.connect(ci, "", background=background, timeout=10)
         try:
             statement = admin.copy_statement(template, DatabaseName.new(State.READY, "0" * 16))

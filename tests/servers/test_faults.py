@@ -11,7 +11,6 @@ import resource
 import socket
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -93,7 +92,7 @@ def test_an_engine_that_stops_between_two_calls_is_told_by_each(
                 lambda: runtime.has(spec),
                 lambda: runtime.connect(spec, found),
                 lambda: runtime.remove(found),
-                lambda: runtime.remove(replace(found, kind="volume")),
+                lambda: runtime.remove(found.replace(kind="volume")),
                 lambda: runtime.ensure(spec),
             ]
             for call in calls:
@@ -158,7 +157,7 @@ def test_what_an_engine_refuses_is_told_in_its_words(docker_bench: Bench) -> Non
     runtime, found = found_by(docker_bench, docker_bench.redis)
 
     with pytest.raises(RuntimeUnavailable) as caught:
-        runtime.remove(replace(found, id="bridge", kind="network"))
+        runtime.remove(found.replace(id="bridge", kind="network"))
 
     assert caught.value.what == "The Docker engine refused a request of pytest-warmstack."
     assert "bridge" in caught.value.why
@@ -284,7 +283,7 @@ def test_a_server_is_not_broken_because_this_process_has_too_many_files_open(
     """It is neither replaced nor taken for one that is not in use, and it stays."""
     spec = getattr(embedded_bench, service)
     runtime, found = found_by(embedded_bench, spec)
-    endpoint = replace(embedded_bench.ensure(spec).endpoint)
+    endpoint = embedded_bench.ensure(spec).endpoint.replace()
     calls: list[Callable[[], object]] = [
         runtime.list,
         runtime.leftovers,

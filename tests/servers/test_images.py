@@ -8,7 +8,6 @@ from __future__ import annotations
 import asyncio
 import re
 from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
 from typing import Any, Final
 
@@ -55,7 +54,7 @@ def variant(images: Images) -> Callable[[str], str]:
 def described(bench: Bench, image: str, service: str = "") -> ServerSpec[Any]:
     """Return the description of a server from *image*."""
     spec = getattr(bench, service or image.rpartition(":")[2].partition("-")[0])
-    return replace(spec, image=image, image_source=SOURCE)
+    return spec.replace(image=image, image_source=SOURCE)
 
 
 @pytest.mark.parametrize(

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import re
 from collections.abc import Iterator
-from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -68,7 +67,7 @@ def test_text_is_treated_alike_in_both_runtimes(database: Server[Any], origin: s
 def embedded(bench: Bench, background: BackgroundLoop, major: int, *env: str) -> Server[Any]:
     """Return an embedded PostgreSQL of a version, with variables of the user's."""
     spec = postgres.spec(Settings(postgres_env=env, postgres_image=f"postgres:{major}"), background)
-    return bench.ensure(replace(spec, number=major))
+    return bench.ensure(spec.replace(number=major))
 
 
 def locale(server: Server[Any]) -> list[str]:

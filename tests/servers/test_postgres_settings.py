@@ -157,7 +157,7 @@ def test_connections_of_ours_do_not_mind_the_users_limits(
         "default_transaction_read_only": "on",
     }
     lines = tuple(f"{name}={value}" for name, value in limits.items())
-    spec = postgres.spec(settings._replace(postgres_args=lines), background)
+    spec = postgres.spec(settings.replace(postgres_args=lines), background)
 
     admin = bench.ensure(spec).client
 

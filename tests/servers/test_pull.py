@@ -8,7 +8,6 @@ import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
-from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -40,7 +39,7 @@ def registry() -> Iterator[Registry]:
 def check(bench: Bench, image: str) -> list[str]:
     """Have the runtime look for *image*, as before the first test; return what it said."""
     said: list[str] = []
-    spec = replace(bench.redis, image=image)
+    spec = bench.redis.replace(image=image)
     bench.runtime().check([spec], said.append)
     return said
 

@@ -6,7 +6,7 @@ import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any
 
 import pytest
@@ -545,7 +545,7 @@ def test_a_look_at_a_server_that_is_as_it_was_is_one_round_trip(
 @embedded_only
 def test_a_key_that_is_not_text_is_shown_all_the_same(small: Desk, runtime: str) -> None:
     """In the error that names what somebody else's server holds."""
-    server = replace(small.server(), runtime=RuntimeName.EXTERNAL)
+    server = small.server().replace(runtime=RuntimeName.EXTERNAL)
     for index in range(1, 7):
         with Redis.from_url(redis_url(server.endpoint, index)) as each:
             each.set(b"\xff\xfe", "value")

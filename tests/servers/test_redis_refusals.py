@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterator
 from contextlib import suppress
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any
 
 import pytest
@@ -65,9 +65,9 @@ def way(standing: Bench, faults: Faults) -> Iterator[Server[Any]]:
     """A Redis of ours, over a way that can have faults."""
     server = standing.ensure(standing.redis)
     with way_to(server.endpoint.host, server.endpoint.port, faults) as port:
-        endpoint = replace(server.endpoint, port=port)
+        endpoint = server.endpoint.replace(port=port)
         client = standing.redis.connect(endpoint, server.fingerprint, 5)
-        yield replace(server, endpoint=endpoint, client=client)
+        yield server.replace(endpoint=endpoint, client=client)
     standing.leave()
 
 
@@ -121,7 +121,7 @@ def test_each_command_may_be_refused(
     number = -1  # Of the command that is refused; -1 for all of them.
     while True:
         admin = standing.redis.connect(way.endpoint, way.fingerprint, 5)
-        mine = leases(standing, replace(way, client=admin))
+        mine = leases(standing, way.replace(client=admin))
         if action is not take:
             mine.acquire("before")
             mine._admin.command("CONFIG", "SET", "maxmemory-samples", 9)

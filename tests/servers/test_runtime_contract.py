@@ -17,7 +17,6 @@ import subprocess
 import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -120,7 +119,7 @@ def test_a_wrong_password_is_refused(standing: Bench, both: list[Server[Any]]) -
     for server, spec in zip(both, (standing.postgres, standing.redis), strict=True):
         for wrong in ("wrong", ""):
             with pytest.raises(NotOurs):
-                spec.connect(replace(server.endpoint, password=wrong), server.fingerprint, 5)
+                spec.connect(server.endpoint.replace(password=wrong), server.fingerprint, 5)
 
 
 def test_the_server_of_another_fingerprint_is_refused(
@@ -323,7 +322,7 @@ def test_a_server_that_does_not_answer_in_time_is_given_up(bench: Bench) -> None
 
 def test_a_server_of_another_version_is_refused(bench: Bench) -> None:
     """An image or a program of another major version than was asked for is never used."""
-    spec = replace(bench.redis, major=3)
+    spec = bench.redis.replace(major=3)
 
     with pytest.raises(ServerFailed, match=r"Redis 7\..+ is not the version") as caught:
         bench.ensure(spec)

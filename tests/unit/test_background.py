@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import threading
 from collections.abc import Callable, Coroutine, Iterator
-from concurrent.futures import Future
+from concurrent.futures import CancelledError, Future
 from typing import Any
 
 import pytest
@@ -241,3 +241,21 @@ def test_closing_ends_generators_that_were_left_half_way(background: BackgroundL
     background.close()
 
     assert ended.is_set()
+
+
+def test_cancelling_ends_the_waits_of_other_threads(background: BackgroundLoop) -> None:
+    """And the loop goes on."""
+
+    async def wait() -> None:
+        await asyncio.Event().wait()
+
+    async def answer() -> int:
+        return 7
+
+    waiting = background.submit(wait)
+    background.call(answer)
+    background.cancel()
+
+    with pytest.raises(CancelledError):
+        waiting.result(10)
+    assert background.call(answer) == 7

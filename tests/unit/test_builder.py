@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import os
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -300,9 +300,94 @@ def test_a_server_without_a_password_leaves_reports_as_they_are(
     builder: Make, target: Target
 ) -> None:
     """An external one may trust who connects; and secrets are those of the lines."""
-    open_ = Target(replace(target.endpoint, password=""), target.database, *target[2:])
+    open_ = Target(target.endpoint.replace(password=""), target.database, *target[2:])
     made = builder(env=("SHOP_KEY=sk_live_1",))
 
     told = made.ask(open_, "report", report={"error": "at sk_live_1"}, write="amqp://a:b@c\n")
 
     assert told == {"error": "at ***", "output": "amqp://a:***@c"}
+
+
+def ahead(made: Builder, target: Target) -> int:
+    """Start the process, let it plan ahead, and return its number."""
+    made.plan_ahead(target.endpoint, target.database, sys.path)
+    assert made.is_ahead
+    assert made._process is not None
+    return made._process.pid
+
+
+def test_a_plan_that_was_made_ahead_is_not_made_again(builder: Make, target: Target) -> None:
+    """The process that has it answers, and then does its other work."""
+    made = builder()
+    pid = ahead(made, target)
+
+    plan = made.ask(target, "plan")
+    later = made.ask(target, "echo")
+
+    assert (plan["pid"], plan["request"]) == (pid, {"do": "plan"})
+    assert (later["pid"], later["request"]) == (pid, {"do": "echo"})
+    assert not made.is_ahead
+
+
+def change_environment(monkeypatch: pytest.MonkeyPatch, target: Target) -> tuple[Target, str]:
+    """Set a variable, as a test module may."""
+    monkeypatch.setenv("WARMSTACK_TEST_LATE", "1")
+    return target, "plan"
+
+
+def change_path(monkeypatch: pytest.MonkeyPatch, target: Target) -> tuple[Target, str]:
+    """Add a folder, as pytest does for a test module."""
+    monkeypatch.syspath_prepend("/somewhere")
+    return target, "plan"
+
+
+def change_database(_: pytest.MonkeyPatch, target: Target) -> tuple[Target, str]:
+    """Ask for another database."""
+    return target._replace(database="warmstack_b_2"), "plan"
+
+
+def change_task(_: pytest.MonkeyPatch, target: Target) -> tuple[Target, str]:
+    """Ask for something else first."""
+    return target, "echo"
+
+
+@pytest.mark.parametrize(
+    "change",
+    [change_environment, change_path, change_database, change_task],
+    ids=lambda f: f.__name__,
+)
+def test_a_plan_for_other_facts_is_made_by_another_process(
+    builder: Make,
+    target: Target,
+    monkeypatch: pytest.MonkeyPatch,
+    change: Callable[[pytest.MonkeyPatch, Target], tuple[Target, str]],
+) -> None:
+    """The first process has imported the project's code, so it can't forget what it knew."""
+    made = builder()
+    pid = ahead(made, target)
+    asked, do = change(monkeypatch, target)
+
+    told = made.ask(asked, do)
+
+    assert told["pid"] != pid
+    assert not is_running(pid)
+    assert told["project"]["environ"] == dict(os.environ)
+    assert told["project"]["url"]["database"] == asked.database
+
+
+@pytest.mark.parametrize(("name", "is_same"), [("ORDINARY", True), ("PYTHONHASHSEED", False)])
+def test_a_prepared_process_gets_the_environment_later(
+    builder: Make, target: Target, monkeypatch: pytest.MonkeyPatch, name: str, is_same: bool
+) -> None:
+    """Except for what Python reads when it starts."""
+    made = builder()
+    monkeypatch.setattr(module, "_ASYNC", ())
+    made.prepare()
+    assert made._process is not None
+    pid = made._process.pid
+    monkeypatch.setenv(name, "1")
+
+    told = made.ask(target, "plan")
+
+    assert (told["pid"] == pid) is is_same
+    assert told["project"]["environ"][name] == "1"

@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 
+from pytest_warmstack import originals
 from pytest_warmstack.postgres.template import dependencies
 from pytest_warmstack.postgres.template.dependencies import (
     ABSENT,
@@ -92,7 +93,7 @@ def root(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     write(site / "thing/migrations/0001.py", "revision = 't1'\n")
     for name in INSTALLED:
         (site / name).mkdir(parents=True)
-    monkeypatch.setattr(dependencies, "SITE", (str(site), str(tmp_path / "other")))
+    monkeypatch.setattr(dependencies, "site", lambda: (str(site), str(tmp_path / "other")))
     monkeypatch.setattr(sys, "path", [str(root), "", str(site), str(tmp_path / "nowhere")])
     return root
 
@@ -317,7 +318,7 @@ def test_another_environment_has_the_same_names(
     before = digests(root)
     (tmp_path / "site").rename(tmp_path / "elsewhere")
     monkeypatch.setattr(
-        dependencies, "SITE", (str(tmp_path / "empty"), str(tmp_path / "elsewhere"))
+        dependencies, "site", lambda: (str(tmp_path / "empty"), str(tmp_path / "elsewhere"))
     )
     monkeypatch.setattr(sys, "path", [str(tmp_path / "elsewhere")])
 
@@ -608,3 +609,66 @@ def test_the_check_of_unchanged_files_imports_neither_alembic_nor_sqlalchemy(roo
     )
 
     assert done.stdout.splitlines() == ["True", "set()"]
+
+
+def opened(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """Return a list of the files that are read from now on."""
+    found: list[str] = []
+    original = dependencies._read
+
+    def read(path: str) -> bytes | None:
+        found.append(path)
+        return original(path)
+
+    monkeypatch.setattr(dependencies, "_read", read)
+    return found
+
+
+@pytest.fixture
+def old_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A file that was changed long before it is read."""
+    path = tmp_path / "a.sql"
+    path.write_text("SELECT 1")
+    later = originals.now() + 60
+    monkeypatch.setattr(originals, "now", lambda: later)
+    return path
+
+
+def test_a_file_that_was_read_early_is_not_read_again(
+    old_file: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its time of change is enough."""
+    early = FileState(str(old_file.parent), is_early=True)
+    digest = early.digest("file:a.sql")
+    found = opened(monkeypatch)
+
+    assert FileState(str(old_file.parent), earlier=early).digest("file:a.sql") == digest
+    assert found == []
+
+
+def test_a_file_that_changes_after_it_was_read_early_is_read_again(old_file: Path) -> None:
+    """Even if its size and its time of modification are the same."""
+    early = FileState(str(old_file.parent), is_early=True)
+    digest, before = early.digest("file:a.sql"), old_file.stat()
+    old_file.write_text("SELECT 2")
+    os.utime(old_file, ns=(before.st_atime_ns, before.st_mtime_ns))
+
+    later = FileState(str(old_file.parent), earlier=early)
+
+    assert later.digest("file:a.sql") not in {digest, ABSENT}
+    old_file.unlink()
+    assert FileState(str(old_file.parent), earlier=early).digest("file:a.sql") == ABSENT
+
+
+def test_a_file_that_was_just_changed_is_read_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its next change may have the same time."""
+    (tmp_path / "a.sql").write_text("SELECT 1")
+    early = FileState(str(tmp_path), is_early=True)
+    early.digest("file:a.sql")
+    found = opened(monkeypatch)
+
+    FileState(str(tmp_path), earlier=early).digest("file:a.sql")
+
+    assert found == [str(tmp_path / "a.sql")]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import importlib
+import inspect
 import socket
 import subprocess
 import sys
@@ -462,3 +463,22 @@ def test_a_connection_costs_microseconds() -> None:
     drivers.uninstall(observer)
 
     assert each < 500e-6, f"{each * 1e6:.1f} µs"  # Ten times the budget: other processes run too.
+
+
+def test_private_names_of_kept_connections_are_there() -> None:
+    """Without them connections are made anew and types looked up again: slower, and as correct."""
+    from asyncpg.connection import Connection
+    from redis.asyncio.connection import AbstractConnection, ConnectionPool
+    from sqlalchemy.dialects.postgresql.asyncpg import AsyncAdapt_asyncpg_connection
+
+    from pytest_warmstack.postgres import driver_connections, kept
+
+    lookup = getattr(Connection, driver_connections.LOOKUP)
+    assert list(inspect.signature(lookup).parameters) == ["self", "typeoids", "timeout"]
+    for name in (*driver_connections._LISTENING, *driver_connections._EXECUTING):
+        assert hasattr(Connection, name)
+    assert set(kept._CACHE) <= set(AsyncAdapt_asyncpg_connection.__slots__)
+    assert any(hasattr(AbstractConnection, each) for each in drivers.REDIS_HANDSHAKE.split("|"))
+    assert hasattr(AbstractConnection, "_connect")
+    assert hasattr(AbstractConnection, "set_parser")
+    assert hasattr(ConnectionPool, "get_available_connection")

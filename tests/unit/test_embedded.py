@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import socket
-from dataclasses import replace
 from pathlib import Path
 from typing import Self
 
@@ -28,10 +27,10 @@ RECORD = ServerInfo(
 
 def test_a_record_is_read_with_the_state_of_its_process(tmp_path: Path) -> None:
     """A process that has ended, or has not been started yet, does not run."""
-    for record, state in ((RECORD, "running"), (replace(RECORD, id=""), "ended")):
+    for record, state in ((RECORD, "running"), (RECORD.replace(id=""), "ended")):
         embedded._write(tmp_path, record)
 
-        assert embedded._read(tmp_path) == replace(record, state=state)
+        assert embedded._read(tmp_path) == record.replace(state=state)
 
 
 @pytest.mark.parametrize("text", ["", "null", "[]", "{}", '{"endpoint": {}}', "{"])
@@ -57,7 +56,7 @@ def test_a_process_of_another_machine_gets_no_signal(monkeypatch: pytest.MonkeyP
     process = Process.current()._replace(host="another-boot")
     monkeypatch.setattr(os, "kill", lambda *_: pytest.fail("a signal is sent"))
 
-    embedded._stop(replace(RECORD, id=str(process)))
+    embedded._stop(RECORD.replace(id=str(process)))
 
 
 def test_a_port_is_found_while_a_test_blocks_sockets(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -17,6 +17,11 @@ HEAVY |= {"alembic", "requests"}
 WATCH = """
 import json, os, pathlib, sys, threading
 
+import pytest
+
+# As pytest does it for an installed plugin; it does not for one that is installed editable.
+pytest.register_assert_rewrite("pytest_warmstack")
+
 seen = []
 
 def look(event, arguments):
@@ -34,6 +39,8 @@ threading.Thread = Thread
 
 def pytest_unconfigure(config):
     told = {"modules": sorted(sys.modules), "seen": seen,
+            "rewritten": [name for name, module in sys.modules.items()
+                          if "AssertionRewritingHook" in repr(getattr(module, "__loader__", ""))],
             "plugins": sorted(name for name, _ in config.pluginmanager.list_name_plugin())}
     pathlib.Path(os.environ["TOLD"]).write_text(json.dumps(told))
 """
@@ -112,6 +119,20 @@ def test_a_run_that_uses_no_fixture_imports_no_package_below(run: dict[str, Any]
 
     loaded = {name.split(".")[1] for name in run["modules"] if name.startswith("pytest_warmstack.")}
     assert loaded & below == set()
+
+
+def test_a_run_that_uses_no_fixture_imports_few_modules(run: dict[str, Any]) -> None:
+    """Every pytest run on the machine pays for them."""
+    own = [name for name in run["modules"] if name.partition(".")[0] == "pytest_warmstack"]
+
+    assert len(own) <= 7, own
+
+
+def test_pytest_does_not_rewrite_the_modules(run: dict[str, Any]) -> None:
+    """It would take half a millisecond for each, and compile all of them after an update."""
+    rewritten = [name for name in run["rewritten"] if name.startswith("pytest_warmstack")]
+
+    assert rewritten == ["pytest_warmstack"]  # The package installs what spares the others.
 
 
 def test_a_run_that_uses_no_fixture_starts_nothing(run: dict[str, Any]) -> None:

@@ -190,7 +190,7 @@ def test_every_row_has_the_names_that_its_kind_can_have() -> None:
 
 def test_every_field_is_a_row_and_has_a_help_text() -> None:
     """No field but `sources` and `file` is left out of the table, and none is left unexplained."""
-    fields = set(Settings._fields)
+    fields = set(Settings.field_names)
 
     assert fields - set(OPTIONS) == {"sources", "file"}
     assert all(choice.help and not choice.help.endswith(".") for choice in OPTIONS.values())

@@ -6,7 +6,7 @@ import json
 import os
 import stat
 import time
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -35,7 +35,7 @@ SERVER = ServerInfo(
     state="running",
     since=1.5,
 )
-OTHER = replace(SERVER, endpoint=replace(ENDPOINT, port=1))
+OTHER = SERVER.replace(endpoint=ENDPOINT.replace(port=1))
 WHY = "Docker is not running"
 NOTHING = (None, "")
 
@@ -257,7 +257,7 @@ class Client:
 
 def connect(remembered: RememberedServers, project: Project = PROJECT, **changed: Any) -> Any:
     """Return what is found for a spec whose server answers, but for what is *changed* in it."""
-    spec = replace(SPEC, connect=lambda endpoint, *_: Client(endpoint), **changed)
+    spec = SPEC.replace(connect=lambda endpoint, *_: Client(endpoint), **changed)
     return remembered.connect(spec, project)
 
 
@@ -284,4 +284,4 @@ def test_a_copied_checkout_does_not_get_the_other_ones_server(
     assert connect(remembered, Project("/copy")) == NOTHING
     assert connect(remembered, options={"databases": "3"}) == NOTHING
     assert connect(remembered, url="redis://db") == NOTHING
-    assert remembered.connect(replace(SPEC, connect=refuse), PROJECT) == NOTHING
+    assert remembered.connect(SPEC.replace(connect=refuse), PROJECT) == NOTHING

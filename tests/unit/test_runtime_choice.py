@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any, Final
 
 import pytest
@@ -53,8 +53,7 @@ def chosen(
     }
     monkeypatch.setattr(runtimes, "make", lambda name, run_context: made[name])
     specs = [
-        replace(
-            redis.spec(resolve(environment({"WARMSTACK_REDIS_IMAGE": image}))),
+        redis.spec(resolve(environment({"WARMSTACK_REDIS_IMAGE": image}))).replace(
             service=Service.POSTGRES if "postg" in image or "pgvector" in image else Service.REDIS,
         )
         for image in images

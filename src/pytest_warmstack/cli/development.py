@@ -207,7 +207,7 @@ class _Development(Preparation):
     def prepare(self, session: Session) -> int:
         """Make the databases if there are none."""
         if self._is_named:
-            session.settings = session.settings._replace(alembic="")
+            session.settings = session.settings.replace(alembic="")
         environment = session.open(say=lambda line: say(f"warmstack: {line}"))
         remarks = []
         if Service.POSTGRES in self._services:

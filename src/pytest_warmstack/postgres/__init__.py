@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import hashlib
 import re
-from dataclasses import dataclass
 from enum import StrEnum
 from typing import NamedTuple, Self
 from urllib.parse import unquote, urlsplit
 
 from pytest_warmstack import originals
 from pytest_warmstack.servers.identity import fingerprint
+from pytest_warmstack.structs import Struct
 
 
 class State(StrEnum):
@@ -88,8 +88,7 @@ class Database(NamedTuple):
     unused: float = 0.0
 
 
-@dataclass(frozen=True, kw_only=True)
-class DatabaseAddress:
+class DatabaseAddress(Struct, frozen=True, kw_only=True):
     """The parts of a database's URL, for code that doesn't take a URL."""
 
     host: str

@@ -10,7 +10,6 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from concurrent.futures import CancelledError, Future, wait
 from contextlib import suppress
-from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
@@ -35,9 +34,10 @@ from pytest_warmstack.postgres.databases import (
     drop_unlocked,
     in_background,
 )
-from pytest_warmstack.postgres.put_back import MARK, Baseline, Mark, NotPutBack, put_back
+from pytest_warmstack.postgres.put_back import Baseline, Mark, NotPutBack, put_back
 from pytest_warmstack.postgres.retention import Retention
 from pytest_warmstack.servers.errors import ConnectionLost, ServerFailed, ServerFull
+from pytest_warmstack.structs import Struct
 
 if TYPE_CHECKING:
     from pytest_warmstack.postgres.address import Address
@@ -101,8 +101,7 @@ class Finding(NamedTuple):
     replaced: str = ""
 
 
-@dataclass
-class Shared:
+class Shared(Struct):
     """A clone that tests use one after the other, each in a transaction that is rolled back.
 
     `connections` counts the connections that belong to these transactions; any others may have
@@ -198,6 +197,31 @@ class Clones:
             self._ahead.appendleft(future)
             raise
 
+    async def put_back_on(self, connection: Any, clone: Clone) -> bool:
+        """Undo what was done to *clone* on its only *connection*; return whether that worked.
+
+        It is not done if there are clones enough for all further tests. *connection* is one of
+        asyncpg, in the running loop.
+        """
+        return self._needs_more and await self._factory.put_back_on(connection, clone)
+
+    def take_again(self) -> None:
+        """Note that a test gets the clone of the last one, which `put_back_on` has put back."""
+        self._expected -= 1
+
+    def hand_back(self, clone: Clone) -> None:
+        """Take back a clone that `put_back_on` has put back, and that no connection leads to."""
+        if not self._needs_more:
+            self.give_back(clone, "")
+            return
+        future: Future[Clone] = Future()
+        future.set_result(clone)
+        self._ahead.appendleft(future)
+
+    @property
+    def _needs_more(self) -> bool:
+        return self._puts_back and self._expected > len(self._ahead)
+
     def return_address(self, clone: Clone) -> None:
         """Lead the address to *clone* again, which several tests share."""
         if self._factory.return_address(clone):
@@ -226,7 +250,7 @@ class Clones:
         while self._drops and self._drops[0].done():
             self._drops.popleft()
         self._forget_pools(str(clone.name))
-        if again and self._puts_back and self._expected > len(self._ahead):
+        if again and self._needs_more:
             self._ahead.appendleft(
                 self._factory.put_back(clone, partial(self._report_replaced, test))
             )
@@ -408,7 +432,7 @@ class CloneFactory:
         self._copier = Connection(databases.endpoint)
         self._dropper = Connection(databases.endpoint)
         self._listing = asyncio.Lock()
-        self._stock: deque[DatabaseName] | None = None
+        self._stock: deque[tuple[DatabaseName, int, Mark]] | None = None
         self._names: deque[DatabaseName] = deque()
         self._dropped_keys: list[int] = []
         self._doubtful: list[DatabaseName] = []
@@ -417,7 +441,9 @@ class CloneFactory:
         self._baseline: Baseline | None = None
         self._turn = asyncio.Lock()
         self._marks: dict[int, Mark] = {}
+        # The clones that were put back, and those of them that a connection was left to.
         self._used: set[int] = set()
+        self._connected: set[int] = set()
 
     def open(self, *, many: bool) -> None:
         """Begin to connect, before a test can freeze the clock or block sockets.
@@ -547,7 +573,7 @@ class CloneFactory:
             if self._stock is None:
                 self._stock = deque(await self._ready())
         while self._stock:
-            ready = self._stock.popleft()
+            ready, oid, mark = self._stock.popleft()
             if not await self._main.lock(ready.lock_key):
                 continue
             name = ready._replace(state=State.IN_USE)
@@ -557,7 +583,7 @@ class CloneFactory:
             except StatementRefused:  # Another run has used it, or someone is connected to it.
                 await self._main.unlock(ready.lock_key)
             else:
-                return await self._complete(name)
+                return await self._complete(name, oid, mark)
         return None
 
     async def _make(self) -> Clone:
@@ -586,16 +612,22 @@ class CloneFactory:
         await self._main.lock_new([name.lock_key for name in names])
         self._names.extend(names)
 
-    async def _complete(self, name: DatabaseName) -> Clone:
+    async def _complete(self, name: DatabaseName, oid: int = 0, mark: Mark | None = None) -> Clone:
         await self._databases.apply_properties(self._template, name)
-        ((*mark, oid),) = await self._main.fetch(MARK, str(name))
-        self._marks[oid] = Mark(*mark)
+        if mark is None:
+            ((oid, *now),) = await self._main.fetch(sql.MOMENT, str(name))
+            mark = Mark(*now)
+        self._marks[oid] = mark
         return Clone(name, oid, self._databases.url(name))
 
-    async def _ready(self) -> list[DatabaseName]:
-        """Return the names of the ready clones on the server."""
+    async def _ready(self) -> list[tuple[DatabaseName, int, Mark]]:
+        """Return the names, oids and marks of the ready clones on the server."""
         rows = await self._main.fetch(sql.stock(self._template))
-        return [name for row in rows if (name := DatabaseName.parse(row["datname"]))]
+        return [
+            (found, oid, Mark(*mark))
+            for name, oid, *mark in rows
+            if (found := DatabaseName.parse(name))
+        ]
 
     # Putting clones back
 
@@ -641,15 +673,38 @@ class CloneFactory:
             async with self._turn:
                 async with Connection(self._databases.endpoint, str(clone.name)) as inside:
                     self._marks[clone.oid] = await put_back(
-                        inside, self._dropper, clone.oid, self._baseline, self._marks[clone.oid]
+                        inside,
+                        self._dropper,
+                        clone.oid,
+                        self._baseline,
+                        self._marks[clone.oid],
+                        may_be_unused=clone.oid not in self._connected,
                     )
-                await self._wait_until_unused(clone)
+                    was_used = inside.is_connected
+                if was_used:
+                    await self._wait_until_unused(clone)
         except NotPutBack as error:
             return str(error)
         except (StatementRefused, ConnectionLost) as error:
             return f"could not be undone: {error.why}"
+        self._connected.discard(clone.oid)
         self._used.add(clone.oid)
         return ""
+
+    async def put_back_on(self, connection: Any, clone: Clone) -> bool:
+        """Do what `Clones.put_back_on` does, in the event loop of *connection*."""
+        if self._baseline is None:
+            return False
+        try:
+            async with asyncio.timeout(BUSY_TIMEOUT):
+                self._marks[clone.oid] = await put_back(
+                    connection, connection, clone.oid, self._baseline, self._marks[clone.oid]
+                )
+        except Exception:  # Whatever it is, `put_back` finds it too.
+            return False
+        self._connected.add(clone.oid)
+        self._used.add(clone.oid)
+        return True
 
     async def _read_baseline(self, clone: Clone) -> None:
         async with self._turn:
@@ -658,8 +713,8 @@ class CloneFactory:
                     baseline = await Baseline.read(inside, clone.oid)
                     await inside.execute("SELECT pg_stat_reset()")
                 await self._wait_until_unused(clone)
-                ((*mark, _),) = await self._main.fetch(MARK, str(clone.name))
-                self._marks[clone.oid] = Mark(*mark)
+                ((_, *now),) = await self._main.fetch(sql.MOMENT, str(clone.name))
+                self._marks[clone.oid] = Mark(*now)
                 self._baseline = baseline
 
     async def _wait_until_unused(self, clone: Clone) -> None:
@@ -818,14 +873,18 @@ class CloneFactory:
         """Drop the databases that *retention* doesn't keep and no process has locked.
 
         First execute *notes*, the statements that note which templates this run uses. The sweep
-        doesn't use the main connection, so it respects the locks of this process too.
+        doesn't use the main connection, so it respects the locks of this process too; most runs
+        find nothing else, and need not query the locks of others.
         """
         for note in notes:
             # Another run may write the same note at the same time; both are right.
             with suppress(StatementRefused):
                 await self._dropper.execute(note)
         databases = databases_of(await self._dropper.fetch(sql.DATABASES))
-        return await drop_unlocked(self._dropper, retention.doomed(databases))
+        doomed = [
+            each for each in retention.doomed(databases) if not self._main.holds(each.lock_key)
+        ]
+        return await drop_unlocked(self._dropper, doomed)
 
     @in_background
     async def leave(self, unused: Sequence[Clone], *, stock: int) -> None:
@@ -836,7 +895,10 @@ class CloneFactory:
         for name in self._doubtful:
             await self._dropper.execute(sql.drop(str(name)))
         missing = await self._restock(unused, stock) if stock else 0
-        connections = [self._copier, self._dropper]
+        # An open connection comes first: often one clone is missing.
+        connections = sorted(
+            [self._copier, self._dropper], key=lambda each: each.is_connected, reverse=True
+        )
         connections += [
             Connection(self._databases.endpoint) for _ in range(missing - len(connections))
         ]
@@ -844,7 +906,7 @@ class CloneFactory:
             name = DatabaseName.new(State.READY, self._template.fingerprint)
             await connection.post(self._databases.copy_statement(self._template, name))
         for connection in connections:
-            await connection.close()
+            connection.end()
 
     async def _restock(self, unused: Sequence[Clone], stock: int) -> int:
         """Add unused clones to the stock until it is full; return how many are missing."""

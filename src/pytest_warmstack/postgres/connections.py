@@ -11,7 +11,6 @@ import socket
 import ssl
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterator, Sequence
 from contextlib import asynccontextmanager, contextmanager, suppress
-from dataclasses import replace
 from functools import partial, wraps
 from typing import Any, Final, NamedTuple, ParamSpec, Self, TypeVar
 
@@ -72,7 +71,7 @@ _SETTINGS: Final = {
 All of them exist in unsupported versions too: to report such a version, the plugin must connect.
 """
 
-_SECRET_VALUE: Final = re.compile(r"( TO |\bPASSWORD )'(?:[^']|'')*'")
+_SENSITIVE: Final = r"( TO |\bPASSWORD )'(?:[^']|'')*'"
 
 _SHOWN_LENGTH: Final = 300
 """How many characters of a statement an error shows: the comment of a template is long."""
@@ -185,7 +184,7 @@ def masked(statement: str) -> str:
     >>> masked("ALTER ROLE a SET app.key TO 'hunter2'")
     "ALTER ROLE a SET app.key TO '***'"
     """
-    hidden = _SECRET_VALUE.sub(r"\1'***'", statement)
+    hidden = re.sub(_SENSITIVE, r"\1'***'", statement)
     return f"{hidden[:_SHOWN_LENGTH]} ..." if len(hidden) > _SHOWN_LENGTH else hidden
 
 
@@ -348,9 +347,9 @@ class Connection:
         rows = await self.fetch(query, *values, seconds=seconds)
         return rows[0][0] if rows else None
 
-    async def try_to_execute(self, statement: str) -> None:
+    async def try_to_execute(self, statement: str, seconds: float = 0.0) -> None:
         """Execute *statement* once. Several, separated by `;`, run in one transaction."""
-        async with self.turn(), _time_limit(statement):
+        async with self.turn(), _time_limit(statement, seconds):
             await self._raw.execute(statement)
 
     async def execute(self, *statements: str) -> None:
@@ -392,6 +391,10 @@ class Connection:
             held.add(key)
         return is_free
 
+    def holds(self, key: int) -> bool:
+        """Return whether this connection holds an advisory lock, or takes it when it reopens."""
+        return key in self._exclusive or key in self._shared
+
     async def lock_new(self, keys: Sequence[int]) -> None:
         """Take advisory locks with new random *keys*, which no other process can hold."""
         self._exclusive.update(keys)
@@ -408,8 +411,14 @@ class Connection:
         if self._raw is not None:
             self._raw.terminate()
 
+    def end(self) -> None:
+        """Close the connection, which releases its locks, without waiting for the server."""
+        self._exclusive.clear()
+        self._shared.clear()
+        self.terminate()
+
     async def close(self) -> None:
-        """Close the connection, which releases its locks. Closing twice is fine."""
+        """Close the connection and wait until the server has. Closing twice is fine."""
         self._exclusive.clear()
         self._shared.clear()
         if self.is_connected:
@@ -444,9 +453,7 @@ async def connect_raw(endpoint: Endpoint, database: str, seconds: float) -> Any:
         "loop": asyncio.get_running_loop(),
         "timeout": None,
     }
-    # PostgreSQL cuts names off at 63 bytes.
-    who = LOOKER if endpoint.looks else APPLICATION
-    name = {"application_name": f"{who} {originals.getpid()}@{socket.gethostname()[:32]}"}
+    name = name_of(endpoint)
     try:
         async with _time_limit(f"connect to {endpoint.place}", seconds):
             try:
@@ -465,6 +472,13 @@ async def connect_raw(endpoint: Endpoint, database: str, seconds: float) -> Any:
         if isinstance(error.__cause__, ConnectionError) and "rejected SSL" in str(error.__cause__):
             error.__cause__ = TlsRefused(str(error.__cause__))
         raise
+
+
+def name_of(endpoint: Endpoint) -> dict[str, str]:
+    """Return the setting that names this process to the server, which counts its users by it."""
+    # PostgreSQL cuts names off at 63 bytes.
+    who = LOOKER if endpoint.looks else APPLICATION
+    return {"application_name": f"{who} {originals.getpid()}@{socket.gethostname()[:32]}"}
 
 
 def _is_full(error: WarmstackError) -> bool:
@@ -527,7 +541,7 @@ async def _greet_external(connection: Connection, seconds: float) -> ServerFacts
     if not row["tls"] and not pooled:
         # Asking for TLS costs a round trip each time. Behind a pooler, the server only knows
         # how the pooler is connected.
-        connection.endpoint = replace(connection.endpoint, query="")
+        connection.endpoint = connection.endpoint.replace(query="")
     return ServerFacts(row["role"], row["fsync"] == "on", row["now"], row["super"], pooled)
 
 

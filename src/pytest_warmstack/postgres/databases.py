@@ -19,6 +19,7 @@ from pytest_warmstack.postgres.connections import (
     ServerFacts,
     StatementRefused,
     greet,
+    name_of,
     rejection,
 )
 from pytest_warmstack.servers.errors import ConnectionLost, raise_if_out_of_resources
@@ -139,9 +140,29 @@ class Databases:
         """Return the SQLAlchemy URL of a database."""
         return postgres_url(self.endpoint, str(name), driver)
 
+    @blocking
+    async def use(self, seconds: float) -> None:
+        """Let a connection that only looks count as a use, if it answers within *seconds*.
+
+        Raises `ConnectionLost` if it doesn't.
+        """
+        self.endpoint = self.main.endpoint = self.main.endpoint.replace(looks=False)
+        await self.main.try_to_execute(sql.settings(name_of(self.endpoint)), seconds)
+
+    @blocking
+    async def abandon(self) -> None:
+        """End the connection without waiting for the server."""
+        self.main.terminate()
+
     def close(self) -> None:
-        """Release every lock and close the connection. Closing twice is fine."""
-        self.background.call(self.main.close)
+        """Close the connection, which releases every lock. Closing twice is fine.
+
+        This doesn't wait for the server.
+        """
+        self.background.call(self._end)
+
+    async def _end(self) -> None:
+        self.main.end()
 
     # What the server knows
 
@@ -369,6 +390,8 @@ async def drop_unlocked(
 
     The locks of this process count only if another *connection* holds them.
     """
+    if not names:
+        return []
     held = {row["key"] for row in await connection.fetch(sql.LOCKS)}
     free = [name for name in names if name.lock_key not in held]
     owned = [name for name in free if name.state in {State.IN_USE, State.BUILDING}]

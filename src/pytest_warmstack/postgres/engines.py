@@ -37,6 +37,8 @@ from pytest_warmstack.errors import WarmstackError
 from pytest_warmstack.postgres import DatabaseName
 from pytest_warmstack.postgres.clones import Shared
 from pytest_warmstack.postgres.connections import APPLICATION, NEUTRAL, StatementRefused, explained
+from pytest_warmstack.postgres.driver_connections import DriverConnection, connection_class
+from pytest_warmstack.postgres.kept import Arguments, KeptConnection
 from pytest_warmstack.servers.errors import ConnectionLost
 
 Connect = Callable[[Dialect, list[Any], dict[str, Any]], Any]
@@ -71,6 +73,10 @@ class EngineMaker:
         self._compiled: Any = LRUCache(_CACHE_SIZE)
         self._opened: WeakKeyDictionary[Engine, list[Any]] = WeakKeyDictionary()
 
+    def _is_set_up(self, connection: Any) -> bool:
+        """Return whether a connection has what the dialect gives a new one."""
+        return False
+
     def _make(
         self, url: URL, pool: type[Pool], options: Mapping[str, Any], connect: Connect
     ) -> Engine:
@@ -99,7 +105,12 @@ class EngineMaker:
             dialect = self._dialects.pop(template)
             made = pool(open_connection, dialect=dialect)
             if (on_connect := dialect.on_connect_url(url)) is not None:
-                event.listen(made, "connect", lambda connection, _record: on_connect(connection))
+
+                def set_up(connection: Any, _record: Any) -> None:
+                    if not self._is_set_up(connection):
+                        on_connect(connection)
+
+                event.listen(made, "connect", set_up)
             engine = Engine(made, dialect, url, execution_options=cache)
         opened: list[Any] = []
         self._opened[engine] = opened
@@ -138,26 +149,63 @@ class Engines(EngineMaker):
         super().__init__(
             lambda *args, **kw: create_async_engine(*args, **kw).sync_engine, cut_asyncpg
         )
+        # SQLAlchemy's connections and their arguments, of engines whose connection may be kept.
+        self._adapted: WeakKeyDictionary[Engine, list[tuple[Any, Arguments]]] = WeakKeyDictionary()
 
-    def make(self, url: str, rollback: RollbackConnection | None = None) -> AsyncEngine:
+    def make(
+        self,
+        url: str,
+        rollback: RollbackConnection | None = None,
+        kept: KeptConnection | None = None,
+    ) -> AsyncEngine:
         """Return an engine for *url*, the URL of a clone; with *rollback*, for its connection only.
 
         The pool reuses a connection only in the event loop that opened it; elsewhere it opens
-        another one.
+        another one. Its first connection is that of *kept*.
         """
         parsed = make_url(url)
         pool = AsyncAdaptedQueuePool if rollback is None else _pool_of(rollback)
+        adapted: list[tuple[Any, Arguments]] = []
 
         def connect(dialect: Dialect, arguments: list[Any], options: dict[str, Any]) -> Any:
             if rollback is not None:
                 return dialect.connect(async_creator_fn=rollback.connection)
-            return dialect.connect(*arguments, **options)
+            # asyncpg gets copies: SQLAlchemy takes its own options out.
+            given = list(arguments), dict(options)
+            connection = kept.connect(dialect, *given) if kept is not None else None
+            if connection is None:
+                connection = dialect.connect(*arguments, **options)
+            adapted.append((connection, given))
+            return connection
 
         engine = self._make(parsed, pool, _connect_options(parsed), connect)
         if rollback is None:
             event.listen(engine, "checkout", _replace_in_other_loop)
             event.listen(engine, "before_cursor_execute", _check_loop)
+            # The test's own listeners come later, and what they change counts.
+            event.listen(engine, "connect", _begin_to_note)
+        if kept is not None:
+            self._adapted[engine] = adapted
         return AsyncEngine(engine)
+
+    def _is_set_up(self, connection: Any) -> bool:
+        return _is_noting(connection.driver_connection)
+
+    def leave(self, engine: AsyncEngine, kept: KeptConnection) -> None:
+        """End an engine; keep its connection if there is only one, which is idle."""
+        own = engine.sync_engine
+        opened = self._opened.get(own, [])
+        living = [each for each in opened if not each.is_closed()]
+        adapted = [
+            each for each in self._adapted.get(own, ()) if each[0].driver_connection in living
+        ]
+        # The pool counts the connections that are in use.
+        if len(living) == len(adapted) == 1 and not own.pool.checkedout():  # type: ignore[attr-defined]
+            opened.remove(living[0])
+            kept.keep(*adapted[0])
+        elif opened:
+            kept.cut()
+        self._end(own, close=True)
 
     def end(self, engine: AsyncEngine, *, close: bool = True) -> None:
         """End an engine; with *close*, end its connections too, even those that a test left open.
@@ -176,6 +224,16 @@ class Engines(EngineMaker):
         for connection in elsewhere:
             cut_asyncpg(connection)
         return bool(elsewhere)
+
+
+def _is_noting(connection: Any) -> bool:
+    return isinstance(connection, DriverConnection) and connection.is_noting
+
+
+def _begin_to_note(connection: Any, _record: Any) -> None:
+    driver = connection.driver_connection
+    if isinstance(driver, DriverConnection):
+        driver.is_noting = True
 
 
 def _is_here(connection: Any) -> bool:
@@ -340,7 +398,8 @@ def _connect_options(url: URL) -> dict[str, Any]:
     it costs a round trip for each connection.
     """
     ssl = {} if "ssl" in url.query else {"ssl": False}
-    return {**NEUTRAL, **ssl, "password": url.password or ""}
+    sharing = {"connection_class": connection_class(_template_of(url))}
+    return {**NEUTRAL, **ssl, **sharing, "password": url.password or ""}
 
 
 def is_clone(url: str | URL) -> bool:

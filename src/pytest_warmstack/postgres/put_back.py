@@ -26,25 +26,17 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, Final, NamedTuple, Protocol
 
+from pytest_warmstack.postgres import sql
+
 _MAX_PAGES: Final = 9
 """How many pages of a table are deleted and vacuumed; more would leave large indexes."""
 
 _VACUUM: Final = "VACUUM (INDEX_CLEANUP on, TRUNCATE on, PROCESS_TOAST off, PARALLEL 0)"
 
-_MARK: Final = (
-    "SELECT pg_snapshot_xmax(pg_current_snapshot())::text::int8 AS xid,"
-    " pg_stat_get_db_stat_reset_time(d.oid) AS reset,"
-    # After a crash PostgreSQL discards all statistics, though its first process lives on.
-    " concat(pg_postmaster_start_time(), pg_stat_get_bgwriter_stat_reset_time()) AS started"
-)
-
-MARK: Final = f"{_MARK}, d.oid FROM pg_database d WHERE datname = $1"
-"""The query for a database's oid, and for its `Mark`."""
-
-_MARK_AGAIN: Final = f"{_MARK} FROM pg_database d WHERE oid = $1"
+_MARK_AGAIN: Final = f"SELECT {sql.SINCE} FROM pg_database d WHERE oid = $1"
 
 _STATE: Final = (
-    f"{_MARK},"
+    f"SELECT {sql.SINCE}, pg_stat_get_db_sessions(d.oid) AS sessions,"
     # The functions behind the views pg_stat_activity, pg_prepared_xacts and so on, which take
     # longer to plan.
     " (SELECT count(*) FROM pg_stat_get_activity(NULL) a"
@@ -282,13 +274,26 @@ class _Undo:
         self.restored: set[int] = set()
 
 
-async def put_back(inside: Runs, outside: Runs, oid: int, baseline: Baseline, mark: Mark) -> Mark:
+async def put_back(
+    inside: Runs,
+    outside: Runs,
+    oid: int,
+    baseline: Baseline,
+    mark: Mark,
+    *,
+    may_be_unused: bool = False,
+) -> Mark:
     """Undo what was done to a clone since *mark*; return the mark from which changes count now.
 
-    *inside* is a new connection to the clone, the database *oid*, and the only one. *outside* is
-    any connection to its server. Raises `NotPutBack`, and the errors of the connections.
+    *inside* is the only connection to the clone, the database *oid*; its settings are like those of
+    a new one. *outside* is any connection to its server. A clone that *may_be_unused* had no
+    connection at *mark*: if it has had none since, nothing is done, and *inside* is not used.
+    Raises `NotPutBack`, and the errors of the connections.
     """
-    _check_state(baseline, mark, await outside.fetch(_STATE, oid))
+    rows = await outside.fetch(_STATE, oid)
+    _check_state(baseline, mark, rows)
+    if may_be_unused and not rows[0]["sessions"]:
+        return mark
     xid = str(mark.xid % 2**32)
     undo = _undo(baseline, xid, await inside.fetch(_CHANGES, xid))
     await inside.execute(
@@ -309,7 +314,16 @@ async def put_back(inside: Runs, outside: Runs, oid: int, baseline: Baseline, ma
         names = [f"{baseline.only}{name}" for name in undo.vacuumed]
         await inside.execute(f"{_VACUUM} {', '.join(names)}")
     restoring = _restoring(baseline, undo.restored)
-    await inside.execute("; ".join([*restoring, "SELECT pg_stat_reset()"]))
+    await inside.execute(
+        "; ".join(
+            [
+                *restoring,
+                "SELECT pg_stat_reset()",
+                "RESET session_replication_role",
+                "RESET track_counts",
+            ]
+        )
+    )
     (row,) = await outside.fetch(_MARK_AGAIN, oid)
     if row["reset"] == mark.reset:
         # *inside* led to another database, which the test gave this name.

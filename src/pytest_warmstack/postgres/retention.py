@@ -5,16 +5,15 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Collection, Iterator, Sequence
-from dataclasses import dataclass
 from itertools import chain
 
 from pytest_warmstack.options import NEVER
 from pytest_warmstack.postgres import Database, DatabaseName, State, sql
 from pytest_warmstack.servers.identity import Project
+from pytest_warmstack.structs import Struct
 
 
-@dataclass(frozen=True, kw_only=True)
-class Retention:
+class Retention(Struct, frozen=True, kw_only=True):
     """How many databases a server keeps for each project, and for how many *idle* seconds.
 
     *templates* is the number of templates. *stock* is the number of ready clones of each *current*

@@ -144,6 +144,16 @@ ACTIVITY: Final = (
     " FROM pg_stat_activity WHERE datname = $1 AND state IS NOT NULL"
 )
 
+SINCE: Final = (
+    "pg_snapshot_xmax(pg_current_snapshot())::text::int8 AS xid,"
+    " pg_stat_get_db_stat_reset_time(d.oid) AS reset,"
+    # After a crash PostgreSQL discards all statistics, though its first process lives on.
+    " concat(pg_postmaster_start_time(), pg_stat_get_bgwriter_stat_reset_time()) AS started"
+)
+"""From when on changes to the database *d* count: see `put_back.Mark`."""
+
+MOMENT: Final = f"SELECT oid, {SINCE} FROM pg_database d WHERE datname = $1"
+
 OID: Final = "SELECT oid FROM pg_database WHERE datname = $1"
 NAME_OF: Final = "SELECT datname FROM pg_database WHERE oid = $1"
 VISITS: Final = "SELECT sessions FROM pg_stat_database WHERE datid = $1"
@@ -354,7 +364,8 @@ def stock(template: DatabaseName) -> str:
     """Return the query for the ready clones of *template* that never had a connection."""
     beginning = str(DatabaseName(State.READY, template.fingerprint)).replace("_", r"\_")
     return (
-        f"SELECT datname FROM pg_database d WHERE datname LIKE {literal(beginning + '%')}"
+        f"SELECT datname, oid, {SINCE} FROM pg_database d"
+        f" WHERE datname LIKE {literal(beginning + '%')}"
         f" AND datconnlimit <> -2 AND {_OURS} AND {_CHANGEABLE} AND {_VISITS} = 0 ORDER BY oid"
     )
 

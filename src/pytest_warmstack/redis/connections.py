@@ -6,14 +6,16 @@ No other module imports redis-py.
 from __future__ import annotations
 
 import asyncio
+import functools
 import re
 import socket
 import ssl
 from collections import defaultdict
-from collections.abc import AsyncIterator, Iterator, Sequence
+from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
 from contextlib import asynccontextmanager, closing, contextmanager, suppress
 from typing import Any, Final, NamedTuple, Self
 
+import redis
 from redis import Redis as SyncRedis
 from redis.asyncio import Redis
 from redis.asyncio.client import Pipeline
@@ -31,7 +33,8 @@ from redis.retry import Retry
 
 from pytest_warmstack import originals
 from pytest_warmstack.background import Begun, is_running_here, watch
-from pytest_warmstack.drivers import end_redis
+from pytest_warmstack.drivers import REDIS_HANDSHAKE, end_redis
+from pytest_warmstack.redis.kept import KeptSocket
 from pytest_warmstack.servers.errors import ServerFailed, raise_if_out_of_resources
 from pytest_warmstack.servers.model import (
     LOOKER,
@@ -301,6 +304,19 @@ class Admin:
                 times.append(float(stored))
         return max(times)
 
+    def use(self, seconds: float) -> None:
+        """Let a connection that only looks count as a use, if the server answers within *seconds*.
+
+        Raises `NotReady` and `NotOurs` if it doesn't, and `ServerFailed` if the connection is lost.
+        """
+        _probe(self.endpoint, seconds)
+        self.command("CLIENT", "SETNAME", NAME)
+        self.endpoint = self.endpoint.replace(looks=False)
+
+    def abandon(self) -> None:
+        """End the connection without waiting for the server."""
+        self.close()
+
     def close(self) -> None:
         """Close the connection, which ends the lease."""
         self._connection.disconnect()
@@ -383,6 +399,9 @@ def _new_connection(endpoint: Endpoint, timeout: float) -> Connection:
         }
         known = {key: each for key, each in options.items() if key not in _IGNORED_OPTIONS}
         connection: Connection = kind(**known)
+        # redis-py would tell the server its own name and version, in two more round trips. Its
+        # newer versions have only the first of these attributes.
+        vars(connection).update(driver_info=None, lib_name=None, lib_version=None)
     except (ValueError, TypeError, RedisError) as error:
         raise NotOurs(f"redis-py rejects the options of the URL: {error}") from error
     return connection
@@ -435,24 +454,37 @@ def _probe(endpoint: Endpoint, timeout: float) -> None:
 
 
 @asynccontextmanager
-async def client(url: str, begun: Begun) -> AsyncIterator[Redis]:
+async def client(url: str, begun: Begun, kept: KeptSocket) -> AsyncIterator[Redis]:
     """Yield a client for a test; then close it, with its connections in every event loop.
 
-    *begun* collects the coroutines that the client makes.
+    *begun* collects the coroutines that the client makes. *kept* has the socket of the last test's
+    connection, and gets that of this one.
     """
-    client: Redis = watch(_Client.from_url(url), "redis_client", begun)
+    client: Redis = watch(_Client.from_url(url, **_client_options()), "redis_client", begun)
     pool = client.connection_pool
-    pool.connection_class = _loop_bound(pool.connection_class)
+    bound = _loop_bound(pool.connection_class)
+    pool.connection_class = bound
+    bound.warmstack_socket = _Socket(url, kept, dict(pool.connection_kwargs))
     yield client
-    await client.aclose()
+    try:
+        await bound.warmstack_socket.leave(pool)
+    finally:
+        await client.aclose()
 
 
 @contextmanager
 def sync_client(url: str) -> Iterator[SyncRedis]:
     """Yield a synchronous client for a test; then close it, with all its connections."""
-    client = SyncRedis.from_url(url)
+    client = SyncRedis.from_url(url, **_client_options())
     yield client
     client.close()
+
+
+@functools.cache
+def _client_options() -> dict[str, Any]:
+    """Return the version of redis-py, which it would read from a file for each connection."""
+    driver_info: Any = getattr(redis, "DriverInfo", None)  # Newer than the oldest redis-py here.
+    return {"driver_info": driver_info()} if driver_info is not None else {}
 
 
 class _Client(Redis):
@@ -463,26 +495,102 @@ class _Client(Redis):
         return watch(super().pipeline(*args, **kwargs), "redis_client.pipeline()", begun)
 
 
+class _Socket:
+    """What the connections of one client to *url* have to do with the kept socket.
+
+    *options* are those that the client has given its connections; a test may change them.
+    """
+
+    def __init__(self, url: str, kept: KeptSocket, options: Mapping[str, Any]) -> None:
+        self._url = url
+        self._kept: KeptSocket | None = kept
+        self._options = options
+        self._opened: list[Any] = []
+
+    def take(self, options: Mapping[str, Any]) -> tuple[originals.Socket, type[Any]] | None:
+        """Return the kept socket for a connection with *options*."""
+        if self._kept is None or options != self._options:
+            return None
+        return self._kept.take(self._url)
+
+    def opened(self, connection: Any) -> None:
+        """Note that *connection* is open, perhaps again."""
+        if connection not in self._opened:
+            self._opened.append(connection)
+
+    async def leave(self, pool: Any) -> None:
+        """Keep the socket of the only connection, if it is idle in *pool*."""
+        kept, self._kept = self._kept, None
+        if kept is None:
+            return
+        (connection, *others) = [each for each in self._opened if each.is_connected] or [None]
+        if (
+            connection is not None
+            and not others
+            and connection.warmstack_options == self._options
+            and connection.is_here
+            # It makes another one, which connects later, if this one is in use.
+            and pool.get_available_connection() is connection
+        ):
+            await kept.keep(self._url, connection)
+
+
 def _loop_bound(base: Any) -> Any:
     """Return a subclass of *base* whose connections work in every event loop.
 
-    A connection of another loop is closed without that loop, and reopened when it is needed.
+    A connection of another loop is closed without that loop, and reopened when it is needed. The
+    first one to open takes the kept socket, and needs no handshake then.
     """
 
     class LoopBound(base):  # type: ignore[misc]
+        warmstack_socket: _Socket
         _warmstack_loop: asyncio.AbstractEventLoop | None = None
+        _warmstack_parser: type[Any] | None = None
+
+        def __init__(self, **options: Any) -> None:
+            super().__init__(**options)
+            self.warmstack_options = options
+
+        @property
+        def is_here(self) -> bool:
+            return is_running_here(self._warmstack_loop)
 
         async def connect(self) -> None:
             self._leave_other_loop()
             await super().connect()
             self._warmstack_loop = asyncio.get_running_loop()
+            self.warmstack_socket.opened(self)
 
         async def disconnect(self, *args: Any, **kwargs: Any) -> None:
             self._leave_other_loop()
             await super().disconnect(*args, **kwargs)
 
+        async def _connect(self) -> None:
+            if (found := self.warmstack_socket.take(self.warmstack_options)) is None:
+                self._warmstack_parser = None
+                await super()._connect()
+                return
+            sock, self._warmstack_parser = found
+            try:
+                self._reader, self._writer = await asyncio.open_connection(sock=sock)
+            except BaseException:
+                sock.close()
+                raise
+
+        async def _handshake(self, original: Any, *args: Any, **kwargs: Any) -> None:
+            if self._warmstack_parser is None:
+                await original(self, *args, **kwargs)
+                return
+            if type(self._parser) is not self._warmstack_parser:
+                self.set_parser(self._warmstack_parser)
+            self._parser.on_connect(self)
+
         def _leave_other_loop(self) -> None:
-            if not is_running_here(self._warmstack_loop):
+            if not self.is_here:
                 end_redis(self, self._warmstack_loop)
 
+    # In redis-py 5.2, `connect` calls `on_connect`; newer ones have a function that both call.
+    name = next(each for each in REDIS_HANDSHAKE.split("|") if hasattr(base, each))
+    original = getattr(base, name)
+    setattr(LoopBound, name, lambda self, *args, **kw: self._handshake(original, *args, **kw))
     return LoopBound

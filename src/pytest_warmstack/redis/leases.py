@@ -15,7 +15,6 @@ import re
 import socket
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
 from typing import Final, TypeVar
 
 from pytest_warmstack import originals
@@ -36,6 +35,7 @@ from pytest_warmstack.redis.connections import (
 from pytest_warmstack.redis.server_state import STORED, Counts, Look, ServerState, end_script
 from pytest_warmstack.servers.errors import ServerFailed
 from pytest_warmstack.servers.model import NotOurs, NotReady, Server, redis_url
+from pytest_warmstack.structs import Struct
 
 T = TypeVar("T")
 
@@ -78,8 +78,7 @@ the number of the first database. Otherwise it is empty.
 """
 
 
-@dataclass(frozen=True)
-class Lease:
+class Lease(Struct, frozen=True):
     """The *urls* of a process's databases; *index* is the number of the first one."""
 
     index: int
@@ -91,8 +90,7 @@ class Lease:
         return range(self.index, self.index + len(self.urls))
 
 
-@dataclass(frozen=True)
-class _Survey:
+class _Survey(Struct, frozen=True):
     """The state of a server before a lease is taken.
 
     *others* are the connections of other processes with a lease. *blocks* are the ranges of
@@ -219,15 +217,16 @@ class Leases:
             self._state.end_suite()
             self._flush(lease)
             # So the next run prefers them to databases whose process only lost its connection.
-            commands = [("SELECT", self._home), ("DEL", *map(_key, lease.indexes))]
-            self._admin.commands(*commands)
-            if not self._external:
-                self._note_use()
+            self._note_use(("DEL", *map(_key, lease.indexes)))
 
-    def _note_use(self) -> None:
-        """Note when the server was last used, in the database with the plugin's keys."""
-        seconds, _ = self._admin.command("TIME")
-        self._admin.commands(("SELECT", self._home), ("SET", USED, seconds))
+    def _note_use(self, *commands: Sequence[str | int]) -> None:
+        """Send *commands* to the database with the plugin's keys, and note when it was last used.
+
+        An external server gets no note.
+        """
+        *_, (seconds, _) = self._admin.commands(("SELECT", self._home), *commands, ("TIME",))
+        if not self._external:
+            self._admin.command("SET", USED, seconds)
 
     def reserve(self, project: str, *, fresh: bool) -> Lease:
         """Return the databases of *project* for development; with *fresh*, empty them.
@@ -248,8 +247,7 @@ class Leases:
         admin.command("CLIENT", "SETNAME", NAME)
         if fresh or not own:  # A killed run may have left keys.
             admin.commands(*_flushes(block))
-        if not self._external:
-            self._note_use()
+        self._note_use()
         return self._lease_of(block)
 
     # The connection: its errors, and what can be done about them.
@@ -488,11 +486,11 @@ class Leases:
         # Set the name first: from now on, other processes see that these are taken.
         host = re.sub(r"[^!-~]", "?", socket.gethostname())  # A name can't contain spaces.
         name = f"{_LEASE}{block[0]}-{block[-1]}:process-{originals.getpid()}@{host}"
-        self._admin.command("CLIENT", "SETNAME", name)
         must_be_empty = block.start if self._external else ""
         keys, holders = map(_key, block), (survey.holders[each] for each in block)
         words = (len(block), *keys, holder, *holders, must_be_empty)
-        return bool(self._admin.command("EVAL", _CLAIM, *words))
+        _, is_claimed = self._admin.commands(("CLIENT", "SETNAME", name), ("EVAL", _CLAIM, *words))
+        return bool(is_claimed)
 
     def _restore_after_kill(self, survey: _Survey) -> None:
         """Remember the server's pristine state; restore it if a killed run changed it.

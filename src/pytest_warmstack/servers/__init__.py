@@ -43,7 +43,7 @@ ENGINE: Final = (
 )
 """The variables that decide which engine is used, how to connect to it, and which images."""
 
-_OFFICIAL: Final = re.compile(
+_OFFICIAL: Final = (
     r"((.+/)?library/|docker\.io/)?(postgres|redis)([:@].*)?"
     r"|(docker\.io/)?valkey/valkey([:@].*)?"
 )
@@ -82,8 +82,13 @@ class RememberedServers:
         self._folder = folder
         self._asked = asked
 
-    def connect(self, spec: ServerSpec[C], project: Project) -> tuple[Server[C] | None, str]:
-        """Return the server for *spec* if it still answers, and why its runtime was chosen."""
+    def connect(
+        self, spec: ServerSpec[C], project: Project, *, looks: bool = False
+    ) -> tuple[Server[C] | None, str]:
+        """Return the server for *spec* if it still answers, and why its runtime was chosen.
+
+        With *looks*, the connection doesn't count as a use until its method `use` is called.
+        """
         found, why = self.read(spec.key)
         # Compare the project too: a copied checkout contains a copy of pytest's cache.
         if (
@@ -94,7 +99,8 @@ class RememberedServers:
         ):
             return None, ""
         try:
-            client = spec.connect(found.endpoint, found.fingerprint, CONNECT_TIMEOUT)
+            endpoint = found.endpoint.replace(looks=looks)
+            client = spec.connect(endpoint, found.fingerprint, CONNECT_TIMEOUT)
         except (NotReady, NotOurs):
             return None, ""
         return found.ready(spec, client, "reused"), why
@@ -242,7 +248,7 @@ def _check_images_replaceable(
     if refusal.image and named:
         raise refusal
     for spec in named:
-        if not _OFFICIAL.fullmatch(spec.image):
+        if not re.fullmatch(_OFFICIAL, spec.image):
             raise RuntimeUnavailable.no_embedded_image(
                 image=spec.image, source=spec.image_source, refusal=refusal
             ) from refusal

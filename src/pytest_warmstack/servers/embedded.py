@@ -16,7 +16,6 @@ import signal
 import subprocess
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import replace
 from pathlib import Path
 from typing import Any, Final
 
@@ -132,14 +131,14 @@ class Embedded:
                 found, client = self._start(spec, folder)
             check_address(spec, client)
         what = f"process {found.id.split('/')[1]} of {_short(found.what)}"
-        server = replace(found, what=what, state="running")
+        server = found.replace(what=what, state="running")
         return server.ready(spec, client, origin, reason, trouble, found.note, where)
 
     @_translate_errors()
     def list(self) -> list[ServerInfo]:
         """Return every embedded server of this user on this machine."""
         listed = filter(None, map(_read, folders.existing()))
-        return [replace(each, what=_short(each.what) or "not started yet") for each in listed]
+        return [each.replace(what=_short(each.what) or "not started yet") for each in listed]
 
     @_translate_errors()
     def remove(self, found: ServerInfo) -> None:
@@ -159,7 +158,7 @@ class Embedded:
     @_translate_errors()
     def connect(self, spec: ServerSpec[C], found: ServerInfo) -> C:
         """Return a client of *found* that doesn't count as a user."""
-        endpoint = replace(found.endpoint, looks=True)
+        endpoint = found.endpoint.replace(looks=True)
         return spec.connect(endpoint, found.fingerprint or "none", ANSWER_TIMEOUT)
 
     @_translate_errors()
@@ -256,10 +255,9 @@ class Embedded:
             )
         command = command_for(port)
         daemon = _launch(command, folder)
-        record = replace(
-            record,
+        record = record.replace(
             id=str(Process.of(daemon.pid)),
-            endpoint=replace(record.endpoint, port=port),
+            endpoint=record.endpoint.replace(port=port),
             what=command.arguments[0],
             note=command.note,
         )
@@ -296,7 +294,7 @@ def _read(folder: Path) -> ServerInfo | None:
     except (OSError, ValueError, TypeError, KeyError) as error:
         raise_if_out_of_resources(error)
         return None
-    return replace(record, state="running" if _process_of(record) else "ended")
+    return record.replace(state="running" if _process_of(record) else "ended")
 
 
 def _write(folder: Path, record: ServerInfo) -> None:

@@ -9,7 +9,6 @@ import errno
 import os
 import socket
 from collections.abc import Callable, Iterator
-from dataclasses import replace
 from typing import Final, Self
 from urllib.parse import unquote, urlsplit
 
@@ -147,7 +146,7 @@ class External:
 
     def ensure(self, spec: ServerSpec[C]) -> Server[C]:
         """Return the server at the URL of *spec*; wait if it is still starting."""
-        endpoint = replace(endpoint_of(spec.url, spec.service), looks=self._looks)
+        endpoint = endpoint_of(spec.url, spec.service).replace(looks=self._looks)
         client = self._connect(spec, endpoint)
         return ServerInfo(
             runtime=self.name,

@@ -197,7 +197,7 @@ class Daemon(subprocess.Popen[bytes]):
 def _host() -> str:
     """Return a text that identifies this machine and process-id namespace."""
     if sys.platform == "linux":
-        boot = Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii").strip()
+        boot = Path("/proc/sys/kernel/random/boot_id").read_text(encoding="utf-8").strip()
         return f"{boot}.{Path('/proc/self/ns/pid').stat().st_ino}"
     return platform.node()
 

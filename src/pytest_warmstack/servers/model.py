@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field, fields, replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Final, Generic, NamedTuple, Protocol, Self, TypeVar
@@ -23,6 +22,7 @@ from pytest_warmstack.servers.identity import (
     digest,
     fingerprint,
 )
+from pytest_warmstack.structs import Struct
 
 USER: Final = "postgres"
 """The superuser of a managed PostgreSQL."""
@@ -51,8 +51,7 @@ class NotOurs(Exception):
     """Another server answers, or the server refuses the password."""
 
 
-@dataclass(frozen=True, kw_only=True)
-class Endpoint:
+class Endpoint(Struct, frozen=True, kw_only=True):
     """The address of a server, and the user to connect as.
 
     An empty *user* means the server's default. *scheme* and *query* come from the URL of an
@@ -61,11 +60,13 @@ class Endpoint:
 
     host: str
     port: int
-    password: str = field(repr=False)
+    password: str
     user: str = ""
     scheme: str = ""
-    query: str = field(default="", repr=False)
+    query: str = ""
     looks: bool = False
+
+    secret = frozenset({"password", "query"})
 
     @property
     def place(self) -> str:
@@ -100,6 +101,15 @@ class Client(Protocol):
     def used(self) -> float:
         """Return the time of the last use in seconds since the epoch, 0 if unknown."""
 
+    def use(self, seconds: float) -> None:
+        """Let a connection that only looks count as a use, if it answers within *seconds*.
+
+        Raises `NotReady`, `NotOurs`, and errors of the package if it doesn't.
+        """
+
+    def abandon(self) -> None:
+        """End the connection without waiting for the server."""
+
     def close(self) -> None:
         """Close the connection."""
 
@@ -108,8 +118,7 @@ C = TypeVar("C", bound=Client)
 C_co = TypeVar("C_co", bound=Client, covariant=True)
 
 
-@dataclass(frozen=True, kw_only=True)
-class Container:
+class Container(Struct, frozen=True, kw_only=True):
     """The settings of a container, for the entrypoint of its image.
 
     *takers* are the programs and scripts that accept the server's *arguments*; others read them
@@ -118,7 +127,7 @@ class Container:
     image has to accept the password and the settings.
     """
 
-    environment: Mapping[str, str] = field(repr=False)
+    environment: Mapping[str, str]
     arguments: Sequence[str]
     contract: str
     data: str
@@ -127,15 +136,18 @@ class Container:
     variable: str = ""
     data_variable: str = ""
 
+    secret = frozenset({"environment"})
 
-@dataclass(frozen=True, kw_only=True)
-class Command:
+
+class Command(Struct, frozen=True, kw_only=True):
     """The command of a native server, and the *user* to run it as; *note* is shown to the user."""
 
     arguments: Sequence[str]
     user: str | None = None
-    environment: Mapping[str, str] = field(default_factory=lambda: {"LC_ALL": "C"}, repr=False)
+    environment: Mapping[str, str] = {"LC_ALL": "C"}
     note: str = ""
+
+    secret = frozenset({"environment"})
 
 
 class Need(NamedTuple):
@@ -174,8 +186,7 @@ class Native(Protocol):
         """
 
 
-@dataclass(frozen=True, kw_only=True)
-class ServerSpec(Generic[C]):
+class ServerSpec(Struct, Generic[C], frozen=True, kw_only=True):
     """The server that the settings ask for, whichever runtime runs it.
 
     *url* is the URL of an external server; then the other fields only describe how to connect.
@@ -202,13 +213,15 @@ class ServerSpec(Generic[C]):
     container: Callable[[str, str], Container]
     native: Callable[[str], Native]
     connect: Callable[[Endpoint, str, float], C]
-    environment: Mapping[str, str] = field(default_factory=dict, repr=False)
+    environment: Mapping[str, str] = {}
     native_major: int | None = None
     folder: str = ""
     number: int = 0
-    url: str = field(default="", repr=False)
+    url: str = ""
     url_variable: str = ""
     reserved: Endpoint | None = None
+
+    secret = frozenset({"environment", "url"})
 
     @property
     def key(self) -> str:
@@ -237,8 +250,7 @@ class ServerSpec(Generic[C]):
         return native or self.major
 
 
-@dataclass(frozen=True, kw_only=True)
-class ServerInfo:
+class ServerInfo(Struct, frozen=True, kw_only=True):
     """What is known of a server: the same record in lists and in files.
 
     *id* is a container's id or a `Process`. *labels* contain the owner and the configuration (see
@@ -265,13 +277,15 @@ class ServerInfo:
 
     def to_plain(self) -> dict[str, Any]:
         """Return this record for JSON. It contains the password."""
-        plain = {each.name: getattr(self, each.name) for each in fields(ServerInfo)}
-        return {**plain, "endpoint": asdict(self.endpoint)}
+        plain = {name: getattr(self, name) for name in ServerInfo.field_names}
+        return {**plain, "endpoint": self.endpoint.fields()}
 
     def ready(self, spec: ServerSpec[Any], client: C, origin: str, *reasons: str) -> Server[C]:
         """Return this server, which has answered *client*, as a `Server`."""
         reason = "; ".join(filter(None, reasons))
-        return Server(**vars(self), title=spec.title, client=client, origin=origin, reason=reason)
+        return Server(
+            **self.fields(), title=spec.title, client=client, origin=origin, reason=reason
+        )
 
     @property
     def running(self) -> bool:
@@ -319,8 +333,7 @@ class ServerInfo:
         return not self.kept and self.owner is not None and self.owner.is_gone()
 
 
-@dataclass(frozen=True, kw_only=True)
-class Server(ServerInfo, Generic[C_co]):
+class Server(ServerInfo, Generic[C_co], frozen=True, kw_only=True):
     """A server that is ready, with the *client* that it answered.
 
     *origin* is `reused`, `shared` (another process of this run started it), `started`,
@@ -357,8 +370,7 @@ class Server(ServerInfo, Generic[C_co]):
         )
 
 
-@dataclass(frozen=True, kw_only=True)
-class ServerHandle:
+class ServerHandle(Struct, frozen=True, kw_only=True):
     """A running server, in Docker or not, with the methods of testcontainers' containers."""
 
     endpoint: Endpoint
@@ -396,14 +408,13 @@ class ServerHandle:
 
         *driver* is SQLAlchemy's name of a PostgreSQL driver; None gives a plain URL.
         """
-        endpoint = replace(self.endpoint, host=host or self.host)
+        endpoint = self.endpoint.replace(host=host or self.host)
         if self.service is Service.REDIS:
             return redis_url(endpoint, self.database)
         return postgres_url(endpoint, MAINTENANCE, driver)
 
 
-@dataclass(frozen=True, kw_only=True)
-class RunContext:
+class RunContext(Struct, frozen=True, kw_only=True):
     """The context of a runtime: a project, a run, and the process that owns the run.
 
     With *keep*, servers outlive the run. *start_timeout* is in seconds.

@@ -25,7 +25,8 @@ class Build:
         self._known = search.known
         self._comparison = Comparison(search.request.file_state)
         self._databases = databases = search.databases
-        self._draft = draft = DatabaseName.new(State.BUILDING, search.key)
+        name = search.request.draft or DatabaseName.new(State.BUILDING, search.key)
+        self._draft = draft = name
         self._target = Target(
             databases.endpoint,
             str(draft),

@@ -15,7 +15,7 @@ import subprocess
 import sys
 import threading
 from collections import deque
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import IO, Any, Final
@@ -23,7 +23,7 @@ from typing import IO, Any, Final
 from pytest_warmstack import masking, originals
 from pytest_warmstack.options import Settings, is_attribute
 from pytest_warmstack.postgres.template.configurations import Configuration
-from pytest_warmstack.postgres.template.dependencies import SITE
+from pytest_warmstack.postgres.template.dependencies import site
 from pytest_warmstack.postgres.template.errors import Failure, TemplateFailed
 from pytest_warmstack.postgres.template.layers import BuildContext, Target
 from pytest_warmstack.servers.model import USER, Endpoint
@@ -33,7 +33,8 @@ DATABASE_URL: Final = {"DATABASE_URL": "{db_url}"}
 
 _CHILD: Final = "pytest_warmstack.postgres.template.child"
 _ALEMBIC: Final = "alembic.command"
-_ASYNC: Final = ("sqlalchemy.ext.asyncio", "asyncpg")
+_ASYNC: Final = ("sqlalchemy.ext.asyncio", "sqlalchemy.dialects.postgresql.asyncpg", "asyncpg")
+_REVISIONS: Final = f"{_CHILD}.revisions"
 
 _OUTPUT_LINES: Final = 30
 """How many of the last lines of the child's output an error shows."""
@@ -61,23 +62,43 @@ _DUMP: Final = re.compile(r"^-- Dumped by pg_dump version (\d[\w.]*)", re.MULTIL
 """Matches a line at the beginning of a file that pg_dump writes."""
 
 
+_AT_START: Final = ("PYTHON", "LD_", "DYLD_")
+"""Beginnings of the variables that matter when Python starts; the child gets the others later."""
+
+
 class Builder:
-    """The child process of one build. It starts when it is first needed."""
+    """The child process of one build. It starts when it is first needed.
+
+    `is_ahead` is true if it has begun to plan the migrations, and nobody has asked for that yet.
+    """
 
     def __init__(self, context: BuildContext) -> None:
         self._root = str(context.root)
         self._settings = context.settings
-        self._configuration = context.configuration
+        self.configuration = context.configuration
         self._folder = context.configuration.folder if context.configuration else context.root
         self._process: subprocess.Popen[str] | None = None
-        self._is_introduced = False
+        self._environ: Mapping[str, str] = {}
+        self._introduction: dict[str, Any] | None = None
+        self.is_ahead = False
         self._position = ""
         self._readers: list[threading.Thread] = []
         self._has_all_output = threading.Event()
 
     def prepare(self) -> None:
         """Start the process early: it imports the modules that it may need, and then waits."""
-        self._start(*([_ALEMBIC] if self._configuration else []), *_ASYNC)
+        self._start(*([_ALEMBIC, _REVISIONS] if self.configuration else []), *_ASYNC)
+
+    def plan_ahead(self, endpoint: Endpoint, database: str, path: Sequence[str]) -> None:
+        """Start the process early; it also plans the migrations, before `ask` asks for the plan.
+
+        *path* is what `sys.path` is expected to be by then. If that or the environment turns out to
+        differ, `ask` starts another process.
+        """
+        self.prepare()
+        self._introduce(self._facts(endpoint, database, path))
+        self._send(do="plan")
+        self.is_ahead = True
 
     def ask(
         self, target: Target, do: str, *, who: str = "The migrations", **request: Any
@@ -89,12 +110,20 @@ class Builder:
         `TemplateFailed` if the code tried to connect to another database, or did not finish within
         `migrate_timeout` seconds.
         """
+        is_ahead, self.is_ahead = self.is_ahead, False
+        facts = None
+        if is_ahead or self._introduction is None:
+            facts = self._facts(target.endpoint, target.database, sys.path)
+        if facts is not None and self._is_outdated(facts, do if is_ahead else ""):
+            is_ahead = False
+            self.discard()
         self._start(*([_ALEMBIC] if do in {"plan", "upgrade"} else []))
-        if not self._is_introduced:
-            self._introduce(target)
-        self._position = ""
-        self._has_all_output.clear()
-        self._send(do=do, **request)
+        if facts is not None and not is_ahead:
+            self._introduce(facts)
+        if not is_ahead:
+            self._position = ""
+            self._has_all_output.clear()
+            self._send(do=do, **request)
         report = self._receive(target, who)
         self._has_all_output.wait(_STACK_TIMEOUT)
         report["output"] = "\n".join("".join(self._output).strip().splitlines()[-_OUTPUT_LINES:])
@@ -110,7 +139,7 @@ class Builder:
     def discard(self) -> None:
         """Kill the process. A thread that waits for its answer gets an error instead."""
         if (process := self._process) is not None:
-            self._process = None
+            self._process, self._introduction, self.is_ahead = None, None, False
             process.kill()
             process.wait(_EXIT_TIMEOUT)
             pipes = [process.stdin]
@@ -138,7 +167,8 @@ class Builder:
             encoding="utf-8",
             errors="replace",
         )
-        self._is_introduced, self._position = False, ""
+        self._environ = dict(os.environ)
+        self._introduction, self._position = None, ""
         self._answers: queue.SimpleQueue[str | None] = queue.SimpleQueue()
         self._output: deque[str] = deque(maxlen=10_000)
         self._readers = [
@@ -151,23 +181,39 @@ class Builder:
         for reader in self._readers:
             reader.start()
 
-    def _introduce(self, target: Target) -> None:
-        """Send the child the facts about the project and its database.
+    def _facts(self, endpoint: Endpoint, database: str, path: Sequence[str]) -> dict[str, Any]:
+        """Return what the child must know about the project, its database and this process now."""
+        found = self.configuration
+        alembic = describe(found, self._settings) if found else None
+        return {
+            "root": self._root,
+            "path": search_path(self._root, alembic["home"] if alembic else None, path),
+            "environ": dict(os.environ),
+            "env": [*self._settings.env],
+            "before": dict(originals.variables),
+            "ignore": [*self._settings.depends_ignore],
+            "alembic": alembic,
+            "url": url_parts(endpoint, database),
+        }
+
+    def _introduce(self, facts: dict[str, Any]) -> None:
+        """Send the child *facts*.
 
         They contain the password, so they go to standard input: any user can read arguments.
         """
-        found = self._configuration
-        alembic = describe(found, self._settings) if found else None
-        self._send(
-            root=self._root,
-            path=search_path(self._root, alembic["home"] if alembic else None),
-            env=[*self._settings.env],
-            before=originals.variables,
-            ignore=[*self._settings.depends_ignore],
-            alembic=alembic,
-            url=url_parts(target.endpoint, target.database),
-        )
-        self._is_introduced = True
+        self._introduction = facts
+        self._send(**facts)
+
+    def _is_outdated(self, facts: Mapping[str, Any], ahead: str) -> bool:
+        """Return whether a process that was started early can't do what it has to do now.
+
+        If it has planned *ahead*, the plan must be what is asked for, and *facts* what it knows.
+        """
+        if self._process is None:
+            return False
+        if self._introduction is not None:
+            return ahead != "plan" or facts != self._introduction
+        return _at_start(facts["environ"]) != _at_start(self._environ)
 
     def _send(self, **message: Any) -> None:
         # If the process has ended, `_receive` notices it.
@@ -225,7 +271,7 @@ class Builder:
         refused, failure = report.get("refused"), Failure.of(report)
         has_no_engine = failure.is_in_env_py and _NO_ENGINE.match(failure.cause)
         if report.get("databases") and (refused or has_no_engine):
-            config = self._configuration
+            config = self.configuration
             raise TemplateFailed.several_databases(
                 failure,
                 names=report["databases"],
@@ -319,15 +365,20 @@ def _pg_dump_version(path: Path) -> str:
     return match[1] if match else ""
 
 
-def search_path(root: str, home: str | None) -> list[str]:
-    """Return the folders in which the tests, and the migrations, find modules now, in order.
+def _at_start(environ: Mapping[str, str]) -> dict[str, str]:
+    return {name: value for name, value in environ.items() if name.startswith(_AT_START)}
+
+
+def search_path(root: str, home: str | None, path: Sequence[str] = ()) -> list[str]:
+    """Return the folders in which the tests, and the migrations, find modules, in order.
 
     *root*, and *home*, the folder of Alembic's configuration, come before installed packages.
+    The default of *path* is the current `sys.path`:
     pytest has added the folders of `pythonpath` and of the import mode, and `python -m pytest` the
     current folder. A run that collects nothing, such as `warmstack up`, has fewer.
     """
-    path = [os.path.abspath(entry) for entry in sys.path]  # noqa: PTH100 - of names, and '' too
-    packages = next((place for place, each in enumerate(path) if each in SITE), len(path))
+    path = [os.path.abspath(entry) for entry in path or sys.path]  # noqa: PTH100 - '' too
+    packages = next((place for place, each in enumerate(path) if each in site()), len(path))
     own = [each for each in (home, root) if each and each not in path[:packages]]
     return list(dict.fromkeys([*path[:packages], *own, *path[packages:]]))
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import os
 import re
-import tomllib
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any, Final, NamedTuple
 
@@ -20,7 +20,7 @@ _SKIPPED: Final = {"node_modules", "site-packages", "__pycache__"}
 _INI: Final = "alembic.ini"
 _TOML: Final = "pyproject.toml"
 
-_OTHER_INI: Final = re.compile(r"(?!alembic\.ini$).*alembic.*\.ini")
+_OTHER_INI: Final = r"(?!alembic\.ini$).*alembic.*\.ini"
 """Matches the names of files that users pass to `alembic -c`."""
 
 
@@ -105,7 +105,7 @@ class Configurations:
         """Return the files such as alembic_prod.ini, as paths from the root."""
         return [
             os.path.relpath(folder / name, self._root)
-            for folder, names in _folders(self._root, _OTHER_INI.fullmatch)
+            for folder, names in _folders(self._root, partial(re.fullmatch, _OTHER_INI))
             for name in names
         ]
 
@@ -156,6 +156,8 @@ def _has_table(toml: Path) -> bool:
     """Return whether *toml* has a table for Alembic; raise `TemplateFailed` if it can't be read."""
     if not toml.is_file():
         return False
+    import tomllib  # Most projects have such a file, but not all.
+
     try:
         tables: dict[str, Any] = tomllib.loads(toml.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:

@@ -7,15 +7,16 @@ same files has the same keys. This module only looks at files: it runs no code o
 
 from __future__ import annotations
 
+import functools
 import glob
 import json
 import os
 import re
 import sys
-import sysconfig
 from collections.abc import Callable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any, Final
 
+from pytest_warmstack import originals
 from pytest_warmstack.postgres.template.record import CONFIG, DDL
 from pytest_warmstack.servers.identity import fingerprint
 
@@ -28,19 +29,30 @@ ABSENT: Final = ""
 
 def _python_folders(*names: str) -> tuple[str, ...]:
     """Return the folders that sysconfig calls *names*, and their real paths."""
+    import sysconfig  # It takes 2 ms, and most warm runs have no use for it.
+
     found = [sysconfig.get_path(name) for name in names]
     return tuple(dict.fromkeys([*found, *map(os.path.realpath, found)]))
 
 
-SITE: Final = _python_folders("purelib", "platlib")
-"""The folders of installed packages."""
+@functools.cache
+def site() -> tuple[str, ...]:
+    """Return the folders of installed packages."""
+    return _python_folders("purelib", "platlib")
 
-STDLIB: Final = _python_folders("stdlib", "platstdlib")
-"""The folders of Python's standard library."""
+
+@functools.cache
+def stdlib() -> tuple[str, ...]:
+    """Return the folders of Python's standard library."""
+    return _python_folders("stdlib", "platstdlib")
+
 
 _SITE_PREFIX: Final = "<site>/"
 
-_UNRELATED_SECTIONS: Final = re.compile(
+_SETTLE_TIME: Final = 2.0
+"""Seconds after which a file's next change has another time, on every file system."""
+
+_UNRELATED_SECTIONS: Final = (
     r"loggers|handlers|formatters|(logger|handler|formatter)_.*|post_write_hooks"
 )
 _UNRELATED_OPTIONS: Final = {
@@ -61,19 +73,29 @@ def place(path: str, root: str) -> str:
     >>> place("/srv/shop/sql/a.sql", "/srv/shop")
     'sql/a.sql'
     """
-    for site in SITE:
-        if path.startswith(site + os.sep):
-            return _SITE_PREFIX + os.path.relpath(path, site)
+    for folder in site():
+        if path.startswith(folder + os.sep):
+            return _SITE_PREFIX + os.path.relpath(path, folder)
     return os.path.relpath(path, root)
 
 
 class FileState:
-    """The current state of everything that builds may have read. Each item is read once."""
+    """The current state of everything that builds may have read. Each item is read once.
 
-    def __init__(self, root: str) -> None:
+    With *is_early*, `seen` has what another state needs as *earlier*, so that it reads only those
+    files again that may have changed since, by the kernel's time of their last change.
+    """
+
+    def __init__(
+        self, root: str, *, is_early: bool = False, earlier: FileState | None = None
+    ) -> None:
         self._root = root
         self._digests: dict[str, str] = {}
         self._versions: dict[str, str] | None = None
+        self._is_early = is_early
+        self._earlier = earlier.seen if earlier else {}
+        self._settled = int((originals.now() - _SETTLE_TIME) * 1e9)
+        self.seen: dict[str, tuple[tuple[int, ...], str]] = {}
 
     def digest(self, key: str) -> str:
         """Return the digest of what *key* names, or `ABSENT` if that does not exist."""
@@ -108,13 +130,21 @@ class FileState:
     def path(self, name: str) -> str:
         """Return the path for the *name* in a key."""
         if name.startswith(_SITE_PREFIX):
-            paths = [f"{site}/{name[len(_SITE_PREFIX) :]}" for site in SITE]
+            paths = [f"{folder}/{name[len(_SITE_PREFIX) :]}" for folder in site()]
             return next((path for path in paths if os.path.lexists(path)), paths[0])
         return os.path.join(self._root, name)  # noqa: PTH118 - a thousand times on a warm run
 
     def _file_digest(self, name: str) -> str:
-        data = _read(self.path(name))
-        return ABSENT if data is None else fingerprint(data)
+        path, stamp = self.path(name), None
+        if self._is_early or name in self._earlier:
+            stamp = _stamp(path)
+            if name in self._earlier and self._earlier[name][0] == stamp:
+                return self._earlier[name][1]
+        data = _read(path)
+        digest = ABSENT if data is None else fingerprint(data)
+        if stamp and 0 < stamp[0] < self._settled:
+            self.seen[name] = stamp, digest
+        return digest
 
     def _there_digest(self, name: str) -> str:
         path = self.path(name)
@@ -200,7 +230,7 @@ def sections(parser: RawConfigParser) -> dict[str, dict[str, Any]]:
     return {
         section: related_options(dict(parser.items(section, raw=True)))
         for section in (*parser.sections(), parser.default_section)
-        if not _UNRELATED_SECTIONS.fullmatch(section)
+        if not re.fullmatch(_UNRELATED_SECTIONS, section)
     }
 
 
@@ -229,6 +259,15 @@ def _files(folder: str) -> Iterator[str]:
 def _is_ignored(name: str) -> bool:
     """Return whether Python or an editor puts files of this *name* into folders."""
     return name.startswith(".") or name == "__pycache__" or name.endswith(".pyc")
+
+
+def _stamp(path: str) -> tuple[int, int, int, int]:
+    """Return when a file was last changed, in nanoseconds, and what another file has different."""
+    try:
+        found = os.stat(path)  # noqa: PTH116 - a thousand times on a warm run
+    except OSError:
+        return 0, 0, 0, 0
+    return found.st_ctime_ns, found.st_size, found.st_ino, found.st_dev
 
 
 def _read(path: str) -> bytes | None:

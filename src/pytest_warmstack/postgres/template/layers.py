@@ -12,7 +12,6 @@ import inspect
 import os
 from collections.abc import Awaitable, Callable, Iterator, Sequence
 from concurrent.futures import Future, wait
-from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
@@ -31,6 +30,7 @@ from pytest_warmstack.postgres.template.record import (
 )
 from pytest_warmstack.servers.identity import BUILD_FORMAT, fingerprint
 from pytest_warmstack.servers.model import Endpoint, postgres_url
+from pytest_warmstack.structs import Struct
 
 if TYPE_CHECKING:
     from pytest_warmstack.postgres.template.builder import Builder
@@ -52,25 +52,27 @@ class Target(NamedTuple):
     activity: Callable[[], list[str]]
 
 
-@dataclass(frozen=True)
-class BuildContext:
+class BuildContext(Struct, frozen=True):
     """What all layers of a template share: the project, and the process that runs its code."""
 
     settings: Settings
     root: Path
-    file_state: FileState = field(repr=False)
+    file_state: FileState
     configuration: Configuration | None = None
+    early: Builder | None = None
+
+    secret = frozenset({"file_state"})
 
     @cached_property
     def builder(self) -> Builder:
-        """The child process, which starts when it is first needed."""
+        """The child process, which starts when it is first needed; *early* if it has started."""
         from pytest_warmstack.postgres.template.builder import Builder
 
-        return Builder(self)
+        return self.early or Builder(self)
 
     def discard(self) -> None:
         """End the child process, if there is one."""
-        if "builder" in vars(self):
+        if self.early or "builder" in vars(self):
             self.builder.discard()
 
 
@@ -185,13 +187,26 @@ class Migrations(_ProjectLayer):
 
     def plan(self, target: Target) -> LayerRecord:
         """Return the revisions in the order in which Alembic applies them to an empty database."""
-        report = self._ask(target, "plan")
+        report = self._early_plan(target) or self._ask(target, "plan")
         if report["own"]:
             # The child can no longer connect, and its work is not needed.
             self.discard()
             steps = (BuildStep(self._whole_run, "", {}, ()),)
             return LayerRecord(self.name, self.key, steps=steps)
         return _with_report(LayerRecord(self.name, self.key), report)
+
+    def _early_plan(self, target: Target) -> dict[str, Any] | None:
+        """Return the plan that the child has made early, if no file has changed since."""
+        early = self._context.early
+        if early is None or not early.is_ahead:
+            return None
+        report, holds = early.ask(target, "plan"), self._context.file_state.holds
+        if "error" not in report and not report["own"]:
+            needs = [link[2] for link in report["links"]]
+            if all(map(holds, (report["needs"], report["folders"], *needs))):
+                return report
+        self.discard()
+        return None
 
     def apply(self, target: Target, planned: LayerRecord) -> LayerRecord:
         """Do what `alembic upgrade heads` does, for the planned revisions.
@@ -394,13 +409,14 @@ def make(
     configuration: Configuration | None,
     custom: Sequence[object] = (),
     seeds: tuple[str, ...] = (),
+    early: Builder | None = None,
 ) -> list[Layer]:
     """Return the layers: the schema, the migrations, custom layers, the seed, a marker's *seeds*.
 
     *configuration* is Alembic's, if there is one; *custom* is what the implementations of
-    `pytest_warmstack_template_layers` returned.
+    `pytest_warmstack_template_layers` returned. *early* is a child process that has started.
     """
-    context = BuildContext(settings, root, file_state, configuration)
+    context = BuildContext(settings, root, file_state, configuration, early)
     return [
         *([Scripts(context, "schema")] if settings.schema else []),
         *([Migrations(context, configuration)] if configuration else []),

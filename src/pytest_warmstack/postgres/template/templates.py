@@ -8,10 +8,10 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
 from functools import cached_property
-from typing import NamedTuple
+from typing import Final, NamedTuple
 
+from pytest_warmstack import originals
 from pytest_warmstack.errors import WarmstackError
 from pytest_warmstack.options import Settings
 from pytest_warmstack.postgres import DatabaseName, State, sql
@@ -20,14 +20,19 @@ from pytest_warmstack.postgres.template.dependencies import FileState
 from pytest_warmstack.postgres.template.layers import Base, Layer
 from pytest_warmstack.postgres.template.record import LayerRecord, Record
 from pytest_warmstack.servers.identity import fingerprint
+from pytest_warmstack.structs import Struct
+
+YIELD_TIMEOUT: Final = 1.0
+"""Seconds that a process waits for another one to begin a build that it has prepared."""
 
 
-@dataclass(frozen=True, kw_only=True)
-class TemplateRequest:
+class TemplateRequest(Struct, frozen=True, kw_only=True):
     """The template that a run needs: made of *layers*, given the current *file_state*.
 
     With *keep*, a build also saves templates for later builds to start from. *run* is the id of the
     run, *project* is shown to users as the template's project, *say* shows a line to the user.
+    *draft* is the name for the database of a build, if its child process knows that already. With
+    *yields*, another process of the run has such a child, and should build.
     """
 
     layers: Sequence[Layer]
@@ -37,6 +42,8 @@ class TemplateRequest:
     keep: bool = True
     run: str = ""
     project: str = ""
+    draft: DatabaseName | None = None
+    yields: bool = False
 
 
 class Template(NamedTuple):
@@ -67,8 +74,7 @@ class Template(NamedTuple):
         return [sql.note(name, used=used, project=self.project) for name, used in times]
 
 
-@dataclass
-class KnownTemplate:
+class KnownTemplate(Struct):
     """A template on the server. Its comment is parsed when it is first needed."""
 
     name: DatabaseName
@@ -97,6 +103,13 @@ def ensure(databases: Databases, request: TemplateRequest) -> Template:
     # the template share that until the end of their runs.
     gate = DatabaseName(State.BUILDING, search.key, "gate")
     timeout = request.settings.migrate_timeout
+    deadline = originals.monotonic() + YIELD_TIMEOUT
+    while request.yields and originals.monotonic() < deadline:
+        if gate.lock_key in databases.locked():
+            break
+        originals.sleep(0.05)
+        if (found := search.find()) is not None:
+            return found
     if holder := databases.lock(gate, timeout=timeout, say=request.say):
         from pytest_warmstack.postgres.template.errors import TemplateFailed
 
@@ -122,10 +135,29 @@ class Search:
         self.known: list[KnownTemplate] = []
         """The templates on the server; the last used one is first."""
 
-    def find(self) -> Template | None:
-        """Return the first known template that a new build would only repeat, and use it."""
+    def _list(self) -> None:
         listed = sorted(self.databases.templates(), key=lambda each: each.used, reverse=True)
         self.known = [KnownTemplate(each.name, each.comment, each.project) for each in listed]
+
+    def outdated(self) -> list[Layer]:
+        """Return the layers that no known template has as they would be now. Uses nothing."""
+        self._list()
+        request = self.request
+        recorded = [
+            record
+            for each in self.known
+            if not request.settings.rebuild or each.record.run == request.run
+            for record in each.record.layers
+        ]
+        return [
+            layer
+            for layer in self.layers
+            if not any(self.is_layer_current(layer, each) for each in recorded)
+        ]
+
+    def find(self) -> Template | None:
+        """Return the first known template that a new build would only repeat, and use it."""
+        self._list()
         for each in self.known:
             if self.request.settings.rebuild and each.record.run != self.request.run:
                 continue

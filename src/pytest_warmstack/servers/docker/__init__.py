@@ -9,7 +9,6 @@ import shutil
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing, suppress
-from dataclasses import replace
 from functools import wraps
 from typing import Any, ParamSpec, TypeVar
 
@@ -171,7 +170,7 @@ class Docker:
             since=float(facts["Created"]),
         )
         # Use the name in the settings: the engine shows a digest once another image has the name.
-        return replace(found, what=f"image {found.config.get('image', facts['Image'])}")
+        return found.replace(what=f"image {found.config.get('image', facts['Image'])}")
 
     @_translate_errors
     def remove(self, found: ServerInfo) -> None:
@@ -196,7 +195,7 @@ class Docker:
             try:
                 if not container.find():
                     raise NotReady(f"the container {found.name} is gone, or has other labels")
-                endpoint = replace(container.endpoint(), looks=True)
+                endpoint = container.endpoint().replace(looks=True)
                 return spec.connect(endpoint, found.labels[Label.FINGERPRINT], ANSWER_TIMEOUT)
             except NotFound as error:
                 raise NotReady(explanation(error)) from error

@@ -79,6 +79,9 @@ class Work:
     """Does the tasks of the parent, under the guard and the recorder."""
 
     def __init__(self, project: dict[str, Any], answers: IO[str]) -> None:
+        # The process may have started before the tests' process had its environment.
+        os.environ.clear()
+        os.environ.update(project["environ"])
         self._own_path = sys.path
         # The project's code finds modules in the same folders as the tests, in the same order.
         sys.path = project["path"]

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, Final
 
-from pytest_warmstack.postgres.template.dependencies import STDLIB
+from pytest_warmstack.postgres.template.dependencies import stdlib
 
 _MESSAGE_LINES: Final = 20
 """How many lines of an exception's message are reported."""
@@ -96,7 +96,7 @@ def _looked_in(module: str) -> str:
     folders = [
         each
         for each in sys.path
-        if each.removesuffix("/lib-dynload") not in STDLIB and Path(each).is_dir()
+        if each.removesuffix("/lib-dynload") not in stdlib() and Path(each).is_dir()
     ]
     return f"Looked for it in: {', '.join(folders)}"
 

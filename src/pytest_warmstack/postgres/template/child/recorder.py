@@ -27,14 +27,14 @@ from types import FrameType, ModuleType
 from typing import Any, Final
 
 from pytest_warmstack.postgres.template.dependencies import (
-    SITE,
-    STDLIB,
     FileState,
     distribution,
     place,
+    site,
+    stdlib,
 )
 
-_LIBRARIES: Final = tuple(f"{each}{os.sep}" for each in (*SITE, *STDLIB))
+_LIBRARIES: Final = tuple(f"{each}{os.sep}" for each in (*site(), *stdlib()))
 _PACKAGE: Final = os.path.realpath(f"{os.path.dirname(__file__)}/../../..")  # noqa: PTH120
 _SYSTEM: Final = ("/dev/", "/proc/", "/sys/", "/etc/", "/usr/", "/run/", "/var/run/", "/System/")
 """Folders whose files belong to the machine, not to a project."""
@@ -201,9 +201,9 @@ class Recorder:
 
     def package_of(self, path: str) -> set[str]:
         """Return the key of the installed distribution that *path* belongs to, if any."""
-        for site in SITE:
-            if path.startswith(site + os.sep):
-                return _distributions(os.path.relpath(path, site).partition(os.sep)[0])
+        for folder in site():
+            if path.startswith(folder + os.sep):
+                return _distributions(os.path.relpath(path, folder).partition(os.sep)[0])
         return set()
 
     def _stable_digest(self, key: str) -> str:

@@ -1,0 +1,1 @@
+"""A booking platform: organisations let the rooms of their properties to guests."""
