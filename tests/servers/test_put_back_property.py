@@ -68,7 +68,7 @@ def databases(standing: Bench, background: BackgroundLoop) -> Iterator[Databases
     standing.leave()
 
 
-@examples(120)
+@examples(80)
 @given(rounds=st.lists(st.one_of(ROWS, MORE_ROWS, MORE_ROWS, EVERYTHING), min_size=1, max_size=3))
 def test_what_is_put_back_is_like_a_fresh_clone(
     databases: Databases, rounds: Sequence[Sequence[Operation]]
@@ -82,7 +82,7 @@ def test_what_is_put_back_is_like_a_fresh_clone(
         assert clone.differences(thorough=bool(EXAMPLES)) == []
 
 
-@examples(60, share=3)
+@examples(40, share=3)
 @given(operations=ROWS)
 def test_rows_and_sequences_are_put_back(
     databases: Databases, operations: Sequence[Operation]
@@ -93,10 +93,10 @@ def test_rows_and_sequences_are_put_back(
         assert put_back(clone) in {"", "inserted many rows into public.plain"}
 
 
-@examples(40, share=3)
+@examples(25, share=3)
 @given(
     rounds=st.lists(st.one_of(ROWS, MORE_ROWS), min_size=1, max_size=3),
-    times=st.sampled_from((1, 1, 30 if EXAMPLES else 6)),
+    times=st.sampled_from((1, 1, 30 if EXAMPLES else 4)),
     operations=st.one_of(ROWS, MORE_ROWS),
 )
 def test_the_next_test_gets_the_answers_that_it_gets_in_a_fresh_clone(
