@@ -20,6 +20,7 @@ from pytest_warmstack.postgres import DatabaseName, State, sql
 from pytest_warmstack.postgres.connections import (
     APPLICATION,
     BUSY_TIMEOUT,
+    TITLE,
     Connection,
     StatementRefused,
     persistent,
@@ -34,13 +35,13 @@ from pytest_warmstack.postgres.databases import (
     drop_unlocked,
     in_background,
 )
-from pytest_warmstack.postgres.put_back import Baseline, Mark, NotPutBack, put_back
 from pytest_warmstack.postgres.retention import Retention
 from pytest_warmstack.servers.errors import ConnectionLost, ServerFailed, ServerFull
 from pytest_warmstack.structs import Struct
 
 if TYPE_CHECKING:
     from pytest_warmstack.postgres.address import Address
+    from pytest_warmstack.postgres.put_back import Baseline
 
 MAX_DROPS: Final = 8
 """How many clones may wait to be dropped before tests wait for the drops."""
@@ -432,7 +433,7 @@ class CloneFactory:
         self._copier = Connection(databases.endpoint)
         self._dropper = Connection(databases.endpoint)
         self._listing = asyncio.Lock()
-        self._stock: deque[tuple[DatabaseName, int, Mark]] | None = None
+        self._stock: deque[tuple[DatabaseName, int, Sequence[Any]]] | None = None
         self._names: deque[DatabaseName] = deque()
         self._dropped_keys: list[int] = []
         self._doubtful: list[DatabaseName] = []
@@ -440,7 +441,8 @@ class CloneFactory:
         self.puts_back = databases.may_put_back
         self._baseline: Baseline | None = None
         self._turn = asyncio.Lock()
-        self._marks: dict[int, Mark] = {}
+        # What `put_back.Mark` has, of each clone.
+        self._marks: dict[int, Sequence[Any]] = {}
         # The clones that were put back, and those of them that a connection was left to.
         self._used: set[int] = set()
         self._connected: set[int] = set()
@@ -612,21 +614,18 @@ class CloneFactory:
         await self._main.lock_new([name.lock_key for name in names])
         self._names.extend(names)
 
-    async def _complete(self, name: DatabaseName, oid: int = 0, mark: Mark | None = None) -> Clone:
+    async def _complete(self, name: DatabaseName, oid: int = 0, mark: Sequence[Any] = ()) -> Clone:
         await self._databases.apply_properties(self._template, name)
-        if mark is None:
-            ((oid, *now),) = await self._main.fetch(sql.MOMENT, str(name))
-            mark = Mark(*now)
+        if not mark:
+            ((oid, *mark),) = await self._main.fetch(sql.MOMENT, str(name))
         self._marks[oid] = mark
         return Clone(name, oid, self._databases.url(name))
 
-    async def _ready(self) -> list[tuple[DatabaseName, int, Mark]]:
+    async def _ready(self) -> list[tuple[DatabaseName, int, Sequence[Any]]]:
         """Return the names, oids and marks of the ready clones on the server."""
         rows = await self._main.fetch(sql.stock(self._template))
         return [
-            (found, oid, Mark(*mark))
-            for name, oid, *mark in rows
-            if (found := DatabaseName.parse(name))
+            (found, oid, mark) for name, oid, *mark in rows if (found := DatabaseName.parse(name))
         ]
 
     # Putting clones back
@@ -654,8 +653,9 @@ class CloneFactory:
             await self._drop(own)
         new = await self._prepare(fresh=True)
         if is_first:
-            # It is read where no test has been.
-            await self._read_baseline(new)
+            # It is read where no test has been. If that fails, the next used clone tries again.
+            with suppress(WarmstackError):
+                await self._read_baseline(new)
         return new
 
     @persistent
@@ -667,6 +667,8 @@ class CloneFactory:
 
     async def _undo(self, clone: Clone) -> str:
         """Undo what was done to *clone*; return why that can't be done, or "" if it was."""
+        from pytest_warmstack.postgres.put_back import Mark, NotPutBack, put_back
+
         assert self._baseline is not None  # noqa: S101 - read for the first clone
         try:
             # One at a time: it takes one connection more.
@@ -677,7 +679,7 @@ class CloneFactory:
                         self._dropper,
                         clone.oid,
                         self._baseline,
-                        self._marks[clone.oid],
+                        Mark(*self._marks[clone.oid]),
                         may_be_unused=clone.oid not in self._connected,
                     )
                     was_used = inside.is_connected
@@ -695,10 +697,13 @@ class CloneFactory:
         """Do what `Clones.put_back_on` does, in the event loop of *connection*."""
         if self._baseline is None:
             return False
+        from pytest_warmstack.postgres.put_back import Mark, put_back
+
+        mark = Mark(*self._marks[clone.oid])
         try:
             async with asyncio.timeout(BUSY_TIMEOUT):
                 self._marks[clone.oid] = await put_back(
-                    connection, connection, clone.oid, self._baseline, self._marks[clone.oid]
+                    connection, connection, clone.oid, self._baseline, mark
                 )
         except Exception:  # Whatever it is, `put_back` finds it too.
             return False
@@ -707,6 +712,8 @@ class CloneFactory:
         return True
 
     async def _read_baseline(self, clone: Clone) -> None:
+        from pytest_warmstack.postgres.put_back import Baseline
+
         async with self._turn:
             if self._baseline is None:
                 async with Connection(self._databases.endpoint, str(clone.name)) as inside:
@@ -714,18 +721,20 @@ class CloneFactory:
                     await inside.execute("SELECT pg_stat_reset()")
                 await self._wait_until_unused(clone)
                 ((_, *now),) = await self._main.fetch(sql.MOMENT, str(clone.name))
-                self._marks[clone.oid] = Mark(*now)
+                self._marks[clone.oid] = now
                 self._baseline = baseline
 
     async def _wait_until_unused(self, clone: Clone) -> None:
         """Wait until the connection of this package to *clone* has ended.
 
-        The next test doesn't see it, and a rename doesn't have to wait for it.
+        The next test doesn't see it, and a rename doesn't have to wait for it. Raises
+        `ConnectionLost` after `BUSY_TIMEOUT`.
         """
         deadline, pause = originals.monotonic() + BUSY_TIMEOUT, 0.001
         while await self._dropper.fetch(sql.SESSIONS, clone.oid):
             if originals.monotonic() > deadline:
-                raise NotPutBack(f"has a connection that did not end within {BUSY_TIMEOUT:g} s")
+                cause = f"a connection to {clone.name} did not end within {BUSY_TIMEOUT:g} seconds"
+                raise ConnectionLost.lost(title=TITLE, statement=sql.SESSIONS, cause=cause)
             await sleep(pause)
             pause = min(pause * 2, 0.05)
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from contextlib import suppress
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 from weakref import WeakKeyDictionary
 
 # Not `asyncpg.connect`, which a test may replace.
@@ -38,8 +38,10 @@ from pytest_warmstack.postgres import DatabaseName
 from pytest_warmstack.postgres.clones import Shared
 from pytest_warmstack.postgres.connections import APPLICATION, NEUTRAL, StatementRefused, explained
 from pytest_warmstack.postgres.driver_connections import DriverConnection, connection_class
-from pytest_warmstack.postgres.kept import Arguments, KeptConnection
 from pytest_warmstack.servers.errors import ConnectionLost
+
+if TYPE_CHECKING:
+    from pytest_warmstack.postgres.kept import Arguments, KeptConnection
 
 Connect = Callable[[Dialect, list[Any], dict[str, Any]], Any]
 """A function that opens a connection with a dialect and the arguments of its driver."""
