@@ -60,6 +60,7 @@ _FIRING: Final = (
     "INSERT INTO replicated SELECT i FROM generate_series(1, {n}) i",
     "INSERT INTO held SELECT i FROM generate_series(1, {n}) i",
     "INSERT INTO ruled SELECT i FROM generate_series(1, {n}) i",
+    "INSERT INTO spoken VALUES ({a})",
     "INSERT INTO announced SELECT i FROM generate_series(1, {n}) i",
     "INSERT INTO analyzed (note) SELECT 'n' || i FROM generate_series(1, {n}) i",
     "INSERT INTO analyzed (note) VALUES ('one')",

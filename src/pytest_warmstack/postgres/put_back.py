@@ -6,19 +6,17 @@ look at the data: rows in tables that the template has empty are deleted, rows b
 template are found by the transactions that made them, and touched sequences get their values back.
 A clone with any other change can't be put back.
 
-Deleted rows are vacuumed, too. In a page with dead rows, later rows get other places than in a new
-page, and a query without ORDER BY shows that: PostgreSQL may even use the place of a dead row for a
-new one, before the rows that were inserted earlier. VACUUM cuts a file without rows to no page, and
-takes a third of the time of TRUNCATE, which also refuses tables that others refer to. It changes
-what the planner knows of the table; so that is restored.
+The files get back what a new clone has, too. In a page with dead rows, later rows get other places
+than in a new page: PostgreSQL even uses the place of a dead row for a new one, before the rows that
+were inserted earlier. And an index that was used has a page more than a new one, for which the
+planner may choose another join. A query without ORDER BY shows both. So tables that the template
+has empty are truncated, and the others vacuumed. What the planner knows of a table is restored.
 
 What still differs from a new clone, because it costs too much to restore: ``ctid``, ``xmin``,
-``xmax`` and the files' names; the pages of an index, which still has those of up to nine pages of
-rows, so its costs are a little higher; dead rows after those of the template in a table of several
-pages; ``log_cnt`` of sequences; and the time of the last reset of statistics. REINDEX TABLE
-pg_class is not noticed. In a connection in which a superuser sets ``track_counts`` off, PostgreSQL
-counts nothing: changes of the template's own rows, of sequences and of most catalogs are not
-noticed then.
+``xmax`` and the files' names; dead rows after those of the template in a table of several pages;
+``log_cnt`` of sequences; and the time of the last reset of statistics. REINDEX TABLE pg_class is
+not noticed. In a connection in which a superuser sets ``track_counts`` off, PostgreSQL counts
+nothing: changes of the template's own rows, of sequences and of most catalogs are not noticed then.
 """
 
 from __future__ import annotations
@@ -29,7 +27,7 @@ from typing import Any, Final, NamedTuple, Protocol
 from pytest_warmstack.postgres import sql
 
 _MAX_PAGES: Final = 9
-"""How many pages of a table are deleted and vacuumed; more would leave large indexes."""
+"""How many pages of new rows are deleted and vacuumed; more would leave larger indexes."""
 
 _VACUUM: Final = "VACUUM (INDEX_CLEANUP on, TRUNCATE on, PROCESS_TOAST off, PARALLEL 0)"
 
@@ -83,10 +81,9 @@ not counted. *is_new* finds relations that were made or altered where nothing wa
 _RELATIONS: Final = (
     "SELECT c.oid, c.relkind::text AS kind, format('%I.%I', n.nspname, c.relname) AS name,"
     " coalesce(i.indrelid, c.oid) AS of, c.reltoastrelid AS toast,"
-    " c.relpages, c.reltuples, c.relallvisible,"
-    " CASE WHEN c.relkind IN ('r', 't') THEN pg_relation_size(c.oid) ELSE 0 END AS bytes,"
-    " EXISTS (SELECT FROM pg_constraint f WHERE f.confrelid = c.oid AND f.conrelid <> c.oid"
-    " AND f.contype = 'f') AS is_referenced,"
+    " c.relpages, c.reltuples, c.relallvisible, c.relhastriggers,"
+    " c.relkind = 'i' AND n.nspname <> 'pg_toast' AS is_index,"
+    " CASE WHEN c.relkind = 'S' THEN 0 ELSE pg_relation_size(c.oid) END AS bytes,"
     " EXISTS (SELECT FROM pg_trigger t WHERE t.tgrelid = c.oid AND t.tgenabled IN ('A', 'R'))"
     " OR EXISTS (SELECT FROM pg_rewrite w WHERE w.ev_class = c.oid AND w.ev_enabled IN ('A', 'R'))"
     " AS is_firing"
@@ -131,16 +128,15 @@ class NotPutBack(Exception):
 class Table(NamedTuple):
     """A table as the template has it.
 
-    *limit* is the number of bytes above which its rows are not deleted. *rows* is the number of
-    rows, if they fill one page at most, without a gap. A table that *is_firing* has triggers or
-    rules that nothing silences.
+    *rows* is the number of rows, if they fill one page at most, without a gap. A table that
+    *is_firing* has triggers or rules that nothing silences. *limit* is the number of bytes up to
+    which new rows can be deleted.
     """
 
     name: str
     bytes: int
     limit: int
     rows: int | None
-    may_truncate: bool
     is_firing: bool
 
 
@@ -153,12 +149,18 @@ class Toast(NamedTuple):
 
 
 class Statistics(NamedTuple):
-    """What the planner knows of a table, an index or a TOAST table."""
+    """What pg_class has about a table, its TOAST table, or an index of either; and its *bytes*.
+
+    *is_index* is true for an index of the table itself, which the planner looks at.
+    """
 
     oid: int
     relpages: int
     reltuples: float
     relallvisible: int
+    relhastriggers: bool
+    is_index: bool
+    bytes: int
 
 
 class Baseline(NamedTuple):
@@ -225,7 +227,6 @@ def _table(row: Any, block: int, rows: int | None) -> Table:
         size,
         size if rows is None else _MAX_PAGES * block,
         rows,
-        may_truncate=not size and not row["is_referenced"],
         is_firing=row["is_firing"],
     )
 
@@ -263,14 +264,17 @@ async def _restored(connection: Runs, sequences: Mapping[int, str]) -> dict[int,
 class _Undo:
     """What undoes the changes of a test.
 
-    These are *statements*, names of tables to vacuum after them, tables to count, and tables whose
-    statistics have to be restored then.
+    *truncated* are tables without rows in the template, *deleted* the others, from which the rows
+    of the test are deleted, *vacuumed* names of tables. Of *counted* tables, template rows may have
+    changed. What pg_class has about *restored* tables changes meanwhile.
     """
 
     def __init__(self) -> None:
         self.statements: list[str] = []
-        self.vacuumed: list[str] = []
+        self.truncated: dict[int, Table] = {}
+        self.deleted: dict[int, Table] = {}
         self.counted: dict[int, Table] = {}
+        self.vacuumed: list[str] = []
         self.restored: set[int] = set()
 
 
@@ -296,28 +300,22 @@ async def put_back(
         return mark
     xid = str(mark.xid % 2**32)
     undo = _undo(baseline, xid, await inside.fetch(_CHANGES, xid))
+    statements = [
+        # Foreign keys, triggers and rules stay silent, and nothing is counted.
+        "SET session_replication_role = replica",
+        "SET track_counts = off",
+        *undo.statements,
+        *_truncating(undo.truncated),
+    ]
+    if undo.deleted or undo.vacuumed:
+        await inside.execute("; ".join(statements))
+        await _vacuum(inside, baseline, undo)
+        statements = []
     await inside.execute(
         "; ".join(
             [
-                # Foreign keys, triggers and rules stay silent, and nothing is counted.
-                "SET session_replication_role = replica",
-                "SET track_counts = off",
-                *undo.statements,
-            ]
-        )
-    )
-    counted = await _count(inside, {oid: table.name for oid, table in undo.counted.items()})
-    for each, table in undo.counted.items():
-        if counted.get(each) != table.rows:
-            raise NotPutBack(f"changed rows of the template in {table.name}")
-    if undo.vacuumed:
-        names = [f"{baseline.only}{name}" for name in undo.vacuumed]
-        await inside.execute(f"{_VACUUM} {', '.join(names)}")
-    restoring = _restoring(baseline, undo.restored)
-    await inside.execute(
-        "; ".join(
-            [
-                *restoring,
+                *statements,
+                *_restoring(baseline, undo.restored),
                 "SELECT pg_stat_reset()",
                 "RESET session_replication_role",
                 "RESET track_counts",
@@ -331,18 +329,57 @@ async def put_back(
     return Mark(*row)
 
 
+def _truncating(tables: Mapping[int, Table]) -> Iterator[str]:
+    """Return the statements that truncate *tables*."""
+    if tables:
+        # PostgreSQL refuses a table that others refer to (`heap_truncate_check_FKs` in its heap.c)
+        # unless it has no triggers; all others are empty soon. `_restoring` restores this.
+        yield f"UPDATE pg_class SET relhastriggers = false WHERE relhastriggers AND {_are(tables)}"
+        yield f"TRUNCATE ONLY {', '.join(table.name for table in tables.values())}"
+
+
+async def _vacuum(inside: Runs, baseline: Baseline, undo: _Undo) -> None:
+    """Free the places of deleted rows. Raises `NotPutBack` if something else differs then."""
+    counted = await _count(inside, {oid: table.name for oid, table in undo.counted.items()})
+    for oid, table in undo.counted.items():
+        if counted.get(oid) != table.rows:
+            raise NotPutBack(f"changed rows of the template in {table.name}")
+    if undo.vacuumed:
+        names = [f"{baseline.only}{name}" for name in undo.vacuumed]
+        await inside.execute(f"{_VACUUM} {', '.join(names)}")
+    indexes = {
+        each.oid: (each.bytes, table)
+        for oid, table in undo.deleted.items()
+        for each in baseline.statistics[oid]
+        if each.is_index
+    }
+    if indexes:
+        query = f"SELECT oid, pg_relation_size(oid) FROM pg_class WHERE {_are(indexes)}"
+        for oid, size in await inside.fetch(query):
+            known, table = indexes[oid]
+            if size != known:
+                raise NotPutBack(f"inserted many rows into {table.name}")
+
+
+def _are(oids: Iterable[int]) -> str:
+    """Return the condition that an oid is one of *oids*."""
+    return f"oid IN ({', '.join(map(str, oids))})"
+
+
 def _restoring(baseline: Baseline, tables: Iterable[int]) -> Iterator[str]:
-    """Return the statement that restores what the planner knows of *tables*."""
+    """Return the statement that restores what pg_class has about *tables*."""
     values = [
-        f"({each.oid}, {each.relpages}, {each.reltuples}, {each.relallvisible})"
+        f"({each.oid}, {each.relpages}, {each.reltuples}, {each.relallvisible},"
+        f" {each.relhastriggers})"
         for oid in tables
         for each in baseline.statistics[oid]
     ]
     if values:
+        columns = "relpages, reltuples, relallvisible, relhastriggers"
         yield (
-            "UPDATE pg_class c SET relpages = v.p, reltuples = v.t, relallvisible = v.a"
-            f" FROM (VALUES {', '.join(values)}) v (oid, p, t, a) WHERE c.oid = v.oid"
-            " AND (relpages, reltuples, relallvisible) IS DISTINCT FROM (v.p, v.t::real, v.a)"
+            f"UPDATE pg_class c SET ({columns}) = (v.p, v.t, v.a, v.h)"
+            f" FROM (VALUES {', '.join(values)}) v (oid, p, t, a, h) WHERE c.oid = v.oid"
+            f" AND ({columns}) IS DISTINCT FROM (v.p, v.t::real, v.a, v.h)"
         )
 
 
@@ -350,30 +387,21 @@ def _undo(baseline: Baseline, xid: str, changed: Sequence[Any]) -> _Undo:
     """Return what undoes what was *changed* since *xid*. Raises `NotPutBack`."""
     _check_schema(baseline, changed)
     undo = _Undo()
-    truncated = []
     for row in changed:
         oid = row["oid"]
         if oid in baseline.sequences:
             undo.statements.append(baseline.sequences[oid])
         elif oid in baseline.toast:
             toast = baseline.toast[oid]
-            if row["bytes"] > toast.bytes:
+            if row["bytes"] > toast.bytes and baseline.tables[toast.owner].bytes:
                 undo.vacuumed.append(toast.name)
                 undo.restored.add(toast.owner)
         elif _is_touched(table := baseline.tables[oid], row):
-            if table.is_firing:
-                raise NotPutBack(
-                    f"changed {table.name}, which has triggers or rules that always fire"
-                )
-            if row["bytes"] <= table.limit:
+            undo.restored.add(oid)
+            if table.bytes:
                 _delete(undo, oid, table, xid, row)
-            elif table.may_truncate:
-                truncated.append(table.name)
-                undo.restored.add(oid)
             else:
-                raise NotPutBack(f"inserted many rows into {table.name}")
-    if truncated:
-        undo.statements.append(f"TRUNCATE ONLY {', '.join(truncated)}")
+                undo.truncated[oid] = table
     return undo
 
 
@@ -383,21 +411,20 @@ def _is_touched(table: Table, row: Any) -> bool:
 
 
 def _delete(undo: _Undo, oid: int, table: Table, xid: str, row: Any) -> None:
-    """Delete the rows of the test in a table."""
-    if not table.bytes:
-        undo.statements.append(f"DELETE FROM ONLY {table.name}")
-    else:
-        undo.statements.append(
-            f"DELETE FROM ONLY {table.name} WHERE age(xmin) <= age('{xid}'::xid)"
-        )
-        if row["rewritten"]:
-            if table.rows is None:
-                raise NotPutBack(f"changed rows of the template in {table.name}")
-            # A row that was changed has another transaction, and was deleted too.
-            undo.counted[oid] = table
+    """Delete the rows of the test in a table that has rows in the template."""
+    if table.is_firing:
+        raise NotPutBack(f"changed {table.name}, which has triggers or rules that always fire")
+    if row["bytes"] > table.limit:
+        raise NotPutBack(f"inserted many rows into {table.name}")
+    undo.statements.append(f"DELETE FROM ONLY {table.name} WHERE age(xmin) <= age('{xid}'::xid)")
+    undo.deleted[oid] = table
     if table.rows is not None:
         undo.vacuumed.append(table.name)
-        undo.restored.add(oid)
+    if row["rewritten"]:
+        if table.rows is None:
+            raise NotPutBack(f"changed rows of the template in {table.name}")
+        # A row that was changed has another transaction, and was deleted too.
+        undo.counted[oid] = table
 
 
 def _check_state(baseline: Baseline, mark: Mark, rows: Sequence[Any]) -> None:
