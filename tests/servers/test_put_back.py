@@ -68,6 +68,7 @@ UNDONE: Final = {
     "rows that were not counted": ["SET track_counts = off", "INSERT INTO nothing DEFAULT VALUES"],
     "rows beside those of the template": [
         "INSERT INTO country VALUES ('new', 'New')",
+        "INSERT INTO plant VALUES ('yew')",
         "INSERT INTO large (n, note) SELECT i, 'new' FROM generate_series(1, 30) i",
         "INSERT INTO document (body) VALUES (repeat('x', 1000000))",
     ],
@@ -109,7 +110,8 @@ REPLACED: Final = {
     "DELETE FROM dog WHERE name = 'Rex'": "rows of the template in public.dog",
     "UPDATE large SET note = 'x' WHERE id = 1": "rows of the template in public.large",
     "INSERT INTO large (n) SELECT 1 FROM generate_series(1, 3000)": "many rows into public.large",
-    "INSERT INTO country SELECT 'n' || i FROM generate_series(1, 3000) i": "many rows into",
+    "INSERT INTO country SELECT 'n' || i FROM generate_series(1, 1000) i": "many rows into",
+    "INSERT INTO large_raw SELECT 1, 'y' FROM generate_series(1, 500)": "many rows into",
     "INSERT INTO watched VALUES (2)": "public.watched, which has triggers or rules",
     "INSERT INTO ruled VALUES (2)": "public.ruled, which has triggers or rules",
     "CREATE TABLE made (n integer)": "the schema (made, pg_attribute, pg_class",

@@ -2,7 +2,7 @@
 
 PostgreSQL counts the rows that are inserted, updated and deleted in each relation, its own catalogs
 included, also those of transactions that were rolled back. So what a test did is known without a
-look at the data: rows in tables that the template has empty are deleted, rows beside those of the
+look at the data: tables that the template has empty are truncated, rows beside those of the
 template are found by the transactions that made them, and touched sequences get their values back.
 A clone with any other change can't be put back.
 
@@ -395,7 +395,6 @@ def _undo(baseline: Baseline, xid: str, changed: Sequence[Any]) -> _Undo:
             toast = baseline.toast[oid]
             if row["bytes"] > toast.bytes and baseline.tables[toast.owner].bytes:
                 undo.vacuumed.append(toast.name)
-                undo.restored.add(toast.owner)
         elif _is_touched(table := baseline.tables[oid], row):
             undo.restored.add(oid)
             if table.bytes:
