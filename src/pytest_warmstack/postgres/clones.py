@@ -211,13 +211,11 @@ class Clones:
         self._expected -= 1
 
     def hand_back(self, clone: Clone) -> None:
-        """Take back a clone that `put_back_on` has put back, and that no connection leads to."""
-        if not self._needs_more:
+        """Take back a clone that `put_back_on` has put back; its connection is ending."""
+        if self._needs_more:
+            self._ahead.appendleft(self._factory.settle(clone))
+        else:
             self.give_back(clone, "")
-            return
-        future: Future[Clone] = Future()
-        future.set_result(clone)
-        self._ahead.appendleft(future)
 
     @property
     def _needs_more(self) -> bool:
@@ -710,6 +708,16 @@ class CloneFactory:
         self._connected.add(clone.oid)
         self._used.add(clone.oid)
         return True
+
+    @in_background
+    async def settle(self, clone: Clone) -> Clone:
+        """Return *clone* when the connection to it has ended; if it doesn't end, another clone."""
+        try:
+            await self._wait_until_unused(clone)
+        except WarmstackError:
+            await self._drop(clone)
+            return await self._prepare(fresh=True)
+        return clone
 
     async def _read_baseline(self, clone: Clone) -> None:
         from pytest_warmstack.postgres.put_back import Baseline
