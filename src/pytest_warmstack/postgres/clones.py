@@ -58,6 +58,9 @@ LEAK_GRACE: Final = 0.5
 A backend needs a millisecond or two, and longer on a busy machine.
 """
 
+_END_TIMEOUT: Final = 0.05
+"""Seconds that a test waits for the end of its other connections, which it has closed."""
+
 LOCK_BATCH: Final = 16
 """How many locks are taken or released at once, because each call takes time from a test."""
 
@@ -695,14 +698,22 @@ class CloneFactory:
         """Do what `Clones.put_back_on` does, in the event loop of *connection*."""
         if self._baseline is None:
             return False
-        from pytest_warmstack.postgres.put_back import Mark, put_back
+        from pytest_warmstack.postgres.put_back import Mark, StillConnected, put_back
 
         mark = Mark(*self._marks[clone.oid])
+        deadline = originals.monotonic() + _END_TIMEOUT
         try:
             async with asyncio.timeout(BUSY_TIMEOUT):
-                self._marks[clone.oid] = await put_back(
-                    connection, connection, clone.oid, self._baseline, mark
-                )
+                while True:
+                    try:
+                        self._marks[clone.oid] = await put_back(
+                            connection, connection, clone.oid, self._baseline, mark
+                        )
+                        break
+                    except StillConnected:
+                        if originals.monotonic() > deadline:
+                            raise
+                        await sleep(0.001)
         except Exception:  # Whatever it is, `put_back` finds it too.
             return False
         self._connected.add(clone.oid)
