@@ -68,7 +68,9 @@ COMPARE := $(VENV)/bin/python benchmarks/compare.py --cache $(VENV)/benchmarks
 bench: $(INSTALLED) ## Measure the plugin beside other tools and wiring by hand; a template; a clone
 	$(COMPARE) $(ARGS)
 	$(VENV)/bin/python benchmarks/template.py
+	$(VENV)/bin/python benchmarks/revision.py
 	$(VENV)/bin/python benchmarks/clones.py
+	$(VENV)/bin/python benchmarks/connections.py
 	$(VENV)/bin/python benchmarks/application.py
 	$(VENV)/bin/python benchmarks/bookings.py
 	$(VENV)/bin/python benchmarks/curves.py

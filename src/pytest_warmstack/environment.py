@@ -446,7 +446,7 @@ class Environment(Struct, eq=False):
 
     @property
     def keeps_connections(self) -> bool:
-        """Whether a test's connection can stay open: its database must have a name of its own."""
+        """Whether a test's connection can outlive it: its database must have a name of its own."""
         return self.reserved is None or self.reserved.database is None
 
     def take_again(self, key: TemplateKey) -> None:
@@ -466,7 +466,7 @@ class Environment(Struct, eq=False):
         return done
 
     def hand_back(self, clone: Clone, key: TemplateKey) -> None:
-        """Take back a clone that `put_back` has put back, and that no connection leads to."""
+        """Take back a clone that `put_back` has put back, when its connection has ended."""
         self._clones(key).hand_back(clone)
 
     def return_address(self, clone: Clone, key: TemplateKey) -> None:

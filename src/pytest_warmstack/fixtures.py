@@ -228,16 +228,16 @@ def _own_clone(
 
 
 def _keeps_connection(request: pytest.FixtureRequest, environment: Environment) -> bool:
-    """Return whether the connection of the test's `db_engine` may stay open for the next test.
+    """Return whether the test's database can be put back on the connection of its `db_engine`.
 
-    That takes an event loop that both have: of a class, a module, a package or the run.
+    That saves the server a connection. If the test shares its event loop with the next one, that
+    one gets the connection, too.
     """
     return (
         environment.keeps_connections
         and "db_engine" in request.fixturenames
         and inspect.iscoroutinefunction(getattr(request, "function", None))
         and not _is_run_by_anyio(request)
-        and _loop(request) != "function"
     )
 
 

@@ -123,6 +123,11 @@ STAY: Final = {
     "old_engine": """
     await execute(db_engine, INSERT)
     HELD.append(db_engine)""",
+    "two_connections": """
+    one, other = await db_engine.connect(), await db_engine.connect()
+    await other.execute(text("SET statement_timeout = 77"))
+    await one.close()
+    await other.close()""",
 }
 """What a test does, after which the next one has its connection."""
 
@@ -148,10 +153,6 @@ GO: Final = {
     await connection.execute(text(INSERT))
     HELD.append(connection)""",
     "transaction_by_hand": "await (await driver(db_engine)).execute('BEGIN; ' + INSERT)",
-    "two_connections": """
-    async with db_engine.connect() as one, db_engine.connect() as other:
-        await one.execute(text("SELECT 1"))
-        await other.execute(text("SELECT 1"))""",
     "disposed": """
     await execute(db_engine, INSERT)
     await db_engine.dispose()""",

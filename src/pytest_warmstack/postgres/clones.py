@@ -58,6 +58,9 @@ LEAK_GRACE: Final = 0.5
 A backend needs a millisecond or two, and longer on a busy machine.
 """
 
+_END_TIMEOUT: Final = 0.05
+"""Seconds that a test waits for the end of its other connections, which it has closed."""
+
 LOCK_BATCH: Final = 16
 """How many locks are taken or released at once, because each call takes time from a test."""
 
@@ -211,13 +214,11 @@ class Clones:
         self._expected -= 1
 
     def hand_back(self, clone: Clone) -> None:
-        """Take back a clone that `put_back_on` has put back, and that no connection leads to."""
-        if not self._needs_more:
+        """Take back a clone that `put_back_on` has put back; its connection is ending."""
+        if self._needs_more:
+            self._ahead.appendleft(self._factory.settle(clone))
+        else:
             self.give_back(clone, "")
-            return
-        future: Future[Clone] = Future()
-        future.set_result(clone)
-        self._ahead.appendleft(future)
 
     @property
     def _needs_more(self) -> bool:
@@ -697,19 +698,37 @@ class CloneFactory:
         """Do what `Clones.put_back_on` does, in the event loop of *connection*."""
         if self._baseline is None:
             return False
-        from pytest_warmstack.postgres.put_back import Mark, put_back
+        from pytest_warmstack.postgres.put_back import Mark, StillConnected, put_back
 
         mark = Mark(*self._marks[clone.oid])
+        deadline = originals.monotonic() + _END_TIMEOUT
         try:
             async with asyncio.timeout(BUSY_TIMEOUT):
-                self._marks[clone.oid] = await put_back(
-                    connection, connection, clone.oid, self._baseline, mark
-                )
+                while True:
+                    try:
+                        self._marks[clone.oid] = await put_back(
+                            connection, connection, clone.oid, self._baseline, mark
+                        )
+                        break
+                    except StillConnected:
+                        if originals.monotonic() > deadline:
+                            raise
+                        await sleep(0.001)
         except Exception:  # Whatever it is, `put_back` finds it too.
             return False
         self._connected.add(clone.oid)
         self._used.add(clone.oid)
         return True
+
+    @in_background
+    async def settle(self, clone: Clone) -> Clone:
+        """Return *clone* when the connection to it has ended; if it doesn't end, another clone."""
+        try:
+            await self._wait_until_unused(clone)
+        except WarmstackError:
+            await self._drop(clone)
+            return await self._prepare(fresh=True)
+        return clone
 
     async def _read_baseline(self, clone: Clone) -> None:
         from pytest_warmstack.postgres.put_back import Baseline

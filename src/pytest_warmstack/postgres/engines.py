@@ -194,7 +194,7 @@ class Engines(EngineMaker):
         return _is_noting(connection.driver_connection)
 
     def leave(self, engine: AsyncEngine, kept: KeptConnection) -> None:
-        """End an engine; keep its connection if there is only one, which is idle."""
+        """End an engine; keep one of its connections if all are idle."""
         own = engine.sync_engine
         opened = self._opened.get(own, [])
         living = [each for each in opened if not each.is_closed()]
@@ -202,8 +202,9 @@ class Engines(EngineMaker):
             each for each in self._adapted.get(own, ()) if each[0].driver_connection in living
         ]
         # The pool counts the connections that are in use.
-        if len(living) == len(adapted) == 1 and not own.pool.checkedout():  # type: ignore[attr-defined]
-            opened.remove(living[0])
+        if living and len(living) == len(adapted) and not own.pool.checkedout():  # type: ignore[attr-defined]
+            # The one that was kept before is the first, and knows most statements.
+            opened.remove(adapted[0][0].driver_connection)
             kept.keep(*adapted[0])
         elif opened:
             kept.cut()

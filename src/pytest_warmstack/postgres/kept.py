@@ -1,8 +1,8 @@
 """The connection of `db_engine` that stays open from test to test where tests share a loop.
 
 So a test needs no new connection, its statements are prepared already, and its database is put back
-on that very connection. It stays only if it is the only one of its engine, and if its session can
-be made like a new one.
+on that very connection. Of several idle ones, the first stays, if its session can be made like a
+new one.
 """
 
 from __future__ import annotations

@@ -125,6 +125,10 @@ class NotPutBack(Exception):
     """The clone has to be replaced; the text says why, after "the test"."""
 
 
+class StillConnected(NotPutBack):
+    """Another connection to the clone has not ended yet."""
+
+
 class Table(NamedTuple):
     """A table as the template has it.
 
@@ -437,7 +441,7 @@ def _check_state(baseline: Baseline, mark: Mark, rows: Sequence[Any]) -> None:
     if state["reset"] != mark.reset:
         raise NotPutBack("reset the statistics")
     if state["connections"]:
-        raise NotPutBack("left a connection open")
+        raise StillConnected("left a connection open")
     if state["prepared"]:
         raise NotPutBack("left a prepared transaction")
     if state["replication"]:
