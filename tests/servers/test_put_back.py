@@ -59,6 +59,10 @@ UNDONE: Final = {
     "rows without columns": ["INSERT INTO nothing DEFAULT VALUES"],
     "odd names": ['INSERT INTO "Odd ""schema"."Odd \'table" VALUES (1)'],
     "rows of a parent whose child has rows": ["INSERT INTO animal (name) VALUES ('Tom')"],
+    "rows of a parent whose child has rows, among others": [
+        "INSERT INTO nothing DEFAULT VALUES", "INSERT INTO animal (name) VALUES ('Tom')",
+        "INSERT INTO fast (note) VALUES ('x')",
+    ],
     "rows in partitions": ["INSERT INTO log SELECT i, 'a', 'n' FROM generate_series(1, 30) i"],
     "rows in an unlogged table": ["INSERT INTO fast (note) VALUES ('x')"],
     "rows behind policies": ["INSERT INTO secret (owner) VALUES ('x')"],

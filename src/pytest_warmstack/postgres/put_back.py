@@ -339,7 +339,7 @@ def _truncating(tables: Mapping[int, Table]) -> Iterator[str]:
         # PostgreSQL refuses a table that others refer to (`heap_truncate_check_FKs` in its heap.c)
         # unless it has no triggers; all others are empty soon. `_restoring` restores this.
         yield f"UPDATE pg_class SET relhastriggers = false WHERE relhastriggers AND {_are(tables)}"
-        yield f"TRUNCATE ONLY {', '.join(table.name for table in tables.values())}"
+        yield f"TRUNCATE {', '.join(f'ONLY {table.name}' for table in tables.values())}"
 
 
 async def _vacuum(inside: Runs, baseline: Baseline, undo: _Undo) -> None:
