@@ -19,7 +19,6 @@ import os
 import psycopg2
 import pytest
 
-seen = set()
 left = []
 
 
@@ -32,16 +31,18 @@ def connect(url):
     return connection
 
 
-@pytest.mark.parametrize("n", range(12))
-def test_each_test_has_a_database_of_its_own(db_url, n):
-    connection = connect(db_url)
+def add(url):
+    connection = connect(url)
     with connection.cursor() as cursor:
         cursor.execute("SELECT count(*) FROM author")
         assert cursor.fetchone() == (0,)
         cursor.execute("INSERT INTO author VALUES (1, 'Ada')")
     connection.close()
-    seen.add(db_url)
-    assert len(seen) == n + 1
+
+
+@pytest.mark.parametrize("n", range(12))
+def test_each_test_has_a_database_of_its_own(db_url, n):
+    add(db_url)
 
 
 def test_that_forgets_a_connection(db_url):
@@ -61,8 +62,7 @@ def test_that_ends_all_connections(db_url):
 
 @pytest.mark.parametrize("n", range(12))
 def test_after_that(db_url, n):
-    assert db_url not in seen
-    seen.add(db_url)
+    add(db_url)
 """
 """Tests that let the plugin do what it does. Their driver is in C, which no change here reaches."""
 

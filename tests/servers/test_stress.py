@@ -56,7 +56,7 @@ async def test_writing(db_session, redis_client, redis_url, number):
 
 @pytest.mark.parametrize("reuse", [[REUSE], []], ids=["kept", "ephemeral"])
 def test_many_processes_at_once_never_meet(embedded_project: Library, reuse: list[str]) -> None:
-    """Every test finds its own rows and keys alone, in a database that no other test had.
+    """Every test finds its own rows and keys alone, whatever the tests before it left.
 
     A kept server has as many databases afterwards as after a run of twenty tests.
     """
@@ -72,7 +72,6 @@ def test_many_processes_at_once_never_meet(embedded_project: Library, reuse: lis
 
     written = [line.split() for line in project.lines("written.log")]
     assert len({(run, number) for run, number, *_ in written}) == RUNS * TESTS
-    assert len({name for *_, name, _ in written}) == RUNS * TESTS
     living = [line.split() for line in project.lines("living.log")]
     lives = {process: (float(begin), float(end)) for process, begin, end in living}
     places = {(run if not reuse else "", process, index) for run, _, process, _, index in written}

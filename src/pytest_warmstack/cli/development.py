@@ -10,7 +10,6 @@ import sys
 import tempfile
 import traceback
 from collections.abc import Collection
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Final, NoReturn
 
@@ -218,11 +217,11 @@ class _Development(Preparation):
                 named = str(self._folder) if self._is_named else ""
                 raise CommandFailed.which_configuration(names=names, folder=named)
             endpoint, name, remark = environment.development_database(folders[0], fresh=self._fresh)
-            self.found["postgres"] = asdict(endpoint), name
+            self.found["postgres"] = endpoint.fields(), name
             remarks = [remark] if remark else []
         if Service.REDIS in self._services:
             cache, number = environment.development_redis(fresh=self._fresh)
-            self.found["redis"] = asdict(cache), number
+            self.found["redis"] = cache.fields(), number
         steps = environment.ledger.steps
         for line in (
             *report.fallback(steps),

@@ -10,7 +10,6 @@ from urllib.parse import unquote, urlsplit
 
 from pytest_warmstack import originals
 from pytest_warmstack.servers.identity import fingerprint
-from pytest_warmstack.structs import Struct
 
 
 class State(StrEnum):
@@ -88,7 +87,7 @@ class Database(NamedTuple):
     unused: float = 0.0
 
 
-class DatabaseAddress(Struct, frozen=True, kw_only=True):
+class DatabaseAddress(NamedTuple):
     """The parts of a database's URL, for code that doesn't take a URL."""
 
     host: str
