@@ -398,7 +398,7 @@ def test_a_process_has_four_connections_of_its_own_at_most(kept: Library) -> Non
     kept.run(REUSE, "test_connections.py").assert_outcomes(passed=12)
 
     counts = [int(line) for line in kept.lines("connections.log")]
-    assert max(counts) == 4
+    assert 3 <= max(counts) <= 4
 
 
 # No connection to spare
