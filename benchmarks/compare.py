@@ -329,7 +329,7 @@ class Runner:
         if entrant.project in {"hand", "clone"}:
             variables |= self._standing(self.runtime(entrant))
         elif not entrant.ours:
-            # Its image can't be had where no registry is reached.
+            # Its image can't be pulled without a registry.
             variables |= {
                 "TESTCONTAINERS_RYUK_DISABLED": "true",
                 "PYTEST_TESTCONTAINERS_PROJECT": f"{label}-{variant}",

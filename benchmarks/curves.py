@@ -24,6 +24,7 @@ from pathlib import Path
 from typing import Any, Final, NamedTuple
 
 import processes
+from template import ENV
 
 from bookings import Project
 
@@ -63,25 +64,6 @@ async def test_ten_rows(db_session, number):
     await db_session.commit()
     for kind in (First, Last):
         assert await db_session.scalar(select(func.count()).select_from(kind)) == 5
-"""
-
-ENV: Final = """
-import asyncio
-from alembic import context
-from sqlalchemy.ext.asyncio import create_async_engine
-
-def migrate(connection):
-    context.configure(connection=connection)
-    with context.begin_transaction():
-        context.run_migrations()
-
-async def main():
-    engine = create_async_engine(context.config.get_main_option("sqlalchemy.url"))
-    async with engine.connect() as connection:
-        await connection.run_sync(migrate)
-    await engine.dispose()
-
-asyncio.run(main())
 """
 
 

@@ -152,7 +152,7 @@ class HeadStart:
     def take(self, service: Service) -> tuple[Server[Any] | None, str] | None:
         """Return the remembered server of *service*, now in use, and why its runtime was chosen.
 
-        The server is None if it doesn't answer. Returns None if nobody has tried that.
+        The server is None if it doesn't answer. Returns None if it was not greeted.
         """
         future = self._greeted.get(service)
         if future is None or service in self._unwanted:

@@ -47,7 +47,7 @@ class SoldOut(Exception):
 
 
 async def free_rooms(session: AsyncSession, place: Property, arrives: date) -> Sequence[Room]:
-    """Return the rooms of a property that nobody has booked for this date."""
+    """Return the rooms of a property that are free on this date."""
     taken = exists().where(BookingRoom.room_id == Room.id, BookingRoom.arrives == arrives)
     return (
         await session.scalars(

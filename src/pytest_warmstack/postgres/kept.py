@@ -23,7 +23,7 @@ They are left alone if a version of SQLAlchemy doesn't have them.
 """
 
 Arguments = tuple[Sequence[Any], Mapping[str, Any]]
-"""With what a connection was opened."""
+"""The positional and named arguments with which a connection was opened."""
 
 
 class KeptConnection:

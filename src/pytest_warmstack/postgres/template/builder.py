@@ -69,7 +69,7 @@ _AT_START: Final = ("PYTHON", "LD_", "DYLD_")
 class Builder:
     """The child process of one build. It starts when it is first needed.
 
-    `is_ahead` is true if it has begun to plan the migrations, and nobody has asked for that yet.
+    `is_ahead` is true if it has begun to plan the migrations before a build needs the plan.
     """
 
     def __init__(self, context: BuildContext) -> None:
