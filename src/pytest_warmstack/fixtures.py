@@ -388,9 +388,10 @@ def session_db_url(request: pytest.FixtureRequest, _warmstack_postgres: Environm
 
 
 def return_address(item: pytest.Item) -> None:
-    """Lead the exported address to the database of *item*, which all tests of a process share.
+    """Lead the exported address to the database of *item*, which it shares with earlier tests.
 
-    Another Alembic configuration's tests may have run since.
+    Since then, a test with a database of its own may have run, or with another Alembic
+    configuration's. That database leaves the address in the background.
     """
     own = session_of(item.config)
     # The closest node is last.

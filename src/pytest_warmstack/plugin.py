@@ -265,7 +265,7 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
 
         if not fixtures.is_covered(item):
             item.config.stash[EXPORTS].leave_redis()
-        elif own.settings.isolation is Isolation.SESSION:
+        else:
             fixtures.return_address(item)
     if item.get_closest_marker("warmstack_seed") is not None:
         from pytest_warmstack import fixtures

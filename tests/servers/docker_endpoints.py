@@ -77,10 +77,12 @@ class Forwarder:
 
     async def _shut(self) -> None:
         self._server.close()
-        for each in self._serving:
-            each.cancel()
         # What is not waited for is found unclosed by the next garbage collection, in some test.
-        await asyncio.gather(*self._serving, return_exceptions=True)
+        # That includes those who came just now, for whom `_serve` has not begun yet.
+        while others := asyncio.all_tasks() - {asyncio.current_task()}:
+            for each in self._serving:
+                each.cancel()
+            await asyncio.wait(others, timeout=0.05)
 
     def close(self) -> None:
         """Cut all connections. Closing twice is fine."""

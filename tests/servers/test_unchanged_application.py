@@ -468,6 +468,38 @@ def test_a_module_has_its_database_again_after_a_test_with_its_own(
     embedded_project.run("test_app.py").assert_outcomes(passed=3)
 
 
+SLOW_TO_LEAVE: Final = """
+import asyncio
+from threading import Event
+from pytest_warmstack.postgres.address import Address
+
+over, leave = Event(), Address.leave
+
+async def late(*args):
+    await asyncio.get_running_loop().run_in_executor(None, over.wait, 20)
+    return await leave(*args)
+
+Address.leave = late
+
+def pytest_runtest_teardown(item):
+    if item.name == "test_two":
+        over.set()
+"""
+
+
+def test_a_module_does_not_wait_for_a_database_that_leaves_the_address(
+    embedded_project: Library,
+) -> None:
+    """It leaves in the background, and may be late: the next test finds its own database there."""
+    application(embedded_project, tests=SHARED)
+    embedded_project.write("conftest.py", SLOW_TO_LEAVE)
+
+    result = embedded_project.run("test_app.py")
+
+    result.assert_outcomes(passed=3)
+    result.stdout.no_fnmatch_line("*Traceback*")
+
+
 def test_the_database_of_a_failed_test_is_saved(kept: Library) -> None:
     """It has its own name again, so that the next test can have the address."""
     application(
