@@ -139,6 +139,25 @@ def test_an_edit_of_one_service_builds_that_one_and_says_why(repo: Library) -> N
     assert ["(0001.py changed)" in each for each in sorted(lines)] == [False, True]
 
 
+def test_the_child_of_an_edited_service_starts_while_modules_are_imported(repo: Library) -> None:
+    """Although the tests of the other service, whose template is there, come first."""
+    repo.run(REUSE, "services").assert_outcomes(passed=8)
+    path, mark = "services/users/migrations/versions/0001.py", repo.folder / "imported"
+    repo.edit(path, "def upgrade", f"open({str(mark)!r}, 'w').close()\n\n\ndef upgrade")
+    repo.write(
+        "services/orders/tests/test_waits.py",
+        "import time\nfrom pathlib import Path\n\nend = time.monotonic() + 30\n"
+        f"while not Path({str(mark)!r}).exists():\n"
+        "    assert time.monotonic() < end, 'no child has imported the revision'\n"
+        "    time.sleep(0.01)\n",
+    )
+
+    result = repo.run(REUSE, "services")
+
+    result.assert_outcomes(passed=8)
+    assert [each.rpartition(": ")[2] for each in templates(result)] == ["found", "rebuilt"]
+
+
 def test_a_failed_test_keeps_the_database_of_its_own_service(repo: Library) -> None:
     """With the table that its migrations made."""
     repo.write(
