@@ -200,12 +200,13 @@ def _read(
 ) -> tuple[list[tuple[str, str]], dict[str, str]]:
     """Return the sections of the report, with their titles, and short values by name."""
     deadline = originals.monotonic() + TIMEOUT
+    is_paused = bool(item.config.getoption("usepdb", default=False))
     redis = _in_thread(lambda: _redis_keys(environment)) if has_redis else None
     databases = _look_at(item, subjects, deadline)
     sections: list[tuple[str, str]] = []
     properties: dict[str, str] = {}
     for each in databases:
-        lines = [*_changed_lines(each), *_opening_lines(each, environment)]
+        lines = [*_changed_lines(each), *_opening_lines(each, environment, is_paused=is_paused)]
         sections.append((f"changes in {each.subject.title}", "\n".join(lines)))
     if databases:
         properties |= _properties(databases[0])
@@ -339,7 +340,7 @@ def _redis_keys(environment: Environment) -> tuple[str, str]:
         )
     except Exception as error:
         why = error.why or error.what if isinstance(error, WarmstackError) else str(error)
-        return f"could not be read: {why}", ""
+        return f"could not be read, with {TIMEOUT / 2:g} s for each answer: {why}", ""
     lines = [line for each in databases for line in _key_lines(each, with_index=len(databases) > 1)]
     return "\n".join(lines), str(sum(each.total for each in databases))
 
@@ -384,7 +385,7 @@ def _changed_lines(database: _Database) -> Iterator[str]:
     ]
     yield from _bounded([*map(_transaction_line, others)], "connection")
     if inner is None and any(each.tables for each in others):
-        yield "To see these rows, commit them, or stop the test with --pdb or breakpoint()."
+        yield "to see changes that are not committed: commit them, or stop the test with --pdb"
 
 
 def _bounded(lines: Sequence[str], noun: str) -> Iterator[str]:
@@ -402,30 +403,35 @@ def _listed(title: str, names: Sequence[str]) -> Iterator[str]:
 def _transaction_line(each: Transaction) -> str:
     since = f" for {each.seconds:.1f} s" if each.seconds is not None else ""
     if each.state == "prepared":
-        return f"open: the prepared transaction {each.name!r},{since}"
+        return f"the prepared transaction {each.name!r} is open{since}"
     name = f" of {each.name!r}" if each.name else ""
-    tables = f", with rows in {short(each.tables)} that others don't see" if each.tables else ""
+    tables = f", with changes of {short(each.tables)}" if each.tables else ""
     waits = f", waits for process {each.blockers}" if each.blockers else ""
     query = _cut(masked(each.query))
     if each.state == "active":
-        return f"running{name}{since}{waits}: {query}"
+        return f"a statement{name} runs{since}{tables}{waits}: {query}"
     if "aborted" in each.state:
-        return f"failed: a transaction{name}, which undid its changes; last statement: {query}"
-    return f"open: a transaction{name},{since}{tables}; last statement: {query}"
+        return f"a transaction{name} has failed, so its changes are undone; last: {query}"
+    return f"a transaction{name} is open{since}{tables}; last: {query}"
 
 
-def _opening_lines(database: _Database, environment: Environment) -> Iterator[str]:
-    """Yield the lines to paste that open the database, if it will be saved."""
+def _opening_lines(
+    database: _Database, environment: Environment, *, is_paused: bool
+) -> Iterator[str]:
+    """Yield the lines to paste that open the database: now if it *is_paused*, later if saved."""
+    subject = database.subject
+    endpoint = subject.factory.endpoint.replace(password="", query="")
+    if is_paused:
+        yield f"open it now: psql {postgres_url(endpoint, str(subject.clone.name), None)}"
     if not (number := database.open_with()):
         return
-    subject = database.subject
     name = subject.factory.own_name(subject.clone)._replace(state=State.SAVED)
-    endpoint = subject.factory.endpoint.replace(password="", query="")
     count = environment.settings.keep_failed
     last = f"the last {count} failed tests" if count > 1 else "the last failed test"
     yield f"open it: warmstack psql {number}"
     yield f"     or: psql {postgres_url(endpoint, str(name), None)}"
-    yield f"(saved as one of those of {last})"
+    only = ", without what was not committed" if database.look.transactions else ""
+    yield f"(saved as one of those of {last}{only})"
 
 
 def _failed_text(failures: Sequence[server_log.Message]) -> str:
