@@ -20,7 +20,7 @@ from pytest_warmstack.servers.model import postgres_url
 from pytest_warmstack.structs import Struct
 
 if TYPE_CHECKING:
-    from pytest_warmstack.environment import ConfiguredTemplate, Environment
+    from pytest_warmstack.environment import Environment
     from pytest_warmstack.postgres.clones import Clone, CloneFactory, Shared
     from pytest_warmstack.redis.contents import Key, Keys
     from pytest_warmstack.session import Session
@@ -78,7 +78,7 @@ _SPENT: Final = pytest.StashKey[_Spent]()
 class _Subject(NamedTuple):
     """A database of a failed test, called *title* in its report.
 
-    *user* is the class or module that shares it, or empty; *shared* is set with the isolation
+    *user* are the tests that share it, or empty; *shared* is set with the isolation
     `rollback`.
     """
 
@@ -107,7 +107,8 @@ class _Database(NamedTuple):
         clone, own = self.subject.clone, self.subject.factory.own_name(self.subject.clone)
         # The next test gets one at the application's address to which no connection came.
         is_given_on = self.look.is_unused and clone.name != own
-        return own.serial if self.subject.will_be_saved and not is_given_on else ""
+        is_there = not (is_given_on or self.look.is_gone)
+        return own.serial if self.subject.will_be_saved and is_there else ""
 
 
 def add(item: pytest.Item, report: pytest.TestReport, own: Session) -> None:
@@ -139,8 +140,16 @@ def add(item: pytest.Item, report: pytest.TestReport, own: Session) -> None:
     spent.seconds += originals.monotonic() - begin
     report.sections += [(f"{_PREFIX}{title}", text) for title, text in sections]
     found = [(f"warmstack_{name}", value) for name, value in properties.items() if value]
-    report.user_properties += found
-    item.user_properties += found  # The JUnit XML has those of the report of the teardown.
+    for each in (report, item):  # The JUnit XML has those of the report of the teardown.
+        forget(each)
+        each.user_properties += found
+
+
+def forget(holder: pytest.Item | pytest.TestReport) -> None:
+    """Remove this plugin's values of an earlier failure of the same test."""
+    holder.user_properties = [
+        each for each in holder.user_properties if not each[0].startswith("warmstack_")
+    ]
 
 
 def show(config: pytest.Config, report: pytest.TestReport) -> None:
@@ -163,31 +172,20 @@ def _subjects(item: pytest.Item, own: Session, environment: Environment) -> Iter
     # One that it shares is its own only if it has asked for it.
     if users and (users[-1] == item.nodeid or "db_url" in values):
         clone = own.in_use[users[-1]]
-        if (source := environment.source_of(clone)) is not None:
-            shared = fixtures.shared_clone(item)
-            yield _subject(
-                clone, source, "its database", environment, users[-1], item.nodeid, shared
+        if (source := environment.source_of(clone)) is not None and source.factory:
+            yield _Subject(
+                clone,
+                source.factory,
+                "its database",
+                environment.is_saved(source) and fixtures.shared_clone(item) is None,
+                "" if users[-1] == item.nodeid else fixtures.users_of_clone(item, users[-1]),
+                fixtures.shared_clone(item),
             )
     further = getattr(values.get("db_factory"), "clones", [])
     for number, clone in enumerate(further[:_MAX_FURTHER], start=1):
-        if (source := environment.source_of(clone)) is not None:
-            yield _subject(clone, source, f"database {number} of db_factory", environment)
-
-
-def _subject(
-    clone: Clone,
-    source: ConfiguredTemplate,
-    title: str,
-    environment: Environment,
-    user: str = "",
-    test: str = "",
-    shared: Shared | None = None,
-) -> _Subject:
-    assert source.factory is not None  # noqa: S101 - it has made the clone
-    will_be_saved = environment.is_saved(source) and shared is None
-    return _Subject(
-        clone, source.factory, title, will_be_saved, user if user != test else "", shared
-    )
+        if (source := environment.source_of(clone)) is not None and source.factory:
+            title = f"database {number} of db_factory"
+            yield _Subject(clone, source.factory, title, environment.is_saved(source))
 
 
 def _read(
@@ -351,7 +349,7 @@ def _redis_keys(environment: Environment) -> tuple[str, str]:
 def _changed_lines(database: _Database) -> Iterator[str]:
     subject, look, inner = database
     if subject.user:
-        yield f"shared by the tests of {subject.user}: what all of them did so far"
+        yield f"shared by {subject.user}: what all of them did so far"
     if look.is_unused:
         yield "no connection came to it"
         return
@@ -373,6 +371,7 @@ def _changed_lines(database: _Database) -> Iterator[str]:
             *_listed("altered", seen.altered),
             *_listed("sequences", seen.sequences),
             *_listed("locked by an open transaction, so not counted", seen.locked),
+            *_listed("too large to count", seen.large),
         ]
         yield from lines or ["no change is committed" if look.transactions else "no changes"]
     if look.problem:

@@ -316,10 +316,10 @@ def pytest_runtest_makereport(
     session = session_of(item.config)
     failed = session.failed
     if call.when == "setup" and item in failed:  # It is run again.
+        from pytest_warmstack import failure_report
+
         failed.discard(item)
-        item.user_properties = [
-            each for each in item.user_properties if not each[0].startswith("warmstack_")
-        ]
+        failure_report.forget(item)
     was_failed = item in failed
     if call.excinfo is not None:
         from pytest_warmstack.fixtures import shorten

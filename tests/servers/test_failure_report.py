@@ -42,7 +42,7 @@ def plain(line: str) -> str:
     """Return *line* without what differs from run to run."""
     line = re.sub(r"(psql |_)[0-9a-f]{10}\b", r"\1NUMBER", line)
     line = re.sub(r"(warmstack_[ku]_)[0-9a-f]{16}", r"\1TEMPLATE", line)
-    return re.sub(r"127.0.0.1:\d+", "127.0.0.1:PORT", re.sub(r"\b\d+\.\d s", "N s", line))
+    return re.sub(r"127.0.0.1:\d+", "127.0.0.1:PORT", re.sub(r"\b\d+\.\d s\b", "N s", line))
 
 
 def sections(lines: Sequence[str]) -> list[tuple[str, list[str]]]:
@@ -458,6 +458,98 @@ class TestShelf:
 
     shared = "shared by the tests of test_failing.py::TestShelf: what all of them did so far"
     assert found == [(DATABASE, [shared, "author: 1 inserted", *OPENING])]
+
+
+def test_what_all_tests_share(kept: Library) -> None:
+    """It says so."""
+    found = failed(
+        kept,
+        """
+pytestmark = pytest.mark.warmstack_isolation("session")
+
+async def test_first(db_session):
+    await run(db_session, "INSERT INTO author VALUES (1, 'Ursula')")
+    await db_session.commit()
+    assert False
+""",
+        "--warmstack-isolation=session",
+    )
+
+    shared = "shared by all tests of this process: what all of them did so far"
+    assert found == [(DATABASE, [shared, "author: 1 inserted", *OPENING])]
+
+
+def test_at_the_address_of_the_application(kept: Library) -> None:
+    """It has its own number there; one to which no connection came is not saved."""
+    kept.configure("warmstack_env =", "    DATABASE_URL={db_dsn}", "warmstack_autouse = .")
+    kept.write(
+        "test_failing.py",
+        BEGIN
+        + """
+import os
+
+async def test_connected():
+    connection = await asyncpg.connect(os.environ["DATABASE_URL"])
+    await connection.execute("INSERT INTO author VALUES (1, 'Ursula')")
+    await connection.close()
+    assert False
+
+def test_not_connected():
+    assert False
+""",
+    )
+
+    result = kept.run(REUSE, "test_failing.py")
+
+    result.assert_outcomes(failed=2)
+    assert sections(result.outlines) == [
+        (DATABASE, ["author: 1 inserted", *OPENING]),
+        (DATABASE, ["no connection came to it"]),
+    ]
+    shown, saved = re.findall(r"warmstack psql (\w+)$", result.stdout.str(), re.M)
+    assert shown == saved
+
+
+def test_one_that_the_test_has_renamed(kept: Library) -> None:
+    """It is not saved, so no line opens it."""
+    found = failed(
+        kept,
+        """
+async def test_renames(db_dsn, postgres_container):
+    connection = await asyncpg.connect(db_dsn)
+    await connection.close()
+    name = db_dsn.rpartition("/")[2]
+    connection = await asyncpg.connect(postgres_container.get_connection_url(driver=None))
+    await connection.execute(f"ALTER DATABASE {name} RENAME TO elsewhere")
+    await connection.close()
+    assert False
+""",
+    )
+
+    assert found == [(DATABASE, ["the test has renamed or dropped it"])]
+
+
+def test_a_table_that_is_too_large(kept: Library) -> None:
+    """It is named, and the others are counted."""
+    kept.configure("warmstack_seed = seed.sql")
+    kept.write(
+        "seed.sql",
+        "CREATE TABLE event (words text);"
+        "ALTER TABLE event ALTER COLUMN words SET STORAGE plain;"
+        "INSERT INTO event SELECT repeat('x', 7000) FROM generate_series(1, 9000);",
+    )
+
+    found = failed(
+        kept,
+        """
+async def test_large(db_session):
+    await run(db_session, "DELETE FROM event", "INSERT INTO author VALUES (1, 'Ursula')")
+    await db_session.commit()
+    assert False
+""",
+    )
+
+    assert found == [(DATABASE, ["author: 1 inserted", "too large to count: event", *OPENING])]
 
 
 def test_each_further_database(kept: Library) -> None:

@@ -12,6 +12,7 @@ import asyncio
 import re
 from collections.abc import Awaitable, Callable, Generator, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Final, NamedTuple, TypeVar
+from weakref import WeakKeyDictionary
 
 from pytest_warmstack import originals
 from pytest_warmstack.errors import WarmstackError
@@ -31,6 +32,9 @@ Reading = Generator[str, Rows, T]
 
 _MAX_KEYS: Final = 1000
 """How many rows a table may have for its primary keys to be compared."""
+
+_MAX_BYTES: Final = 64 * 1024 * 1024
+"""How many bytes of tables are counted, the smallest first: it takes a tenth of a second or two."""
 
 _LOCK_TIMEOUT: Final = 200
 """Milliseconds to wait for a lock."""
@@ -150,11 +154,15 @@ class Thing(NamedTuple):
 
 
 class Contents(NamedTuple):
-    """What the template has: its objects by kind and oid, the rows of tables, and their keys."""
+    """What the template has: its objects by kind and oid, the rows of tables, and their keys.
+
+    *large* are the oids of tables that were not counted.
+    """
 
     objects: Mapping[tuple[str, int], Thing]
     rows: Mapping[int, int]
     keys: Mapping[int, frozenset[str]]
+    large: frozenset[int] = frozenset()
 
 
 class TableChange(NamedTuple):
@@ -205,7 +213,7 @@ class Transaction(NamedTuple):
 
 
 class Changes(Struct):
-    """What a test did to a database; *locked* are the tables that could not be counted."""
+    """What a test did to a database; *locked* and *large* are tables that were not counted."""
 
     tables: list[TableChange]
     made: list[str]
@@ -213,17 +221,20 @@ class Changes(Struct):
     altered: list[str]
     sequences: list[str]
     locked: list[str]
+    large: list[str]
 
 
 class Look(Struct):
     """The state of a database when its test has failed.
 
-    It *is_unused* if no connection ever came to it. *template* is what it had at first. *pid* is
+    It *is_unused* if no connection ever came to it, and *is_gone* if it no longer has its name.
+    *template* is what it had at first. *pid* is
     the plugin's own connection, *epoch* the server's time in seconds since the epoch when
     `originals.monotonic` was 0, and *problem* says what could not be read.
     """
 
     is_unused: bool = False
+    is_gone: bool = False
     template: Contents | None = None
     changes: Changes | None = None
     transactions: Sequence[Transaction] = ()
@@ -238,7 +249,7 @@ class Look(Struct):
 def contents() -> Reading[Contents]:
     """Return what a new clone has."""
     objects = _by_oid((yield _OBJECTS))
-    tables = [each for each in objects.values() if each.kind == "table" and each.size > 0]
+    tables, large = _countable(objects.values())
     rows: dict[int, int] = {}
     if tables:
         query = "SELECT {}, count(*) FROM ONLY {}"
@@ -249,25 +260,34 @@ def contents() -> Reading[Contents]:
     if few:
         for oid, key in (yield _union(map(_keys_of, few))):
             keys.setdefault(oid, set()).add(key)
-    return Contents(objects, rows, {oid: frozenset(own) for oid, own in keys.items()})
+    return Contents(
+        objects,
+        rows,
+        {oid: frozenset(own) for oid, own in keys.items()},
+        frozenset(each.oid for each in large),
+    )
 
 
 def changes(template: Contents, xid: int) -> Reading[Changes]:
     """Return what differs from *template*, with the rows of transactions since *xid*."""
     now = _by_oid((yield _OBJECTS))
-    found = Changes(tables=[], made=[], dropped=[], altered=[], sequences=[], locked=[])
+    found = Changes(*([] for _ in Changes.field_names))
     _compare_objects(template.objects, now, found)
-    tables = [each for each in now.values() if each.kind == "table"]
+    tables = sorted(each for each in now.values() if each.kind == "table")
     found.locked = [short(each.name) for each in tables if each.size < 0]
-    tables = [each for each in tables if each.size >= 0]
+    filled, large = _countable(tables)
+    large += [each for each in tables if each.oid in template.large and each not in large]
+    found.large = sorted(short(each.name) for each in large)
     counts: dict[int, tuple[int, int]] = {}
-    if filled := [each for each in tables if each.size > 0]:
+    if filled:
         is_new = f"age(xmin) <= age('{xid % 2**32}'::xid)"
         query = "SELECT {}, count(*), count(*) FILTER (WHERE {}) FROM ONLY {}"
         rows = yield _union(query.format(each.oid, is_new, each.name) for each in filled)
         counts = {oid: (count, new) for oid, count, new in rows}
     unclear = []
     for each in sorted(tables, key=lambda each: each.name):
+        if each.size < 0 or each in large:
+            continue
         count, new = counts.get(each.oid, (0, 0))
         gone = template.rows.get(each.oid, 0) - (count - new)
         if not new or not gone:
@@ -304,6 +324,18 @@ def _tell_apart(
         # The rows whose key was there before, but which are new: all others of the template stay.
         exact[name] = TableChange(name, inserted=inserted, updated=new - inserted, deleted=deleted)
     found.tables = [exact.get(each.table, each) for each in found.tables]
+
+
+def _countable(things: Iterable[Thing]) -> tuple[list[Thing], list[Thing]]:
+    """Return the tables that have rows, perhaps, and those of them that are too large to count."""
+    small: list[Thing] = []
+    large: list[Thing] = []
+    total = 0
+    for each in sorted(things, key=lambda each: each.size):
+        if each.kind == "table" and each.size > 0:
+            total += each.size
+            (small if total <= _MAX_BYTES else large).append(each)
+    return small, large
 
 
 def _by_oid(rows: Rows) -> dict[tuple[str, int], Thing]:
@@ -396,6 +428,9 @@ def run_now(reading: Reading[T], fetch: Callable[[str], Rows]) -> T:
 LIMITS: Final = f"lock_timeout = {_LOCK_TIMEOUT}", "statement_timeout = 1000", "search_path = ''"
 """The settings with which a connection reads: it doesn't wait long, and names are complete."""
 
+_templates: WeakKeyDictionary[CloneFactory, asyncio.Future[Contents]] = WeakKeyDictionary()
+"""What each template has, as soon as it is read."""
+
 
 async def look(
     factory: CloneFactory, clone: Clone, seconds: float, connected: Callable[[], None]
@@ -431,15 +466,22 @@ async def _look(
     if await _is_unused(factory, clone):
         found.is_unused = True
         return
-    if factory.contents is None:
-        factory.contents = asyncio.ensure_future(_read_template(factory))
+    if await factory.main.fetchval(sql.NAME_OF, clone.oid) != str(clone.name):
+        found.is_gone = True
+        found.problem = "the test has renamed or dropped it"
+        return
+    template = _templates.get(factory)
+    if template is None:
+        template = _templates[factory] = asyncio.ensure_future(_read_template(factory))
+        # Perhaps no one waits for it any more.
+        template.add_done_callback(lambda done: done.cancelled() or done.exception())
     connected()
     await _limit(inside)
     ((now, found.pid),) = await inside.fetch(_NOW)
     found.epoch = now - originals.monotonic()
     found.transactions = [Transaction(*row) for row in await inside.fetch(_SESSIONS)]
     # Other failures wait for it too.
-    found.template = await asyncio.shield(factory.contents)
+    found.template = await asyncio.shield(template)
     found.changes = await run(changes(found.template, factory.xid_of(clone)), inside.fetch)
 
 

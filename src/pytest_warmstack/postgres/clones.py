@@ -41,7 +41,6 @@ from pytest_warmstack.structs import Struct
 
 if TYPE_CHECKING:
     from pytest_warmstack.postgres.address import Address
-    from pytest_warmstack.postgres.changes import Contents
     from pytest_warmstack.postgres.put_back import Baseline
     from pytest_warmstack.servers.model import Endpoint
 
@@ -446,8 +445,6 @@ class CloneFactory:
         self._turn = asyncio.Lock()
         # What `put_back.Mark` has, of each clone.
         self._marks: dict[int, Sequence[Any]] = {}
-        # What the template has, for `changes`, which a failure imports.
-        self.contents: asyncio.Future[Contents] | None = None
         # The clones that were put back, and those of them that a connection was left to.
         self._used: set[int] = set()
         self._connected: set[int] = set()
