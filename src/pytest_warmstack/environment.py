@@ -436,7 +436,7 @@ class Environment(Struct, eq=False):
         again: bool = False,
     ) -> None:
         """Take back a database of *test*; if *failed* names tests that failed, save it for them."""
-        if failed and source.template and self.settings.keep_failed:
+        if failed and self.is_saved(source):
             source.clones.get().save(clone, failed)
         else:
             source.clones.get().give_back(clone, test, again=again)
@@ -498,6 +498,26 @@ class Environment(Struct, eq=False):
         if (factory := self._factory()) is not None:
             with suppress(WarmstackError):
                 factory.name(clone, test)
+
+    def source_of(self, clone: Clone) -> ConfiguredTemplate | None:
+        """Return what *clone* was made from; None if no test has it any more."""
+        made = self._templates.values()
+        return next((each for each in made if each.factory and each.factory.has(clone)), None)
+
+    def is_saved(self, source: ConfiguredTemplate) -> bool:
+        """Return whether a clone of *source* is saved if its test fails."""
+        return source.template is not None and self.settings.keep_failed > 0
+
+    def postgres_log(self, lines: int) -> list[str]:
+        """Return the last *lines* of the log of a managed PostgreSQL; of an external one, none.
+
+        Raises `RuntimeUnavailable`.
+        """
+        server = self.postgres.value
+        if server is None or server.external:
+            return []
+        with closing(runtimes.make(server.runtime, self.run_context)) as runtime:
+            return [*runtime.log(server, lines)]
 
     def holders(self) -> list[str]:
         """Return who holds PostgreSQL's connections; nothing if the server doesn't answer."""

@@ -90,6 +90,11 @@ class DatabaseFactory:
         __tracebackhide__ = True
         return self._take(lambda: self._environment.empty_source(schema=schema))
 
+    @property
+    def clones(self) -> list[Clone]:
+        """The databases that were made so far."""
+        return [clone for _, clone, _ in self._made]
+
     def _take(self, source_of: Callable[[], ConfiguredTemplate]) -> Database:
         __tracebackhide__ = True
         try:

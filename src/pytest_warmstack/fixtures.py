@@ -364,6 +364,17 @@ def _shared_url(request: pytest.FixtureRequest, environment: Environment) -> Ite
 db_url = pytest.fixture(name="db_url")(function_db_url)
 
 
+def shared_clone(item: pytest.Item) -> Shared | None:
+    """Return the clone that *item* shares with the isolation `rollback`, if it does."""
+    return item.stash.get(_SHARED, None)
+
+
+def users_of_clone(item: pytest.Item, user: str) -> str:
+    """Return which tests share the database of *item*, that of the class or module *user*."""
+    isolation = _word(item, session_of(item.config).settings)
+    return "all tests of this process" if isolation == "session" else f"the tests of {user}"
+
+
 def class_db_url(_warmstack_clone_class: Clone) -> str:
     """The SQLAlchemy URL of the migrated database that the tests of this class share."""
     return _warmstack_clone_class.url

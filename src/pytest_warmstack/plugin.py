@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 import pytest
 
-from pytest_warmstack import options
+from pytest_warmstack import options, originals
 from pytest_warmstack.options import Isolation, Settings
 from pytest_warmstack.session import SESSION, Session, session_of
 
@@ -209,10 +209,18 @@ def pytest_itemcollected(item: pytest.Item) -> None:
         scopes.narrow(item)
 
 
+@pytest.hookimpl(tryfirst=True)
 def pytest_exception_interact(
     node: pytest.Item | pytest.Collector, call: pytest.CallInfo[Any], report: object
 ) -> None:
-    """Explain, once, how to set the variables of an application that can't be imported."""
+    """Explain, once, how to set the variables of an application that can't be imported.
+
+    With `--pdb`, write what a failed test did before the debugger opens: pytest doesn't.
+    """
+    if isinstance(report, pytest.TestReport) and node.config.getoption("usepdb", default=False):
+        from pytest_warmstack import failure_report
+
+        failure_report.show(node.config, report)
     if not isinstance(report, pytest.CollectReport) or call.excinfo is None:
         return
     from pytest_warmstack import advice
@@ -259,6 +267,7 @@ def pytest_runtestloop(session: pytest.Session) -> None:
 def pytest_runtest_setup(item: pytest.Item) -> None:
     """Fail a test whose marker `warmstack_seed` can't be used; lead the address to its database."""
     own = session_of(item.config)
+    own.test_begun = originals.monotonic()
     if own.reserved is not None:
         from pytest_warmstack import fixtures
         from pytest_warmstack.exports import EXPORTS
@@ -306,8 +315,11 @@ def pytest_runtest_makereport(
     """
     session = session_of(item.config)
     failed = session.failed
-    if call.when == "setup":
+    if call.when == "setup" and item in failed:  # It is run again.
+        from pytest_warmstack import failure_report
+
         failed.discard(item)
+        failure_report.forget(item)
     was_failed = item in failed
     if call.excinfo is not None:
         from pytest_warmstack.fixtures import shorten
@@ -325,6 +337,10 @@ def pytest_runtest_makereport(
         from pytest_warmstack import advice
 
         report.sections += advice.sections(item, call.excinfo.value, session.environment)
+    if report.failed and call.when != "teardown" and session.environment is not None:
+        from pytest_warmstack import failure_report
+
+        failure_report.add(item, report, session)
     has_text = report.longrepr or report.sections or report.user_properties
     if has_text and (secrets := session.secrets()):
         from pytest_warmstack.masking import all_masked

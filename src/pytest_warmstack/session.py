@@ -54,7 +54,8 @@ class Session:
 
     `environment` is what `open` made, None before and after. `failed` has the tests whose last
     attempt failed. `shown` maps the text of an error to the first test that showed it. `in_use`
-    maps the id of a test, class or module to its database. `collector` is the class or module whose
+    maps the id of a test, class or module to its database. `test_begun` is when the set-up of the
+    current test began, of `originals.monotonic`. `collector` is the class or module whose
     tests pytest collects now. `has_advised` is true if the user has read which variables are
     missing. `reserved` is what the application has read, if `warmstack_env` has lines, and
     `pools` the connections to that. *line* is
@@ -69,6 +70,7 @@ class Session:
         self.shown: dict[str, str] = {}
         self.in_use: dict[str, Clone] = {}
         self.collector: pytest.Collector | None = None
+        self.test_begun = 0.0
         self.has_advised = False
         # A worker of xdist reads conftest files before it has its `workerinput`. Nothing that it
         # starts may take itself for a worker of this run.

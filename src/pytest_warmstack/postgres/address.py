@@ -38,6 +38,10 @@ class Address:
         """Whether a clone has the name."""
         return bool(self._clones)
 
+    def own_name(self, oid: int) -> DatabaseName | None:
+        """Return the own name of a clone that has the name, or has had it before another one."""
+        return self._clones.get(oid)
+
     @blocking
     async def enter(self, oid: int, own: DatabaseName) -> None:
         """Give the name to the clone *oid*, which is called *own*."""

@@ -42,6 +42,7 @@ from pytest_warmstack.structs import Struct
 if TYPE_CHECKING:
     from pytest_warmstack.postgres.address import Address
     from pytest_warmstack.postgres.put_back import Baseline
+    from pytest_warmstack.servers.model import Endpoint
 
 MAX_DROPS: Final = 8
 """How many clones may wait to be dropped before tests wait for the drops."""
@@ -487,6 +488,31 @@ class CloneFactory:
             f" from {row['client']}, on {row['database']}"
             for row in rows[:12]
         ]
+
+    # For the report of a failure
+
+    @property
+    def endpoint(self) -> Endpoint:
+        """The address of the server."""
+        return self._databases.endpoint
+
+    @property
+    def main(self) -> Connection:
+        """The connection to the maintenance database."""
+        return self._main
+
+    def has(self, clone: Clone) -> bool:
+        """Return whether *clone* is one of this factory."""
+        return clone.oid in self._marks
+
+    def xid_of(self, clone: Clone) -> int:
+        """Return the first transaction that can be one of the test that has *clone*."""
+        return int(self._marks[clone.oid][0])
+
+    def own_name(self, clone: Clone) -> DatabaseName:
+        """Return the name that *clone* has when it is not at the address."""
+        own = self._address.own_name(clone.oid) if self._address is not None else None
+        return own or clone.name
 
     # The address that the application has read
 

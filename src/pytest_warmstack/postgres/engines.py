@@ -75,6 +75,10 @@ class EngineMaker:
         self._compiled: Any = LRUCache(_CACHE_SIZE)
         self._opened: WeakKeyDictionary[Engine, list[Any]] = WeakKeyDictionary()
 
+    def opened(self, engine: Engine) -> list[Any]:
+        """Return the connections of the driver that *engine* has opened; some may be closed."""
+        return [*self._opened.get(engine, ())]
+
     def _is_set_up(self, connection: Any) -> bool:
         """Return whether a connection has what the dialect gives a new one."""
         return False

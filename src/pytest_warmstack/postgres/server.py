@@ -33,6 +33,9 @@ OPTIONS: Final[Mapping[str, str]] = {
     # answers. PostgreSQL's default is a minute.
     "authentication_timeout": "3s",
     "timezone": "UTC",
+    # The report of a failed test shows the lines of its database.
+    "log_line_prefix": "%m [%p] %q%d ",
+    "log_timezone": "UTC",
 }
 """Settings of the server in every runtime; the user's settings override them."""
 

@@ -140,15 +140,22 @@ class Admin:
         self._unread = 0
 
     @classmethod
-    def connect(cls, endpoint: Endpoint, fingerprint: str, timeout: float) -> Self:
+    def connect(
+        cls,
+        endpoint: Endpoint,
+        fingerprint: str,
+        timeout: float,
+        *,
+        answer: float = COMMAND_TIMEOUT,
+    ) -> Self:
         """Connect to the server with this *fingerprint*, within *timeout* seconds.
 
-        An external server has no fingerprint. Raises `NotReady` if nothing answers yet, `NotOurs`
-        if another server answers or refuses the login, and `ServerFailed` if the server can't be
-        used.
+        It may take *answer* seconds for each command. An external server has no fingerprint.
+        Raises `NotReady` if nothing answers yet, `NotOurs` if another server answers or refuses the
+        login, and `ServerFailed` if the server can't be used.
         """
         _probe(endpoint, timeout)
-        admin = cls(endpoint, _new_connection(endpoint, timeout))
+        admin = cls(endpoint, _new_connection(endpoint, timeout, answer))
         try:
             admin._check(admin._log_in(fingerprint))
         except BaseException:
@@ -383,7 +390,7 @@ class _OverTls(SSLConnection, _Plain):
     """A `_Plain` with TLS, which redis-py wraps around the socket."""
 
 
-def _new_connection(endpoint: Endpoint, timeout: float) -> Connection:
+def _new_connection(endpoint: Endpoint, timeout: float, answer: float) -> Connection:
     kind: Any = _OverTls if endpoint.scheme == "rediss" else _Plain
     try:
         options: Any = parse_url(redis_url(endpoint, 0))  # type: ignore[no-untyped-call]
@@ -395,7 +402,7 @@ def _new_connection(endpoint: Endpoint, timeout: float) -> Connection:
             "protocol": 2,
             "retry": Retry(NoBackoff(), 0),
             "socket_connect_timeout": timeout,
-            "socket_timeout": COMMAND_TIMEOUT,
+            "socket_timeout": answer,
         }
         known = {key: each for key, each in options.items() if key not in _IGNORED_OPTIONS}
         connection: Connection = kind(**known)

@@ -163,6 +163,11 @@ class Leases:
         """The numbers of this process's databases; empty before the lease is taken."""
         return self._lease.indexes if self._lease is not None else ()
 
+    @property
+    def last_test(self) -> str:
+        """The last test that got the databases, empty at first."""
+        return self._last_test
+
     def take(self) -> Lease:
         """Take the lease for the rest of the process; don't empty its databases yet.
 

@@ -54,6 +54,9 @@ from pytest_warmstack.servers.model import (
 )
 
 _LOG_LINES: Final = 30
+_MAX_LOG: Final = 4 * 1024 * 1024
+"""Bytes at the end of a log that are read."""
+
 _MAX_PORTS: Final = 5
 """How many free ports to try: another process may take one before the server binds it."""
 
@@ -173,6 +176,9 @@ class Embedded:
         password = found.endpoint.password
         try:
             with (_folder(found) / "log").open(encoding="utf-8", errors="replace") as log:
+                if (size := os.fstat(log.fileno()).st_size) > _MAX_LOG:
+                    log.seek(size - _MAX_LOG)
+                    log.readline()  # The rest of a line.
                 last = log.readlines()[-lines:] if lines else []
                 yield from (_without(password, line.rstrip("\n")) for line in last)
                 while follow and _process_of(found) is not None:
