@@ -11,7 +11,7 @@ import threading
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from concurrent.futures import CancelledError, Future, wait
 from contextlib import ExitStack, closing, contextmanager, suppress
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, Generic, NamedTuple, TypeVar
 
@@ -839,11 +839,18 @@ class Environment(Struct, eq=False):
 
         ahead, context = self.settings.clones_ahead, self.run_context
         is_further = template.configuration is not None and template.configuration.is_further
-        factory = CloneFactory(
+        new_factory: Callable[..., CloneFactory] = CloneFactory
+        new_clones: Callable[..., Clones] = Clones
+        if self.settings.report:
+            from pytest_warmstack.postgres import measured_clones as measured
+
+            new_factory = partial(measured.MeasuredCloneFactory, self.ledger.note)
+            new_clones = measured.MeasuredClones
+        factory = new_factory(
             databases, made.name, context.project.slug, context.run, self._address
         )
         factory.open(many=template.expected > ahead)
-        clones = Clones(
+        clones = new_clones(
             factory,
             ahead=ahead,
             expected=template.expected,
@@ -911,7 +918,9 @@ class Environment(Struct, eq=False):
 
     def _take_first_lease(self) -> None:
         with suppress(WarmstackError):  # Raised for the tests that need it.
-            self.leases.get().take()
+            leases = self.leases.get()
+            with self.ledger.timed("lease"):
+                leases.take()
 
     def _make_leases(self) -> Leases:
         if self.settings.redis is RedisPlan.SHARED:
