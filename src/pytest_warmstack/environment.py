@@ -46,6 +46,7 @@ if TYPE_CHECKING:
     from pytest_warmstack.postgres.template.dependencies import FileState
     from pytest_warmstack.postgres.template.in_process import InProcess
     from pytest_warmstack.postgres.template.layers import Layer
+    from pytest_warmstack.postgres.template.profile import Profile
     from pytest_warmstack.postgres.template.templates import Template
     from pytest_warmstack.redis.connections import Admin as RedisAdmin
     from pytest_warmstack.redis.leases import Lease, Leases
@@ -553,6 +554,21 @@ class Environment(Struct, eq=False):
             return server.client.endpoint, 0
         lease = self._leases_on(server).reserve(self.run_context.project.id, fresh=fresh)
         return server.client.endpoint, lease.index
+
+    def profile(self, folder: Path) -> Profile:
+        """Build the template for *folder* once more, and drop it; return how long each step took.
+
+        Raises `TemplateFailed`.
+        """
+        from pytest_warmstack.postgres.template import profile
+
+        configuration = self._template(TemplateKey(folder)).configuration
+        databases, files = self.postgres.get().client, self._file_state
+        custom = self._custom_layers
+        with self._explain_errors():
+            return profile.measure(
+                databases, self.settings, self._root, files, configuration, custom
+            )
 
     def no_space(self, error: BaseException) -> ServerFailed | None:
         """Return the explanation of *error* if an embedded PostgreSQL has no space left."""
