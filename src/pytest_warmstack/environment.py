@@ -11,7 +11,7 @@ import threading
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from concurrent.futures import CancelledError, Future, wait
 from contextlib import ExitStack, closing, contextmanager, suppress
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, Generic, NamedTuple, TypeVar
 
@@ -46,6 +46,7 @@ if TYPE_CHECKING:
     from pytest_warmstack.postgres.template.dependencies import FileState
     from pytest_warmstack.postgres.template.in_process import InProcess
     from pytest_warmstack.postgres.template.layers import Layer
+    from pytest_warmstack.postgres.template.profile import Profile
     from pytest_warmstack.postgres.template.templates import Template
     from pytest_warmstack.redis.connections import Admin as RedisAdmin
     from pytest_warmstack.redis.leases import Lease, Leases
@@ -574,6 +575,21 @@ class Environment(Struct, eq=False):
         lease = self._leases_on(server).reserve(self.run_context.project.id, fresh=fresh)
         return server.client.endpoint, lease.index
 
+    def profile(self, folder: Path) -> Profile:
+        """Build the template for *folder* once more, and drop it; return how long each step took.
+
+        Raises `TemplateFailed`.
+        """
+        from pytest_warmstack.postgres.template import profile
+
+        configuration = self._template(TemplateKey(folder)).configuration
+        databases, files = self.postgres.get().client, self._file_state
+        custom = self._custom_layers
+        with self._explain_errors():
+            return profile.measure(
+                databases, self.settings, self._root, files, configuration, custom
+            )
+
     def no_space(self, error: BaseException) -> ServerFailed | None:
         """Return the explanation of *error* if an embedded PostgreSQL has no space left."""
         if (server := self._embedded_postgres()) is None:
@@ -859,11 +875,18 @@ class Environment(Struct, eq=False):
 
         ahead, context = self.settings.clones_ahead, self.run_context
         is_further = template.configuration is not None and template.configuration.is_further
-        factory = CloneFactory(
+        new_factory: Callable[..., CloneFactory] = CloneFactory
+        new_clones: Callable[..., Clones] = Clones
+        if self.settings.report:
+            from pytest_warmstack.postgres import measured_clones as measured
+
+            new_factory = partial(measured.MeasuredCloneFactory, self.ledger.note)
+            new_clones = measured.MeasuredClones
+        factory = new_factory(
             databases, made.name, context.project.slug, context.run, self._address
         )
         factory.open(many=template.expected > ahead)
-        clones = Clones(
+        clones = new_clones(
             factory,
             ahead=ahead,
             expected=template.expected,
@@ -931,7 +954,9 @@ class Environment(Struct, eq=False):
 
     def _take_first_lease(self) -> None:
         with suppress(WarmstackError):  # Raised for the tests that need it.
-            self.leases.get().take()
+            leases = self.leases.get()
+            with self.ledger.timed("lease"):
+                leases.take()
 
     def _make_leases(self) -> Leases:
         if self.settings.redis is RedisPlan.SHARED:

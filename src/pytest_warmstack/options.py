@@ -226,6 +226,21 @@ def _redis_url(raw: object) -> str:
     return text
 
 
+def _report(raw: object) -> str:
+    """Return the place of the report about the cost: "yes" for the terminal, a file, or ""."""
+    text = _text(raw)
+    if text.lower() in _SWITCHES:
+        return YES if _SWITCHES[text.lower()] else ""
+    # A path of tests may follow the option, and must not be overwritten.
+    if not text.endswith(".json"):
+        raise Refused("not_json", value=raw)
+    return text
+
+
+YES: Final = "yes"
+"""The value that shows the report about the cost on the terminal."""
+
+
 def _lines(convert: Callable[[str], str] = str) -> Callable[[object], tuple[str, ...]]:
     """Return the converter of several lines: *convert* makes each; blank ones are left out."""
 
@@ -437,6 +452,7 @@ RUNTIME: Final = _one_of(RuntimeName)
 ISOLATION: Final = _one_of(Isolation)
 REDIS: Final = _one_of(RedisPlan)
 LEAKS: Final = _one_of(Leaks)
+REPORT: Final = Kind("yes, no, or a path that ends with .json", _report)
 POSTGRES_URL: Final = Kind(
     "a URL such as postgresql://role:password@host:5432?sslmode=require",
     _postgres_url,
@@ -599,6 +615,11 @@ class Settings(Struct, frozen=True, kw_only=True):
         LEAKS,
         "What the run says about connections that tests leave open: report, or ignore",
     ] = Leaks.REPORT
+    report: Annotated[
+        str,
+        REPORT,
+        "Report what the set-up cost: a table after the tests, or for machines a FILE.json",
+    ] = ""
     redis: Annotated[
         RedisPlan,
         REDIS,
@@ -754,7 +775,9 @@ def add(parser: "pytest.Parser") -> None:
         if option.kind is not FLAG:
             parser.addini(option.ini, option.help, type=option.kind.ini, default=None)
         if option.flag and option.kind is not SWITCH:
-            action = {"action": "store_true"} if option.kind is FLAG else {}
+            action: dict[str, Any] = {"action": "store_true"} if option.kind is FLAG else {}
+            if option.kind is REPORT:
+                action = {"nargs": "?", "const": YES, "metavar": "FILE.json"}
             dest = f"warmstack_{option.name}"
             group.addoption(option.flag, dest=dest, help=option.help, default=None, **action)
     group.addoption(
@@ -874,9 +897,11 @@ def _rooted(lookup: Lookup, *folders: Path) -> Lookup:
 
     def find(option: Option) -> tuple[object, str] | None:
         found = lookup(option)
-        if not found or not found[0] or option.kind not in (PATH, CONFIG):
+        if not found or not found[0] or option.kind not in (PATH, CONFIG, REPORT):
             return found
         path = str(found[0])
+        if option.kind is REPORT and not path.endswith(".json"):
+            return found
         if option.kind is CONFIG and (is_attribute(path) or path == NONE):
             return found
         others = folders if option.kind is CONFIG else ()

@@ -161,6 +161,7 @@ def _export(config: pytest.Config, line: argparse.Namespace) -> None:
 @pytest.hookimpl(wrapper=True)
 def pytest_sessionstart(session: pytest.Session) -> Generator[None, object, object]:
     """Write misspelt settings below pytest's header."""
+    session_of(session.config).check_report()
     result = yield
     if not session_of(session.config).is_worker:
         session_of(session.config).write(options.unknown(session.config), quiet=True)
@@ -368,6 +369,7 @@ def pytest_sessionfinish(session: pytest.Session) -> Generator[None, object, obj
         return None
     finally:
         own.close()
+        own.write_report()
         session.exitstatus = own.status or session.exitstatus
 
 

@@ -400,6 +400,50 @@ class Session:
             named = [each.partition("=")[0] for each in self.settings.env if "{db_" in each]
             self.write(report.unreached(ledger.steps, named), quiet=True)
         self.write(report.summary(ledger, workers=len(messages)))
+        if self.settings.report == options.YES:
+            from pytest_warmstack import cost_report
+
+            self.write(cost_report.lines(self._cost()), quiet=True)
+
+    def check_report(self) -> None:
+        """Raise `pytest.UsageError` if the file for the report about the cost can't be written."""
+        if self._has_report_file:
+            from pytest_warmstack import cost_report
+            from pytest_warmstack.settings_errors import SettingsError
+
+            try:
+                cost_report.check(self.settings)
+            except SettingsError as error:
+                raise pytest.UsageError(str(error)) from None
+
+    def write_report(self) -> None:
+        """Write the file with the report about the cost, if the settings name one."""
+        if self._has_report_file:
+            from pytest_warmstack import cost_report
+
+            try:
+                cost_report.write(self.settings.report, self._cost())
+            except OSError as error:  # The disk may be full since the start.
+                text = f"the report {self.settings.report} could not be written: {error.strerror}"
+                sys.stderr.write(f"warmstack: {text}\n")
+
+    @property
+    def _has_report_file(self) -> bool:
+        option = self.config.option
+        runs = not (self.is_worker or option.collectonly or getattr(option, "setupplan", False))
+        return runs and self.settings.report not in {"", options.YES}
+
+    def _cost(self) -> dict[str, Any]:
+        """Return the report about what this process, or each worker of xdist, has measured."""
+        from pytest_warmstack import cost_report
+        from pytest_warmstack.report import Ledger
+
+        parts = [
+            (node.gateway.id, Ledger.from_json(message["ledger"]))
+            for node, message in zip(self._workers, self._messages(), strict=True)
+            if message
+        ]
+        return cost_report.document(parts or [("", self._ledger or Ledger())], self.settings)
 
     def _may_be_misled(self) -> bool:
         """Return whether it matters that no test connected: some tests need no database."""

@@ -138,3 +138,27 @@ class SettingsError(WarmstackError):
             source=source,
             todo=["remove that line"],
         )
+
+    @classmethod
+    def not_json(cls, *, name: str, value: object, source: str) -> SettingsError:
+        """*name* is the place of a report, but has *value*, which may be a path of tests."""
+        return cls(
+            f"Invalid value {value!r} for {name}.",
+            why="it takes yes, no, or a path that ends with .json",
+            source=source,
+            todo=[
+                f"write paths of tests before the option: pytest {value} {name}"
+                if name.startswith("--")
+                else "set it to yes for a table on the terminal",
+                f"or name a file: {name}=FILE.json",
+            ],
+        )
+
+    @classmethod
+    def not_writable(cls, *, name: str, path: str, cause: str) -> SettingsError:
+        """*name* is the file *path* for a report, which can't be written."""
+        return cls(
+            f"Can't write the report to {path}.",
+            why=cause,
+            todo=[f"set {name} to a file in a folder that you may write to"],
+        )

@@ -98,6 +98,7 @@ EXAMPLES: dict[Kind, tuple[str, Any]] = {
     options.RUNTIME: ("embedded", RuntimeName.EMBEDDED),
     options.ISOLATION: ("module", Isolation.MODULE),
     options.LEAKS: ("ignore", Leaks.IGNORE),
+    options.REPORT: ("yes", options.YES),
     options.REDIS: ("per-process", RedisPlan.PER_PROCESS),
     options.TEXT: ("postgres:15", "postgres:15"),
     options.SECONDS: ("2.5", 2.5),

@@ -34,6 +34,7 @@ SLOW = frozenset(
         *("test_cases", "test_alembic_forms", "test_bad_input", "test_several_configurations"),
         *("test_search_path", "test_changed_world", "test_first_hour", "test_command_anywhere"),
         *("test_examples", "test_development_database", "test_seed_marker", "test_pytest_alembic"),
+        *("test_report_of_costs", "test_profile"),
         # Faults of the machine and of servers.
         *("test_faults", "test_refusals", "test_remembered_servers", "test_lookers"),
     }

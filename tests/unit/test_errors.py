@@ -76,6 +76,7 @@ SAMPLES: dict[str, Any] = {
     "number": 28,
     "others": ["tests/sql/big.sql", "sql/big.sql"],
     "output": "running 0001\nrunning 0002",
+    "path": "/srv/shop/costs.json",
     "place": "/dev/shm/ours/one",
     "process": 4711,
     "program": "psql",

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import argparse
+import json
 from abc import ABC, abstractmethod
 from collections.abc import Generator
 from contextlib import chdir
 from pathlib import Path
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 import pytest
 
@@ -17,19 +18,34 @@ from pytest_warmstack.errors import WarmstackError
 from pytest_warmstack.servers.identity import Service
 from pytest_warmstack.session import Session, session_of
 
+if TYPE_CHECKING:
+    from pytest_warmstack.environment import Environment
+
 _OFF: Final = {"numprocesses": "-n0", "no_cov": "--no-cov"}
 """The options that switch pytest-xdist and pytest-cov off, by the names of their settings."""
 
 
 def declare(add: Add) -> None:
     """Declare the command."""
-    add("up", run, "start the servers, build the template and make clones before you run tests")
+    up = add(
+        "up", run, "start the servers, build the template and make clones before you run tests"
+    )
+    up.add_argument(
+        "--profile",
+        action="store_true",
+        help="also list the revisions by their time, with their slowest statements. Each template"
+        " is built once more for that, from nothing, beside the one that tests use, and dropped",
+    )
+    up.add_argument("--json", action="store_true", help="with --profile, print the list as JSON")
+    up.set_defaults(parser=up)
 
 
 def run(options: argparse.Namespace) -> int:
     """Prepare everything; keep the servers, whatever the configuration says."""
+    if options.json and not options.profile:
+        options.parser.error("--json is for --profile; write up --profile --json")
     require(options.project)
-    return _Up().run(options.project)
+    return _Up(profile=options.profile, as_json=options.json).run(options.project)
 
 
 class Preparation(ABC):
@@ -40,7 +56,8 @@ class Preparation(ABC):
         self.status = 1
         # This also works if `addopts` switches the plugin off, or turns warnings into errors.
         own = ["-p", "warmstack", "-W", "ignore", "--reuse-containers"]
-        own += ["--no-header", "--disable-warnings", "-qqqq"]
+        # No test runs, so there is nothing to report.
+        own += ["--warmstack-report=no", "--no-header", "--disable-warnings", "-qqqq"]
         with chdir(folder):
             status = pytest.main([*own, *arguments], plugins=[self])
         is_done = status in {pytest.ExitCode.OK, pytest.ExitCode.NO_TESTS_COLLECTED}
@@ -80,20 +97,44 @@ class Preparation(ABC):
 class _Up(Preparation):
     """Prepares what tests need, and reports each thing when it is ready."""
 
+    def __init__(self, *, profile: bool, as_json: bool) -> None:
+        self._profile = profile
+        self._as_json = as_json
+        self._tell = _say if as_json else _tell
+
     def prepare(self, session: Session) -> int:
-        """Start the servers, build the templates and make clones."""
-        environment, settings = session.open(say=_tell), session.settings
+        """Start the servers, build the templates and make clones; then profile the templates."""
+        environment, settings = session.open(say=self._tell), session.settings
         from pytest_warmstack.environment import TemplateKey
 
         keys = map(TemplateKey, environment.folders())
         environment.start(set(Service), dict.fromkeys(keys, settings.clones_ahead))
         steps, file = environment.ledger.steps, settings.file
         for line in report.header(steps, reuse=True, reuse_source="warmstack up", file=file):
-            _tell(line)
+            self._tell(line)
         errors = environment.errors()
         for each in errors:
             say(f"warmstack: {each}")
+        if self._profile and not errors:
+            self._show_profiles(environment)
         return 1 if errors else 0
+
+    def _show_profiles(self, environment: Environment) -> None:
+        from pytest_warmstack.cli import profile
+
+        found = {}
+        for folder in environment.folders():
+            name = ", ".join(each.name for each in environment.configurations_for(folder)[:1])
+            found[name] = environment.profile(folder)
+            if not self._as_json:
+                for line in profile.lines(name, found[name]):
+                    _tell(line)
+        if self._as_json:
+            print(json.dumps(profile.document(found), indent=2))
+
+
+def _say(text: str) -> None:
+    say(f"warmstack: {text}")
 
 
 def _tell(text: str) -> None:

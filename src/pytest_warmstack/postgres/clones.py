@@ -41,7 +41,7 @@ from pytest_warmstack.structs import Struct
 
 if TYPE_CHECKING:
     from pytest_warmstack.postgres.address import Address
-    from pytest_warmstack.postgres.put_back import Baseline
+    from pytest_warmstack.postgres.put_back import Baseline, Runs
     from pytest_warmstack.servers.model import Endpoint
 
 MAX_DROPS: Final = 8
@@ -694,21 +694,14 @@ class CloneFactory:
 
     async def _undo(self, clone: Clone) -> str:
         """Undo what was done to *clone*; return why that can't be done, or "" if it was."""
-        from pytest_warmstack.postgres.put_back import Mark, NotPutBack, put_back
+        from pytest_warmstack.postgres.put_back import NotPutBack
 
-        assert self._baseline is not None  # noqa: S101 - read for the first clone
         try:
             # One at a time: it takes one connection more.
             async with self._turn:
                 async with Connection(self._databases.endpoint, str(clone.name)) as inside:
-                    self._marks[clone.oid] = await put_back(
-                        inside,
-                        self._dropper,
-                        clone.oid,
-                        self._baseline,
-                        Mark(*self._marks[clone.oid]),
-                        may_be_unused=clone.oid not in self._connected,
-                    )
+                    may_be_unused = clone.oid not in self._connected
+                    await self._undo_on(inside, self._dropper, clone, may_be_unused=may_be_unused)
                     was_used = inside.is_connected
                 if was_used:
                     await self._wait_until_unused(clone)
@@ -720,21 +713,28 @@ class CloneFactory:
         self._used.add(clone.oid)
         return ""
 
+    async def _undo_on(self, inside: Runs, outside: Runs, clone: Clone, **details: Any) -> None:
+        """Call `put_back.put_back` for *clone*, with *details*. Raises its errors."""
+        from pytest_warmstack.postgres.put_back import Mark, put_back
+
+        assert self._baseline is not None  # noqa: S101 - read for the first clone
+        mark = Mark(*self._marks[clone.oid])
+        self._marks[clone.oid] = await put_back(
+            inside, outside, clone.oid, self._baseline, mark, **details
+        )
+
     async def put_back_on(self, connection: Any, clone: Clone) -> bool:
         """Do what `Clones.put_back_on` does, in the event loop of *connection*."""
         if self._baseline is None:
             return False
-        from pytest_warmstack.postgres.put_back import Mark, StillConnected, put_back
+        from pytest_warmstack.postgres.put_back import StillConnected
 
-        mark = Mark(*self._marks[clone.oid])
         deadline = originals.monotonic() + _END_TIMEOUT
         try:
             async with asyncio.timeout(BUSY_TIMEOUT):
                 while True:
                     try:
-                        self._marks[clone.oid] = await put_back(
-                            connection, connection, clone.oid, self._baseline, mark
-                        )
+                        await self._undo_on(connection, connection, clone)
                         break
                     except StillConnected:
                         if originals.monotonic() > deadline:

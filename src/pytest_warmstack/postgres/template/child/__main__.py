@@ -96,7 +96,12 @@ class Work:
         self._variables = Variables()
         self._variables.watch()
         self._guard = Guard(url)
-        self._recorder = Recorder(project["root"], project["ignore"], self._guard)
+        new_recorder: type[Recorder] = Recorder
+        if project.get("profile"):
+            with self._own_imports():
+                from pytest_warmstack.postgres.template.child.profile import ProfilingRecorder
+            new_recorder = ProfilingRecorder
+        self._recorder = new_recorder(project["root"], project["ignore"], self._guard)
         self._answers = answers
         self.revisions: Revisions | None = None
         self._guard.install()
@@ -118,6 +123,7 @@ class Work:
         refused = self._guard.refused
         return {
             "refused": refused,
+            "profile": self._recorder.profile(),
             "databases": self.revisions.configuration.databases() if self.revisions else [],
             "variables": self._variables.wanted(error, self._project["env"], refused=bool(refused)),
         }

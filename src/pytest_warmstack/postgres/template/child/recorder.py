@@ -147,6 +147,10 @@ class Recorder:
         finally:
             self._step = ""
 
+    def profile(self) -> list[dict[str, Any]]:
+        """Return what was measured of each step: nothing here."""
+        return []
+
     def add_revision_files(self, paths: list[str]) -> dict[str, str]:
         """Return the keys of revision files by their paths; call this before they are loaded."""
         self._revision_files |= {real(path) for path in paths}
