@@ -25,9 +25,9 @@ _MAX_THREADS: Final = 8
 class Entry:
     """A server and what it reports; if it doesn't answer, *trouble* is the reason.
 
-    *used* is the last use, in seconds since the epoch, and *memory* is in bytes; 0 means unknown.
-    *users* is the number of connected processes with this plugin. *inside* is the `Overview` of
-    PostgreSQL or Redis.
+    For an external server, *todo* is the likeliest cure then. *used* is the last use, in seconds
+    since the epoch, and *memory* is in bytes; 0 means unknown. *users* is the number of connected
+    processes with this plugin. *inside* is the `Overview` of PostgreSQL or Redis.
     """
 
     found: ServerInfo
@@ -37,6 +37,7 @@ class Entry:
     memory: int = 0
     inside: Any = None
     trouble: str = ""
+    todo: str = ""
 
 
 def entries(
@@ -105,4 +106,4 @@ def external(
             found = server = External(cleanup.RUN_CONTEXT, say).ensure(spec)
             yield _inspect(server, server.client)
         except WarmstackError as error:
-            yield Entry(found=found, trouble=error.line)
+            yield Entry(found=found, trouble=error.line, todo=error.todo[0])

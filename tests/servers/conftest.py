@@ -30,6 +30,8 @@ SLOW = frozenset(
         # Long properties, and processes that are killed.
         *("test_stress", "test_layered_property", "test_killed", "test_ended_by_signal"),
         "test_interrupted_set_up",
+        # Commands in terminals, and comparisons of databases of all kinds.
+        *("test_status_watch", "test_saved_databases"),
         # Projects and suites of all kinds.
         *("test_cases", "test_alembic_forms", "test_bad_input", "test_several_configurations"),
         *("test_search_path", "test_changed_world", "test_first_hour", "test_command_anywhere"),

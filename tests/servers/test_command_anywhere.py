@@ -112,7 +112,7 @@ def test_the_commands_work_without_the_packages_of_docker(embedded_project: Libr
     status.stdout.fnmatch_lines([str(project.folder)])
     for result in (status, clean):
         result.stderr.fnmatch_lines(["could not check the runtime docker: *No module named*"])
-    doctor.stdout.fnmatch_lines(["  NO  engine *No module named*", "a run would use embedded"])
+    doctor.stdout.fnmatch_lines(["  NO  engine *No module named*", "fit: a run would use embedded"])
     assert project.folders() == []
 
 

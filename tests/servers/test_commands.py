@@ -417,7 +417,7 @@ def test_the_doctor_names_the_step_that_fails(embedded_project: Library) -> None
             "embedded",
             "  ok  PostgreSQL *PostgreSQL 16.*",
             "  ok  Redis *",
-            "a run would use embedded",
+            "fit: a run would use embedded",
         ]
     )
 
@@ -433,7 +433,7 @@ def test_the_doctor_fails_where_a_run_would(embedded_project: Library) -> None:
         [
             "*PostgreSQL *No such file or directory  (/nonexistent)",
             "  NO  PostgreSQL *",
-            "a run would fail: *",
+            "not fit: first correct WARMSTACK_POSTGRES_BIN, which names /nonexistent, *",
         ]
     )
 
@@ -450,7 +450,7 @@ def test_the_doctor_knows_the_engine(docker_project: Library) -> None:
             "  ok  engine *",
             "  ok  rootless *",
             "  ok  image *: in the engine",
-            "a run would use docker",
+            "fit: a run would use docker",
         ]
     )
 
@@ -526,8 +526,10 @@ def test_the_doctor_fails_where_the_migrations_would(embedded_project: Library) 
     revision.stdout.fnmatch_lines(["  NO  revisions *", "*absent*"])
     package.stdout.fnmatch_lines(["  NO  package *pip install alembic"])
     named.stdout.fnmatch_lines(["  NO  configuration *absent.ini*"])
-    for result in (revision, package, named):
-        assert result.outlines[-1] == "a run would fail: see the lines above that say NO"
+    firsts = [result.outlines[-1] for result in (revision, package, named)]
+    assert firsts[1] == "not fit: first pip install alembic"
+    assert firsts[2].startswith("not fit: first correct the path; ")
+    assert firsts[0].startswith("not fit: first ")
 
 
 def test_the_doctor_imports_what_the_tests_can(embedded_project: Library) -> None:

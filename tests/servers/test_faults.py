@@ -105,7 +105,9 @@ def test_an_engine_that_stops_between_two_calls_is_told_by_each(
             assert [line.partition(". ")[0] for line in runtime.log(found, 5)] == [
                 "The Docker engine stopped answering"
             ]
-            assert "Connection refused" in runtime.offer(spec)
+            refusal = runtime.offer(spec)
+            assert refusal is not None
+            assert "Connection refused" in refusal.why
             docker_bench.leave()
 
 

@@ -22,6 +22,7 @@ from pytest_warmstack.options import RuntimeName
 from pytest_warmstack.postgres import connections
 from pytest_warmstack.redis import connections as redis_connections
 from pytest_warmstack.servers.errors import ServerFailed
+from saved_databases import EXPECTED, number_of, prepare
 
 REUSE: Final = "--reuse-containers"
 DOCKER, EMBEDDED = RuntimeName.DOCKER, RuntimeName.EMBEDDED
@@ -298,3 +299,19 @@ def test_a_server_that_is_too_old_is_refused(
     assert re.match(r"(PostgreSQL 16|Redis 7)\.\S+ is too old for this plugin\.", str(caught.value))
     assert wanted in str(caught.value)
     assert left(bench.folder) == []
+
+
+@pytest.mark.parametrize("version", POSTGRES)
+def test_a_saved_database_is_compared_with_its_template(
+    project_of: Callable[[str, str], Library], version: str
+) -> None:
+    """Each version has its own catalog, and shows definitions in its own way."""
+    project = project_of(EMBEDDED, f"postgres:{version}")
+    prepare(project)
+
+    result = project.warmstack("diff", number_of(project, "test_that_changes"))
+
+    assert result.ret == 1
+    assert [
+        each.replace("shelf.name", "name") for each in result.outlines[3:]
+    ] == EXPECTED.rstrip().splitlines()

@@ -12,7 +12,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import NoReturn
 
-from pytest_warmstack.cli import clean, clients, development, doctor, logs, status, up
+from pytest_warmstack.cli import clean, clients, development, doctor, logs, saved, status, up
 from pytest_warmstack.cli.errors import CommandFailed, NoProject
 from pytest_warmstack.cli.project import Command
 from pytest_warmstack.errors import WarmstackError, did_you_mean
@@ -23,6 +23,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command and return its exit status.
 
     The status is 0 for success, 1 if something failed or was spared, and 2 for wrong arguments.
+    `warmstack diff` returns 1 for a difference, and 2 if something failed.
     """
     given = list(sys.argv[1:] if arguments is None else arguments)
     # The arguments after `--` are for another program.
@@ -46,7 +47,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         elif not isinstance(error, WarmstackError):
             text = CommandFailed.by_system(cause=str(error))
         print(f"warmstack: {text}", file=sys.stderr)
-        return 1
+        return int(options.trouble)
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -68,10 +69,10 @@ def _parser() -> argparse.ArgumentParser:
             metavar="FOLDER",
             help="a folder of the project (default: the current one)",
         )
-        command.set_defaults(run=run)
+        command.set_defaults(run=run, trouble=1)
         return command
 
-    for module in (status, clean, up, development, clients, logs, doctor):
+    for module in (status, clean, up, development, clients, saved, logs, doctor):
         module.declare(add)
     return parser
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import os
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import closing
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -12,11 +13,12 @@ from typing import Any
 
 from pytest_warmstack import cleanup, server_specs
 from pytest_warmstack.background import BackgroundLoop
+from pytest_warmstack.cli.clients import connected
 from pytest_warmstack.cli.errors import CommandFailed, NoProject
 from pytest_warmstack.cli.project import Add, Place, find, name, say, unchecked
 from pytest_warmstack.errors import WarmstackError
 from pytest_warmstack.options import Settings, age
-from pytest_warmstack.postgres import State
+from pytest_warmstack.postgres import DatabaseName, State
 from pytest_warmstack.servers.external import External
 from pytest_warmstack.servers.identity import Label, Process, Project, Service
 from pytest_warmstack.servers.model import OwnRuntime, ServerInfo
@@ -47,10 +49,16 @@ def declare(add: Add) -> None:
         metavar="AGE",
         help="remove only servers that were not used for this long: 7d, 12h, 30min",
     )
+    clean.add_argument(
+        "--failed",
+        action="store_true",
+        help="drop only the saved databases of this project's failed tests; the servers stay",
+    )
     clean.add_argument("--dry-run", action="store_true", help="only show what would be removed")
     clean.add_argument(
         "--force", action="store_true", help="also remove what a run in progress uses"
     )
+    clean.set_defaults(parser=clean)
 
 
 def _age(text: str) -> float:
@@ -64,10 +72,15 @@ def _age(text: str) -> float:
 
 def run(options: argparse.Namespace) -> int:
     """Remove servers, and the plugin's databases on external servers; 1 if anything is left."""
+    if options.failed and (options.all_projects or options.orphans):
+        options.parser.error("--failed is for one project: leave out --all-projects and --orphans")
     place = _place(options)
     tally = _Tally(options.dry_run)
     background = BackgroundLoop()
     try:
+        if options.failed:
+            _drop_saved(place, options, tally, background)
+            return tally.status
         for runtime, listed in cleanup.reachable(lambda name, error: say(unchecked(name, error))):
             _clean_managed(runtime, listed, options, place.project, tally, background)
         if not options.orphans:
@@ -76,7 +89,7 @@ def run(options: argparse.Namespace) -> int:
         background.close()
     if not (tally.removed or tally.spared or tally.failed):
         _explain_nothing(place, options, tally)
-    return 1 if tally.spared or tally.failed else 0
+    return tally.status
 
 
 @dataclass
@@ -88,6 +101,11 @@ class _Tally:
     spared: int = 0
     failed: int = 0
     others: set[str] = field(default_factory=set)
+
+    @property
+    def status(self) -> int:
+        """The exit status of the command."""
+        return 1 if self.spared or self.failed else 0
 
     def remove(self, name: str, action: Callable[[], object]) -> None:
         """Call *action* to remove the thing called *name*; in a dry run, only say so."""
@@ -174,6 +192,28 @@ def _is_old_enough(
     return cleanup.is_idle(runtime, found, seconds, background)
 
 
+def _drop_saved(
+    place: Place, options: argparse.Namespace, tally: _Tally, background: BackgroundLoop
+) -> None:
+    """Drop the saved databases of the project, on each of its servers."""
+    try:
+        for server in connected(place, Service.POSTGRES, background):
+            with closing(server.client) as databases:
+                for database, is_free in _drop_unused(databases, place.project, options):
+                    what = f"database {database} ({server.found.runtime})"
+                    if is_free:
+                        tally.remove(what, lambda: None)
+                    elif options.force:
+                        tally.remove(what, partial(databases.drop, database))
+                    else:
+                        tally.spare(what)
+    except CommandFailed as error:
+        # Without a server there are no databases.
+        say(error.line)
+    if not (tally.removed or tally.spared or tally.failed):
+        print(f"no saved databases of {place.project.path}")
+
+
 def _clean_external(
     place: Place, options: argparse.Namespace, tally: _Tally, background: BackgroundLoop
 ) -> None:
@@ -217,15 +257,17 @@ def _release_external(place: Place, options: argparse.Namespace, tally: _Tally) 
 
 def _drop_unused(
     databases: Any, project: Project | None, options: argparse.Namespace
-) -> Iterator[tuple[str, bool]]:
+) -> Iterator[tuple[DatabaseName, bool]]:
     """Drop the databases, except in a dry run; yield each, and whether no run uses it."""
     from pytest_warmstack.postgres.retention import unused
 
     wanted = unused(databases.all(), project, options.older_than)
+    if options.failed:
+        wanted = [name for name in wanted if name.state is State.SAVED]
     if options.dry_run:
         locked = databases.locked()
         gone = [name for name in wanted if name.lock_key not in locked]
     else:
         gone = databases.drop_unlocked(wanted)
     for each in sorted(wanted, key=lambda each: (each.state is not State.TEMPLATE, str(each))):
-        yield str(each), each in gone
+        yield each, each in gone

@@ -25,7 +25,16 @@ from pytest_warmstack.postgres import DatabaseName, State, sql
 from pytest_warmstack.redis import overview as redis_overview
 from pytest_warmstack.servers.external import External
 from pytest_warmstack.servers.identity import Project, Service
-from pytest_warmstack.servers.model import MAINTENANCE, USER, Endpoint, NotOurs, NotReady
+from pytest_warmstack.servers.model import (
+    MAINTENANCE,
+    USER,
+    Endpoint,
+    NotOurs,
+    NotReady,
+    OwnRuntime,
+    ServerInfo,
+    ServerSpec,
+)
 
 _SHOWN: Final = (State.SAVED, State.DEVELOPMENT)
 """The databases that `warmstack psql` is for."""
@@ -109,22 +118,27 @@ def redis_cli(options: argparse.Namespace) -> int:
     return 0
 
 
-def _accesses(
-    place: Place, service: Service, program: str, background: BackgroundLoop
-) -> Iterator[tuple[_Access, Any]]:
-    """Yield how *program* connects to each of the project's servers, and a client of the plugin.
+class Connected(NamedTuple):
+    """A server of the project that answers, and a *client* of the plugin, which the user closes.
 
-    An installed program is preferred to one that comes with the server. A project has several
-    servers if its runs use different runtimes.
+    An external server has no *runtime*.
+    """
+
+    spec: ServerSpec[Any]
+    client: Any
+    found: ServerInfo
+    runtime: OwnRuntime | None
+
+
+def connected(place: Place, service: Service, background: BackgroundLoop) -> Iterator[Connected]:
+    """Connect to each server of the project in turn; raise `CommandFailed` if there is none.
+
+    A project has several servers if its runs use different runtimes.
     """
     spec = server_specs.make(service, place.settings, background)
-    installed = shutil.which(program)
     if spec.url:
-        client = External(cleanup.RUN_CONTEXT, say).ensure(spec).client
-        if installed is None:
-            client.close()
-            raise CommandFailed.no_client(program=program, looked_at=["the PATH"])
-        yield _Access([installed], client.endpoint, client.endpoint.password), client
+        server = External(cleanup.RUN_CONTEXT, say).ensure(spec)
+        yield Connected(spec, server.client, server, None)
         return
     refused: list[str] = []
     is_found = False
@@ -137,21 +151,32 @@ def _accesses(
             why = error.line if isinstance(error, WarmstackError) else error
             refused.append(f"{found.name}: {why}")
             continue
-        password = client.endpoint.password
-        if installed is not None:
-            yield _Access([installed], client.endpoint, password), client
-        elif (beside := runtime.client(spec, found, program)) is not None:
-            yield _Access(*beside, password), client
-        else:
-            client.close()
-            raise CommandFailed.no_client(
-                program=program, looked_at=["the PATH", f"where {found.name} runs"]
-            )
+        yield Connected(spec, client, found, runtime)
         is_found = True
     if not is_found:
         raise CommandFailed.no_server(
             title=spec.title, project=place.project.path, looked_at=refused
         )
+
+
+def _accesses(
+    place: Place, service: Service, program: str, background: BackgroundLoop
+) -> Iterator[tuple[_Access, Any]]:
+    """Yield how *program* connects to each of the project's servers, and a client of the plugin.
+
+    An installed program is preferred to one that comes with the server.
+    """
+    installed = shutil.which(program)
+    for spec, client, found, runtime in connected(place, service, background):
+        password = client.endpoint.password
+        if installed is not None:
+            yield _Access([installed], client.endpoint, password), client
+        elif runtime and (beside := runtime.client(spec, found, program)) is not None:
+            yield _Access(*beside, password), client
+        else:
+            client.close()
+            beside_it = [f"where {found.name} runs"] if runtime else []
+            raise CommandFailed.no_client(program=program, looked_at=["the PATH", *beside_it])
 
 
 def _find_database(place: Place, wanted: str, background: BackgroundLoop) -> tuple[_Access, str]:
@@ -161,7 +186,7 @@ def _find_database(place: Place, wanted: str, background: BackgroundLoop) -> tup
         try:
             if wanted == State.DEVELOPMENT:
                 return access, _development(client, place.project)
-            return access, _database(client, wanted) if wanted else MAINTENANCE
+            return access, find_database(client, wanted) if wanted else MAINTENANCE
         except CommandFailed as refusal:
             refusals.append(refusal)
         finally:
@@ -207,11 +232,11 @@ def _development(admin: Any, project: Project) -> str:
     return next(iter(found))
 
 
-def _database(admin: Any, wanted: str) -> str:
+def find_database(admin: Any, wanted: str, command: str = "psql") -> str:
     """Return the database for *wanted*: a name or number, a test, or a part of one of these.
 
     If several tests match, the best match counts; if it has several databases, the newest one. The
-    others are listed.
+    others are listed, with the *command* for each.
     """
     rows = admin.ask(sql.NAMES)
     names = [str(row["datname"]) for row in rows]
@@ -221,7 +246,7 @@ def _database(admin: Any, wanted: str) -> str:
             matching = [name]
             break
     else:
-        if found := _newest_of_test(rows, wanted):
+        if found := _newest_of_test(rows, wanted, command):
             return found
         matching = [name for name in names if wanted in name]
     open_ = [name for name in matching if not (own := parsed[name]) or own.state != State.TEMPLATE]
@@ -235,7 +260,7 @@ def _database(admin: Any, wanted: str) -> str:
     return open_[0]
 
 
-def _newest_of_test(rows: Sequence[Any], wanted: str) -> str:
+def _newest_of_test(rows: Sequence[Any], wanted: str, command: str) -> str:
     """Return the newest database of the test that *wanted* matches best, or "" without a match."""
     found = [
         _TestDatabase(name, sql.test_of(row["comment"]), sql.parse_note(row["note"])[0])
@@ -254,7 +279,7 @@ def _newest_of_test(rows: Sequence[Any], wanted: str) -> str:
     if others:
         say(f"{newest.test} ({newest.when}); also:")
     for each in others:
-        say(f"  warmstack psql {each.name.serial}: {each.test} ({each.when})")
+        say(f"  warmstack {command} {each.name.serial}: {each.test} ({each.when})")
     return str(newest.name)
 
 

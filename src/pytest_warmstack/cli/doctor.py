@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import platform
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from importlib.metadata import PackageNotFoundError, version
 from importlib.util import find_spec
 from pathlib import Path
@@ -41,11 +41,15 @@ PLAIN: Final = ""
 
 
 class Check(NamedTuple):
-    """One check: the *verdict*, the *name* of what was checked, and what was *found*."""
+    """One check: the *verdict*, the *name* of what was checked, and what was *found*.
+
+    *todo* is the likeliest cure of what is `BAD`.
+    """
 
     verdict: str
     name: str
     found: str
+    todo: str = ""
 
 
 def declare(add: Add) -> None:
@@ -58,8 +62,8 @@ def run(options: argparse.Namespace) -> int:
     place = look(options.project)
     print(f"{NAMESPACE} {version(NAMESPACE)}")
     _section("versions", _versions())
-    good = _section(f"settings of {place.project.path}", _settings(place))
-    good = _section("alembic", _alembic(place)) and good
+    own = _section(f"settings of {place.project.path}", _settings(place))
+    own += _section("alembic", _alembic(place))
     settings = place.settings
     ways = {}
     for name, checks in (
@@ -68,37 +72,49 @@ def run(options: argparse.Namespace) -> int:
         (RuntimeName.EMBEDDED, _embedded(settings)),
     ):
         ways[name] = _section(str(name), checks)
-    text, status = verdict(settings, ways)
-    if not (good or status):
-        text, status = "a run would fail: see the lines above that say NO", 1
+    text, status = verdict(settings, own, ways)
     print(f"\n{text}")
     return status
 
 
-def verdict(settings: Settings, ways: dict[RuntimeName, bool]) -> tuple[str, int]:
-    """Return what a run would do now, and the exit status; *ways* says which runtimes work."""
+def verdict(
+    settings: Settings, own: Sequence[str], ways: Mapping[RuntimeName, Sequence[str]]
+) -> tuple[str, int]:
+    """Return the last line, and the exit status.
+
+    *own* has the cures of what is wrong in the project, and *ways* those of each runtime: a runtime
+    without any would work.
+    """
     urls = (settings.postgres_url, settings.redis_url)
-    if any(urls) and not ways[RuntimeName.EXTERNAL]:
-        return "a run would fail: an external server can't be used", 1
-    if all(urls):
-        return "a run would use the external servers", 0
-    for each in cleanup.OWN:
-        if settings.runtime in {RuntimeName.AUTO, each} and ways[each]:
-            return f"a run would use {each}", 0
-    return f"a run would fail: the runtime {settings.runtime} is set, and can't be used", 1
+    ways_here = [each for each in cleanup.OWN if settings.runtime in {RuntimeName.AUTO, each}]
+    if own:
+        todo = own[0]
+    elif any(urls) and ways[RuntimeName.EXTERNAL]:
+        todo = ways[RuntimeName.EXTERNAL][0]
+    elif all(urls):
+        return "fit: a run would use the external servers", 0
+    elif working := [each for each in ways_here if not ways[each]]:
+        return f"fit: a run would use {working[0]}", 0
+    elif ways_here:
+        todo = ", or ".join(ways[each][0] for each in ways_here)
+    else:
+        missing = settings.place("redis_url" if urls[0] else "postgres_url")
+        todo = f"set {missing}=URL, or use another runtime than {settings.runtime}"
+    return f"not fit: first {' '.join(todo.split())}", 1
 
 
-def _section(title: str, checks: Iterator[Check]) -> bool:
-    """Print a section; return whether a run would work as far as its checks go."""
+def _section(title: str, checks: Iterator[Check]) -> list[str]:
+    """Print a section; return the cures of what would make a run fail."""
     print(f"\n{title}")
-    good = True
+    todo = []
     for check in checks:
-        good = good and check.verdict != BAD
+        if check.verdict == BAD:
+            todo.append(check.todo)
         first, *rest = check.found.splitlines() or [""]
         print(f"  {check.verdict:2}  {check.name:24}  {first}".rstrip())
         for line in rest:
             print(f"{'':32}{line}")
-    return good
+    return todo
 
 
 def _versions() -> Iterator[Check]:
@@ -113,9 +129,12 @@ def _versions() -> Iterator[Check]:
 def _settings(place: Place) -> Iterator[Check]:
     """Yield the settings, and where each was set."""
     if place.failure:
-        yield Check(BAD, "can't be read", place.failure)
+        # The first line of an error is what failed.
+        what = place.failure.splitlines()[0].removeprefix("ERROR: ")
+        yield Check(BAD, "can't be read", place.failure, f"correct the settings: {what}")
     if not place.is_project:
-        yield Check(BAD, "project", NoProject.here(folder=place.project.path).line)
+        error = NoProject.here(folder=place.project.path)
+        yield Check(BAD, "project", error.line, error.todo[0])
     for remark in place.remarks:
         yield Check(ODD, "misspelt", remark)
     for name, option in OPTIONS.items() if not place.failure else ():
@@ -132,13 +151,14 @@ def _alembic(place: Place) -> Iterator[Check]:
     try:
         found = Configurations(settings, root, place.ini).all()
     except TemplateFailed as error:
-        yield Check(BAD, "configuration", "\n".join([error.what, error.why]))
+        yield Check(BAD, "configuration", "\n".join([error.what, error.why]), error.todo[0])
         return
     if not found:
         yield Check(PLAIN, "configuration", "none: the tests have an empty database")
         return
     if find_spec("alembic") is None:
-        yield Check(BAD, "package", "alembic is not installed: pip install alembic")
+        cure = "pip install alembic"
+        yield Check(BAD, "package", f"alembic is not installed: {cure}", cure)
         return
     sys.path[:0] = place.path
     for each in found:
@@ -158,7 +178,8 @@ def _revisions(settings: Settings, root: Path, configuration: Configuration) -> 
     try:
         count, heads = migrations.heads(Target(nowhere, "postgres", lambda _query: [], list))
     except TemplateFailed as error:
-        yield Check(BAD, "revisions", "\n".join([error.what, error.why, *error.looked_at]))
+        text = "\n".join([error.what, error.why, *error.looked_at])
+        yield Check(BAD, "revisions", text, error.todo[0])
         return
     if not heads:
         yield Check(PLAIN, "revisions", "can be read only in a run")
@@ -184,7 +205,8 @@ def _external(settings: Settings) -> Iterator[Check]:
         yield Check(PLAIN, "urls", "none set")
     for each in entries:
         what = f"{each.version} at {each.found.name} {each.found.what}".strip()
-        yield Check(BAD if each.trouble else GOOD, title(each.found), each.trouble or what)
+        verdict_ = BAD if each.trouble else GOOD
+        yield Check(verdict_, title(each.found), each.trouble or what, each.todo)
 
 
 def _docker(settings: Settings) -> Iterator[Check]:
@@ -192,7 +214,7 @@ def _docker(settings: Settings) -> Iterator[Check]:
     try:
         runtime: Any = runtimes.make(RuntimeName.DOCKER, cleanup.RUN_CONTEXT)
     except RuntimeUnavailable as refusal:
-        yield Check(BAD, "engine", _explain(refusal))
+        yield Check(BAD, "engine", _explain(refusal), refusal.todo[0])
         return
     try:
         for name, found in runtime.facts():
@@ -202,11 +224,15 @@ def _docker(settings: Settings) -> Iterator[Check]:
             if runtime.has(spec):
                 yield Check(GOOD, "image", f"{spec.image}: in the engine")
             elif refused := runtime.offer(spec):
-                yield Check(BAD, "image", f"{spec.image}: not in the engine\n{refused}")
+                text = f"{spec.image}: not in the engine\n{refused.why}"
+                todo = refused.todo[0]
+                if todo.startswith("read "):  # What the engine answered is shown already.
+                    todo = f"get the image {spec.image}: docker pull {spec.image}"
+                yield Check(BAD, "image", text, todo)
             else:
                 yield Check(GOOD, "image", f"{spec.image}: not in the engine, can be pulled")
     except RuntimeUnavailable as refusal:
-        yield Check(BAD, "engine", _explain(refusal))
+        yield Check(BAD, "engine", _explain(refusal), refusal.todo[0])
     finally:
         runtime.close()
 
@@ -227,11 +253,22 @@ def _embedded(settings: Settings) -> Iterator[Check]:
             is_any_usable = any(not each.lacks for each in candidates)
             for each in candidates:
                 verdict_ = GOOD if not each.lacks else PLAIN if is_any_usable else BAD
-                yield Check(verdict_, f"{spec.title}'s files", str(each))
+                todo = "choose a folder with enough space: WARMSTACK_EMBEDDED_FOLDER=FOLDER"
+                yield Check(verdict_, f"{spec.title}'s files", str(each), todo)
         else:
             major = spec.wanted_major(RuntimeName.EMBEDDED)
             wanted = f" {major}" if major and service is Service.POSTGRES else ""
-            yield Check(BAD, spec.title, f"no {spec.title}{wanted} in any of these places")
+            text = f"no {spec.title}{wanted} in any of these places"
+            yield Check(BAD, spec.title, text, _cure(native))
+
+
+def _cure(native: Any) -> str:
+    """Return how to get the programs of a native server that were not found."""
+    try:
+        native.check()
+    except RuntimeUnavailable as refusal:
+        return refusal.todo[0]
+    return "try again"  # They have been installed meanwhile.
 
 
 def _explain(refusal: RuntimeUnavailable) -> str:

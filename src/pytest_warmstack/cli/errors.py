@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Iterable, Sequence
 
 from pytest_warmstack.errors import WarmstackError, listed
@@ -120,4 +121,33 @@ class CommandFailed(WarmstackError):
             why=f"it matches {listed(matching)}; templates accept no connections",
             looked_at=[f"the databases of the server: {listed(names)}"],
             todo=["write the name of one of them, or a part that occurs in no other name"],
+        )
+
+    @classmethod
+    def no_template(cls, *, name: str, test: str) -> CommandFailed:
+        """The template of the database *name*, which *test* used, was dropped.
+
+        *test* may be several node ids, for tests that shared a database.
+        """
+        tests = test.partition(" (db_factory ")[0].split(", ")
+        return cls(
+            f"The template of {name} no longer exists.",
+            why="a run dropped it: a server keeps the last templates of a project, and drops "
+            "those that were unused for long",
+            todo=[
+                f"run the test again, and compare the database that is saved then:\n"
+                f"pytest --reuse-containers {shlex.join(tests)}",
+                "to keep more templates from now on, raise warmstack_keep_templates",
+                f"to look at the database alone: warmstack psql {name.rpartition('_')[2]}",
+            ],
+        )
+
+    @classmethod
+    def not_of_a_test(cls, *, name: str) -> CommandFailed:
+        """The template of the database *name* is not known."""
+        return cls(
+            f"The database {name} can't be compared with a template.",
+            why="its name does not show the template: it is not the database of a test, or it has "
+            "the name that the application has read, until the test ends",
+            todo=["choose one of: warmstack failed"],
         )

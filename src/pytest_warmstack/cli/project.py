@@ -37,6 +37,15 @@ def say(text: str) -> None:
     print(text, file=sys.stderr)
 
 
+def align(rows: Sequence[Sequence[str]]) -> list[str]:
+    """Return *rows* as lines with aligned columns."""
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    return [
+        "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()
+        for row in rows
+    ]
+
+
 # The project
 
 _ALONE: Final = (

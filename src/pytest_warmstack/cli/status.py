@@ -4,17 +4,25 @@ from __future__ import annotations
 
 import argparse
 import json
-from collections.abc import Sequence
+import shutil
+import sys
+from collections.abc import Callable, Sequence
+from datetime import datetime
 from typing import Any, Final
 
 from pytest_warmstack import inventory, originals, report
 from pytest_warmstack.background import BackgroundLoop
 from pytest_warmstack.cli.errors import NoProject
-from pytest_warmstack.cli.project import Add, find, say, title, unchecked
+from pytest_warmstack.cli.project import Add, Place, align, find, say, title, unchecked
 from pytest_warmstack.inventory import Entry
 from pytest_warmstack.options import RuntimeName
 from pytest_warmstack.servers.identity import Label
 from pytest_warmstack.servers.model import ServerInfo
+
+_INTERVAL: Final = 2.0
+_SHORTEST: Final = 0.1
+_LONGEST: Final = 3600.0
+"""Seconds between two blocks of `--watch`."""
 
 _HEAD: Final = ("SERVER", "VERSION", "RUNTIME", "STATE", "AGE", "LAST USED", "MEMORY")
 
@@ -28,9 +36,31 @@ def declare(add: Add) -> None:
         "With --project, only the servers of that project. The command changes nothing and "
         "connects to no template.",
     )
-    status.add_argument(
+    kinds = status.add_mutually_exclusive_group()
+    kinds.add_argument(
         "--json", action="store_true", help="print a list of JSON objects instead of a table"
     )
+    kinds.add_argument(
+        "--watch",
+        type=_seconds,
+        nargs="?",
+        const=_INTERVAL,
+        metavar="SECONDS",
+        help="show it again and again until Ctrl-C, with a pause of so many seconds "
+        f"(default: {_INTERVAL:g})",
+    )
+
+
+def _seconds(text: str) -> float:
+    try:
+        seconds = float(text)
+    except ValueError:
+        seconds = 0.0
+    if not _SHORTEST <= seconds <= _LONGEST:
+        raise argparse.ArgumentTypeError(
+            f"{text!r} is not a number of seconds from {_SHORTEST:g} to {_LONGEST:g}"
+        )
+    return seconds
 
 
 def run(options: argparse.Namespace) -> int:
@@ -39,15 +69,12 @@ def run(options: argparse.Namespace) -> int:
     only = place.project.path if options.only else ""
     if not place.is_project:
         say(NoProject.here(folder=place.project.path).line)
-    refused: list[str] = []
     background = BackgroundLoop()
     try:
-        entries = [
-            *inventory.entries(
-                background, lambda name, error: refused.append(unchecked(name, error)), only
-            ),
-            *inventory.external(place.settings, background, say),
-        ]
+        if options.watch:
+            _watch(lambda: _look(place, only, background, say=None), options.watch)
+            return 0
+        entries, refused = _look(place, only, background, say=say)
     finally:
         background.close()
     if options.json:
@@ -60,11 +87,57 @@ def run(options: argparse.Namespace) -> int:
     return 0
 
 
+def _look(
+    place: Place, only: str, background: BackgroundLoop, *, say: Callable[[str], None] | None
+) -> tuple[list[Entry], list[str]]:
+    """Return the servers, and a line for each runtime that could not be checked.
+
+    Without *say*, what it would say is among these lines.
+    """
+    refused: list[str] = []
+    entries = [
+        *inventory.entries(
+            background, lambda name, error: refused.append(unchecked(name, error)), only
+        ),
+        *inventory.external(place.settings, background, say or refused.append),
+    ]
+    return entries, refused
+
+
+def _watch(look: Callable[[], tuple[list[Entry], list[str]]], interval: float) -> None:
+    """Show what *look* returns, every *interval* seconds, until Ctrl-C.
+
+    On a terminal, each block replaces the one before; lines and blocks are cut to fit.
+    """
+    shown = 0
+    is_terminal = sys.stdout.isatty()
+    try:
+        while True:
+            entries, refused = look()
+            block = [f"{datetime.now():%H:%M:%S}", "", *lines(entries), *refused]
+            if is_terminal:
+                width, height = shutil.get_terminal_size()
+                if len(block) >= height:
+                    block[height - 2 :] = [f"... {len(block) - height + 2} more lines"]
+                # ECMA-48: to the first line of the last block; erase to the end of a line, and of
+                # the screen.
+                up = f"\x1b[{shown}F" if shown else ""
+                text = "".join(f"{line[: width - 1]}\x1b[K\n" for line in block)
+                sys.stdout.write(f"{up}{text}\x1b[J")
+                shown = len(block)
+            else:
+                sys.stdout.write("\n".join([*block, "", ""]))
+            sys.stdout.flush()
+            originals.sleep(interval)
+    except KeyboardInterrupt:
+        return
+
+
 def lines(entries: Sequence[Entry]) -> list[str]:
     """Return a table of the servers; below each server is what it holds."""
     if not entries:
         return ["no warmstack servers found"]
-    rows = _align([_HEAD, *map(_row, entries)])
+    rows = align([_HEAD, *map(_row, entries)])
     table: list[str] = []
     heading = ""
     for each, row in sorted(
@@ -106,15 +179,6 @@ def _state(found: ServerInfo, users: int) -> str:
     if found.orphaned:
         life = " left behind"
     return f"{found.state}{life}{f', used by {users}' if users else ''}"
-
-
-def _align(rows: Sequence[Sequence[str]]) -> list[str]:
-    """Return *rows* as lines with aligned columns."""
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    return [
-        "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()
-        for row in rows
-    ]
 
 
 def _plain(entry: Entry) -> dict[str, Any]:

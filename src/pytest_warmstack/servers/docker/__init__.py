@@ -266,14 +266,14 @@ class Docker:
             return False
         return True
 
-    def offer(self, spec: ServerSpec[Any]) -> str:
-        """Return why the image can't be pulled from its registry, or "" if it can."""
+    def offer(self, spec: ServerSpec[Any]) -> RuntimeUnavailable | None:
+        """Return the error if the image can't be pulled from its registry."""
         try:
             with self.engine.explained():
                 self.engine.client.api.inspect_distribution(image.name_of(spec))
         except RuntimeUnavailable as error:
-            return error.why
-        return ""
+            return error
+        return None
 
     @_translate_errors
     def facts(self) -> Sequence[tuple[str, str]]:
