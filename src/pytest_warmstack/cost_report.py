@@ -15,7 +15,7 @@ from typing import Any, Final, NamedTuple
 
 from pytest_warmstack.errors import line_of
 from pytest_warmstack.options import Isolation, Settings
-from pytest_warmstack.report import SERVERS, Ledger, Step, _counted, _duration
+from pytest_warmstack.report import SERVERS, Ledger, Step, counted, duration
 from pytest_warmstack.settings_errors import SettingsError
 
 VERSION: Final = 1
@@ -268,9 +268,9 @@ def _replaced(ledger: Ledger) -> Iterator[Advice]:
         tests = list(dict.fromkeys(every))
         seconds = sum(cost[test] for test in tests)
         text = (
-            f"{_counted(len(tests), 'test')} {cause.did};"
+            f"{counted(len(tests), 'test')} {cause.did};"
             f" {'their databases were' if len(tests) > 1 else 'its database was'} replaced, not put"
-            f" back ({_duration(seconds)}): {cause.cure}"
+            f" back ({duration(seconds)}): {cause.cure}"
         )
         yield Advice(cause.name, text, round(seconds, 6), tests)
 
@@ -294,14 +294,14 @@ def _set_up(ledger: Ledger, settings: Settings) -> Iterator[Advice]:
     if started and not settings.reuse and not is_ci:
         seconds = max(step.seconds for step in started)
         text = (
-            f"the servers were started in {_duration(seconds)} and removed at the end"
-            f"{f', with a template that was built in {_duration(build)}' if builds else ''}:"
+            f"the servers were started in {duration(seconds)} and removed at the end"
+            f"{f', with a template that was built in {duration(build)}' if builds else ''}:"
             " --reuse-containers keeps both for the next run"
         )
         yield Advice("reuse", text, round(seconds + build, 6))
     if build >= _LONG_BUILD:
         text = (
-            f"the template was built in {_duration(build)}: to see which revisions take long, run"
+            f"the template was built in {duration(build)}: to see which revisions take long, run"
             " warmstack up --profile"
         )
         yield Advice("build", text, round(build, 6))
@@ -326,7 +326,7 @@ def _databases(ledger: Ledger, settings: Settings) -> Iterator[Advice]:
     tables = int(facts.get("tables", 0))
     if copies and tables >= _MANY_TABLES and (many := _statistics(copies))["median"] >= _SLOW_COPY:
         text = (
-            f"the template has {tables} tables, and a copy takes {_duration(many['median'])}"
+            f"the template has {tables} tables, and a copy takes {duration(many['median'])}"
             f" (median of {len(copies)}): tests that roll back need no copy"
             f" ({line_of('warmstack_isolation', 'rollback', settings.file)})"
         )
@@ -336,7 +336,7 @@ def _databases(ledger: Ledger, settings: Settings) -> Iterator[Advice]:
     if not facts.get("puts_back", "yes") and not is_fresh and len(drops) >= _MANY:
         seconds = sum(copies) + sum(step.seconds for step in drops)
         text = (
-            f"{len(drops)} databases were dropped and copied again ({_duration(seconds)}), because"
+            f"{len(drops)} databases were dropped and copied again ({duration(seconds)}), because"
             " this server can't put them back: use PostgreSQL 15 or newer, without a pooler, as a"
             " role with SUPERUSER"
         )
@@ -345,7 +345,7 @@ def _databases(ledger: Ledger, settings: Settings) -> Iterator[Advice]:
     if len(waits) >= _MANY:
         seconds, ahead = sum(step.seconds for step in waits), settings.clones_ahead
         text = (
-            f"{_counted(len(waits), 'test')} waited for their databases ({_duration(seconds)}):"
+            f"{counted(len(waits), 'test')} waited for their databases ({duration(seconds)}):"
             f" make more clones ahead"
             f" ({line_of('warmstack_clones_ahead', str(ahead * 2), settings.file)}, now {ahead})"
         )
@@ -364,7 +364,7 @@ def _databases(ledger: Ledger, settings: Settings) -> Iterator[Advice]:
         text = (
             f"{len(seeded)} times a test wrote to tables with rows of the template, such as"
             f" {', '.join(name for name, _ in written)}, which the plugin then has to vacuum"
-            f" ({_duration(seconds)}): give rows that few tests need to these alone, with the"
+            f" ({duration(seconds)}): give rows that few tests need to these alone, with the"
             " marker warmstack_seed"
         )
         tests = list(dict.fromkeys(step.facts["test"] for step in seeded))
@@ -372,7 +372,7 @@ def _databases(ledger: Ledger, settings: Settings) -> Iterator[Advice]:
     at_once, again = _spent(ledger, "put_back_at_once"), _spent(ledger, "again")
     if len(at_once) >= _MANY and len(again) * 4 < len(at_once):
         text = (
-            f"{_counted(len(at_once), 'asynchronous test')} with db_engine opened a connection"
+            f"{counted(len(at_once), 'asynchronous test')} with db_engine opened a connection"
             " each, because each has an event loop of its own: tests that share one keep it open"
             f" ({line_of('asyncio_default_test_loop_scope', 'module', settings.file)})"
         )
@@ -389,7 +389,7 @@ def lines(document: Mapping[str, Any]) -> Iterator[str]:
     if tests := document["tests"]:
         yield "the tests whose databases cost most (* included):"
         for each in tests:
-            yield f"{_duration(each['seconds']):>10}  {each['test']}: {'; '.join(each['reasons'])}"
+            yield f"{duration(each['seconds']):>10}  {each['test']}: {'; '.join(each['reasons'])}"
     if advice := document["advice"]:
         yield "what would make it faster:"
         for each in advice:
@@ -413,7 +413,7 @@ def _table(steps: Sequence[Mapping[str, Any]]) -> Iterator[str]:
     width = max((len(name) for name, _ in rows), default=4)
     names: Sequence[tuple[str, Callable[[Any], str]]] = [
         ("count", str),
-        *((name, _duration) for name in ("median", "p95", "total")),
+        *((name, duration) for name in ("median", "p95", "total")),
     ]
     yield f"{'step':{width}}" + "".join(f"{name:>11}" for name, _ in names)
     for title, row in rows:

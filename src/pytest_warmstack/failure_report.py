@@ -16,6 +16,7 @@ from pytest_warmstack.errors import WarmstackError
 from pytest_warmstack.postgres import State, changes, server_log
 from pytest_warmstack.postgres.changes import Changes, Look, Rows, Transaction, short
 from pytest_warmstack.postgres.connections import APPLICATION, masked
+from pytest_warmstack.report import counted
 from pytest_warmstack.servers.model import postgres_url
 from pytest_warmstack.structs import Struct
 
@@ -390,7 +391,7 @@ def _changed_lines(database: _Database) -> Iterator[str]:
 def _bounded(lines: Sequence[str], noun: str) -> Iterator[str]:
     yield from lines[:_MAX_SHOWN]
     if len(lines) > _MAX_SHOWN:
-        yield f"... and {_counted(len(lines) - _MAX_SHOWN, noun)} more"
+        yield f"... and {counted(len(lines) - _MAX_SHOWN, noun)} more"
 
 
 def _listed(title: str, names: Sequence[str]) -> Iterator[str]:
@@ -429,6 +430,7 @@ def _opening_lines(
     last = f"the last {count} failed tests" if count > 1 else "the last failed test"
     yield f"open it: warmstack psql {number}"
     yield f"     or: psql {postgres_url(endpoint, str(name), None)}"
+    yield f"compare its rows with those of the template: warmstack diff {number}"
     only = ", without what was not committed" if database.look.transactions else ""
     yield f"(saved as one of those of {last}{only})"
 
@@ -436,7 +438,7 @@ def _opening_lines(
 def _failed_text(failures: Sequence[server_log.Message]) -> str:
     lines = []
     if (more := len(failures) - _MAX_FAILED) > 0:
-        lines.append(f"... {_counted(more, 'earlier one')}")
+        lines.append(f"... {counted(more, 'earlier one')}")
     for each in failures[-_MAX_FAILED:]:
         lines.append(_cut(masked(each.statement)))
         lines += [f"  {_cut(line)}" for line in each.lines]
@@ -444,7 +446,7 @@ def _failed_text(failures: Sequence[server_log.Message]) -> str:
 
 
 def _log_text(messages: Sequence[server_log.Message]) -> str:
-    lines = [f"... {_counted(len(messages) - _MAX_SHOWN, 'earlier message')}"]
+    lines = [f"... {counted(len(messages) - _MAX_SHOWN, 'earlier message')}"]
     lines = lines if len(messages) > _MAX_SHOWN else []
     for each in messages[-_MAX_SHOWN:]:
         first, *more = each.lines
@@ -458,14 +460,14 @@ def _key_lines(keys: Keys, *, with_index: bool) -> Iterator[str]:
     if not keys.total:
         yield f"{where}no keys"
         return
-    yield f"{where}{_counted(keys.total, 'key')}"
+    yield f"{where}{counted(keys.total, 'key')}"
     yield from (f"  {_plain(each.name)}: {_described(each)}" for each in keys.first)
     if keys.total > len(keys.first):
         yield f"  ... and {keys.total - len(keys.first)} more"
 
 
 def _described(key: Key) -> str:
-    size = f", {_counted(key.size, key.unit)}" if key.unit else ""
+    size = f", {counted(key.size, key.unit)}" if key.unit else ""
     ttl = f", {key.ttl / 1000:.0f} s to live" if key.ttl is not None else ""
     return f"{key.type}{size}{ttl}"
 
@@ -479,11 +481,6 @@ def _properties(database: _Database) -> dict[str, str]:
         found["rows"] = "; ".join(f"{each.table}: {each}" for each in seen.tables[:_MAX_SHOWN])
         found["objects"] = "; ".join(line for each in objects for line in _listed(*each))
     return found
-
-
-def _counted(count: int, noun: str) -> str:
-    plural = {"entry": "entries"}.get(noun, f"{noun}s")
-    return f"{count} {noun if count == 1 else plural}"
 
 
 def _cut(text: str) -> str:

@@ -142,7 +142,7 @@ def _server(step: Step, begun: float, *, with_why: bool) -> str:
     facts = step.facts
     why = f" (auto: {facts['why']})" if facts["why"] and with_why else ""
     what = f", {facts['what']}" if facts["what"] else ""
-    state = f"{facts['origin']} in {_duration(step.seconds)}"
+    state = f"{facts['origin']} in {duration(step.seconds)}"
     if facts["origin"] in {"reused", "shared"}:
         since = float(facts["since"])
         old = age(originals.now() - since)
@@ -161,7 +161,7 @@ def _template(step: Step, of: str) -> str:
     where = f", {of}" if of else ""
     how = f" {facts['how']}" if facts["how"] else ""
     return (
-        f"template{text}{where}: {facts['origin']}{how} in {_duration(step.seconds)}"
+        f"template{text}{where}: {facts['origin']}{how} in {duration(step.seconds)}"
         f"{_in_brackets(facts['why'])}"
     )
 
@@ -201,9 +201,9 @@ def left(steps: Sequence[Step], *, leaks: bool = True) -> Iterator[str]:
         yield f"... and {len(others) - _MAX_LEFT} more like these"
     if pooled:
         first, *more = dict.fromkeys(facts["test"] for facts in pooled)
-        tests = f"{first} and {_counted(len(more), 'other test')}" if more else first
+        tests = f"{first} and {counted(len(more), 'other test')}" if more else first
         yield (
-            f"{tests}: {_counted(len(pooled), 'idle connection')} stayed open, as in an engine's"
+            f"{tests}: {counted(len(pooled), 'idle connection')} stayed open, as in an engine's"
             " pool: dispose of the engine after the test, or give it poolclass=NullPool"
         )
 
@@ -247,18 +247,18 @@ def summary(ledger: Ledger, *, workers: int) -> Iterator[str]:
     if not servers:
         return
     # The servers start at the same time; the templates follow, one after the other.
-    parts = [f"servers {_duration(max(servers))}"]
+    parts = [f"servers {duration(max(servers))}"]
     if templates := _templates(ledger.steps).values():
         cost = sum(max(step.seconds for step in each) for each in templates)
-        parts.append(f"template{'s' * (len(templates) > 1)} {_duration(cost)}")
+        parts.append(f"template{'s' * (len(templates) > 1)} {duration(cost)}")
     replaced = sum(step.name == "replaced" for step in ledger.steps)
     for name, plural in (("clone", "s"), ("rollback", "s"), ("flush", "es")):
         count, median = ledger.repeated(name)
         if count:
             again = f" ({replaced} replaced)" if name == "clone" and replaced else ""
-            parts.append(f"{count} {name}{plural * (count > 1)} of {_duration(median)}{again}")
+            parts.append(f"{count} {name}{plural * (count > 1)} of {duration(median)}{again}")
     if ends := [step.seconds for step in ledger.steps if step.name == "end"]:
-        parts.append(f"end {_duration(max(ends))}")
+        parts.append(f"end {duration(max(ends))}")
     by = f" by {workers} workers" if workers > 1 else ""
     yield f"set-up{by}: {', '.join(parts)}"
 
@@ -318,11 +318,17 @@ def has_state(error: BaseException, state: str) -> bool:
 # Numbers
 
 
-def _counted(count: int, noun: str) -> str:
-    return f"{count} {noun}{'s' * (count != 1)}"
+def counted(count: int, noun: str) -> str:
+    """Return a number of things, each of which is a *noun*.
+
+    >>> counted(2, "entry")
+    '2 entries'
+    """
+    plural = f"{noun[:-1]}ies" if noun.endswith("ry") else f"{noun}s"
+    return f"{count} {noun if count == 1 else plural}"
 
 
-def _duration(seconds: float) -> str:
+def duration(seconds: float) -> str:
     """Return a duration in readable form, such as `1.31 s` or `14 ms`."""
     if seconds >= 0.9995:
         return f"{seconds:.2f} s"

@@ -32,15 +32,16 @@ async def run(session, *statements):
 OPENING = [
     "open it: warmstack psql NUMBER",
     "     or: psql postgresql://postgres@127.0.0.1:PORT/warmstack_k_TEMPLATE_NUMBER",
+    "compare its rows with those of the template: warmstack diff NUMBER",
     "(saved as one of those of the last 3 failed tests)",
 ]
-OPENING_OPEN = [*OPENING[:2], f"{OPENING[2][:-1]}, without what was not committed)"]
+OPENING_OPEN = [*OPENING[:3], f"{OPENING[3][:-1]}, without what was not committed)"]
 DATABASE = "changes in its database"
 
 
 def plain(line: str) -> str:
     """Return *line* without what differs from run to run."""
-    line = re.sub(r"(psql |_)[0-9a-f]{10}\b", r"\1NUMBER", line)
+    line = re.sub(r"(psql |diff |_)[0-9a-f]{10}\b", r"\1NUMBER", line)
     line = re.sub(r"(warmstack_[ku]_)[0-9a-f]{16}", r"\1TEMPLATE", line)
     return re.sub(r"127.0.0.1:\d+", "127.0.0.1:PORT", re.sub(r"\b\d+\.\d s\b", "N s", line))
 
@@ -53,7 +54,7 @@ def sections(lines: Sequence[str]) -> list[tuple[str, list[str]]]:
         if title := re.fullmatch(r"-+ warmstack: (.*?) -+", line):
             found.append((title[1], []))
             is_inside = True
-        elif re.match(r"[-=_>]{3}|-- |warmstack: ", line):
+        elif re.match(r"[-=_>]{3}|-+ generated |-- |warmstack: ", line):
             is_inside = False
         elif is_inside and line:
             found[-1][1].append(plain(line))
@@ -401,7 +402,7 @@ def test_waits(db_sync_session, db_sync_engine):
         "a statement of 'second' runs for N s, with changes of author, waits for process PID:"
         " INSERT INTO author VALUES (1, 'Ada')"
     ) in lines
-    assert lines[-3:] == OPENING_OPEN
+    assert lines[-4:] == OPENING_OPEN
 
 
 def test_a_server_that_does_not_answer(embedded_project: Library) -> None:

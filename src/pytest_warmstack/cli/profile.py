@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any, Final
 
 from pytest_warmstack.postgres.template.profile import MeasuredStep, Profile
-from pytest_warmstack.report import _counted, _duration
+from pytest_warmstack.report import counted, duration
 
 VERSION: Final = 1
 """The version of the JSON. A new key doesn't change it; a changed or removed one does."""
@@ -38,23 +38,23 @@ def lines(name: str, profile: Profile) -> Iterator[str]:
     """Yield the lines about the template of the configuration *name*, the slowest step first."""
     of = f" of {name}" if name else ""
     yield (
-        f"profile{of}: {_counted(len(profile.steps), 'step')} in {_duration(profile.seconds)}"
+        f"profile{of}: {counted(len(profile.steps), 'step')} in {duration(profile.seconds)}"
         " (a throw-away build; kept templates stay as they are)"
     )
     steps = _sorted(profile)
     for step in steps[:_MAX_STEPS]:
         file = f" ({step.file})" if step.file else ""
-        many = f", {_counted(step.statements, 'statement')}" if step.statements else ""
-        yield f"{_duration(step.seconds):>10}  {step.name}{file}{many}"
+        many = f", {counted(step.statements, 'statement')}" if step.statements else ""
+        yield f"{duration(step.seconds):>10}  {step.name}{file}{many}"
         for each in step.slowest[:_MAX_STATEMENTS]:
             if each["seconds"] >= _MIN_SECONDS:
                 times = f"{each['count']} times: " if each["count"] > 1 else ""
-                yield f"{_duration(each['seconds']):>22}  {times}{each['text']}"
+                yield f"{duration(each['seconds']):>22}  {times}{each['text']}"
     if rest := steps[_MAX_STEPS:]:
         seconds = sum(step.seconds for step in rest)
-        yield f"{_duration(seconds):>10}  {_counted(len(rest), 'other step')}"
+        yield f"{duration(seconds):>10}  {counted(len(rest), 'other step')}"
     rest_seconds = max(profile.seconds - sum(step.seconds for step in steps), 0.0)
-    yield f"{_duration(rest_seconds):>10}  imports, env.py, connections and commits"
+    yield f"{duration(rest_seconds):>10}  imports, env.py, connections and commits"
 
 
 def _sorted(profile: Profile) -> list[MeasuredStep]:
