@@ -47,7 +47,7 @@ _LIBRARIES: Final = (
     f"{sysconfig.get_path('platstdlib')}/",
     f"{Path(__file__).parent}/",
 )
-"""What the names of files begin with that aren't the user's, beside installed packages."""
+"""How the names of files begin that aren't the user's, beside those of installed packages."""
 
 
 class Query(Struct):
@@ -255,6 +255,13 @@ class _Files:
     """Tells the user's code from libraries by the names of files."""
 
     def __init__(self, root: Path) -> None:
+        import sqlalchemy
+
+        # Where packages are installed, even if it has another name than site-packages.
+        installed = Path(sqlalchemy.__file__).parents[1]
+        self._libraries = (
+            _LIBRARIES if root.is_relative_to(installed) else (*_LIBRARIES, f"{installed}/")
+        )
         self._root = root
         self._names: dict[str, str] = {}
 
@@ -272,7 +279,7 @@ class _Files:
         """Return how *file* is shown, or "" if it belongs to a library."""
         path = Path(file)
         is_library = not {"site-packages", "dist-packages"}.isdisjoint(path.parts)
-        if is_library or file.startswith(_LIBRARIES):
+        if is_library or file.startswith(self._libraries):
             return ""
         inside = path.is_relative_to(self._root)
         return str(path.relative_to(self._root)) if inside else file

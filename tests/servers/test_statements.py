@@ -282,7 +282,14 @@ def budget(db_queries):
     yield
     db_queries.assert_at_most(2)
 
-def test_a_limit_for_all(db_sync_session):
+@pytest.fixture
+def asks_at_its_end(budget, db_sync_engine):
+    yield
+    with Session(db_sync_engine) as session:
+        for _ in range(3):
+            names(session)
+
+def test_a_limit_for_all(db_sync_session, asks_at_its_end):
     names(db_sync_session)
 """
 
@@ -352,9 +359,9 @@ def test_none(db_session):
     pass
 
 def test_no_listener():
-    from sqlalchemy import Connection, Engine
+    from sqlalchemy import Engine
     assert "pytest_warmstack.queries" not in sys.modules
-    assert not Engine._has_events and not Connection._has_events
+    assert not Engine._has_events
 """
 
 
