@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from pytest_warmstack.factory import Database, DatabaseFactory
     from pytest_warmstack.postgres import DatabaseAddress
     from pytest_warmstack.postgres.template.template_layer import TemplateLayer
+    from pytest_warmstack.queries import Queries, Query
     from pytest_warmstack.servers.model import ServerHandle
 
     __version__: str
@@ -24,6 +25,8 @@ __all__ = [
     "Database",
     "DatabaseAddress",
     "DatabaseFactory",
+    "Queries",
+    "Query",
     "ServerHandle",
     "TemplateLayer",
     "WarmstackError",
@@ -34,6 +37,8 @@ _MODULES: Final = {
     "Database": "factory",
     "DatabaseAddress": "postgres",
     "DatabaseFactory": "factory",
+    "Queries": "queries",
+    "Query": "queries",
     "ServerHandle": "servers.model",
     "TemplateLayer": "postgres.template.template_layer",
     "WarmstackError": "errors",

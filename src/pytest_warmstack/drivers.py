@@ -277,6 +277,18 @@ def loop_of(connection: Any) -> asyncio.AbstractEventLoop:
     return loop
 
 
+def target_of(connection: Any) -> Target | None:
+    """Return where an open connection of asyncpg, psycopg or psycopg2 leads to; else None."""
+    if (params := getattr(connection, "_params", None)) is not None:
+        address = connection._addr  # noqa: SLF001 - asyncpg has no public API for it
+        host, port = address if isinstance(address, tuple) else address.rsplit("/.s.PGSQL.", 1)
+        return Target("asyncpg", POSTGRES, str(host), int(port), str(params.database))
+    if (info := getattr(connection, "info", None)) is not None:
+        driver = type(connection).__module__.partition(".")[0]
+        return Target(driver, POSTGRES, info.host or "", info.port, info.dbname)
+    return None
+
+
 def cut_asyncpg(connection: Any) -> None:
     """End a connection of asyncpg, in whatever event loop it was opened."""
     if not connection.is_closed():

@@ -37,6 +37,7 @@ if TYPE_CHECKING:
     from pytest_warmstack.postgres.engines import Engines, RollbackConnection
     from pytest_warmstack.postgres.kept import KeptConnection
     from pytest_warmstack.postgres.sync_engines import SyncEngines, SyncRollbackConnection
+    from pytest_warmstack.queries import Queries
     from pytest_warmstack.redis.kept import KeptSocket
     from pytest_warmstack.servers.model import ServerHandle
 
@@ -619,6 +620,19 @@ def db_sync_session(
         yield session
         if (rollback := request.node.stash.get(_SYNC_ROLLBACK, None)) is not None:
             rollback.check()
+
+
+@pytest.fixture
+def db_queries(pytestconfig: pytest.Config, db_url: str) -> Iterator[Queries]:
+    """The statements that SQLAlchemy sends to the test's databases while the test function runs.
+
+    It records them on all engines, in all threads and event loops. It leaves out what fixtures
+    send, what only begins or ends transactions and savepoints, and what SQLAlchemy asks when an
+    engine first connects.
+    """
+    from pytest_warmstack import queries
+
+    yield from queries.of_call(pytestconfig, db_url)
 
 
 def _check_one_rollback(request: pytest.FixtureRequest, other: pytest.StashKey[Any]) -> None:

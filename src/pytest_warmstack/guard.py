@@ -149,10 +149,10 @@ class Guard(Observer):
     def _is_own(self, target: Target) -> bool:
         if _is_socket(target):  # The plugin connects over TCP only.
             return False
-        place = _host(target.host), target.port
+        place = host_of(target.host), target.port
         return any(
             each.service == target.service
-            and place == (_host(each.host), each.port)
+            and place == (host_of(each.host), each.port)
             and (not each.external or self._is_own_database(target, each))
             for each in self._own()
         )
@@ -166,11 +166,11 @@ class Guard(Observer):
 
     def _is_of_testcontainers(self, target: Target) -> bool:
         """Return whether testcontainers started the server in this process."""
-        place = _host(target.host), target.port
+        place = host_of(target.host), target.port
         if place not in self._started and "testcontainers" in sys.modules:
             from pytest_warmstack.servers.docker import engine
 
-            self._started = {(_host(host), port) for host, port in engine.of_testcontainers()}
+            self._started = {(host_of(host), port) for host, port in engine.of_testcontainers()}
         return place in self._started
 
 
@@ -222,17 +222,18 @@ class GuardHooks:
 # Addresses
 
 
-def _host(host: str) -> str:
+def host_of(host: str) -> str:
+    """Return *host*, or `localhost` if it is another name of this machine."""
     return "localhost" if host in _LOOPBACK else host.rstrip("/")
 
 
 def _is_listed(target: Target, allowed: Iterable[str]) -> bool:
     """Return whether an address is one of `warmstack_allow`."""
     for line in allowed:
-        if line == "*" or (line.startswith("/") and _host(line) == _host(target.host)):
+        if line == "*" or (line.startswith("/") and host_of(line) == host_of(target.host)):
             return True
         host, _, port = line.rpartition(":")
-        same_host = _host(host.strip("[]")) == _host(target.host)
+        same_host = host_of(host.strip("[]")) == host_of(target.host)
         if same_host and port in {"*", str(target.port)}:
             return True
     return False
@@ -295,7 +296,7 @@ def variables_for(target: Target) -> dict[str, str]:
     if target.service == Service.REDIS:
         return {}
     parts = {
-        "{db_host}": _host(target.host),
+        "{db_host}": host_of(target.host),
         "{db_port}": str(target.port),
         "{db_name}": target.database,
     }
@@ -303,7 +304,7 @@ def variables_for(target: Target) -> dict[str, str]:
     found = {
         name: role
         for name, role in roles.items()
-        if role in _LOGIN or (role in parts and _host(environ[name]) == parts[role])
+        if role in _LOGIN or (role in parts and host_of(environ[name]) == parts[role])
     }
     return found if {"{db_host}", "{db_name}"} & {*found.values()} else {}
 
@@ -317,7 +318,7 @@ def _leads_to(url: str, target: Target) -> bool:
     if "://" not in url or host is None:
         return False
     default = 6379 if target.service == Service.REDIS else 5432
-    if (_host(host), port or default) != (_host(target.host), target.port):
+    if (host_of(host), port or default) != (host_of(target.host), target.port):
         return False
     is_redis = parts.scheme.startswith("redis")
     if is_redis or target.service == Service.REDIS:

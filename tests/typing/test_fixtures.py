@@ -14,7 +14,14 @@ from sqlalchemy import Engine, text
 from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession
 from sqlalchemy.orm import Session as SyncSession
 
-from pytest_warmstack import Database, DatabaseAddress, DatabaseFactory, ServerHandle
+from pytest_warmstack import (
+    Database,
+    DatabaseAddress,
+    DatabaseFactory,
+    Queries,
+    Query,
+    ServerHandle,
+)
 
 
 def test_urls(db_url: str, db_dsn: str) -> None:
@@ -67,6 +74,22 @@ def test_synchronous_code(
         connection.execute(text("SELECT 1"))
     assert_type(db_sync_session.execute(text("SELECT 1")).closed, bool)
     assert_type(redis_sync_client.close(), None)
+
+
+def test_statements(db_queries: Queries) -> None:
+    """They are a sequence of records."""
+    db_queries.assert_at_most(2)
+    with db_queries.recording() as part:
+        assert_type(part, Queries)
+    db_queries.clear()
+    assert_type(db_queries[1:], Queries)
+    assert_type(db_queries[0], Query)
+    for each in db_queries:
+        assert_type(each.statement, str)
+        assert_type(each.seconds, float)
+        assert_type(each.caller, str)
+        assert_type(each.executemany, bool)
+    db_queries.assert_at_most("two")  # type: ignore[arg-type]
 
 
 def test_servers(postgres_container: ServerHandle, redis_container: ServerHandle) -> None:
