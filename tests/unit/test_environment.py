@@ -31,7 +31,7 @@ def environment() -> Iterator[Environment]:
         settings=Settings(),
         run_context=run_context,
         remembered=RememberedServers(None),
-        say=lambda _: None,
+        waiting=lambda _: nullcontext(Wait("")),
     )
     yield environment
     environment.close(tidy=False)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import sys
 from abc import ABC, abstractmethod
 from collections.abc import Generator
 from contextlib import chdir
@@ -82,7 +83,8 @@ class _Up(Preparation):
 
     def prepare(self, session: Session) -> int:
         """Start the servers, build the templates and make clones."""
-        environment, settings = session.open(say=_tell), session.settings
+        session.show_progress(sys.stderr.fileno())
+        environment, settings = session.open(), session.settings
         from pytest_warmstack.environment import TemplateKey
 
         keys = map(TemplateKey, environment.folders())
