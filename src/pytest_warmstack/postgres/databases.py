@@ -42,7 +42,7 @@ COUNTS_AT_ONCE: Final = 15
 HOLDER_INTERVAL: Final = 1.0
 """Seconds between two looks at who holds a lock that a process waits for."""
 
-_WAITING: Final = "waiting for another process's build"
+_WAITING: Final = "waiting for another build"
 _NO_TABLE: Final = "42P01"
 _NO_RIGHT: Final = "42501"
 """SQLSTATEs (PostgreSQL's documentation, appendix A)."""
@@ -260,7 +260,7 @@ class Databases:
 
     def _holder_of(self, name: DatabaseName) -> str:
         holders = [
-            f"{row['application']}, connected from {row['client_addr']} since"
+            f"process {row['application'].rpartition(' ')[2]}, connected since"
             f" {row['backend_start'].astimezone():%H:%M:%S}"
             for row in self.ask(sql.LOCKS)
             if row["key"] == name.lock_key and row["backend_start"]
