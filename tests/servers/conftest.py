@@ -36,6 +36,7 @@ SLOW = frozenset(
         *("test_examples", "test_development_database", "test_seed_marker", "test_pytest_alembic"),
         # Faults of the machine and of servers.
         *("test_faults", "test_refusals", "test_remembered_servers", "test_lookers"),
+        "test_progress",
     }
 )
 """The files whose tests are expensive and rarely affected by a change."""

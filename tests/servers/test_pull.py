@@ -77,7 +77,7 @@ def test_a_pull_shows_how_far_it_has_come(bench: Bench, registry: Registry) -> N
 
     assert have(image)
     assert first == f"pulling {image}"
-    pattern = rf"pulling {image}: ([\d.]+) of ([\d.]+) MB, (\d) of 3 layers"
+    pattern = rf"pulling {image}: ([\d.]+) of ([\d.]+) MB, (\d) of [1-3] layers"
     matches = [re.fullmatch(pattern, line) for line in lines]
     shown = [(float(each[1]), float(each[2])) for each in matches if each]
     assert len(shown) == len(lines)
