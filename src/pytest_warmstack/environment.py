@@ -527,16 +527,17 @@ class Environment(Struct, eq=False):
         project, of = self.run_context.project, made.configuration
         section = self.settings.alembic_section
         name = DatabaseName.development(project.path, f"{of.name}:{section}" if of else "")
-        request = development.DevelopmentRequest(
-            name=name,
-            template=made.template.name,
-            take=made.factory.take,
-            project=project.slug,
-            configuration=of.name if of else "",
-            fresh=fresh,
-        )
         databases = self.postgres.get().client
-        with self._explain_errors():
+        with self._explain_errors(), self._waiting_when_said() as say:
+            request = development.DevelopmentRequest(
+                name=name,
+                template=made.template.name,
+                take=made.factory.take,
+                project=project.slug,
+                configuration=of.name if of else "",
+                fresh=fresh,
+                say=say,
+            )
             remark = development.ensure(databases, made.factory, request)
         return databases.endpoint, str(name), remark
 

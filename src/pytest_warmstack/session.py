@@ -281,13 +281,18 @@ class Session:
         node.workerinput[_MESSAGE] = self.run
         # execnet calls this in a thread that it has anyway, and with [] when the worker ends.
         channel, name = node.gateway.newchannel(), node.gateway.id
-        channel.setcallback(lambda waits: self._shown().receive(name, waits), endmarker=[])
+        channel.setcallback(lambda waits: self._receive(name, waits), endmarker=[])
         node.workerinput[_PROGRESS] = channel
         spec = node.gateway.spec
         # There is no public API for this; xdist itself reads it.
         pid = node.gateway._rinfo().pid if spec.popen and not spec.via else 0  # noqa: SLF001
         self._workers[node] = pid
         self._watch_signals()
+
+    def _receive(self, worker: str, waits: list[Any]) -> None:
+        """Show what takes long in *worker*; a run without that imports nothing for it."""
+        if waits or self._progress is not None:
+            self._shown().receive(worker, waits)
 
     @property
     def status(self) -> int:
@@ -415,7 +420,7 @@ class Session:
                     display = Sender(channel.send)
                 elif self.config.get_verbosity() > _SILENT and self.terminal is not None:
                     reporter = self.config.pluginmanager.getplugin("terminalreporter")
-                    writer = reporter and self.config.get_terminal_writer()
+                    writer = getattr(reporter, "_tw", None)  # pytest-rich has none.
                     display = Screen(
                         self.terminal,
                         lambda: writer.width_of_current_line if writer else 0,

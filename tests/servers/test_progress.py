@@ -195,6 +195,10 @@ def test_the_controller_shows_its_workers(slow: Library) -> None:
         match = re.fullmatch(pattern, line)
         assert match, line
         assert match[1] != match[2]
+    assert slow.lines("imported.log") == ["True"]
+    again = slow.run(REUSE, "-n", "2")
+    assert shown(str(again.stdout)) == []
+    assert slow.lines("imported.log") == ["False"]
 
 
 def test_a_second_run_tells_whose_build_it_waits_for(slow: Library) -> None:
@@ -271,12 +275,15 @@ def test_a_dumb_terminal_has_plain_lines(slow: Library) -> None:
     assert shown(text) == [REVISION, SCRIPT]
 
 
-def test_servers_that_start_together_share_a_line(embedded_project: Library) -> None:
+@pytest.mark.parametrize("workers", [(), ("-n", "2")], ids=["alone", "workers"])
+def test_servers_that_start_together_share_a_line(
+    embedded_project: Library, workers: tuple[str, ...]
+) -> None:
     """And so do those that are removed at the end."""
     project = embedded_project
     project.write("waiting.py", WAIT)
     project.write("conftest.py", SLOW_SERVERS)
-    running = project.start()
+    running = project.start(*workers)
 
     until(lambda: "starting " in written(running), "the start is shown")
     (project.folder / "server").touch()
@@ -288,5 +295,5 @@ def test_servers_that_start_together_share_a_line(embedded_project: Library) -> 
     lines = [re.sub(r" \(\d+ s\)", "", line) for line in result.outlines]
     both = [f"starting {one}; starting {other}" for one, other in
             (("PostgreSQL", "Redis"), ("Redis", "PostgreSQL"))]  # fmt: skip
-    assert {f"warmstack: {each}" for each in both}.intersection(lines)
+    assert workers or {f"warmstack: {each}" for each in both}.intersection(lines)
     assert "warmstack: removing the servers" in lines
