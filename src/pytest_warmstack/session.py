@@ -339,11 +339,12 @@ class Session:
         # A worker that crashed or was interrupted may have used any runtime.
         maybe = cleanup.OWN if None in messages else ()
         idle = self.settings.max_idle
-        with self.waiting("removing the servers"):
-            lines = cleanup.tidy_all(used, maybe, self.run_context(), idle)
-        for line in lines:
-            ledger.note(Step("left", 0.0, {"test": "at the end", "trouble": line}))
-        if not used and not maybe and self.remembered().is_due("cleanup"):
+        if used or maybe:
+            with self.waiting("removing the servers"):
+                lines = cleanup.tidy_all(used, maybe, self.run_context(), idle)
+            for line in lines:
+                ledger.note(Step("left", 0.0, {"test": "at the end", "trouble": line}))
+        elif self.remembered().is_due("cleanup"):
             cleanup.begin(idle)
 
     def worker_number(self) -> int:
