@@ -10,7 +10,7 @@ import re
 import threading
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from concurrent.futures import CancelledError, Future, wait
-from contextlib import ExitStack, closing, contextmanager, suppress
+from contextlib import AbstractContextManager, ExitStack, closing, contextmanager, suppress
 from functools import cached_property, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, Generic, NamedTuple, TypeVar
@@ -48,6 +48,7 @@ if TYPE_CHECKING:
     from pytest_warmstack.postgres.template.layers import Layer
     from pytest_warmstack.postgres.template.profile import Profile
     from pytest_warmstack.postgres.template.templates import Template
+    from pytest_warmstack.progress import Wait
     from pytest_warmstack.redis.connections import Admin as RedisAdmin
     from pytest_warmstack.redis.leases import Lease, Leases
 
@@ -166,12 +167,11 @@ class ConfiguredTemplate(Struct, eq=False):
 class Environment(Struct, eq=False):
     """The servers of one process, and what is on them.
 
-    *say* shows the user a line about something that takes long. *custom_layers* returns the results
-    of the hook `pytest_warmstack_template_layers`. *ini* is pytest's configuration file, *worker*
-    the number of this process among the workers of its run, *reserved* what the application has
-    read. *forget_pools* ends the connections of this process to a database. *head_start* has begun
-    with what the last run needed. `ledger` records what
-    was made; `used`
+    *waiting* shows the user what takes long, until its context ends. *custom_layers* returns the
+    results of the hook `pytest_warmstack_template_layers`. *ini* is pytest's configuration file,
+    *worker* the number of this process among the workers of its run, *reserved* what the
+    application has read. *forget_pools* ends the connections of this process to a database.
+    *head_start* has begun with what the last run needed. `ledger` records what was made; `used`
     has the names of the runtimes that were used. `postgres` is the PostgreSQL server, `leases` are
     this process's Redis databases; both are made when they are first needed.
     """
@@ -179,7 +179,7 @@ class Environment(Struct, eq=False):
     settings: Settings
     run_context: RunContext
     remembered: RememberedServers
-    say: Callable[[str], None]
+    waiting: Callable[[str], AbstractContextManager[Wait]]
     custom_layers: Callable[[], Sequence[object]] = tuple
     ini: Path | None = None
     worker: int = 0
@@ -548,16 +548,17 @@ class Environment(Struct, eq=False):
         project, of = self.run_context.project, made.configuration
         section = self.settings.alembic_section
         name = DatabaseName.development(project.path, f"{of.name}:{section}" if of else "")
-        request = development.DevelopmentRequest(
-            name=name,
-            template=made.template.name,
-            take=made.factory.take,
-            project=project.slug,
-            configuration=of.name if of else "",
-            fresh=fresh,
-        )
         databases = self.postgres.get().client
-        with self._explain_errors():
+        with self._explain_errors(), self._waiting_when_said() as say:
+            request = development.DevelopmentRequest(
+                name=name,
+                template=made.template.name,
+                take=made.factory.take,
+                project=project.slug,
+                configuration=of.name if of else "",
+                fresh=fresh,
+                say=say,
+            )
             remark = development.ensure(databases, made.factory, request)
         return databases.endpoint, str(name), remark
 
@@ -659,14 +660,17 @@ class Environment(Struct, eq=False):
         early = self.head_start.take(spec.service) if self.head_start and not spec.number else None
         server, why = early or self.remembered.connect(spec, self.run_context.project)
         if server is None:
-            runtime, why = self._runtime_for(spec)
-            if spec.service is Service.POSTGRES:
-                self._prepare_layers()
-            try:
-                server = runtime.ensure(spec)
-            except AddressLost:
-                self.remembered.forget(spec.key)
-                raise
+            with self._waiting_when_said() as say:
+                runtime, why = self._runtime_for(spec, say)
+                if spec.service is Service.POSTGRES:
+                    self._prepare_layers()
+                if not spec.url:
+                    say(f"starting {spec.title}")
+                try:
+                    server = runtime.ensure(spec)
+                except AddressLost:
+                    self.remembered.forget(spec.key)
+                    raise
             if self.run_context.keep and not server.external:
                 self.remembered.write(spec.key, server, why)
         self._stack.callback(server.client.close)
@@ -674,23 +678,39 @@ class Environment(Struct, eq=False):
         self.ledger.note(Step(str(spec.service), seconds, server.facts(why)))
         return server
 
-    def _runtime_for(self, spec: ServerSpec[Any]) -> tuple[Runtime, str]:
+    @contextmanager
+    def _waiting_when_said(self) -> Iterator[Callable[[str], None]]:
+        """Yield a function that shows what happens; before its first call, nothing is shown."""
+        waits: list[Wait] = []
+        with ExitStack() as stack:
+
+            def say(text: str) -> None:
+                if not waits:
+                    waits.append(stack.enter_context(self.waiting(text)))
+                waits[0].update(text)
+
+            yield say
+
+    def _runtime_for(
+        self, spec: ServerSpec[Any], say: Callable[[str], None]
+    ) -> tuple[Runtime, str]:
         """Return the runtime for *spec*, and why it was chosen."""
         if spec.url:
             from pytest_warmstack.servers.external import External
 
-            return External(self.run_context, self.say), ""
+            return External(self.run_context, say), ""
         is_late = spec.service not in self._specs
         self._specs.setdefault(spec.service, spec)
         runtime, why = self._runtime.get()
         if is_late:  # A running test needs it, after the runtime was chosen.
-            runtime.check([spec], self.say)
+            runtime.check([spec], say)
         return runtime, why
 
     def _choose_runtime(self) -> tuple[OwnRuntime, str]:
         """Return the runtime for all managed servers of this process, and why it was chosen."""
         specs = [each for each in self._specs.values() if not each.url]
-        chosen = runtimes.choose(self.settings.runtime, self.run_context, specs, self.say)
+        with self._waiting_when_said() as say:
+            chosen = runtimes.choose(self.settings.runtime, self.run_context, specs, say)
         self.used.append(str(chosen[0].name))
         return chosen
 
@@ -698,7 +718,9 @@ class Environment(Struct, eq=False):
         """Remove the servers of this run and of dead runs; record what could not be removed."""
         from pytest_warmstack import cleanup
 
-        for line in cleanup.tidy(runtime, self.run_context.run, self.settings.max_idle):
+        with self.waiting("removing the servers"):
+            lines = cleanup.tidy(runtime, self.run_context.run, self.settings.max_idle)
+        for line in lines:
             self._record_trouble("at the end", line)
 
     def _record_trouble(self, test: str, trouble: str) -> None:
@@ -832,19 +854,22 @@ class Environment(Struct, eq=False):
         begin = originals.monotonic()
         settings, layers = self.settings, template.layers.get()
         early = self._early_build(template.configuration, template.seeds)
-        request = templates.TemplateRequest(
-            layers=layers,
-            settings=settings,
-            file_state=self._file_state,
-            say=self.say,
-            # Other seeds of this run begin with the same migrations.
-            keep=keep or bool(template.seeds),
-            run=self.run_context.run,
-            project=self.run_context.project.slug,
-            draft=early and early.draft,
-            yields=bool(self.head_start and self.head_start.differs and not self.head_start.builds),
-        )
-        made = templates.ensure(databases, request)
+        with self._waiting_when_said() as say:
+            request = templates.TemplateRequest(
+                layers=layers,
+                settings=settings,
+                file_state=self._file_state,
+                say=say,
+                # Other seeds of this run begin with the same migrations.
+                keep=keep or bool(template.seeds),
+                run=self.run_context.run,
+                project=self.run_context.project.slug,
+                draft=early and early.draft,
+                yields=bool(
+                    self.head_start and self.head_start.differs and not self.head_start.builds
+                ),
+            )
+            made = templates.ensure(databases, request)
         if early:
             early.builder.discard()
         facts = {

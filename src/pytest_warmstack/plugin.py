@@ -6,7 +6,9 @@ import os
 import sys
 import warnings
 from collections.abc import Generator
+from contextlib import suppress
 from copy import copy
+from functools import partial
 from typing import TYPE_CHECKING, Any, Final
 
 import pytest
@@ -126,7 +128,7 @@ def pytest_configure(config: pytest.Config) -> None:
     """Read the settings, and register the fixtures now that pytest-asyncio is loaded."""
     from pytest_warmstack import fixtures
 
-    _open_session(config, config.option)
+    _watch_terminal(_open_session(config, config.option))
     config.addinivalue_line(
         "markers",
         "warmstack_isolation(word): how the test's database is kept from other tests:"
@@ -141,6 +143,14 @@ def pytest_configure(config: pytest.Config) -> None:
         " package.module:function, run once for all tests with the same scripts",
     )
     config.pluginmanager.register(fixtures, "warmstack-fixtures")
+
+
+def _watch_terminal(session: Session) -> None:
+    """Give *session* a descriptor of the terminal. Now pytest captures nothing."""
+    if not session.is_worker:
+        with suppress(OSError):  # Standard output is closed.
+            session.terminal = os.dup(1)
+            session.config.add_cleanup(partial(os.close, session.terminal))
 
 
 def _export(config: pytest.Config, line: argparse.Namespace) -> None:

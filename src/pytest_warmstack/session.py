@@ -10,9 +10,10 @@ from __future__ import annotations
 import json
 import os
 import sys
+import threading
 import warnings
-from collections.abc import Callable, Collection, Iterable, Mapping
-from contextlib import suppress
+from collections.abc import Collection, Iterable, Mapping
+from contextlib import AbstractContextManager, suppress
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
@@ -31,6 +32,7 @@ if TYPE_CHECKING:
     from pytest_warmstack.head_start import HeadStart
     from pytest_warmstack.pools import Pools
     from pytest_warmstack.postgres.clones import Clone
+    from pytest_warmstack.progress import Progress, Wait
     from pytest_warmstack.report import Ledger
     from pytest_warmstack.servers import RememberedServers
     from pytest_warmstack.servers.model import RunContext
@@ -45,6 +47,12 @@ If you override a fixture of `fixtures`, yours doesn't request them.
 _MESSAGE: Final = "warmstack"
 """The key of the data that xdist's controller and workers send to each other."""
 
+_PROGRESS: Final = "warmstack-progress"
+"""The key of the execnet channel by which a worker tells the controller what takes long."""
+
+_SILENT: Final = -2
+"""The verbosity of `pytest -qq`, which shows no progress."""
+
 _RUN: Final = "PYTEST_WARMSTACK_RUN"
 """The variable with the same data for a new worker, which needs it early."""
 
@@ -57,9 +65,10 @@ class Session:
     maps the id of a test, class or module to its database. `test_begun` is when the set-up of the
     current test began, of `originals.monotonic`. `collector` is the class or module whose
     tests pytest collects now. `has_advised` is true if the user has read which variables are
-    missing. `reserved` is what the application has read, if `warmstack_env` has lines, and
-    `pools` the connections to that. *line* is
-    the parsed command line, if *config* doesn't have it yet.
+    missing. `terminal` is a descriptor of what pytest writes to, whatever captures it; None in
+    workers and before pytest is configured. `reserved` is what the application has read, if
+    `warmstack_env` has lines, and `pools` the connections to that. *line* is the parsed command
+    line, if *config* doesn't have it yet.
     """
 
     def __init__(self, config: pytest.Config, line: Namespace | None = None) -> None:
@@ -72,6 +81,7 @@ class Session:
         self.collector: pytest.Collector | None = None
         self.test_begun = 0.0
         self.has_advised = False
+        self.terminal: int | None = None
         # A worker of xdist reads conftest files before it has its `workerinput`. Nothing that it
         # starts may take itself for a worker of this run.
         self._early: dict[str, Any] = json.loads(os.environ.pop(_RUN, "{}"))
@@ -81,16 +91,15 @@ class Session:
         self._ledger: Ledger | None = None
         self._signals: SignalWatch | None = None
         self._guard: Guard | None = None
+        self._progress: Progress | None = None
+        self._progress_lock = threading.Lock()
         self._head_start: HeadStart | None = None
         self._begin = originals.now()
         # The process ids of xdist's workers, in the controller; 0 for other machines.
         self._workers: dict[Any, int] = {}
 
-    def open(self, say: Callable[[str], None] | None = None) -> Environment:
-        """Return the environment of this process; the first call makes it.
-
-        *say* shows a line about something that takes long; by default, the terminal shows it.
-        """
+    def open(self) -> Environment:
+        """Return the environment of this process; the first call makes it."""
         if self.environment is None:
             from pytest_warmstack.environment import Environment
 
@@ -100,7 +109,7 @@ class Session:
                 settings=self.settings,
                 run_context=self.run_context(),
                 remembered=self.remembered(),
-                say=say or (lambda line: self.write([line])),
+                waiting=self.waiting,
                 custom_layers=lambda: config.hook.pytest_warmstack_template_layers(config=config),
                 ini=config.inipath,
                 worker=self.worker_number(),
@@ -262,6 +271,8 @@ class Session:
             self._remove_servers()
         if self._head_start is not None:
             self._head_start.close()
+        if self._progress is not None:
+            self._progress.close()
         if self._signals is not None:
             self._signals.restore()
 
@@ -270,11 +281,20 @@ class Session:
     def add_worker(self, node: Any) -> None:
         """Send the worker *node* of xdist the id of its run, and the owner of its servers."""
         node.workerinput[_MESSAGE] = self.run
+        # execnet calls this in a thread that it has anyway, and with [] when the worker ends.
+        channel, name = node.gateway.newchannel(), node.gateway.id
+        channel.setcallback(lambda waits: self._receive(name, waits), endmarker=[])
+        node.workerinput[_PROGRESS] = channel
         spec = node.gateway.spec
         # There is no public API for this; xdist itself reads it.
         pid = node.gateway._rinfo().pid if spec.popen and not spec.via else 0  # noqa: SLF001
         self._workers[node] = pid
         self._watch_signals()
+
+    def _receive(self, worker: str, waits: list[Any]) -> None:
+        """Show what takes long in *worker*; a run without that imports nothing for it."""
+        if waits or self._progress is not None:
+            self._shown().receive(worker, waits)
 
     @property
     def status(self) -> int:
@@ -321,9 +341,12 @@ class Session:
         # A worker that crashed or was interrupted may have used any runtime.
         maybe = cleanup.OWN if None in messages else ()
         idle = self.settings.max_idle
-        for line in cleanup.tidy_all(used, maybe, self.run_context(), idle):
-            ledger.note(Step("left", 0.0, {"test": "at the end", "trouble": line}))
-        if not used and not maybe and self.remembered().is_due("cleanup"):
+        if used or maybe:
+            with self.waiting("removing the servers"):
+                lines = cleanup.tidy_all(used, maybe, self.run_context(), idle)
+            for line in lines:
+                ledger.note(Step("left", 0.0, {"test": "at the end", "trouble": line}))
+        elif self.remembered().is_due("cleanup"):
             cleanup.begin(idle)
 
     def worker_number(self) -> int:
@@ -377,6 +400,37 @@ class Session:
         return pytest.Cache(folder, self.config, _ispytest=True)
 
     # What the run says.
+
+    def waiting(self, text: str) -> AbstractContextManager[Wait]:
+        """Show *text* while the context is open, if that takes longer than a second."""
+        return self._shown().waiting(text)
+
+    def show_progress(self, descriptor: int) -> None:
+        """Show what takes long at *descriptor*, however quiet pytest is. For commands."""
+        from pytest_warmstack.progress import Progress, Screen
+
+        self._progress = Progress(Screen(descriptor).display())
+
+    def _shown(self) -> Progress:
+        """Return what shows waits: on the terminal, or by the controller of xdist."""
+        with self._progress_lock:
+            if self._progress is None:
+                from pytest_warmstack.progress import Display, Progress, Screen, Sender
+
+                channel = getattr(self.config, "workerinput", {}).get(_PROGRESS)
+                display: Display | None = None
+                if self.config.get_verbosity() > _SILENT and channel is not None:
+                    display = Sender(channel.send)
+                elif self.config.get_verbosity() > _SILENT and self.terminal is not None:
+                    reporter = self.config.pluginmanager.getplugin("terminalreporter")
+                    writer = getattr(reporter, "_tw", None)  # pytest-rich has none.
+                    display = Screen(
+                        self.terminal,
+                        lambda: writer.width_of_current_line if writer else 0,
+                        lambda: writer.flush() if writer else None,
+                    ).display()
+                self._progress = Progress(display)
+            return self._progress
 
     def write(self, lines: Iterable[str], *, quiet: bool = False) -> None:
         """Write *lines* to the terminal; with `pytest -q`, only if they are *quiet*."""

@@ -39,6 +39,7 @@ SLOW = frozenset(
         *("test_report_of_costs", "test_profile"),
         # Faults of the machine and of servers.
         *("test_faults", "test_refusals", "test_remembered_servers", "test_lookers"),
+        "test_progress",
     }
 )
 """The files whose tests are expensive and rarely affected by a change."""

@@ -57,11 +57,17 @@ def printed(result: pytest.RunResult) -> str:
     return line
 
 
+def told(result: pytest.RunResult) -> list[str]:
+    """Return what a command wrote to standard error, but for what took long on a slow machine."""
+    slow = "warmstack: (starting|planning|reading|running|revision) .*"
+    return [line for line in result.errlines if not re.fullmatch(slow, line)]
+
+
 def address(project: Library, *arguments: str, **variables: str) -> str:
     """Return what `warmstack url` prints; it says nothing else."""
     result = project.warmstack("url", *arguments, **variables)
     line = printed(result)
-    assert result.errlines == []
+    assert told(result) == []
     return line
 
 
@@ -163,10 +169,10 @@ def test_a_changed_template_is_told_in_a_line_and_the_rows_stay(embedded_project
 
     assert printed(changed) == url
     assert rows(url) == ["Ursula"]
-    (line,) = changed.errlines
+    (line,) = told(changed)
     assert line.startswith("warmstack: the template (of 3 revisions, now of 4 revisions) has")
     assert "--fresh" in line
-    assert project.warmstack("url").errlines == [line]
+    assert told(project.warmstack("url")) == [line]
 
     # A client that is connected doesn't hold it up.
     with closing(psycopg.connect(url)) as connection:
@@ -177,7 +183,7 @@ def test_a_changed_template_is_told_in_a_line_and_the_rows_stay(embedded_project
     assert address(project) == url
 
     project.edit("migrations/versions/0004_more.py", "shelf_", "board_")
-    (line,) = project.warmstack("url").errlines
+    (line,) = told(project.warmstack("url"))
     assert line.startswith("warmstack: the template (of 4 revisions) has changed")
 
 
@@ -192,7 +198,7 @@ def test_a_template_that_is_only_built_again_has_not_changed(embedded_project: L
     assert address(project) == url
 
     project.write("demo.sql", "INSERT INTO author VALUES (7, 'Joanna');")
-    (line,) = project.warmstack("url").errlines
+    (line,) = told(project.warmstack("url"))
     assert line.startswith("warmstack: the template (of 3 revisions, seed demo.sql) has changed")
     assert rows(url) == ["Doris"]
 
@@ -530,7 +536,7 @@ def test_alembic_finds_what_the_models_have_and_the_database_has_not(
     assert rows(url, "SELECT id FROM publisher") == []
     # An edit of what was applied is another matter.
     path.write_text(path.read_text().replace("publisher", "imprint"))
-    (line,) = project.warmstack("url").errlines
+    (line,) = told(project.warmstack("url"))
     assert "has changed" in line
 
 

@@ -66,11 +66,8 @@ def have(image: str) -> bool:
 
 
 @docker_only
-def test_a_pull_shows_how_far_it_has_come(
-    bench: Bench, registry: Registry, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Megabytes of all layers together, now and then, never fewer than before; at last the time."""
-    monkeypatch.setattr(f"{MODULE}.REPORT_INTERVAL", 0.2)
+def test_a_pull_shows_how_far_it_has_come(bench: Bench, registry: Registry) -> None:
+    """Megabytes of all layers together, never fewer than before; at last the time."""
     registry.pause = 0.02
     image = registry.image(NAME)
 
@@ -79,15 +76,15 @@ def test_a_pull_shows_how_far_it_has_come(
     seconds = time.monotonic() - begin
 
     assert have(image)
-    assert first == f"pulling {image} ..."
-    pattern = rf"pulling {image}: ([\d.]+) of ([\d.]+) MB, (\d) of 3 layers"
+    assert first == f"pulling {image}"
+    pattern = rf"pulling {image}: ([\d.]+) of ([\d.]+) MB, (\d) of [1-3] layers"
     matches = [re.fullmatch(pattern, line) for line in lines]
     shown = [(float(each[1]), float(each[2])) for each in matches if each]
     assert len(shown) == len(lines)
-    assert 2 <= len(lines) <= seconds / 0.2
+    assert len(lines) >= 2
     here = [each for each, _ in shown]
     assert here == sorted(here)
-    assert 0 < here[0] < 6.0
+    assert here[0] < 6.0
     assert all(each <= size <= 6.1 for each, size in shown)
     match = re.fullmatch(rf"pulled {image}: 6\.0 MB in ([\d.]+) s", last)
     assert match
@@ -115,7 +112,7 @@ def test_two_that_pull_at_once_both_have_it(bench: Bench, registry: Registry) ->
         told = list(pool.map(lambda _: check(bench, image), range(2)))
 
     for said in told:
-        assert said[0] == f"pulling {image} ..."
+        assert said[0] == f"pulling {image}"
         assert said[-1].startswith(f"pulled {image}: ")
     assert have(image)
 
@@ -128,6 +125,7 @@ def test_a_run_begins_with_the_pull_of_its_image(
     config, layers = saved(docker_project.images.redis)
     config["history"] = []
     registry.hold(config, [*layers, noise(1_000_000)])
+    registry.pause = 0.1
     image = registry.image(NAME)
     docker_project.configure(f"warmstack_redis_image = {image}")
     ini = docker_project.folder / "pytest.ini"
@@ -139,8 +137,7 @@ def test_a_run_begins_with_the_pull_of_its_image(
     result.assert_outcomes(passed=1, deselected=4)
     result.stdout.fnmatch_lines(
         [
-            f"warmstack: pulling {image} ...",
-            f"warmstack: pulled {image}: * MB in * s",
+            f"warmstack: pulling {image}: * of * MB, * of * layers (1 s)",
             f"warmstack: Redis * docker, image {image}: started in *",
         ]
     )

@@ -131,7 +131,7 @@ def test_two_invocations_at_once_build_once(kept: Library) -> None:
     until((kept.folder / "migrating").exists, "the first one migrates")
     second = kept.start(REUSE, "test_schema.py", WARMSTACK_MIGRATE_TIMEOUT="15")
     out = second.stem.with_suffix(".out")
-    until(lambda: "another process builds the template" in out.read_text(), "the second one waits")
+    until(lambda: "waiting for another build: process" in out.read_text(), "the second one waits")
 
     (kept.folder / "go").touch()
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import nullcontext
 from pathlib import Path
 
 import pytest
@@ -16,6 +17,7 @@ from pytest_warmstack.postgres import Database, DatabaseName, State
 from pytest_warmstack.postgres.retention import Retention
 from pytest_warmstack.postgres.template.configurations import Configuration
 from pytest_warmstack.postgres.template.templates import Template
+from pytest_warmstack.progress import Wait
 from pytest_warmstack.servers import RememberedServers
 from pytest_warmstack.servers.identity import Process, Project, fingerprint
 from pytest_warmstack.servers.model import RunContext
@@ -31,7 +33,7 @@ def environment() -> Iterator[Environment]:
         settings=Settings(),
         run_context=run_context,
         remembered=RememberedServers(None),
-        say=lambda _: None,
+        waiting=lambda _: nullcontext(Wait("")),
     )
     yield environment
     environment.close(tidy=False)

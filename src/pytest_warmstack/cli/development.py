@@ -207,7 +207,8 @@ class _Development(Preparation):
         """Make the databases if there are none."""
         if self._is_named:
             session.settings = session.settings.replace(alembic="")
-        environment = session.open(say=lambda line: say(f"warmstack: {line}"))
+        session.show_progress(sys.stderr.fileno())
+        environment = session.open()
         remarks = []
         if Service.POSTGRES in self._services:
             configurations = environment.configurations_for(self._folder)

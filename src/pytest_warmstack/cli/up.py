@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import sys
 from abc import ABC, abstractmethod
 from collections.abc import Generator
 from contextlib import chdir
@@ -104,7 +105,8 @@ class _Up(Preparation):
 
     def prepare(self, session: Session) -> int:
         """Start the servers, build the templates and make clones; then profile the templates."""
-        environment, settings = session.open(say=self._tell), session.settings
+        session.show_progress(sys.stderr.fileno())
+        environment, settings = session.open(), session.settings
         from pytest_warmstack.environment import TemplateKey
 
         keys = map(TemplateKey, environment.folders())

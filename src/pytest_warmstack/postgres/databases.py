@@ -39,6 +39,10 @@ Its owner may be renewing a lost connection.
 COUNTS_AT_ONCE: Final = 15
 """The first version of PostgreSQL whose counters are right when a connection has ended."""
 
+HOLDER_INTERVAL: Final = 1.0
+"""Seconds between two looks at who holds a lock that a process waits for."""
+
+_WAITING: Final = "waiting for another build"
 _NO_TABLE: Final = "42P01"
 _NO_RIGHT: Final = "42501"
 """SQLSTATEs (PostgreSQL's documentation, appendix A)."""
@@ -237,22 +241,27 @@ class Databases:
     def lock(self, name: DatabaseName, *, timeout: float, say: Callable[[str], None]) -> str:
         """Take the exclusive lock of *name*, or return who still holds it after *timeout* seconds.
 
-        Calls *say* if it has to wait.
+        While it waits, *say* shows who holds the lock.
         """
         if self.try_lock(name):
             return ""
-        say("another process builds the template, waiting for it ...")
-        deadline = originals.monotonic() + timeout
+        say(_WAITING)
+        begin = originals.monotonic()
+        look = begin + HOLDER_INTERVAL / 2  # Most waits are shorter than this.
         while not self.try_lock(name):
-            if originals.monotonic() > deadline:
+            now = originals.monotonic()
+            if now > begin + timeout:
                 return self._holder_of(name)
+            if now > look:
+                look = now + HOLDER_INTERVAL
+                say(f"{_WAITING}: {self._holder_of(name)}")
             originals.sleep(0.02)
         return ""
 
     def _holder_of(self, name: DatabaseName) -> str:
         holders = [
-            f"{row['application']}, connected from {row['client_addr']} since"
-            f" {row['backend_start']:%H:%M:%S}"
+            f"process {row['application'].rpartition(' ')[2]}, connected since"
+            f" {row['backend_start'].astimezone():%H:%M:%S}"
             for row in self.ask(sql.LOCKS)
             if row["key"] == name.lock_key and row["backend_start"]
         ]

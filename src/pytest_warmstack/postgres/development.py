@@ -43,7 +43,7 @@ class DevelopmentRequest:
     """The development database called *name*, for the current *template*.
 
     *project* and *configuration* are shown to users. With *fresh*, replace the one that exists.
-    *take* returns a new clone of the template.
+    *take* returns a new clone of the template, *say* shows the user what it waits for.
     """
 
     name: DatabaseName
@@ -52,6 +52,7 @@ class DevelopmentRequest:
     project: str = ""
     configuration: str = ""
     fresh: bool = False
+    say: Callable[[str], None] = lambda _: None
 
 
 def ensure(databases: Databases, factory: CloneFactory, request: DevelopmentRequest) -> str:
@@ -62,7 +63,7 @@ def ensure(databases: Databases, factory: CloneFactory, request: DevelopmentRequ
     """
     name = request.name
     record = _record_of(databases, request.template)
-    with _lock(databases, name):
+    with _lock(databases, name, request.say):
         found = next((each for each in databases.all() if each.name == name), None)
         values = sql.read_development(found.comment) if found else {}
         line = ""
@@ -82,9 +83,9 @@ def ensure(databases: Databases, factory: CloneFactory, request: DevelopmentRequ
 
 
 @contextmanager
-def _lock(databases: Databases, name: DatabaseName) -> Iterator[None]:
+def _lock(databases: Databases, name: DatabaseName, say: Callable[[str], None]) -> Iterator[None]:
     """Hold the lock of a development database: two commands may make it at the same time."""
-    if holder := databases.lock(name, timeout=LOCK_TIMEOUT, say=lambda _: None):
+    if holder := databases.lock(name, timeout=LOCK_TIMEOUT, say=say):
         raise DevelopmentFailed.locked(name=str(name), seconds=LOCK_TIMEOUT, holder=holder)
     try:
         yield

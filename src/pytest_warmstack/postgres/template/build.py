@@ -32,6 +32,7 @@ class Build:
             str(draft),
             lambda query: databases.read(draft, query),
             lambda: databases.activity(draft),
+            search.request.say,
         )
 
     def run(self) -> Template:

@@ -239,6 +239,8 @@ class Builder:
             if "at" not in message:
                 return message
             self._position = message["at"]
+            if text := message.get("now"):
+                target.say(text)
 
     def _stop(self, target: Target, who: str) -> TemplateFailed:
         """Kill a child that is late; return an error that shows what it was doing."""

@@ -43,13 +43,15 @@ class Target(NamedTuple):
     """The database that a layer changes.
 
     `read` returns the values of a query's only column, a text; none if its table does not exist.
-    `activity` returns what each connection to the database is doing.
+    `activity` returns what each connection to the database is doing. `say` shows the user what
+    happens to it now.
     """
 
     endpoint: Endpoint
     database: str
     read: Callable[[str], list[str]]
     activity: Callable[[], list[str]]
+    say: Callable[[str], None] = lambda _: None
 
 
 class BuildContext(Struct, frozen=True):
@@ -228,6 +230,7 @@ class Migrations(_ProjectLayer):
 
     def _ask(self, target: Target, do: str, **request: Any) -> dict[str, Any]:
         """Return the child's report; raise `TemplateFailed` for an error in it."""
+        target.say(f"{'planning' if do == 'plan' else 'running'} the migrations")
         report = self._context.builder.ask(target, do, **request)
         if "error" in report:
             from pytest_warmstack.postgres.template import builder
@@ -302,6 +305,7 @@ class Scripts(_ProjectLayer):
     def _ask(self, target: Target, do: str, line: str) -> dict[str, Any]:
         """Return the child's report; raise `TemplateFailed` for an error in it."""
         who = f"The {self._setting} {line}"
+        target.say(f"{'reading' if do == 'describe' else 'running'} the {self._setting} {line}")
         report = self._context.builder.ask(target, do, who=who, line=line)
         if "error" in report:
             from pytest_warmstack.postgres.template import builder
@@ -334,6 +338,7 @@ class Custom(Layer):
 
     def apply(self, target: Target, planned: LayerRecord) -> LayerRecord:
         """Apply the layer in a thread, with the timeout of the migrations."""
+        target.say(f"applying the layer {self.name}")
         url = postgres_url(target.endpoint, target.database, driver=None)
         done: Future[None] = Future()
 

@@ -20,9 +20,6 @@ from pytest_warmstack.servers.model import Container, ServerSpec
 PULL_TIMEOUT: Final = 60.0
 """Seconds that the engine may be silent during a pull. It also reports its retries."""
 
-REPORT_INTERVAL: Final = 3.0
-"""Seconds between two progress lines of a pull."""
-
 _MARKS: Final[Mapping[Service, frozenset[str]]] = {
     Service.POSTGRES: frozenset({"5432/tcp", "PG_MAJOR", "PG_VERSION", "PGDATA"}),
     Service.REDIS: frozenset({"6379/tcp", "REDIS_VERSION", "VALKEY_VERSION", "REDIS_ARGS"}),
@@ -76,22 +73,22 @@ class _NotPulled(Exception):
 
 def _pull(api: Any, image: str, say: Callable[[str], None]) -> None:
     """Pull *image* and report the progress; raise `_NotPulled` with the registry's answer."""
-    say(f"pulling {image} ...")
+    say(f"pulling {image}")
     _limit_silence(api.get_adapter(api.base_url))
     # Without a tag, the engine would pull every tag that the registry has.
     tagged = image if ":" in image.rpartition("/")[2] or "@" in image else f"{image}:latest"
-    progress = Progress(image, originals.monotonic())
+    pull = Pull(image, originals.monotonic())
     try:
         for line in api.pull(tagged, stream=True, decode=True):
             if "error" in line:
                 raise _NotPulled(line["error"])
-            if text := progress.note(line, originals.monotonic()):
+            if text := pull.note(line):
                 say(text)
     except (Timeout, HTTPError) as error:
         raise _NotPulled(f"the engine was silent for {PULL_TIMEOUT:g} seconds") from error
     except (DockerException, OSError) as error:
         raise _NotPulled(explanation(error)) from error
-    say(progress.end(originals.monotonic()))
+    say(pull.end(originals.monotonic()))
 
 
 def _limit_silence(adapter: Any) -> None:
@@ -104,7 +101,7 @@ def _limit_silence(adapter: Any) -> None:
     adapter.send = send_with_timeout
 
 
-class Progress:
+class Pull:
     """The layers of an image that is being pulled, and how many bytes of each have arrived.
 
     The engine reports the size of a layer only when it downloads it, and never for a small layer.
@@ -112,12 +109,12 @@ class Progress:
 
     def __init__(self, image: str, now: float) -> None:
         self._image = image
-        self._begin = self._said = now
+        self._begin = now
         self._layers: dict[str, tuple[int, int]] = {}
         self._done: set[str] = set()
 
-    def note(self, line: Mapping[str, Any], now: float) -> str | None:
-        """Process a *line* from the engine; return a progress line when one is due."""
+    def note(self, line: Mapping[str, Any]) -> str | None:
+        """Process a *line* from the engine; return how far the pull is, once layers are known."""
         layer, status = str(line.get("id", "")), line.get("status", "")
         if status in _NEW_LAYER:
             here, size = self._layers.setdefault(layer, (0, 0))
@@ -133,9 +130,8 @@ class Progress:
             self._layers[layer] = here, size
         if status == "Pull complete":
             self._done.add(layer)
-        if now - self._said < REPORT_INTERVAL or not self._layers:
+        if not self._layers:
             return None
-        self._said = now
         here, size = (sum(each) for each in zip(*self._layers.values(), strict=True))
         layers = f"{len(self._done)} of {len(self._layers)} layers"
         return f"pulling {self._image}: {here / 1e6:.1f} of {size / 1e6:.1f} MB, {layers}"

@@ -143,9 +143,12 @@ class Work:
         url = database_url.url(alembic, self._project["url"])
         return Revisions(alembic, url, self._guard, self._recorder, self._tell)
 
-    def _tell(self, at: str) -> None:
-        """Send the parent the current position, for an error if the child is late or ends."""
-        _send(self._answers, {"at": at})
+    def _tell(self, at: str, now: str = "") -> None:
+        """Send the parent the current position, for an error if the child is late or ends.
+
+        The user sees *now*, what happens, if that takes long.
+        """
+        _send(self._answers, {"at": at, "now": now} if now else {"at": at})
 
     @contextmanager
     def _own_imports(self) -> Iterator[None]:

@@ -43,7 +43,7 @@ class Revisions:
         url: URL,
         guard: Guard,
         recorder: Recorder,
-        tell: Callable[[str], None],
+        tell: Callable[..., None],
     ) -> None:
         self.configuration = Configuration(alembic, url, recorder)
         self.stage = "config"
@@ -263,8 +263,10 @@ class Revisions:
             found = list(steps(heads, context))
             if not all(hasattr(each, "revision") for each in found):
                 return found  # A stamp instead of an upgrade.
+            names = [each.revision for each in self._order()]
+            places = {name: f"{place} of {len(names)}" for place, name in enumerate(names, 1)}
             return [
-                self._wrap_step(each)
+                self._wrap_step(each, places.get(each.revision.revision, ""))
                 for each in found
                 if not self._wanted or each.revision.revision in self._wanted
             ]
@@ -280,17 +282,18 @@ class Revisions:
         if [schema, context.version_table] not in self._tables:
             self._tables.append([schema, context.version_table])
 
-    def _wrap_step(self, step: Any) -> Any:
+    def _wrap_step(self, step: Any, place: str) -> Any:
         original, revision = step.migration_fn, step.revision
 
         @functools.wraps(original)  # Alembic logs its name: "Running upgrade".
         def migrate(**kwargs: Any) -> None:
-            self._tell(f"in revision {revision.revision} ({Path(revision.path).name})")
+            file = Path(revision.path).name
+            self._tell(f"in revision {revision.revision} ({file})", f"revision {place}, {file}")
             self.is_first = not revision.down_revision
             with self._recorder.step(revision.revision):
                 original(**kwargs)
             self.is_first = False
-            self._tell("in env.py")
+            self._tell("in env.py", "running the migrations")
 
         step.migration_fn = migrate
         return step
