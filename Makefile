@@ -25,7 +25,7 @@ export WARMSTACK_TEST_DOCKER = demanded
 endif
 
 .DEFAULT_GOAL := help
-.PHONY: help test test-all test-unit test-integration stress images check typing format bench bench-docs containers-clean
+.PHONY: help test test-all test-unit test-integration stress images check typing format bench bench-docs pictures containers-clean
 
 help: ## Show this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/make \1\t\2/' | expand -t 26
@@ -53,6 +53,7 @@ typing: $(INSTALLED) ## Check the types that users see, with mypy and pyright
 	$(VENV)/bin/mypy tests/typing
 	$(VENV)/bin/mypy --explicit-package-bases examples
 	$(VENV)/bin/mypy benchmarks/*.py
+	$(VENV)/bin/mypy docs/pictures/make.py
 	PYRIGHT_PYTHON_IGNORE_WARNINGS=1 $(VENV)/bin/pyright
 
 format: $(INSTALLED) ## Format the code
@@ -79,6 +80,9 @@ bench-docs: $(INSTALLED) ## Measure again what docs/benchmarks.md shows, and wri
 	mkdir -p docs/benchmarks
 	$(COMPARE) --rounds 7 --write docs/benchmarks.md --plots docs/benchmarks \
 		--json docs/benchmarks/results.json $(ARGS)
+
+pictures: $(INSTALLED) ## Run again what the pictures of the documentation show, and draw what has changed
+	$(VENV)/bin/python docs/pictures/make.py
 
 images: ## Build the stand-in images, for machines that reach no registry
 	tests/images/build
