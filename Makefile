@@ -74,6 +74,7 @@ bench: $(INSTALLED) ## Measure the plugin beside other tools and wiring by hand;
 	$(VENV)/bin/python benchmarks/connections.py
 	$(VENV)/bin/python benchmarks/application.py
 	$(VENV)/bin/python benchmarks/bookings.py
+	$(VENV)/bin/python benchmarks/hotspots.py
 	$(VENV)/bin/python benchmarks/curves.py
 
 bench-docs: $(INSTALLED) ## Measure again what docs/benchmarks.md shows, and write it there

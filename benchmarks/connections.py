@@ -25,7 +25,7 @@ from redis.asyncio import Redis
 
 from pytest_warmstack.background import Begun
 from pytest_warmstack.postgres.driver_connections import connection_class
-from pytest_warmstack.redis.connections import client
+from pytest_warmstack.redis.connections import open_client
 from pytest_warmstack.redis.kept import KeptSocket
 
 ROUNDS: Final = 5
@@ -99,8 +99,9 @@ async def measure(folder: Path, count: int) -> None:
         await redis_client.aclose()
 
     async def ours() -> None:
-        async with client(url, Begun(), kept_socket) as redis_client:
-            await redis_client.set("a", 1)
+        redis_client, close = open_client(url, Begun(), kept_socket)
+        await redis_client.set("a", 1)
+        await close()
 
     sharing = connection_class("benchmark")
     kept = await connect(sharing)

@@ -14,7 +14,7 @@ import sys
 import threading
 from collections.abc import Callable, Coroutine
 from concurrent.futures import Future
-from contextlib import suppress
+from contextlib import AsyncExitStack, suppress
 from socket import AI_NUMERICHOST, gaierror
 from typing import Any, Final, ParamSpec, TypeVar
 
@@ -32,6 +32,9 @@ Every function that it runs has a shorter timeout, with an error that says what 
 
 OTHER_LOOP_TIMEOUT: Final = 0.25
 """Seconds that the loop of another thread may take to end a connection."""
+
+_MANY_BEGUN: Final = 32
+"""After how many coroutines those are forgotten that have started to run."""
 
 _JOIN_TIMEOUT: Final = 5.0
 """Seconds that the thread may take to end."""
@@ -225,6 +228,54 @@ def _close_socket(transport: Any) -> None:
             step(None)
 
 
+class LoopOfTests:
+    """An event loop of tests, for fixtures that are not coroutines, and what stays in it.
+
+    *lasts* says whether tests share it. A coroutine as a fixture takes four times as long as a
+    function, and a run of the loop before and after the test. So fixtures use `run` where they have
+    to, and `at_end` where nothing between them can tell the difference. `kept` and `rollback` are
+    the connections that stay; `closers` end what stays, in the loop. `has_later_end` says whether a
+    fixture of this test, which is torn down later, calls `end_test`.
+    """
+
+    def __init__(self, *, lasts: bool) -> None:
+        self.loop = asyncio.get_running_loop()
+        self.kept: Any = None
+        self.rollback: Any = None
+        self.has_later_end = False
+        self.closers: dict[str, Callable[[], object]] = {}
+        self.lasts = lasts
+        self._ends = AsyncExitStack()
+        self._has_ends = False
+
+    def run(self, coroutine: Coroutine[Any, Any, T]) -> T:
+        """Run *coroutine* in the loop, which must not be running, and return its result."""
+        return self.loop.run_until_complete(coroutine)
+
+    def at_end(self, end: Callable[[], Coroutine[Any, Any, object]]) -> None:
+        """Call *end* in the loop before the next test; the last one is called first."""
+        self._ends.push_async_callback(end)
+        self._has_ends = True
+
+    def end_test(self) -> None:
+        """Do what `at_end` was told: now, or as late as possible."""
+        if self.lasts and self._has_ends and not self.has_later_end:
+            self.run(self.end())
+
+    async def end(self) -> None:
+        """Do what `at_end` was told. Raises the last error, after all was done."""
+        self._has_ends = False
+        await self._ends.aclose()
+
+    async def close(self) -> None:
+        """End the last test, and what stays."""
+        try:
+            await self.end()
+        finally:
+            for close in self.closers.values():
+                close()
+
+
 # Coroutines that a test made and never awaited: the test passes, although nothing happened.
 
 
@@ -236,7 +287,8 @@ class Begun:
 
     def add(self, name: str, coroutine: Coroutine[Any, Any, T]) -> Coroutine[Any, Any, T]:
         """Return *coroutine*, which a call of *name* has made."""
-        self._all = [each for each in self._all if _is_new(each[1])]
+        if len(self._all) >= _MANY_BEGUN:
+            self._all = [each for each in self._all if _is_new(each[1])]
         self._all.append((name, coroutine))
         return coroutine
 

@@ -1,23 +1,23 @@
 """The fixtures: a migrated database and an empty Redis for every test, as URLs and as clients.
 
 pytest-asyncio fixes the event loop of a fixture when you declare it. But the loop of a test depends
-on the test's marker, and a connection works only in its own loop. So this module declares the
-asynchronous fixtures once for each loop that tests run in, and nothing asynchronous outlives its
-loop.
+on the test's marker, and a connection works only in its own loop. So this module declares one
+asynchronous fixture for each kind of loop that tests run in, and nothing asynchronous outlives its
+loop. All others are functions: a coroutine as a fixture costs a test four times as much.
 """
 
 from __future__ import annotations
 
 import inspect
 from collections import Counter
-from collections.abc import AsyncIterator, Callable, Generator, Iterable, Iterator
+from collections.abc import AsyncIterator, Callable, Generator, Iterable, Iterator, Sequence
 from functools import partial
 from types import ModuleType
 from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 import pytest
 
-from pytest_warmstack.session import NEEDS, Session, session_of
+from pytest_warmstack.session import NEEDS, REQUESTS, Session, session_of
 
 if TYPE_CHECKING:
     from redis import Redis as SyncRedis
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession
     from sqlalchemy.orm import Session as SyncSession
 
-    from pytest_warmstack.background import Begun
+    from pytest_warmstack.background import Begun, LoopOfTests
     from pytest_warmstack.environment import Environment, TemplateKey
     from pytest_warmstack.errors import WarmstackError
     from pytest_warmstack.exports import Exports
@@ -57,6 +57,12 @@ _KEPT: Final[pytest.StashKey[KeptConnection]] = pytest.StashKey()
 
 _BEGUN: Final[pytest.StashKey[Begun]] = pytest.StashKey()
 """The key of the coroutines that a test's session and client made."""
+
+_LOOP: Final[pytest.StashKey[str]] = pytest.StashKey()
+"""The key of the loop that a test runs in, as `_loop` returns it."""
+
+_LOOPS: Final[pytest.StashKey[dict[str, LoopOfTests]]] = pytest.StashKey()
+"""The key of the event loops of tests that there are now, by the scope of each."""
 
 
 _FIRST: Final = {
@@ -169,9 +175,10 @@ def redis_process_url(_warmstack_redis: Environment) -> str:
 
 
 @pytest.fixture
-def redis_urls(request: pytest.FixtureRequest, _warmstack_redis: Environment) -> tuple[str, ...]:
+def redis_urls(_warmstack_redis: Environment) -> tuple[str, ...]:
     """The URLs of all Redis databases of this process; they are empty now."""
-    return result_or_fail(lambda: _warmstack_redis.take_lease(request.node.nodeid)).urls
+    test = REQUESTS[-1].node.nodeid
+    return result_or_fail(lambda: _warmstack_redis.take_lease(test)).urls
 
 
 @pytest.fixture
@@ -181,10 +188,18 @@ def redis_url(redis_urls: tuple[str, ...]) -> str:
 
 
 @pytest.fixture
-def redis_client(request: pytest.FixtureRequest, redis_url: str) -> Redis:
+def redis_client(redis_url: str, _warmstack_redis_socket: KeptSocket) -> Iterator[Redis]:
     """A client of an empty Redis database, closed when the test is done."""
-    client: Redis = _in_loop_of_test(request, "redis")
-    return client
+    from pytest_warmstack.redis.connections import open_client
+
+    request = REQUESTS[-1]
+    node, loop = request.node, _loop_of_test(request)
+    socket = _warmstack_redis_socket
+    client, close = open_client(redis_url, _begun(node), socket, lasts=loop.lasts)
+    loop.closers["redis"] = socket.leave_loop
+    yield client
+    loop.at_end(close)
+    loop.end_test()
 
 
 @pytest.fixture(scope="session")
@@ -246,9 +261,11 @@ def _kept_clone(request: pytest.FixtureRequest, environment: Environment) -> Ite
     """A migrated database for a test: that of the test before it, if it was put back."""
     node, own = request.node, session_of(request.config)
     key = result_or_fail(lambda: template_key(node))
-    kept: KeptConnection = _in_loop_of_test(request, "kept_connection")
-    # Its end comes after that of everything that has the database.
-    _in_loop_of_test(request, "put_back")
+    loop = _loop_of_test(request)
+    if loop.kept is None:
+        loop.kept = _new_kept_connection()
+        loop.closers["kept"] = partial(_leave, loop.kept, environment)
+    kept: KeptConnection = loop.kept
     if kept.ready is not None and kept.key == key:
         clone = kept.ready
         result_or_fail(lambda: environment.take_again(key))
@@ -257,12 +274,34 @@ def _kept_clone(request: pytest.FixtureRequest, environment: Environment) -> Ite
         clone = result_or_fail(lambda: environment.take_clone(key))
     kept.ready, kept.used, kept.key = None, clone, key
     node.stash[_KEPT] = kept
+    loop.has_later_end = True
     own.in_use[node.nodeid] = clone
     yield clone
     own.in_use.pop(node.nodeid, None)
-    if (failed := _failed(own, request, key, "db_url")) or kept.driver is None:
+    del node.stash[_KEPT]
+    loop.has_later_end = False
+
+    async def put_back() -> None:
+        if await kept.clean() and await environment.put_back(clone, key, kept.driver):
+            kept.ready, kept.used = clone, None
+        else:
+            give_back([])
+
+    def give_back(failed: Sequence[str]) -> None:
         kept.lose()
         environment.give_back(clone, key, _label(node), failed=failed, again=True)
+
+    if (failed := _failed(own, request, key, "db_url")) or kept.driver is None:
+        give_back(failed)
+    else:
+        loop.at_end(put_back)
+    loop.end_test()
+
+
+def _new_kept_connection() -> KeptConnection:
+    from pytest_warmstack.postgres.kept import KeptConnection
+
+    return KeptConnection()
 
 
 def _leave(kept: KeptConnection, environment: Environment) -> None:
@@ -320,9 +359,7 @@ _warmstack_clone_class = pytest.fixture(scope="class", name="_warmstack_clone_cl
 _warmstack_clone_module = pytest.fixture(scope="module", name="_warmstack_clone_module")(_clone)
 
 
-def function_db_url(
-    request: pytest.FixtureRequest, _warmstack_postgres: Environment
-) -> Iterator[str]:
+def function_db_url(_warmstack_postgres: Environment) -> Iterator[str]:
     """The SQLAlchemy URL of a migrated database that only this test uses.
 
     With the isolation `class`, `module` or `session`, the tests of a class, a module or this
@@ -330,6 +367,7 @@ def function_db_url(
     one is rolled back. With `clone`, it may be one that another test had, put back as it was at
     first; with `fresh-clone`, it never is.
     """
+    request = REQUESTS[-1]
     isolation = _isolation(request, _warmstack_postgres)
     if isolation in {"clone", "fresh-clone"}:
         fresh = isolation == "fresh-clone"
@@ -488,9 +526,7 @@ def _warmstack_engines() -> Engines:
     return Engines()
 
 
-def function_db_engine(
-    request: pytest.FixtureRequest, db_url: str, _warmstack_engines: Engines
-) -> Iterator[AsyncEngine]:
+def function_db_engine(db_url: str, _warmstack_engines: Engines) -> Iterator[AsyncEngine]:
     """An engine of the test's database, disposed of after the test.
 
     With the isolation `class`, `module` or `session` it has that scope. You can use it in any event
@@ -498,27 +534,60 @@ def function_db_engine(
     """
     from pytest_warmstack.postgres.engines import is_clone
 
+    request = REQUESTS[-1]
+    node = request.node
+    kept = node.stash.get(_KEPT, None)
+    if kept is not None and ((kept.used and kept.used.url == db_url) or is_clone(db_url)):
+        engine = _warmstack_engines.make(db_url, kept=kept)
+        yield engine
+        _warmstack_engines.leave(engine, db_url, kept)
+        return
     if _is_run_by_anyio(request) and inspect.iscoroutinefunction(
         getattr(request, "function", None)
     ):
         _check_backend(request)
     if not is_clone(db_url):
-        yield _in_loop_of_test(request, "other_engine")
-    elif _SHARED in request.node.stash:
+        yield from _other_engine(db_url, _loop_of_test(request))
+    elif (shared := node.stash.get(_SHARED, None)) is not None:
         _check_one_rollback(request, _SYNC_ROLLBACK)
-        rollback = _in_loop_of_test(request, "rollback_connection")
-        request.node.stash[_ROLLBACK] = rollback
-        result_or_fail(lambda: _in_loop_of_test(request, "rollback"))
-        engine = _warmstack_engines.make(db_url, rollback)
-        yield engine
-        _warmstack_engines.end(engine, close=False)
-    elif _KEPT in request.node.stash:
-        kept = request.node.stash[_KEPT]
-        engine = _warmstack_engines.make(db_url, kept=kept)
-        yield engine
-        _warmstack_engines.leave(engine, kept)
+        yield from _rolled_back_engine(request, db_url, _warmstack_engines, shared)
     else:
         yield from clone_engine(db_url, _warmstack_engines)
+
+
+def _other_engine(db_url: str, loop: LoopOfTests) -> Iterator[AsyncEngine]:
+    """An engine of a database that the user's own `db_url` leads to."""
+    from sqlalchemy.ext.asyncio import create_async_engine
+
+    engine = create_async_engine(db_url)
+    yield engine
+    loop.run(engine.dispose())
+
+
+def _rolled_back_engine(
+    request: pytest.FixtureRequest, db_url: str, engines: Engines, shared: Shared
+) -> Iterator[AsyncEngine]:
+    """An engine whose only connection rolls back what the test did."""
+    from pytest_warmstack.postgres.engines import RollbackConnection
+
+    loop = _loop_of_test(request)
+    if loop.rollback is None:
+        loop.rollback = RollbackConnection()
+        loop.closers["rollback"] = loop.rollback.close
+    rollback: RollbackConnection = loop.rollback
+    request.node.stash[_ROLLBACK] = rollback
+    result_or_fail(lambda: loop.run(rollback.begin(shared)))
+    engine = engines.make(db_url, rollback)
+    loop.has_later_end = True
+    yield engine
+    loop.has_later_end = False
+    engines.end(engine, close=False)
+
+    async def end() -> None:
+        shared.trouble = await rollback.end()
+
+    loop.at_end(end)
+    loop.run(loop.end())  # Even if the loop ends soon: what follows needs the answer.
 
 
 def clone_engine(db_url: str, _warmstack_engines: Engines) -> Iterator[AsyncEngine]:
@@ -540,10 +609,33 @@ db_engine = pytest.fixture(name="db_engine")(function_db_engine)
 
 
 @pytest.fixture
-def db_session(request: pytest.FixtureRequest, db_engine: AsyncEngine) -> AsyncSession:
+def db_session(db_engine: AsyncEngine, _warmstack_engines: Engines) -> Iterator[AsyncSession]:
     """A session on the test's database; no other test sees what it commits."""
-    session: AsyncSession = _in_loop_of_test(request, "session")
-    return session
+    from sqlalchemy.ext.asyncio import AsyncSession
+
+    from pytest_warmstack.background import watch
+
+    request = REQUESTS[-1]
+    node, loop = request.node, _loop_of_test(request)
+    # SQLAlchemy would load an expired attribute when it is read, which asyncio can't do.
+    session = AsyncSession(db_engine, expire_on_commit=False)
+    yield watch(session, "db_session", _begun(node))
+    if (rollback := node.stash.get(_ROLLBACK, None)) is not None:
+        loop.run(rollback.leave(session))
+    elif _warmstack_engines.leave_other_loops(db_engine, loop.loop):
+        # Its own connection may be one of those; then the session can't close it properly.
+        loop.run(session.invalidate())
+    elif session.in_transaction():
+        loop.run(session.close())
+    else:  # It has no connection, so there is nothing to wait for.
+        session.sync_session.close()
+
+
+def _begun(node: pytest.Item) -> Begun:
+    """Return what notes the coroutines of a test's session and client."""
+    from pytest_warmstack.background import Begun
+
+    return node.stash.setdefault(_BEGUN, Begun())
 
 
 @pytest.fixture(scope="session")
@@ -662,14 +754,18 @@ def _isolation(request: pytest.FixtureRequest, environment: Environment) -> str:
 # Event loops.
 
 
-def _in_loop_of_test(request: pytest.FixtureRequest, name: str) -> Any:
-    """Return the value of one of `_declare`'s fixtures in the test's own event loop."""
-    loop = _loop(request)
-    manager = request.config.pluginmanager
-    if not manager.hasplugin(f"warmstack-{loop}"):
-        # Declare them only now: most runs use one loop, and many use none.
-        manager.register(_declare(loop), f"warmstack-{loop}")
-    return request.getfixturevalue(f"_warmstack_{name}_{loop}")
+def _loop_of_test(request: pytest.FixtureRequest) -> LoopOfTests:
+    """Return the event loop of a test; a fixture whose scope is that of the loop makes it."""
+    stash = request.node.stash
+    name = stash[_LOOP] = stash.get(_LOOP, "") or _loop(request)
+    loops = request.config.stash.setdefault(_LOOPS, {})
+    if name not in loops:
+        manager = request.config.pluginmanager
+        if not manager.hasplugin(f"warmstack-{name}"):
+            # Declare it only now: most runs use one loop, and many use none.
+            manager.register(_declare(name), f"warmstack-{name}")
+        request.getfixturevalue(f"_warmstack_loop_{name}")
+    return loops[name]
 
 
 def _loop(request: pytest.FixtureRequest) -> str:
@@ -710,106 +806,29 @@ def _check_backend(request: pytest.FixtureRequest) -> None:
         raise _failure(LoopFailed.backend(name=name))
 
 
-def _declare(loop: str) -> ModuleType:
-    """Return a pytest plugin with the asynchronous fixtures for tests in *loop*."""
-    import pytest_asyncio
+def _declare(scope: str) -> ModuleType:
+    """Return a pytest plugin with the only asynchronous fixture for tests in loops of *scope*."""
+    name = f"_warmstack_loop_{scope}"
 
-    from pytest_warmstack.background import Begun, watch
+    async def keep_loop(request: pytest.FixtureRequest) -> AsyncIterator[None]:
+        from pytest_warmstack.background import LoopOfTests
 
-    def fixture(name: str, scope: str = "function") -> Callable[[Callable[..., Any]], Any]:
-        full = f"_warmstack_{name}_{loop}"
-        if loop == "anyio":
-            return pytest.fixture(name=full)
-        return pytest_asyncio.fixture(name=full, scope=scope, loop_scope=loop)  # type: ignore[call-overload, no-any-return]
-
-    @fixture("rollback_connection", scope=loop)
-    async def rollback_connection() -> AsyncIterator[RollbackConnection]:
-        from pytest_warmstack.postgres.engines import RollbackConnection
-
-        connection = RollbackConnection()
-        yield connection
-        connection.close()
-
-    @fixture("rollback")
-    async def rollback(request: pytest.FixtureRequest) -> AsyncIterator[RollbackConnection]:
-        shared, connection = request.node.stash[_SHARED], request.node.stash[_ROLLBACK]
-        await connection.begin(shared)
-        yield connection
-        shared.trouble = await connection.end()
-
-    @fixture("kept_connection", scope=loop)
-    async def kept_connection(_warmstack_postgres: Environment) -> AsyncIterator[KeptConnection]:
-        from pytest_warmstack.postgres.kept import KeptConnection
-
-        kept = KeptConnection()
-        yield kept
-        _leave(kept, _warmstack_postgres)
-
-    @fixture("put_back")
-    async def put_back(
-        request: pytest.FixtureRequest, _warmstack_postgres: Environment
-    ) -> AsyncIterator[None]:
+        loops = request.config.stash[_LOOPS]
+        loop = loops[scope] = LoopOfTests(lasts=scope not in {"function", "anyio"})
         yield
-        kept = request.node.stash.get(_KEPT, None)
-        if kept is not None and (clone := kept.used) is not None:
-            is_new = await kept.clean()
-            if is_new and await _warmstack_postgres.put_back(clone, kept.key, kept.driver):
-                kept.ready, kept.used = clone, None
-            else:
-                kept.lose()
-                label = _label(request.node)
-                _warmstack_postgres.give_back(clone, kept.key, label, failed=[], again=True)
-
-    @fixture("other_engine")
-    async def other_engine(db_url: str) -> AsyncIterator[AsyncEngine]:
-        from sqlalchemy.ext.asyncio import create_async_engine
-
-        engine = create_async_engine(db_url)
-        yield engine
-        await engine.dispose()
-
-    @fixture("session")
-    async def session(
-        request: pytest.FixtureRequest, db_engine: AsyncEngine, _warmstack_engines: Engines
-    ) -> AsyncIterator[AsyncSession]:
-        from sqlalchemy.ext.asyncio import AsyncSession
-
-        # SQLAlchemy would load an expired attribute when it is read, which asyncio can't do.
-        session = AsyncSession(db_engine, expire_on_commit=False)
-        begun = request.node.stash.setdefault(_BEGUN, Begun())
-        watch(session, "db_session", begun)
-        yield session
-        rollback = request.node.stash.get(_ROLLBACK, None)
-        if rollback is not None:
-            await rollback.leave(session)
-        elif _warmstack_engines.leave_other_loops(db_engine):
-            # Its own connection may be one of those; then the session can't close it properly.
-            await session.invalidate()
-        else:
-            await session.close()
-
-    @fixture("redis")
-    async def redis(
-        request: pytest.FixtureRequest, redis_url: str, _warmstack_redis_socket: KeptSocket
-    ) -> AsyncIterator[Redis]:
-        from pytest_warmstack.redis.connections import client
-
-        begun = request.node.stash.setdefault(_BEGUN, Begun())
-        async with client(redis_url, begun, _warmstack_redis_socket) as redis:
-            yield redis
+        del loops[scope]
+        await loop.close()
 
     # pytest finds fixtures and hooks by the names in a plugin.
-    plugin = ModuleType(f"{__name__}.{loop}")
-    vars(plugin).update(
-        rollback_connection=rollback_connection,
-        rollback=rollback,
-        kept_connection=kept_connection,
-        put_back=put_back,
-        other_engine=other_engine,
-        session=session,
-        redis=redis,
-        pytest_runtest_call=_check_all_is_awaited,
-    )
+    plugin = ModuleType(f"{__name__}.{scope}")
+    vars(plugin).update(pytest_runtest_call=_check_all_is_awaited)
+    if scope == "anyio":
+        vars(plugin)[name] = pytest.fixture(name=name)(keep_loop)
+    else:
+        import pytest_asyncio
+
+        fixture: Any = pytest_asyncio.fixture
+        vars(plugin)[name] = fixture(name=name, scope=scope, loop_scope=scope)(keep_loop)
     return plugin
 
 

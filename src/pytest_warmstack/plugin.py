@@ -15,7 +15,7 @@ import pytest
 
 from pytest_warmstack import options, originals
 from pytest_warmstack.options import Isolation, Settings
-from pytest_warmstack.session import SESSION, Session, session_of
+from pytest_warmstack.session import REQUESTS, SESSION, Session, session_of
 
 if TYPE_CHECKING:
     import argparse
@@ -299,8 +299,10 @@ def pytest_fixture_setup(
 ) -> Generator[None, object, object]:
     """Make pytest forget that a timeout or a similar exception interrupted a fixture.
 
-    Otherwise all tests in the fixture's scope get the same exception.
+    Otherwise all tests in the fixture's scope get the same exception. Meanwhile, the fixture's
+    request is the last one of `REQUESTS`.
     """
+    REQUESTS.append(request)
     try:
         return (yield)
     except BaseException as error:
@@ -313,6 +315,8 @@ def pytest_fixture_setup(
             fixturedef.cached_result = fixturedef.cached_result or (None, None, (error, None))
             fixturedef.finish(request)  # type: ignore[arg-type]
         raise
+    finally:
+        REQUESTS.pop()
 
 
 @pytest.hookimpl(wrapper=True, tryfirst=True)

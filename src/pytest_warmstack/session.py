@@ -541,6 +541,13 @@ class _WarningMask:
             warning.args = all_masked(warning.args, self._environment.secrets())
 
 
+REQUESTS: Final[list[pytest.FixtureRequest]] = []
+"""The requests of the fixtures that are being set up; each one asked for the next.
+
+For each argument `request`, pytest makes two definitions of a fixture, and reads their signatures.
+So the fixtures that most tests have take theirs from here.
+"""
+
 SESSION: Final = pytest.StashKey[Session]()
 
 

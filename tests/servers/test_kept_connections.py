@@ -289,6 +289,158 @@ def test_tests_with_a_loop_each_share_a_connection_to_redis(project: Library) ->
     assert opened(result)[1] == 1
 
 
+ENGINES = """
+from sqlalchemy import event, text
+import pytest
+
+pytestmark = pytest.mark.asyncio(loop_scope="session")
+MADE, HELD, MET = [], [], []
+
+def met(*_, **__):
+    MET.append(1)
+
+async def nothing(engine):
+    pass
+
+async def connected(engine):
+    async with engine.begin() as connection:
+        await connection.execute(text("INSERT INTO note (mood) VALUES ('glad')"))
+
+async def watched(engine):
+    event.listen(engine.sync_engine, "before_cursor_execute", met)
+
+async def watched_and_left(engine):
+    event.listen(engine.sync_engine, "before_cursor_execute", met)
+    event.remove(engine.sync_engine, "before_cursor_execute", met)
+
+async def pool_watched(engine):
+    event.listen(engine.pool, "checkin", met)
+
+async def connect_watched(engine):
+    event.listen(engine.sync_engine, "connect", met)
+
+async def dialect_watched(engine):
+    event.listen(engine.sync_engine, "do_execute", met)
+
+async def options(engine):
+    engine.sync_engine.update_execution_options(mine=1)
+
+async def echoing(engine):
+    engine.echo = True
+
+async def disposed(engine):
+    await engine.dispose()
+
+async def pool_changed(engine):
+    engine.pool._recycle = 60
+
+async def held(engine):
+    HELD.append(engine)
+
+STAY = [nothing, connected, watched_and_left]
+GO = [watched, pool_watched, connect_watched, dialect_watched, options, echoing, disposed,
+    pool_changed, held]
+
+async def test_first(db_engine):
+    await connected(db_engine)
+
+async def test_second(until_put_back, db_engine):
+    await connected(db_engine)
+
+@pytest.mark.parametrize("act", [each for act in STAY + GO for each in (act, connected)])
+async def test_acts(db_engine, act):
+    await connected(db_engine)
+    MET.clear()
+    await act(db_engine)
+    MADE.append((act, db_engine.sync_engine))
+
+async def test_last(db_engine):
+    MET.clear()
+    await connected(db_engine)
+    assert not MET
+    assert db_engine.pool.checkedin() == 1
+    stayed = {act for (act, engine), (_, after) in zip(MADE, MADE[1:]) if engine is after}
+    assert stayed == {connected, *STAY}
+
+async def test_connects_as_a_new_one(db_engine):
+    assert db_engine.pool.checkedin() == 0
+    event.listen(db_engine.sync_engine, "connect", met)
+    await connected(db_engine)
+    assert MET == [1]
+
+@pytest.mark.parametrize("number", range(4))
+async def test_more(db_engine, number):
+    pass
+"""
+
+
+def test_an_engine_stays_if_nothing_can_tell(project: Library) -> None:
+    """Neither a test that has changed it, nor one that still has it, shares it with the next."""
+    project.write("test_engines.py", ENGINES)
+
+    result = project.run(REUSE, *AHEAD, "test_engines.py")
+
+    result.assert_outcomes(passed=32)
+
+
+OUTDATED = """
+import pytest
+from sqlalchemy import event, text
+
+pytestmark = pytest.mark.asyncio(loop_scope="session")
+ALL = text("SELECT * FROM note")
+ALTER = text("ALTER TABLE note ADD COLUMN more int")
+DOCUMENT = text("SELECT '{}'::jsonb")
+
+async def plain(session):
+    await session.execute(text("INSERT INTO note (body) VALUES ('a') ON CONFLICT DO NOTHING"))
+    assert len((await session.execute(ALL)).keys()) == 4
+    assert await session.scalar(DOCUMENT) == {}
+
+async def altered(session):
+    await session.execute(ALTER)
+    assert len((await session.execute(ALL)).keys()) == 5
+
+async def moved(session):
+    await session.execute(text("CREATE SCHEMA other"))
+    await session.execute(text("CREATE TABLE other.note (id int)"))
+    await session.execute(text("SET search_path = other"))
+    assert len((await session.execute(ALL)).keys()) == 1
+
+async def coded(session):
+    raw = (await (await session.connection()).get_raw_connection()).driver_connection
+    await raw.set_type_codec("jsonb", schema="pg_catalog", encoder=str, decoder=lambda text: 1)
+    assert await session.scalar(DOCUMENT) == 1
+
+async def test_first(db_session):
+    await plain(db_session)
+
+async def test_second(until_put_back, db_session):
+    await plain(db_session)
+
+@pytest.mark.parametrize("act", [plain, altered, plain, moved, plain, coded, plain, altered, plain])
+async def test_acts(db_session, act):
+    await act(db_session)
+
+@pytest.mark.parametrize("number", range(4))
+async def test_more(db_session, number):
+    await plain(db_session)
+"""
+
+
+@pytest.mark.parametrize("isolation", ["clone", "rollback"])
+def test_what_is_prepared_is_never_outdated(project: Library, isolation: str) -> None:
+    """A statement of an earlier test doesn't fail, or return something else, after a change."""
+    text = OUTDATED
+    if isolation == "rollback":
+        text = text.replace("until_put_back, ", "")
+    project.write("test_outdated.py", text)
+
+    result = project.run(REUSE, *AHEAD, f"--warmstack-isolation={isolation}", "test_outdated.py")
+
+    result.assert_outcomes(passed=15)
+
+
 REDIS = """
 import asyncio
 import pytest

@@ -11,7 +11,7 @@ from __future__ import annotations
 import asyncio
 import functools
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, MutableMapping, Sequence
 from typing import Any, Final, NamedTuple
 
 from asyncpg.connection import Connection
@@ -57,6 +57,16 @@ _CUSTOM_SETTING: Final = re.compile(
 """Matches SQL that sets a setting with a dot in its name, such as `app.tenant`.
 
 Once set, it is never NULL again in the session, but empty: after RESET ALL, and after SET LOCAL.
+"""
+
+_SCHEMA: Final = re.compile(
+    r"\b(?:alter|create|drop|search_path|do\s+(?:\$|'|language)|set\s+(?:\w+\s+)?schema)",
+    re.IGNORECASE,
+)
+"""Matches SQL after which a statement that is prepared may have other columns.
+
+PostgreSQL refuses to execute it then (`RevalidateCachedQuery` in its plancache.c). A new connection
+would have prepared it afterwards.
 """
 
 HAS_SETTERS: Final = (
@@ -144,14 +154,25 @@ class DriverConnection(Connection):  # type: ignore[misc]
     """A connection of asyncpg that notes what makes it different from a new one.
 
     `is_noting` is set once SQLAlchemy has set it up; `is_changed` says whether it was made
-    different since, in a way that `clean` can't undo.
+    different since, in a way that `clean` can't undo, and `is_tuned` whether that was done in this
+    process, by a listener or a codec. `prepared` is what SQLAlchemy has prepared in earlier tests;
+    `is_outdated` says whether what is prepared may be wrong for the next test.
     """
 
-    __slots__ = ("is_changed", "is_noting")
+    __slots__ = ("is_changed", "is_noting", "is_outdated", "is_tuned", "prepared")
 
     def __init__(self, *args: Any, **options: Any) -> None:
         super().__init__(*args, **options)
-        self.is_changed = self.is_noting = False
+        self.is_changed = self.is_noting = self.is_tuned = self.is_outdated = False
+        self.prepared: MutableMapping[Any, Any] | None = None
+
+    def forget_prepared(self) -> None:
+        """Forget what was prepared: the schema, or a codec, is about to be another one."""
+        self.is_outdated = True
+        if self.prepared is not None:
+            self.prepared.clear()
+        if (drop := getattr(self, "_drop_local_statement_cache", None)) is not None:
+            drop()
 
     async def clean(self) -> bool:
         """Make the session like that of a new connection; return whether that was possible.
@@ -170,10 +191,18 @@ def _noting_call(name: str) -> Any:
 
     @functools.wraps(original)
     def call(self: DriverConnection, *args: Any, **options: Any) -> Any:
-        self.is_changed = self.is_changed or self.is_noting
+        if self.is_noting:
+            self.is_changed = self.is_tuned = True
+            self.forget_prepared()
         return original(self, *args, **options)
 
     return call
+
+
+@functools.lru_cache(maxsize=1000)
+def _effects(query: str) -> tuple[bool, bool]:
+    """Return whether *query* sets what can't be reset, and whether it may change the schema."""
+    return bool(_CUSTOM_SETTING.search(query)), bool(_SCHEMA.search(query))
 
 
 def _noting_settings(name: str) -> Any:
@@ -181,8 +210,12 @@ def _noting_settings(name: str) -> Any:
 
     @functools.wraps(original)
     def call(self: DriverConnection, query: str, *args: Any, **options: Any) -> Any:
-        if self.is_noting and _CUSTOM_SETTING.search(query):
-            self.is_changed = True
+        if self.is_noting:
+            sets, alters = _effects(query)
+            if sets:
+                self.is_changed = True
+            if alters:
+                self.forget_prepared()
         return original(self, query, *args, **options)
 
     return call

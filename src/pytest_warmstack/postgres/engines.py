@@ -8,8 +8,10 @@ in every event loop, but each of its connections belongs to one.
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Callable, Mapping
 from contextlib import suppress
+from functools import partial
 from typing import TYPE_CHECKING, Any, Final
 from weakref import WeakKeyDictionary
 
@@ -38,6 +40,7 @@ from pytest_warmstack.postgres import DatabaseName
 from pytest_warmstack.postgres.clones import Shared
 from pytest_warmstack.postgres.connections import APPLICATION, NEUTRAL, StatementRefused, explained
 from pytest_warmstack.postgres.driver_connections import DriverConnection, connection_class
+from pytest_warmstack.postgres.kept import cache_of, give_cache
 from pytest_warmstack.servers.errors import ConnectionLost
 
 if TYPE_CHECKING:
@@ -157,6 +160,10 @@ class Engines(EngineMaker):
         )
         # SQLAlchemy's connections and their arguments, of engines whose connection may be kept.
         self._adapted: WeakKeyDictionary[Engine, list[tuple[Any, Arguments]]] = WeakKeyDictionary()
+        # What has the engine that stays.
+        self._idle: KeptConnection | None = None
+        # Where its pool keeps them, and what it was like before the test.
+        self._as_made: WeakKeyDictionary[Engine, tuple[list[Any], object]] = WeakKeyDictionary()
 
     def make(
         self,
@@ -169,13 +176,19 @@ class Engines(EngineMaker):
         The pool reuses a connection only in the event loop that opened it; elsewhere it opens
         another one. Its first connection is that of *kept*.
         """
+        idle, self._idle = self._idle, None
+        if idle is not None:
+            # The engine of another event loop would keep the dialect.
+            same = idle.take_engine(url if idle is kept else "")
+            if same is not None:
+                return AsyncEngine(same)
         parsed = make_url(url)
         pool = AsyncAdaptedQueuePool if rollback is None else _pool_of(rollback)
         adapted: list[tuple[Any, Arguments]] = []
 
         def connect(dialect: Dialect, arguments: list[Any], options: dict[str, Any]) -> Any:
             if rollback is not None:
-                return dialect.connect(async_creator_fn=rollback.connection)
+                return rollback.adapt(dialect.connect(async_creator_fn=rollback.connection))
             # asyncpg gets copies: SQLAlchemy takes its own options out.
             given = list(arguments), dict(options)
             connection = kept.connect(dialect, *given) if kept is not None else None
@@ -188,31 +201,48 @@ class Engines(EngineMaker):
         if rollback is None:
             event.listen(engine, "checkout", _replace_in_other_loop)
             event.listen(engine, "before_cursor_execute", _check_loop)
-            # The test's own listeners come later, and what they change counts.
-            event.listen(engine, "connect", _begin_to_note)
+        # The test's own listeners come later, and what they change counts.
+        event.listen(engine, "connect", _begin_to_note)
         if kept is not None:
+            records: list[Any] = []
+            event.listen(engine, "connect", lambda _connection, record: records.append(record))
             self._adapted[engine] = adapted
+            self._as_made[engine] = records, _state(engine)
         return AsyncEngine(engine)
 
     def _is_set_up(self, connection: Any) -> bool:
         return _is_noting(connection.driver_connection)
 
-    def leave(self, engine: AsyncEngine, kept: KeptConnection) -> None:
-        """End an engine; keep one of its connections if all are idle."""
+    def leave(self, engine: AsyncEngine, url: str, kept: KeptConnection) -> None:
+        """End an engine for *url*; keep one of its connections if all are idle.
+
+        If there is no other connection and the test hasn't changed the engine, the engine stays
+        too. Its pool is empty then, so it connects as a new one does.
+        """
         own = engine.sync_engine
-        opened = self._opened.get(own, [])
+        opened, adapted = self._opened.get(own, []), self._adapted.get(own, [])
         living = [each for each in opened if not each.is_closed()]
-        adapted = [
-            each for each in self._adapted.get(own, ()) if each[0].driver_connection in living
-        ]
+        known = [each for each in adapted if each[0].driver_connection in living]
         # The pool counts the connections that are in use.
-        if living and len(living) == len(adapted) and not own.pool.checkedout():  # type: ignore[attr-defined]
+        is_idle = len(living) == len(known) and not own.pool.checkedout()  # type: ignore[attr-defined]
+        if living and is_idle:
             # The one that was kept before is the first, and knows most statements.
-            opened.remove(adapted[0][0].driver_connection)
-            kept.keep(*adapted[0])
+            opened.remove(known[0][0].driver_connection)
+            kept.keep(*known[0])
         elif opened:
             kept.cut()
-        self._end(own, close=True)
+        records, as_made = self._as_made[own]
+        if not (is_idle and len(living) <= 1 and _state(own) == as_made):
+            self._end(own, close=True)
+            return
+        for record in records:
+            record.dbapi_connection = None  # The pool forgets it, and doesn't close it.
+        own.pool.dispose()
+        opened.clear()
+        adapted.clear()
+        records.clear()
+        kept.keep_engine(engine, url, partial(self._end, own, close=False))
+        self._idle = kept
 
     def end(self, engine: AsyncEngine, *, close: bool = True) -> None:
         """End an engine; with *close*, end its connections too, even those that a test left open.
@@ -221,16 +251,31 @@ class Engines(EngineMaker):
         """
         self._end(engine.sync_engine, close=close)
 
-    def leave_other_loops(self, engine: AsyncEngine) -> bool:
-        """Cut the connections of other event loops; return whether there were any."""
+    def leave_other_loops(self, engine: AsyncEngine, loop: asyncio.AbstractEventLoop) -> bool:
+        """Cut the connections of other event loops than *loop*; return whether there were any."""
         elsewhere = [
             each
             for each in self._opened.get(engine.sync_engine, ())
-            if not each.is_closed() and not _is_here(each)
+            if not each.is_closed() and loop_of(each) is not loop
         ]
         for connection in elsewhere:
             cut_asyncpg(connection)
         return bool(elsewhere)
+
+
+def _state(engine: Engine) -> object:
+    """Return what a test may change about *engine*: its attributes, its pool, listeners."""
+    pool = dict(vars(engine.pool))
+    pool.pop("_overflow", None)  # It counts the connections.
+    dispatches: list[Any] = [engine.dispatch, engine.pool.dispatch, engine.dialect.dispatch]
+    try:
+        listeners = [
+            [tuple(getattr(each, name).listeners) for name in each._event_names]  # noqa: SLF001 - there is no public way
+            for each in dispatches
+        ]
+    except AttributeError:
+        return object()  # It equals nothing, so no engine stays.
+    return dict(vars(engine)), pool, listeners
 
 
 def _is_noting(connection: Any) -> bool:
@@ -281,6 +326,9 @@ class RollbackConnection:
         self._around: Any = None
         self._connects = 0
         self._trouble = ""
+        # SQLAlchemy's connection in this test, and what earlier ones have prepared.
+        self._adapted: Any = None
+        self._cache: dict[str, Any] = {}
 
     async def begin(self, shared: Shared) -> None:
         """Begin the transaction around a test in *shared*.
@@ -302,6 +350,12 @@ class RollbackConnection:
             await self._connect(self._shared)
             await self._begin()
         return self._connection
+
+    def adapt(self, adapted: Any) -> Any:
+        """Return SQLAlchemy's connection *adapted*, which knows what is prepared already."""
+        give_cache(adapted, self._cache)
+        self._adapted = adapted
+        return adapted
 
     def check_loop(self) -> None:
         """Raise `LoopFailed` if the current event loop can't use the connection."""
@@ -339,15 +393,26 @@ class RollbackConnection:
             except (StatementRefused, ConnectionLost) as error:
                 # For example, a statement is still running; it holds locks until it ends.
                 self._trouble = trouble_of(getattr(error, "state", None), error.why)
+            else:
+                self._keep_what_is_set_up()
         if self._trouble:
             self.close()
         return self._trouble
+
+    def _keep_what_is_set_up(self) -> None:
+        """Keep what SQLAlchemy has set up, for the next test, unless this one has changed it."""
+        driver, adapted, self._adapted = self._connection, self._adapted, None
+        if adapted is not None:
+            self._cache = cache_of(adapted)
+        if driver.is_tuned:
+            driver.is_noting = driver.is_tuned = False  # It is set up again.
 
     def close(self) -> None:
         """End the connection, if there is one."""
         if self._connection is not None:
             cut_asyncpg(self._connection)
-        self._connection = None
+        self._connection = self._adapted = None
+        self._cache = {}
 
     def _check(self) -> str:
         """Return why the test's database can't be reused, or "" if it can."""
@@ -368,6 +433,7 @@ class RollbackConnection:
             await self._connection.execute(f"SAVEPOINT {SAVEPOINT}")
 
     async def _connect(self, shared: Shared) -> None:
+        self._cache = {}
         url = make_url(shared.clone.url)
         with explained(f"connect to {url.host}:{url.port}"):
             self._connection = await connect(

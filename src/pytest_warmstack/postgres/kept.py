@@ -7,9 +7,10 @@ new one.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from typing import Any, Final
+from weakref import ref
 
 from pytest_warmstack.background import is_running_here
 from pytest_warmstack.drivers import cut_asyncpg, loop_of
@@ -24,6 +25,23 @@ They are left alone if a version of SQLAlchemy doesn't have them.
 
 Arguments = tuple[Sequence[Any], Mapping[str, Any]]
 """The positional and named arguments with which a connection was opened."""
+
+
+def cache_of(adapted: Any) -> dict[str, Any]:
+    """Return what SQLAlchemy's connection *adapted* has prepared, if that is right for others."""
+    driver = adapted.driver_connection
+    if driver.is_outdated:
+        driver.forget_prepared()
+        driver.is_outdated = False
+        return {}
+    return {name: getattr(adapted, name) for name in _CACHE if hasattr(adapted, name)}
+
+
+def give_cache(adapted: Any, cache: Mapping[str, Any]) -> None:
+    """Let a new connection of SQLAlchemy have what another one has prepared for its driver's."""
+    for name, value in cache.items():
+        setattr(adapted, name, value)
+    adapted.driver_connection.prepared = cache.get(_CACHE[0])
 
 
 class KeptConnection:
@@ -42,6 +60,7 @@ class KeptConnection:
         self._cache: dict[str, Any] = {}
         self._is_given = False
         self._setting: set[object] = set()
+        self._engine: tuple[Any, ref[Any], str, Callable[[], None]] | None = None
 
     def connect(self, dialect: Any, arguments: Sequence[Any], options: Mapping[str, Any]) -> Any:
         """Return the connection for SQLAlchemy, once for each test; None if it does not fit."""
@@ -61,8 +80,7 @@ class KeptConnection:
             return driver
 
         adapted = dialect.connect(*arguments, **{**options, "async_creator_fn": give})
-        for name, value in self._cache.items():
-            setattr(adapted, name, value)
+        give_cache(adapted, self._cache)
         return adapted
 
     def keep(self, adapted: Any, arguments: Arguments) -> None:
@@ -77,7 +95,7 @@ class KeptConnection:
             cut_asyncpg(driver)
             return
         self.driver, self._arguments, self._is_given = driver, arguments, False
-        self._cache = {name: getattr(adapted, name) for name in _CACHE if hasattr(adapted, name)}
+        self._cache = cache_of(adapted)
 
     async def clean(self) -> bool:
         """Clean the session of the connection; return whether that was possible."""
@@ -96,8 +114,27 @@ class KeptConnection:
         self._setting.add(template)
         return False
 
+    def keep_engine(self, engine: Any, url: str, end: Callable[[], None]) -> None:
+        """Keep the asynchronous *engine* for *url*; *end* is called if no further test gets it."""
+        self._engine = engine.sync_engine, ref(engine), url, end
+
+    def take_engine(self, url: str) -> Any:
+        """Return the synchronous engine of the test before, if it is one for *url*; else None.
+
+        If something still has the asynchronous one, None: no two tests have the same.
+        """
+        if (kept := self._engine) is None:
+            return None
+        engine, held, known, end = kept
+        self._engine = None
+        if known == url and held() is None:
+            return engine
+        end()
+        return None
+
     def lose(self) -> None:
         """End the connection; someone else takes care of its database."""
+        self.take_engine("")
         self.cut()
         self.ready = self.used = None
 

@@ -11,14 +11,15 @@ import re
 import socket
 import ssl
 from collections import defaultdict
-from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
-from contextlib import asynccontextmanager, closing, contextmanager, suppress
+from collections.abc import Callable, Coroutine, Iterator, Mapping, Sequence
+from contextlib import closing, contextmanager, suppress
 from typing import Any, Final, NamedTuple, Self
 
 import redis
 from redis import Redis as SyncRedis
 from redis.asyncio import Redis
 from redis.asyncio.client import Pipeline
+from redis.asyncio.connection import ConnectionPool
 from redis.backoff import NoBackoff
 from redis.connection import Connection, SSLConnection, parse_url
 from redis.exceptions import (
@@ -34,7 +35,7 @@ from redis.retry import Retry
 from pytest_warmstack import originals
 from pytest_warmstack.background import Begun, is_running_here, watch
 from pytest_warmstack.drivers import REDIS_HANDSHAKE, end_redis
-from pytest_warmstack.redis.kept import KeptSocket
+from pytest_warmstack.redis.kept import KeptSocket, Streams
 from pytest_warmstack.servers.errors import ServerFailed, raise_if_out_of_resources
 from pytest_warmstack.servers.model import (
     LOOKER,
@@ -460,23 +461,27 @@ def _probe(endpoint: Endpoint, timeout: float) -> None:
         raise NotOurs(f"its first answer is not in the protocol of Redis: {answer!r}")
 
 
-@asynccontextmanager
-async def client(url: str, begun: Begun, kept: KeptSocket) -> AsyncIterator[Redis]:
-    """Yield a client for a test; then close it, with its connections in every event loop.
+def open_client(
+    url: str, begun: Begun, kept: KeptSocket, *, lasts: bool = False
+) -> tuple[Redis, Callable[[], Coroutine[Any, Any, None]]]:
+    """Return a client for a test, and a function that closes it, with its connections in all loops.
 
     *begun* collects the coroutines that the client makes. *kept* has the socket of the last test's
-    connection, and gets that of this one.
+    connection, and gets that of this one. *lasts* says whether the test's loop outlives it.
     """
-    client: Redis = watch(_Client.from_url(url, **_client_options()), "redis_client", begun)
-    pool = client.connection_pool
-    bound = _loop_bound(pool.connection_class)
-    pool.connection_class = bound
-    bound.warmstack_socket = _Socket(url, kept, dict(pool.connection_kwargs))
-    yield client
-    try:
-        await bound.warmstack_socket.leave(pool)
-    finally:
-        await client.aclose()
+    pool: _Pool = _Pool.from_url(url, **_client_options())
+    base: Any = pool.connection_class  # For mypy, a class has no hash.
+    pool.connection_class = _loop_bound(base)
+    pool.warmstack_socket = _Socket(url, kept, dict(pool.connection_kwargs))
+    client = _Client.from_pool(pool)
+
+    async def close() -> None:
+        try:
+            await pool.warmstack_socket.leave(pool, lasts=lasts)
+        finally:
+            await client.aclose()
+
+    return watch(client, "redis_client", begun), close
 
 
 @contextmanager
@@ -502,6 +507,17 @@ class _Client(Redis):
         return watch(super().pipeline(*args, **kwargs), "redis_client.pipeline()", begun)
 
 
+class _Pool(ConnectionPool):
+    """A pool whose connections know what they have to do with the kept socket."""
+
+    warmstack_socket: _Socket
+
+    def make_connection(self) -> Any:
+        connection = super().make_connection()  # type: ignore[no-untyped-call]
+        connection.warmstack_socket = self.warmstack_socket
+        return connection
+
+
 class _Socket:
     """What the connections of one client to *url* have to do with the kept socket.
 
@@ -514,23 +530,24 @@ class _Socket:
         self._options = options
         self._opened: list[Any] = []
 
-    def take(self, options: Mapping[str, Any]) -> tuple[originals.Socket, type[Any]] | None:
-        """Return the kept socket for a connection with *options*."""
+    async def open(self, options: Mapping[str, Any]) -> tuple[Streams, type[Any]] | None:
+        """Return streams of the kept socket for a connection with *options*."""
         if self._kept is None or options != self._options:
             return None
-        return self._kept.take(self._url)
+        return await self._kept.open(self._url)
 
     def opened(self, connection: Any) -> None:
         """Note that *connection* is open, perhaps again."""
         if connection not in self._opened:
             self._opened.append(connection)
 
-    async def leave(self, pool: Any) -> None:
+    async def leave(self, pool: Any, *, lasts: bool) -> None:
         """Keep the socket of the only connection, if it is idle in *pool*."""
         kept, self._kept = self._kept, None
         if kept is None:
             return
         (connection, *others) = [each for each in self._opened if each.is_connected] or [None]
+        self._opened.clear()
         if (
             connection is not None
             and not others
@@ -539,9 +556,10 @@ class _Socket:
             # It makes another one, which connects later, if this one is in use.
             and pool.get_available_connection() is connection
         ):
-            await kept.keep(self._url, connection)
+            await kept.keep(self._url, connection, lasts=lasts)
 
 
+@functools.cache
 def _loop_bound(base: Any) -> Any:
     """Return a subclass of *base* whose connections work in every event loop.
 
@@ -550,7 +568,7 @@ def _loop_bound(base: Any) -> Any:
     """
 
     class LoopBound(base):  # type: ignore[misc]
-        warmstack_socket: _Socket
+        warmstack_socket: _Socket | None = None
         _warmstack_loop: asyncio.AbstractEventLoop | None = None
         _warmstack_parser: type[Any] | None = None
 
@@ -566,23 +584,21 @@ def _loop_bound(base: Any) -> Any:
             self._leave_other_loop()
             await super().connect()
             self._warmstack_loop = asyncio.get_running_loop()
-            self.warmstack_socket.opened(self)
+            if self.warmstack_socket is not None:
+                self.warmstack_socket.opened(self)
 
         async def disconnect(self, *args: Any, **kwargs: Any) -> None:
             self._leave_other_loop()
             await super().disconnect(*args, **kwargs)
 
         async def _connect(self) -> None:
-            if (found := self.warmstack_socket.take(self.warmstack_options)) is None:
+            socket = self.warmstack_socket
+            found = await socket.open(self.warmstack_options) if socket is not None else None
+            if found is None:
                 self._warmstack_parser = None
                 await super()._connect()
-                return
-            sock, self._warmstack_parser = found
-            try:
-                self._reader, self._writer = await asyncio.open_connection(sock=sock)
-            except BaseException:
-                sock.close()
-                raise
+            else:
+                (self._reader, self._writer), self._warmstack_parser = found
 
         async def _handshake(self, original: Any, *args: Any, **kwargs: Any) -> None:
             if self._warmstack_parser is None:
