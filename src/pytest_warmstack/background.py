@@ -33,9 +33,6 @@ Every function that it runs has a shorter timeout, with an error that says what 
 OTHER_LOOP_TIMEOUT: Final = 0.25
 """Seconds that the loop of another thread may take to end a connection."""
 
-_MANY_BEGUN: Final = 32
-"""After how many coroutines those are forgotten that have started to run."""
-
 _JOIN_TIMEOUT: Final = 5.0
 """Seconds that the thread may take to end."""
 
@@ -287,8 +284,7 @@ class Begun:
 
     def add(self, name: str, coroutine: Coroutine[Any, Any, T]) -> Coroutine[Any, Any, T]:
         """Return *coroutine*, which a call of *name* has made."""
-        if len(self._all) >= _MANY_BEGUN:
-            self._all = [each for each in self._all if _is_new(each[1])]
+        self._all = [each for each in self._all if _is_new(each[1])]
         self._all.append((name, coroutine))
         return coroutine
 
