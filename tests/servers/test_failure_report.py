@@ -438,6 +438,27 @@ async def test_stopped(db_session, redis_client, stopped):
     assert re.fullmatch(r"could not be read, with 1 s for each answer: .*timed out", keys)
 
 
+def test_many_failures_that_take_long(kept: Library) -> None:
+    """Together they have so many seconds, here none: the first one is shown, later ones say so."""
+    kept.write(
+        "conftest.py", "from pytest_warmstack import failure_report\nfailure_report._BUDGET = 0.0\n"
+    )
+    kept.write(
+        "test_failing.py",
+        "import pytest\n\n@pytest.mark.parametrize('number', [1, 2])\n"
+        "def test_fails(db_url, number):\n    assert False\n",
+    )
+
+    result = kept.run(REUSE, "--tb=short", "test_failing.py")
+
+    first, second = sections(result.outlines)
+    assert first == (DATABASE, ["no connection came to it", *OPENING])
+    assert second == (
+        "what the test did",
+        ["not read: earlier failures have taken 0 seconds"],
+    )
+
+
 def test_what_a_class_shares(kept: Library) -> None:
     """All of its tests did that."""
     found = failed(
