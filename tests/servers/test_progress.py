@@ -138,6 +138,9 @@ def written(running: Running, suffix: str = ".out") -> str:
         ("test_late.py", "-s"),
         ("test_late.py", "--capture=sys"),
         ("test_late.py", "--fails"),
+        ("-p", "pytest_sugar"),
+        ("-p", "pytest_rich.plugin", "--rich"),
+        ("-p", "pytest_metadata.plugin", "-p", "pytest_html.plugin", "--html=report.html"),
     ],
     ids=" ".join,
 )
