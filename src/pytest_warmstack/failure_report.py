@@ -103,6 +103,11 @@ class _Database(NamedTuple):
     look: Look
     inner: Changes | None = None
 
+    @property
+    def has_more(self) -> bool:
+        """Whether open transactions have changed tables."""
+        return any(each.tables for each in self.look.transactions)
+
     def open_with(self) -> str:
         """Return the number of the database when it is saved, "" if it is not."""
         clone, own = self.subject.clone, self.subject.factory.own_name(self.subject.clone)
@@ -358,15 +363,8 @@ def _changed_lines(database: _Database) -> Iterator[str]:
         yield "what the test did is rolled back when it ends"
     seen = inner or look.changes
     if seen is not None:
-        committed = {each.table: each for each in look.changes.tables} if look.changes else {}
-        rows = []
-        for each in seen.tables:
-            before = committed.get(each.table)
-            own = "not committed" if before is None else f"committed: {before}"
-            note = "" if each == before or subject.shared is not None else f" ({own})"
-            rows.append(f"{each.table}: {each}{note}")
         lines = [
-            *_bounded(rows, "table"),
+            *_bounded(_row_lines(database), "table"),
             *_listed("made", seen.made),
             *_listed("dropped", seen.dropped),
             *_listed("altered", seen.altered),
@@ -374,7 +372,7 @@ def _changed_lines(database: _Database) -> Iterator[str]:
             *_listed("locked by an open transaction, so not counted", seen.locked),
             *_listed("too large to count", seen.large),
         ]
-        yield from lines or ["no change is committed" if look.transactions else "no changes"]
+        yield from lines or ["no change is committed" if database.has_more else "no changes"]
     if look.problem:
         yield look.problem
     # With `rollback`, the transaction around the test is the plugin's.
@@ -386,6 +384,19 @@ def _changed_lines(database: _Database) -> Iterator[str]:
     yield from _bounded([*map(_transaction_line, others)], "connection")
     if inner is None and any(each.tables for each in others):
         yield "to see changes that are not committed: commit them, or stop the test with --pdb"
+
+
+def _row_lines(database: _Database) -> list[str]:
+    """Return how many rows of each table were changed, and whether that is committed."""
+    subject, look, inner = database
+    committed = {each.table: each for each in look.changes.tables} if look.changes else {}
+    seen, found = inner or look.changes, []
+    for each in seen.tables if seen is not None else ():
+        before = committed.get(each.table)
+        own = "not committed" if before is None else f"committed: {before}"
+        note = "" if each == before or subject.shared is not None else f" ({own})"
+        found.append(f"{each.table}: {each}{note}")
+    return found
 
 
 def _bounded(lines: Sequence[str], noun: str) -> Iterator[str]:
@@ -421,18 +432,20 @@ def _opening_lines(
     """Yield the lines to paste that open the database: now if it *is_paused*, later if saved."""
     subject = database.subject
     endpoint = subject.factory.endpoint.replace(password="", query="")
-    if is_paused:
-        yield f"open it now: psql {postgres_url(endpoint, str(subject.clone.name), None)}"
     if not (number := database.open_with()):
+        if is_paused:
+            yield f"open it: psql {postgres_url(endpoint, str(subject.clone.name), None)}"
         return
-    name = subject.factory.own_name(subject.clone)._replace(state=State.SAVED)
+    own = subject.factory.own_name(subject.clone)._replace(state=State.SAVED)
+    name = subject.clone.name if is_paused else own
     count = environment.settings.keep_failed
     last = f"the last {count} failed tests" if count > 1 else "the last failed test"
     yield f"open it: warmstack psql {number}"
     yield f"     or: psql {postgres_url(endpoint, str(name), None)}"
     yield f"compare its rows with those of the template: warmstack diff {number}"
-    only = ", without what was not committed" if database.look.transactions else ""
-    yield f"(saved as one of those of {last}{only})"
+    when = "when the test has ended, " if is_paused else ""
+    only = ", without what is not committed" if database.has_more else ""
+    yield f"(saved {when}as one of those of {last}{only})"
 
 
 def _failed_text(failures: Sequence[server_log.Message]) -> str:
@@ -478,7 +491,7 @@ def _properties(database: _Database) -> dict[str, str]:
     found = {"psql": f"warmstack psql {number}" if number else ""}
     if seen is not None:
         objects = [("made", seen.made), ("dropped", seen.dropped), ("altered", seen.altered)]
-        found["rows"] = "; ".join(f"{each.table}: {each}" for each in seen.tables[:_MAX_SHOWN])
+        found["rows"] = "; ".join(_row_lines(database)[:_MAX_SHOWN])
         found["objects"] = "; ".join(line for each in objects for line in _listed(*each))
     return found
 

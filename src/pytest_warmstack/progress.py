@@ -95,7 +95,7 @@ class _Rewritten:
         self._column = 0
 
     def show(self, waits: Sequence[Wait], now: float) -> None:
-        text = _line(waits, now)[: self._width() - 1] if waits else ""
+        text = _line(waits, now, self._width() - 1) if waits else ""
         if text == self._shown:
             return
         # If pytest has continued the line in the meantime, begin a new one.
@@ -219,19 +219,27 @@ class Progress:
             self._display.show([each for each in every if now - each.begun >= DELAY], now)
 
 
-def _line(waits: Sequence[Wait], now: float) -> str:
+def _line(waits: Sequence[Wait], now: float, width: int = 0) -> str:
     """Return the line about *waits*; those that only wait come last.
 
-    Workers that do the same share their text.
+    Workers that do the same share their text. If the line is wider than *width*, texts are cut, but
+    not the seconds, which show that the run goes on.
     """
     texts: dict[str, list[Wait]] = {}
     for each in sorted(waits, key=lambda wait: wait.text.startswith("waiting")):
         texts.setdefault(each.text, []).append(each)
-    parts = []
+    parts: list[tuple[str, str]] = []
     for text, same in texts.items():
         workers = ", ".join(sorted(each.worker for each in same if each.worker))
         seconds = int(max(now - each.since for each in same))
-        parts.append(
-            "".join((f"{workers}: " if workers else "", text, f" ({seconds} s)" if seconds else ""))
-        )
-    return f"warmstack: {'; '.join(parts)}"
+        parts.append((f"{workers}: {text}" if workers else text, f" ({seconds} s)" * (seconds > 0)))
+    begin, separator = "warmstack: ", "; "
+    free = width - len(begin) - sum(len(age) + len(separator) for _, age in parts) + len(separator)
+    if width and sum(len(text) for text, _ in parts) > free:
+        parts = [(_cut(text, max(free // len(parts), 1)), age) for text, age in parts]
+    line = begin + separator.join(text + age for text, age in parts)
+    return line[:width] if width else line
+
+
+def _cut(text: str, width: int) -> str:
+    return text if len(text) <= width else f"{text[: max(width - 3, 0)]}..."[:width]

@@ -35,7 +35,7 @@ OPENING = [
     "compare its rows with those of the template: warmstack diff NUMBER",
     "(saved as one of those of the last 3 failed tests)",
 ]
-OPENING_OPEN = [*OPENING[:3], f"{OPENING[3][:-1]}, without what was not committed)"]
+OPENING_OPEN = [*OPENING[:3], f"{OPENING[3][:-1]}, without what is not committed)"]
 DATABASE = "changes in its database"
 
 
@@ -308,7 +308,7 @@ async def test_twice(db_session, db_engine, name):
                 "author: 1 inserted",
                 "a transaction has failed, so its changes are undone;"
                 " last: INSERT INTO author VALUES (1, 'Ada')",
-                *OPENING_OPEN,
+                *OPENING,
             ],
         ),
         (
@@ -856,9 +856,13 @@ def test_in_the_debugger(kept: Library, tmp_path: Path) -> None:
             os.close(ours)
 
     shown = before.replace("\r\n", "\n").splitlines()
-    rows_shown, now = ROWS_SHOWN[0][1][:2], OPENING[1].replace("     or", "open it now")
-    now = now.replace("_k_", "_u_")
-    assert sections(shown) == [(DATABASE, [*rows_shown, now, *OPENING])]
+    opening = [
+        OPENING[0],
+        OPENING[1].replace("_k_", "_u_"),
+        OPENING[2],
+        OPENING[3].replace("saved as", "saved when the test has ended, as"),
+    ]
+    assert sections(shown) == [(DATABASE, [*ROWS_SHOWN[0][1][:2], *opening])]
     assert [row["name"] for row in rows] == ["Ursula", "Ada"]
     assert f"--dbname={name}" in opened.stdout.str()
 

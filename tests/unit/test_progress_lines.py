@@ -91,8 +91,22 @@ def test_a_terminal_has_one_line_that_is_erased_at_the_end(pipe: Pipe, rewritten
     rewritten.show([], now)
 
     begin = "\r\x1b[2K"
-    cut = "warmstack: running the seed a_seed_with"
+    cut = "warmstack: running the seed a_seed_w..."
     assert pipe.read() == f"warmstack: starting Redis{begin}{cut}{begin}"
+
+
+def test_a_narrow_terminal_still_shows_the_seconds(pipe: Pipe, rewritten: Display) -> None:
+    """They show that the run goes on; the names are cut."""
+    one = Wait("revision 2 of 3, 0002_add_the_orders.py", worker="gw0")
+    other = Wait("waiting for another build: process 7@host", worker="gw1")
+    now = one.since = other.since = originals.monotonic() - 12
+
+    rewritten.show([one], now + 12)
+    assert pipe.read() == "warmstack: gw0: revision 2 of... (12 s)"
+    rewritten.show([one, other], now + 12)
+    text = pipe.read().rpartition("\x1b[2K")[2]
+
+    assert text == "warmstack: gw0... (12 s); gw1... (12 s)"
 
 
 def test_what_pytest_adds_to_the_line_is_not_erased(pipe: Pipe, rewritten: Display) -> None:
