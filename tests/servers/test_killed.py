@@ -202,11 +202,11 @@ def test_killed_while_the_template_is_built(kept: Library) -> None:
 
 def test_killed_while_it_waits_for_anothers_build(kept: Library) -> None:
     """The one that builds goes on, and finds its own way."""
-    kept.write("migrations/versions/0004_more.py", REVISION.replace("60", "4"))
+    kept.write("migrations/versions/0004_more.py", REVISION.replace("60", "9"))
     builder = begun(kept, "test_library.py")
     waiter = kept.start(REUSE, "-s", "test_library.py")
     output = waiter.stem.with_suffix(".out")
-    until(lambda: "waiting for it" in output.read_text(), "the second run waits")
+    until(lambda: "waiting for another build" in output.read_text(), "the second run waits")
 
     waiter.kill()
 
