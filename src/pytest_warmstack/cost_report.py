@@ -311,7 +311,7 @@ _MANY_TABLES: Final = 100
 _SLOW_COPY: Final = 0.05
 _LONG_WAIT: Final = 0.01
 _MANY: Final = 10
-"""From how many tables, seconds of a copy, seconds of a wait, and tests something is told."""
+"""Advice is given from so many tables, seconds of a copy, seconds of a wait, and tests."""
 
 
 def _databases(ledger: Ledger, settings: Settings) -> Iterator[Advice]:

@@ -248,7 +248,7 @@ async def test_leak(db_dsn):
 
 
 def test_a_rollback(kept: Library) -> None:
-    """The rows are shown that nobody can see later, and the next test gets the same database."""
+    """Its rows are shown, which are gone later, and the next test gets the same database."""
     kept.write(
         "test_failing.py",
         BEGIN
