@@ -22,6 +22,7 @@ from pytest_warmstack import originals
 from pytest_warmstack.drivers import POSTGRES, Target, target_of
 from pytest_warmstack.guard import host_of
 from pytest_warmstack.postgres import DatabaseAddress, DatabaseName, State
+from pytest_warmstack.report import counted
 from pytest_warmstack.structs import Struct
 
 if TYPE_CHECKING:
@@ -95,10 +96,10 @@ class Queries(Sequence[Query]):
 
     def __repr__(self) -> str:
         """Tell how many there are; `str` shows them."""
-        return f"<{type(self).__name__}: {_count(len(self))}>"
+        return f"<{type(self).__name__}: {counted(len(self), 'statement')}>"
 
     def __str__(self) -> str:
-        return "\n".join([f"{_count(len(self))} sent", *_groups(self)])
+        return "\n".join([f"{counted(len(self), 'statement')} sent", *_groups(self)])
 
     def clear(self) -> None:
         """Forget all statements up to now."""
@@ -111,7 +112,10 @@ class Queries(Sequence[Query]):
         """
         __tracebackhide__ = True
         if len(self) > count:
-            lines = [f"{_count(len(self))} sent, at most {count} allowed", *_groups(self)]
+            lines = [
+                f"{counted(len(self), 'statement')} sent, at most {count} allowed",
+                *_groups(self),
+            ]
             raise AssertionError("\n".join(lines))
 
     @contextmanager
@@ -130,10 +134,6 @@ def _recorder_of(queries: Queries) -> Recorder:
     if recorder is None:
         raise TypeError("recording() is a method of what the fixture db_queries gives")
     return recorder
-
-
-def _count(number: int) -> str:
-    return f"{number} statement{'' if number == 1 else 's'}"
 
 
 def _groups(queries: Iterable[Query]) -> list[str]:

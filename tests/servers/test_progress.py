@@ -14,7 +14,6 @@ from contextlib import suppress
 import pytest
 
 from projects import Library, Running, pytest_with, until
-from pytest_warmstack.options import RuntimeName
 
 REUSE = "--reuse-containers"
 
@@ -70,15 +69,6 @@ Embedded.remove = slow(Embedded.remove, "removal")
 REVISION = "warmstack: revision 3 of 3, 0003_index_titles.py"
 SCRIPT = "warmstack: running the seed seeding:fill"
 HOLDER = "waiting for another build: process "
-
-
-@pytest.fixture(scope="module")
-def kept_project(embedded_programs: None, library_in: Callable[..., Library]) -> Iterator[Library]:
-    """A project with kept servers, so that no run here has to wait for their start."""
-    library = library_in(RuntimeName.EMBEDDED)
-    library.run(REUSE).assert_outcomes(passed=5)
-    yield library
-    library.end()
 
 
 @pytest.fixture

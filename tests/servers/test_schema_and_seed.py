@@ -8,13 +8,12 @@ from __future__ import annotations
 import json
 import re
 import textwrap
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import Any, Final
 
 import pytest
 
 from projects import Library
-from pytest_warmstack.options import RuntimeName
 from pytest_warmstack.postgres.template.child.arguments import understood
 
 REUSE: Final = "--reuse-containers"
@@ -190,14 +189,6 @@ class Search:
 def pytest_warmstack_template_layers(config):
     return [Search()]
 """
-
-
-@pytest.fixture(scope="module")
-def kept_project(embedded_programs: None, library_in: Callable[..., Library]) -> Iterator[Library]:
-    """A project with a kept PostgreSQL for all tests of this file."""
-    library = library_in(RuntimeName.EMBEDDED)
-    yield library
-    library.end()
 
 
 @pytest.fixture
